@@ -1,0 +1,1 @@
+"""PRISM: what every service shares. Importing this package pulls in no torch."""

@@ -1,0 +1,41 @@
+"""Bearer tokens: one for data, one for administration, compared in constant time."""
+
+import secrets
+from collections.abc import Callable
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+def refusal(scope: Scope, data_token: str, admin_token: str, *, admin: bool) -> JSONResponse | None:
+    """None if the request may pass, else the 401 (no or unknown token) or 403 (data token on an admin route)."""
+    header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    scheme, _, given = header.partition(b" ")
+    is_admin = scheme.lower() == b"bearer" and secrets.compare_digest(given, admin_token.encode())
+    is_data = scheme.lower() == b"bearer" and secrets.compare_digest(given, data_token.encode())
+    if is_admin or (is_data and not admin):
+        return None
+    if is_data:
+        return JSONResponse({"detail": "this route needs the admin token (PRISM_ADMIN_TOKEN)"}, 403)
+    return JSONResponse(
+        {"detail": "send 'Authorization: Bearer <token>' with the service's token (PRISM_TOKEN)"},
+        401,
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+class BearerAuth:
+    """ASGI middleware. ``is_admin(path)`` says which routes need the admin token; OPEN_PATHS need none."""
+
+    def __init__(self, app: ASGIApp, data_token: str, admin_token: str, is_admin: Callable[[str], bool]) -> None:
+        self.app, self.data_token, self.admin_token, self.is_admin = app, data_token, admin_token, is_admin
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            refused = refusal(scope, self.data_token, self.admin_token, admin=self.is_admin(scope["path"]))
+            if refused:
+                await refused(scope, receive, send)
+                return
+        await self.app(scope, receive, send)

@@ -1,0 +1,25 @@
+"""Every error a user can cause or must act on. Each also inherits the standard type, so callers need not know PRISM's."""
+
+
+class PrismError(Exception):
+    """Base of all. The message says what was wrong and what to do; the command line prints it without a traceback."""
+
+
+class ConfigError(PrismError, ValueError):
+    """A configuration file, override or environment variable that cannot be used."""
+
+
+class DataError(PrismError, ValueError):
+    """A data row that does not parse, with file and line."""
+
+
+class WeightsError(PrismError, RuntimeError):
+    """A weight manifest that does not verify, or a push that failed."""
+
+
+class ServiceError(PrismError, RuntimeError):
+    """A service that did not start, died, or answered what it must not."""
+
+
+class StreamError(PrismError, RuntimeError):
+    """A stream entry that cannot be used: a poison message."""

@@ -1,0 +1,101 @@
+"""What all PRISM's HTTP services have in common: tokens, body limit, health, metrics, JSON logs of errors."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from prism.auth import BearerAuth
+from prism.settings import ServiceSettings
+
+ADMIN_PATHS = frozenset({"/weights"})
+
+
+class BodyLimit:
+    """ASGI middleware: a request body over ``limit`` bytes gets 413, whether or not it announces its length."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        messages: list[Message] = []
+        size = 0
+        while True:
+            message = await receive()
+            messages.append(message)
+            size += len(message.get("body", b""))
+            if size > self.limit:
+                refused = JSONResponse({"detail": f"request body is over the limit of {self.limit} bytes"}, 413)
+                await refused(scope, receive, send)
+                return
+            if not message.get("more_body"):
+                break
+
+        async def replay() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        await self.app(scope, replay, send)
+
+
+def create_app(
+    title: str,
+    settings: ServiceSettings,
+    *,
+    not_ready: Callable[[], str | None],
+    body_limit: int = 32 * 2**20,
+    **fastapi: Any,
+) -> FastAPI:
+    """A FastAPI app with ``/healthz``, ``/readyz``, ``/metrics`` and bearer tokens.
+
+    ``not_ready()`` returns why the service cannot serve yet, or None once it can.
+    """
+    app = FastAPI(title=title, docs_url="/docs", redoc_url=None, **fastapi)
+    app.add_middleware(BodyLimit, limit=body_limit)
+    app.add_middleware(
+        BearerAuth,
+        data_token=settings.token.get_secret_value(),
+        admin_token=settings.admin_token.get_secret_value(),
+        is_admin=ADMIN_PATHS.__contains__,
+    )
+
+    @app.get("/healthz", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["health"], responses={503: {"description": "not ready yet, with the reason"}})
+    async def readyz(response: Response) -> dict[str, str]:
+        """The service can do its work: weights loaded and verified, on the device asked for."""
+        reason = not_ready()
+        if reason:
+            response.status_code = 503
+            return {"status": "not ready", "reason": reason}
+        return {"status": "ready"}
+
+    @app.get("/metrics", tags=["health"], response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def serve(app: FastAPI, settings: ServiceSettings) -> None:
+    """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        access_log=False,
+        timeout_graceful_shutdown=10,
+    )

@@ -1,0 +1,63 @@
+"""What every service reads from its environment (``PRISM_*``), and the rules for secrets."""
+
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from prism.errors import ConfigError
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+class ServiceSettings(BaseSettings):
+    """Common to all HTTP services. Each service's ``settings.py`` adds its own fields."""
+
+    model_config = SettingsConfigDict(env_prefix="PRISM_", extra="ignore")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(ge=1, le=65535, description="port to listen on")
+    token: SecretStr = Field(description="bearer token of data routes, 16 characters or more")
+    admin_token: SecretStr = Field(description="bearer token of admin routes, 16 characters or more, another one")
+    log_level: str = "info"
+
+    @model_validator(mode="after")
+    def _tokens(self) -> Self:
+        data, admin = self.token.get_secret_value(), self.admin_token.get_secret_value()
+        if min(len(data), len(admin)) < 16:
+            raise ValueError("PRISM_TOKEN and PRISM_ADMIN_TOKEN need 16 characters or more each")
+        if data == admin:
+            raise ValueError("PRISM_TOKEN and PRISM_ADMIN_TOKEN must differ")
+        return self
+
+
+class WeightsSettings(ServiceSettings):
+    """Common to services whose weights can be pushed."""
+
+    model: Path = Field(description="Hugging Face folder (or hub name) the service starts from")
+    weights_root: Path = Field(description="folder shared with the learner, under which pushed weights lie")
+    state_dir: Path = Field(description="folder of the service's own, where it notes the newest weights it was given")
+    device: str = Field("cpu", description="device the weights must be on for the service to be ready")
+
+
+def load_settings(kind: type[Settings], **values: Any) -> Settings:
+    """Read the environment. Raises ConfigError that names each variable and what is wrong with it."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(describe(error, env_prefix="PRISM_"))) from None
+
+
+def describe(error: ValidationError, env_prefix: str = "") -> list[str]:
+    """One readable line for each problem pydantic found, with the key as the user wrote it."""
+    lines: list[str] = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        name = f"{env_prefix}{key.upper()}" if env_prefix else key
+        text = {"missing": "is not set", "extra_forbidden": "is not a known key"}.get(problem["type"], problem["msg"])
+        given = "" if problem["type"] in ("missing", "extra_forbidden") or not key else f" (given: {problem['input']!r})"
+        if "token" in key:
+            given = ""
+        lines.append(f"{name}: {text}{given}" if name != env_prefix else text)
+    return lines

@@ -1,0 +1,96 @@
+"""Weights on the move: a folder of safetensors, and a manifest that says what must lie in it.
+
+A learner writes the folder under the weights root and posts the manifest to a server's ``POST /weights``; the server
+verifies every file before it loads one. Folders are named by version and immutable once the manifest exists.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prism.errors import WeightsError
+
+MANIFEST = "manifest.json"
+
+
+class WeightFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Probe(BaseModel):
+    """A response the learner has scored, to be scored again by the server that loaded the weights.
+
+    ``messages`` are OpenAI chat messages (images as data URIs); the last is the assistant's, continued.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    messages: list[dict[str, object]]
+    logprobs: list[float] = Field(description="the learner's log-probability of each of the response's last tokens")
+    tolerance: float = Field(gt=0, description="largest mean absolute difference that passes")
+
+
+class Manifest(BaseModel):
+    """One version of one model's weights. ``(attempt, version)`` orders versions: a zombie cannot push over a resumed run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(description="whose weights: policy, perception or reasoning")
+    version: int = Field(ge=0, description="how many updates these weights have seen in this run")
+    attempt: int = Field(ge=1, description="how often the run was started or resumed")
+    path: str = Field(description="folder of the files, relative to the weights root both sides share")
+    files: dict[str, WeightFile]
+    probe: Probe | None = None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.attempt, self.version
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(root: Path, path: str, *, model: str, version: int, attempt: int, probe: Probe | None = None) -> Manifest:
+    """Describe the finished folder ``root/path`` and write its manifest into it, last: it marks the folder as ready."""
+    folder = root / path
+    files = {
+        file.name: WeightFile(sha256=_sha256(file), bytes=file.stat().st_size)
+        for file in sorted(folder.iterdir())
+        if file.is_file() and file.name != MANIFEST
+    }
+    manifest = Manifest(model=model, version=version, attempt=attempt, path=path, files=files, probe=probe)
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    return manifest
+
+
+def verify(root: Path, manifest: Manifest) -> Path:
+    """The folder of the manifest's files, once every one of them is what the manifest says.
+
+    Raises WeightsError if the folder lies outside ``root``, or a file is missing or differs.
+    """
+    folder = (root / manifest.path).resolve()
+    if not folder.is_relative_to(root.resolve()):
+        raise WeightsError(f"weights path {manifest.path!r} leads outside the weights root")
+    if not any(name.endswith(".safetensors") for name in manifest.files):
+        raise WeightsError("the manifest names no .safetensors file")
+    for name, expected in manifest.files.items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise WeightsError(f"weights file {name!r} is missing from {manifest.path!r}")
+        if file.stat().st_size != expected.bytes or _sha256(file) != expected.sha256:
+            raise WeightsError(f"weights file {name!r} of {manifest.path!r} does not match its sha256")
+    return folder
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all but the ``count`` newest version folders under ``folder`` (names sort by version)."""
+    versions = sorted(path for path in folder.iterdir() if path.is_dir())
+    for old in versions[: max(0, len(versions) - count)]:
+        shutil.rmtree(old, ignore_errors=True)
