@@ -1,0 +1,220 @@
+"""The demo's model: a Qwen3-VL of about 1.5 million parameters with random weights, as an ordinary Hugging Face folder.
+
+Architecture, tokenizer class, image processor and file layout are those of Qwen/Qwen3-VL-4B-Instruct, so whatever loads
+that loads this. Only sizes differ, and the vocabulary: a byte-level BPE trained on the demo's own text. The response's
+tags are single, visible tokens, as `<think>` is in Qwen3's own vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+from prism import torchvision_cpu
+
+torchvision_cpu.install()  # transformers imports torchvision
+
+from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLTextConfig  # noqa: E402
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX  # noqa: E402
+
+END, PAD = "<|im_end|>", "<|endoftext|>"
+SPECIAL_TOKENS = (
+    PAD,
+    "<|im_start|>",
+    END,
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+PATCH, MERGE = 16, 2
+
+CHAT_TEMPLATE = """\
+{%- macro render(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
+                <|vision_start|><|image_pad|><|vision_end|>
+            {%- elif part.type == 'video' or 'video' in part -%}
+                <|vision_start|><|video_pad|><|vision_end|>
+            {%- elif 'text' in part -%}
+                {{- part.text -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message.role + '\\n' -}}
+    {{- render(message.content) -}}
+    {{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What decides the parameter count. Head sizes are 32: vLLM's CPU attention wants a multiple of 32."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    key_value_heads: int = 2
+    head: int = 32
+    mlp: int = 352
+    vision_hidden: int = 96
+    vision_layers: int = 2
+    vision_heads: int = 3
+    vision_mlp: int = 192
+    initializer_range: float = 0.04
+    vocabulary: int = 448
+    max_positions: int = 1024
+    max_side: int = 96  # pixels: the largest image, which also sets the grid of learned positions
+
+
+def build_tokenizer(texts: Iterable[str], size: Size, visible_tokens: Sequence[str]) -> Qwen2Tokenizer:
+    """Byte-level BPE trained on `texts`; any other text still round-trips, byte by byte."""
+    trained = Tokenizer(BPE())
+    trained.normalizer = normalizers.NFC()
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trained.decoder = decoders.ByteLevel()
+    reserved = len(SPECIAL_TOKENS) + len(visible_tokens)
+    trainer = BpeTrainer(
+        vocab_size=size.vocabulary - reserved,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    trained.train_from_iterator(_without(texts, visible_tokens), trainer)
+    learned: dict[str, Any] = json.loads(trained.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=cast(list[str], [tuple(merge) for merge in learned["merges"]]),
+        unk_token=cast(str, None),  # bytes cover everything
+        eos_token=END,
+        pad_token=PAD,
+    )
+    for names, special in ((SPECIAL_TOKENS, True), (visible_tokens, False)):
+        added = [AddedToken(name, special=special, normalized=False) for name in names]
+        tokenizer.add_tokens(cast(Any, added), special_tokens=special)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.model_max_length = size.max_positions
+    return tokenizer
+
+
+def _without(texts: Iterable[str], tokens: Sequence[str]) -> Iterable[str]:
+    for text in texts:
+        for token in tokens:
+            text = text.replace(token, "\x00")
+        yield from filter(None, text.split("\x00"))
+
+
+def build_config(tokenizer: Qwen2Tokenizer, size: Size) -> Qwen3VLConfig:
+    def token(name: str) -> int:
+        number = tokenizer.convert_tokens_to_ids(name)
+        assert isinstance(number, int)
+        return number
+
+    vocabulary = -(-len(tokenizer) // 64) * 64
+    return Qwen3VLConfig(
+        architectures=["Qwen3VLForConditionalGeneration"],
+        text_config={
+            "vocab_size": vocabulary,
+            "hidden_size": size.hidden,
+            "intermediate_size": size.mlp,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.key_value_heads,
+            "head_dim": size.head,
+            "max_position_embeddings": size.max_positions,
+            "initializer_range": size.initializer_range,
+            # Three axes of position (time, height, width) share the head's half dimensions, interleaved.
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": _thirds(size.head // 2),
+                "mrope_interleaved": True,
+            },
+            "bos_token_id": token(PAD),
+            "eos_token_id": token(END),
+            "pad_token_id": token(PAD),
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": size.vision_layers,
+            "hidden_size": size.vision_hidden,
+            "intermediate_size": size.vision_mlp,
+            "num_heads": size.vision_heads,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "out_hidden_size": size.hidden,
+            "num_position_embeddings": (size.max_side // PATCH) ** 2,
+            "deepstack_visual_indexes": [0],
+            "initializer_range": size.initializer_range,
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+
+
+def _thirds(half_head: int) -> list[int]:
+    rest = half_head // 3
+    return [half_head - 2 * rest, rest, rest]
+
+
+def save_model(folder: Path, texts: Iterable[str], visible_tokens: Sequence[str], seed: int, size: Size) -> int:
+    """Write the whole Hugging Face folder; returns the parameter count."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer(texts, size, visible_tokens)
+    tokenizer.save_pretrained(folder)
+    config = build_config(tokenizer, size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration(config)
+    assert model.generation_config is not None
+    text = cast(Qwen3VLTextConfig, config.text_config)
+    end, pad = text.eos_token_id, text.pad_token_id
+    model.generation_config.update(bos_token_id=text.bos_token_id, eos_token_id=[end, pad], pad_token_id=pad)
+    model.save_pretrained(folder)
+    _write_processors(folder, size)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _write_processors(folder: Path, size: Size) -> None:
+    """The processors' settings, in the files where the published models keep them."""
+    side = PATCH * MERGE
+    shared: dict[str, Any] = {
+        "patch_size": PATCH,
+        "temporal_patch_size": 2,
+        "merge_size": MERGE,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "Qwen3VLProcessor",
+    }
+    pixels = {"shortest_edge": (2 * side) ** 2, "longest_edge": size.max_side**2}
+    image = shared | {"size": pixels, "image_processor_type": "Qwen2VLImageProcessorFast"}
+    video = shared | {"size": pixels, "video_processor_type": "Qwen3VLVideoProcessor"}
+    for name, content in (("preprocessor_config.json", image), ("video_preprocessor_config.json", video)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
