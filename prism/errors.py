@@ -1,4 +1,4 @@
-"""Every error a user can cause or must act on. Each also inherits the standard type, so callers need not know PRISM's."""
+"""Every error a user can cause or must act on. Each also inherits the standard type: callers need not know PRISM's."""
 
 
 class PrismError(Exception):

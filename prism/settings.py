@@ -56,7 +56,9 @@ def describe(error: ValidationError, env_prefix: str = "") -> list[str]:
         key = ".".join(str(part) for part in problem["loc"])
         name = f"{env_prefix}{key.upper()}" if env_prefix else key
         text = {"missing": "is not set", "extra_forbidden": "is not a known key"}.get(problem["type"], problem["msg"])
-        given = "" if problem["type"] in ("missing", "extra_forbidden") or not key else f" (given: {problem['input']!r})"
+        given = (
+            "" if problem["type"] in ("missing", "extra_forbidden") or not key else f" (given: {problem['input']!r})"
+        )
         if "token" in key:
             given = ""
         lines.append(f"{name}: {text}{given}" if name != env_prefix else text)

@@ -24,9 +24,7 @@ class _DeclareOperators(importlib.abc.MetaPathFinder):
             if torch.version.cuda is None and not hasattr(torch.ops.torchvision, "nms"):
                 library = torch.library.Library("torchvision", "DEF")
                 library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-                library.define(
-                    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                )
+                library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
                 _libraries.append(library)
         return None
 

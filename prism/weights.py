@@ -36,7 +36,7 @@ class Probe(BaseModel):
 
 
 class Manifest(BaseModel):
-    """One version of one model's weights. ``(attempt, version)`` orders versions: a zombie cannot push over a resumed run."""
+    """One version of one model's weights. ``(attempt, version)`` orders them: no zombie pushes over a resumed run."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,6 +87,22 @@ def verify(root: Path, manifest: Manifest) -> Path:
         if file.stat().st_size != expected.bytes or _sha256(file) != expected.sha256:
             raise WeightsError(f"weights file {name!r} of {manifest.path!r} does not match its sha256")
     return folder
+
+
+def note_newest(state_dir: Path, manifest: Manifest) -> None:
+    """Remember, across restarts of the service, which weights it was given last."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    partial = state_dir / "newest.json.partial"
+    partial.write_text(manifest.model_dump_json(indent=1))
+    partial.replace(state_dir / "newest.json")
+
+
+def read_newest(state_dir: Path) -> Manifest | None:
+    """What ``note_newest`` noted; None if the service was given no weights yet."""
+    try:
+        return Manifest.model_validate_json((state_dir / "newest.json").read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def keep_newest(folder: Path, count: int) -> None:

@@ -71,12 +71,13 @@ class Sampling(_message.Message):
     def __init__(self, n: _Optional[int] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class RolloutRequest(_message.Message):
-    __slots__ = ("prompt", "sampling", "stage", "step", "attempt", "min_policy_version", "min_expert_version", "experts", "grade")
+    __slots__ = ("prompt", "sampling", "stage", "step", "attempt", "position", "min_policy_version", "min_expert_version", "experts", "grade")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
     MIN_POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     MIN_EXPERT_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
@@ -86,11 +87,12 @@ class RolloutRequest(_message.Message):
     stage: str
     step: int
     attempt: int
+    position: int
     min_policy_version: int
     min_expert_version: int
     experts: _containers.RepeatedScalarFieldContainer[str]
     grade: bool
-    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stage: _Optional[str] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., min_policy_version: _Optional[int] = ..., min_expert_version: _Optional[int] = ..., experts: _Optional[_Iterable[str]] = ..., grade: _Optional[bool] = ...) -> None: ...
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stage: _Optional[str] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., position: _Optional[int] = ..., min_policy_version: _Optional[int] = ..., min_expert_version: _Optional[int] = ..., experts: _Optional[_Iterable[str]] = ..., grade: _Optional[bool] = ...) -> None: ...
 
 class Score(_message.Message):
     __slots__ = ("expert", "expert_version", "status", "value", "detail")

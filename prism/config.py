@@ -1,0 +1,247 @@
+"""A run, as written in TOML: ``configs/*.toml``. Unknown keys and impossible values are refused, by name."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prism.errors import ConfigError
+from prism.settings import describe
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class OptimizerConfig(Strict):
+    """AdamW under a learning-rate schedule."""
+
+    lr: float = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_lr_fraction: float = Field(0.0, ge=0, le=1)
+    """Where a linear or cosine schedule ends, as a fraction of ``lr``."""
+    warmup_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps over which the rate climbs from 0 to ``lr``."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class SftConfig(Strict):
+    """Supervised fine-tuning on demonstrations, loss on the response alone."""
+
+    kind: Literal["sft"]
+    data: list[str] = Field(min_length=1)
+    """JSON Lines files, relative to the run's folder."""
+    target: Literal["response", "teacher"] = "response"
+    """Which text of a row is imitated."""
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    """Examples a step."""
+    autocast_bf16: bool = False
+    optimizer: OptimizerConfig
+    checkpoint_every: int = Field(200, gt=0)
+
+
+class RolloutConfig(Strict):
+    """What is sampled for each learner step."""
+
+    data: str
+    """JSON Lines of prompts, relative to the run's folder."""
+    prompts: int = Field(gt=0)
+    """Prompts (groups) a step."""
+    n: int = Field(ge=2)
+    """Responses to each prompt."""
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: int = Field(gt=0)
+    staleness: int = Field(0, ge=0)
+    """How many policy versions a rollout may be behind the learner: 0 is lock-step."""
+
+
+class PolicyLearnerConfig(Strict):
+    optimizer: OptimizerConfig
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    minibatches: int = Field(1, gt=0)
+    """Optimizer steps that share one rollout batch."""
+    epochs: int = Field(1, gt=0)
+    micro_batch: int = Field(64, gt=0)
+    """Sequences of one forward and backward pass; changes memory, not results."""
+
+
+class ExpertLearnerConfig(Strict):
+    """Bradley-Terry learning of one expert, online."""
+
+    optimizer: OptimizerConfig
+    dropout: float = Field(0.1, ge=0, lt=1)
+    score_regularisation: float = Field(0.001, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    margin: float = Field(0.0, ge=0)
+    skip_above_accuracy: float = Field(1.0, gt=0.5, le=1)
+    """Pair accuracy above which an online update is skipped; 1 never skips."""
+    micro_batch: int = Field(64, gt=0)
+
+
+class AlignConfig(Strict):
+    """The adversarial game: policy against the perception and the reasoning expert, no accuracy reward, no KL."""
+
+    kind: Literal["align"]
+    steps: int = Field(gt=0)
+    rollouts: RolloutConfig
+    policy: PolicyLearnerConfig
+    experts: ExpertLearnerConfig
+    warmup_steps: int = Field(gt=0)
+    """Expert updates before the first policy update."""
+    warmup_prompts: int = Field(gt=0)
+    """Prompts (groups) of a warm-up step."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of the perception expert; the reasoning expert has the rest."""
+    checkpoint_every: int = Field(10, gt=0)
+
+
+class RlvrConfig(Strict):
+    """Reinforcement learning with the grader's reward."""
+
+    kind: Literal["rlvr"]
+    loss: Literal["grpo", "dapo", "gspo", "dr_grpo"] = "grpo"
+    steps: int = Field(gt=0)
+    rollouts: RolloutConfig
+    policy: PolicyLearnerConfig
+    dynamic_sampling: bool = False
+    """DAPO: drop groups whose accuracies are all equal, and sample on until the batch is full."""
+    max_sampling_rounds: int = Field(10, gt=0)
+    checkpoint_every: int = Field(10, gt=0)
+
+
+Stage = Annotated[SftConfig | AlignConfig | RlvrConfig, Field(discriminator="kind")]
+
+
+class PrepareConfig(Strict):
+    """A script that makes the run's model and data, for runs that bring none: ``SCRIPT --out RUN_DIR OPTIONS``."""
+
+    script: Path
+    options: dict[str, str | int | float] = {}
+
+
+class EvaluateConfig(Strict):
+    """Measured through the live policy server after each stage, greedily."""
+
+    data: str
+    questions: int = Field(256, gt=0)
+    max_tokens: int = Field(gt=0)
+
+
+class StackConfig(Strict):
+    """The services that ``prism up`` starts on this machine, on consecutive ports of 127.0.0.1."""
+
+    base_port: int = Field(8100, ge=1024, le=65000)
+    rollout_workers: int = Field(1, gt=0)
+    start_deadline_seconds: float = Field(240, gt=0)
+    device: Literal["cpu", "cuda"] = "cpu"
+    max_model_len: int = Field(gt=0)
+    """Longest prompt plus response the policy server admits, in tokens."""
+    policy_options: dict[str, str] = {}
+    """More PRISM_POLICY_* settings of the policy server."""
+
+
+class PushConfig(Strict):
+    """How weights reach the servers."""
+
+    deadline_seconds: float = Field(default=120, gt=0)
+    """A server that has not taken the weights by then, restarts included, fails the run."""
+    probe_tolerance: float = Field(default=1e-3, gt=0)
+    """Largest mean absolute difference between server's and learner's logprobs that is accepted. In bf16 about 2e-2."""
+
+
+class RunConfig(Strict):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Names the run's folder and its streams."""
+    seed: int = 0
+    runs_dir: Path = Path("runs")
+    prepare: PrepareConfig | None = None
+    model: str
+    """Hugging Face folder, relative to the run's folder if it lies there, or a hub name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["eager", "sdpa"] = "sdpa"
+    """Attention of the learners; at sizes of the demo eager is the faster."""
+    threads: int | None = Field(None, gt=0)
+    """CPU threads of the learner; by default torch's choice."""
+    on_bad_row: Literal["skip", "fail"] = "skip"
+    stages: dict[str, Stage] = Field(min_length=1)
+    """Run in the order of the file; each starts from the weights of the one before."""
+    evaluate: EvaluateConfig
+    stack: StackConfig
+    push: PushConfig = Field(default_factory=PushConfig)
+    keep_checkpoints: int = Field(2, gt=0)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.runs_dir / self.name
+
+    def path(self, name: str) -> Path:
+        """A data file or model of the config: relative to the run's folder, or to the working directory."""
+        inside = self.run_dir / name
+        return inside if inside.exists() else Path(name)
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        for name, stage in self.stages.items():
+            if isinstance(stage, SftConfig):
+                continue
+            rollouts, policy = stage.rollouts, stage.policy
+            if rollouts.prompts % policy.minibatches:
+                raise ValueError(
+                    f"stages.{name}.policy.minibatches: {policy.minibatches} does not divide "
+                    f"rollouts.prompts = {rollouts.prompts}"
+                )
+            if rollouts.max_tokens >= self.stack.max_model_len:
+                raise ValueError(
+                    f"stages.{name}.rollouts.max_tokens: {rollouts.max_tokens} leaves no room for a prompt in "
+                    f"stack.max_model_len = {self.stack.max_model_len}"
+                )
+        return self
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a TOML file and apply dotted overrides such as ``stages.align.steps=10``.
+
+    Raises ConfigError that names the file, the key and what is wrong with it.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides or []:
+        _override(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in describe(error))) from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not all(key.split(".")):
+        raise ConfigError(f"override {override!r}: write it as dotted.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {parent} is a value, not a table")
+    values[last] = value
+
+
+def save_resolved(config: RunConfig) -> Path:
+    """Write what was resolved, defaults included, into the run's folder."""
+    path = config.run_dir / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(config.model_dump(mode="json"), indent=1))
+    return path

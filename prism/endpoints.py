@@ -1,0 +1,38 @@
+"""Where the services of a run are, and the tokens they take: PRISM_* variables, or what ``prism up`` wrote down."""
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from prism.settings import load_settings
+
+
+class Endpoints(BaseSettings):
+    """Read by rollout workers and the trainer."""
+
+    model_config = SettingsConfigDict(env_prefix="PRISM_", extra="ignore")
+
+    redis_url: SecretStr = Field(description="redis://[:password@]host:port/db")
+    blobs: str = Field(description="folder or fsspec URL of the image store")
+    policy_url: str
+    perception_url: str
+    reasoning_url: str
+    grader_url: str
+    token: SecretStr
+    admin_token: SecretStr | None = None
+
+    def expert_url(self, expert: str) -> str:
+        return {"perception": self.perception_url, "reasoning": self.reasoning_url}[expert]
+
+
+def load_endpoints(stack_file: Path) -> Endpoints:
+    """From the environment, each variable that is not set there from ``stack_file`` (written by ``prism up``).
+
+    Raises ConfigError that names the variables which neither has.
+    """
+    noted = json.loads(stack_file.read_text()) if stack_file.is_file() else {}
+    fields = {name: value for name, value in noted.items() if f"PRISM_{name.upper()}" not in os.environ}
+    return load_settings(Endpoints, **fields)

@@ -1,0 +1,143 @@
+"""The one path from text and images to model inputs (needs transformers).
+
+SFT, expert scoring, expert learning and policy learning all come through here, so chat template, image placeholders,
+end token and positions are the same wherever a text is looked at, and whoever wrote it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from prism import torchvision_cpu
+from prism.errors import DataError
+from prism.v1 import rollout_pb2 as pb
+
+torchvision_cpu.install()
+
+from transformers import AutoProcessor  # noqa: E402  (torchvision must find its operators declared)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence: a prompt, and the response after it.
+
+    input_ids [L], of which the first ``prompt_length`` are the prompt; pixel_values [patches, patch size];
+    image_grid_thw [images, 3] in patches.
+    """
+
+    input_ids: list[int]
+    prompt_length: int
+    pixel_values: torch.Tensor | None
+    image_grid_thw: torch.Tensor | None
+
+    @property
+    def response_ids(self) -> list[int]:
+        return self.input_ids[self.prompt_length :]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences padded on the right. ``model_inputs`` go to the model as they are.
+
+    response_mask [B, L]: True where a token belongs to the response. lengths [B]: tokens of each sequence.
+    """
+
+    model_inputs: dict[str, torch.Tensor]
+    response_mask: torch.Tensor
+    lengths: torch.Tensor
+
+
+class InputBuilder:
+    """Builds examples with a model folder's own processor: tokenizer, chat template, image processor."""
+
+    def __init__(self, model: Path | str) -> None:
+        self.processor = AutoProcessor.from_pretrained(str(model))
+        self.tokenizer = self.processor.tokenizer
+        self.end_token_id: int = self.tokenizer.eos_token_id
+        self.image_token_id: int = self.processor.image_token_id
+        self._merge: int = self.processor.image_processor.merge_size**2
+        # A sampled vision token would be taken for a placeholder of an image that is not there.
+        self.vision_token_ids = frozenset(
+            self.tokenizer.convert_tokens_to_ids(token)
+            for token in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+        )
+
+    def images(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        """pixel_values [all patches, patch size] and image_grid_thw [images, 3]."""
+        out = self.processor.image_processor(images=list(images), return_tensors="pt")
+        return out["pixel_values"], out["image_grid_thw"]
+
+    def prompt(self, messages: Sequence[pb.Message], images: Sequence[Image.Image]) -> Example:
+        """The prompt alone, ready for a response. Raises DataError if it does not name exactly these images."""
+        pixel_values, grid = self.images(images) if images else (None, None)
+        return self.prompt_of(messages, pixel_values, grid)
+
+    def prompt_of(
+        self, messages: Sequence[pb.Message], pixel_values: torch.Tensor | None, grid: torch.Tensor | None
+    ) -> Example:
+        """As ``prompt``, from images that are processed already."""
+        text = self.processor.apply_chat_template(
+            [_as_chat(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+        ids: list[int] = []
+        counts = [] if grid is None else (grid.prod(-1) // self._merge).tolist()
+        named = sum(part.HasField("image_sha256") for message in messages for part in message.parts)
+        placeholders = iter(counts)
+        raw = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if named != len(counts) or raw.count(self.image_token_id) != len(counts):
+            raise DataError(
+                f"the prompt names {named} images and holds {raw.count(self.image_token_id)} placeholders, "
+                f"{len(counts)} images were given"
+            )
+        for token in raw:
+            ids.extend([token] * next(placeholders) if token == self.image_token_id else [token])
+        return Example(ids, len(ids), pixel_values, grid)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a response's text. Special tokens written out in it are text like any other."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def with_text(self, prompt: Example, text: str) -> Example:
+        """The prompt answered by ``text`` and ended: how every text, teacher's or student's, is looked at."""
+        return self.with_ids(prompt, [*self.text_ids(text), self.end_token_id])
+
+    def with_ids(self, prompt: Example, response_ids: Sequence[int]) -> Example:
+        """The prompt answered by the very tokens the policy sampled."""
+        return replace(prompt, input_ids=[*prompt.input_ids[: prompt.prompt_length], *response_ids])
+
+    def collate(self, examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
+        """One padded batch. The padding token is the end token; the attention mask hides it."""
+        lengths = torch.tensor([len(example.input_ids) for example in examples])
+        longest = int(lengths.max())
+        ids = torch.full((len(examples), longest), self.end_token_id)
+        for row, example in enumerate(examples):
+            ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
+        position = torch.arange(longest)
+        attention = position < lengths[:, None]
+        prompt_lengths = torch.tensor([example.prompt_length for example in examples])
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": attention.long(),
+            "mm_token_type_ids": (ids == self.image_token_id).int(),
+        }
+        pixels = [example.pixel_values for example in examples if example.pixel_values is not None]
+        grids = [example.image_grid_thw for example in examples if example.image_grid_thw is not None]
+        if pixels:
+            inputs["pixel_values"] = torch.cat(pixels)
+            inputs["image_grid_thw"] = torch.cat(grids)
+        return Batch(
+            {name: tensor.to(device) for name, tensor in inputs.items()},
+            (attention & (position >= prompt_lengths[:, None])).to(device),
+            lengths.to(device),
+        )
+
+
+def _as_chat(message: pb.Message) -> dict[str, object]:
+    parts = [
+        {"type": "image"} if part.HasField("image_sha256") else {"type": "text", "text": part.text}
+        for part in message.parts
+    ]
+    return {"role": message.role, "content": parts}
