@@ -33,7 +33,8 @@ class BearerAuth:
         self.app, self.data_token, self.admin_token, self.is_admin = app, data_token, admin_token, is_admin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        # Not only "http": an app behind this may have WebSocket routes.
+        if scope["type"] in ("http", "websocket") and scope["path"] not in OPEN_PATHS:
             refused = refusal(scope, self.data_token, self.admin_token, admin=self.is_admin(scope["path"]))
             if refused:
                 await refused(scope, receive, send)

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import uuid
 
 import fsspec
 
@@ -27,8 +28,8 @@ class BlobStore:
         path = self._path(sha256)
         if not self._fs.exists(path):
             self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            # Written aside and renamed: a reader never sees half a blob.
-            partial = f"{path}.partial"
+            # Written aside and renamed: a reader never sees half a blob, and two writers of one blob do not meet.
+            partial = f"{path}.{uuid.uuid4().hex}.partial"
             self._fs.pipe_file(partial, data)
             self._fs.mv(partial, path)
         return sha256

@@ -73,8 +73,15 @@ def seal(root: Path, path: str, *, model: str, version: int, attempt: int, probe
 def verify(root: Path, manifest: Manifest) -> Path:
     """The folder of the manifest's files, once every one of them is what the manifest says.
 
-    Raises WeightsError if the folder lies outside ``root``, or a file is missing or differs.
+    Raises WeightsError if the folder lies outside ``root``, or a file is missing, differs or cannot be read.
     """
+    try:
+        return _verify(root, manifest)
+    except (OSError, ValueError) as error:  # not a path at all (null bytes, too long), or not readable
+        raise WeightsError(f"weights path {manifest.path[:200]!r} cannot be used: {error}") from None
+
+
+def _verify(root: Path, manifest: Manifest) -> Path:
     folder = (root / manifest.path).resolve()
     if not folder.is_relative_to(root.resolve()):
         raise WeightsError(f"weights path {manifest.path!r} leads outside the weights root")
