@@ -198,7 +198,7 @@ class TrainerStream:
     def trim(self) -> None:
         """Delete entries that every learner has acknowledged."""
         keep_from: list[bytes] = []
-        for info in cast(list[dict[str, Any]], self._redis.xinfo_groups(self._names.rollouts)):
+        for info in self._redis.xinfo_groups(self._names.rollouts):
             if info["name"].decode() not in self.learners:
                 continue
             pending = self._redis.xpending(self._names.rollouts, info["name"])
@@ -215,7 +215,7 @@ class TrainerStream:
 
     def dead_letters(self) -> list[DeadLetter]:
         """What was buried since the last call."""
-        entries = cast(list[Any], self._redis.xrange(self._names.dead, min=f"({_text(self._last_dead)}"))
+        entries = self._redis.xrange(self._names.dead, min=f"({_text(self._last_dead)}")
         if entries:
             self._last_dead = entries[-1][0]
         return [

@@ -1,0 +1,87 @@
+"""One request, sampled and judged: what a rollout worker does with a prompt, and an evaluation with a question."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+
+from prism.blobs import BlobStore
+from prism.clients import ExpertClient, GraderClient, PolicyClient, Refused, Unavailable
+from prism.endpoints import Endpoints
+from prism.expert_section import SECTIONS, Section
+from prism.v1 import rollout_pb2 as pb
+
+
+class Judges:
+    """The services a group passes through, and how it does."""
+
+    def __init__(self, http: httpx.AsyncClient, endpoints: Endpoints, *, patience_seconds: float) -> None:
+        token = endpoints.token.get_secret_value()
+        self._blobs = BlobStore(endpoints.blobs)
+        self._policy = PolicyClient(http, endpoints.policy_url, token, patience_seconds)
+        self._grader = GraderClient(http, endpoints.grader_url, token, patience_seconds)
+        self._experts: dict[str, tuple[Section, ExpertClient]] = {
+            expert: (expert, ExpertClient(http, endpoints.expert_url(expert), token, patience_seconds))
+            for expert in SECTIONS
+        }
+
+    async def rollout(self, request: pb.RolloutRequest, worker: str) -> pb.RolloutGroup:
+        """Sample the group, then let experts and grader judge it concurrently, one call each.
+
+        A judge that fails leaves a status, never a number. Raises Refused or Unavailable if nothing could be sampled,
+        DataError if an image is missing.
+        """
+        prompt = request.prompt
+        started = time.perf_counter()
+        wanted = {part.image_sha256 for m in prompt.messages for part in m.parts if part.HasField("image_sha256")}
+        images = {sha256: await asyncio.to_thread(self._blobs.get, sha256) for sha256 in wanted}
+        answer = await self._policy.sample(prompt.messages, images, request.sampling, request.min_policy_version)
+        sampled = time.perf_counter()
+        group = pb.RolloutGroup(
+            request=request,
+            worker=worker,
+            policy_version=answer.version,
+            prompt_token_ids=answer.prompt_token_ids,
+            samples=answer.samples,
+            generate_seconds=sampled - started,
+        )
+        await asyncio.gather(
+            *(self._score(group, *self._experts[expert], request.min_expert_version) for expert in request.experts),
+            self._grade(group) if request.grade else _nothing(),
+        )
+        group.judge_seconds = time.perf_counter() - sampled
+        return group
+
+    async def _score(self, group: pb.RolloutGroup, expert: Section, client: ExpertClient, min_version: int) -> None:
+        prompt = group.request.prompt
+        texts = [sample.text for sample in group.samples] + ([prompt.teacher] if prompt.teacher else [])
+        try:
+            scores = await client.score(expert, prompt.messages, texts, min_version)
+        except (Refused, Unavailable) as error:
+            scores = [pb.Score(expert=expert, status=pb.STATUS_ERROR, detail=str(error)) for _ in texts]
+        for sample, score in zip(group.samples, scores, strict=False):
+            sample.scores.append(score)
+        group.teacher_scores.extend(scores[len(group.samples) :])
+
+    async def _grade(self, group: pb.RolloutGroup) -> None:
+        prompt = group.request.prompt
+        texts = [sample.text for sample in group.samples]
+        try:
+            verdicts = await self._grader.grade(texts, prompt.gold, prompt.kind)
+        except (Refused, Unavailable) as error:
+            verdicts = [pb.Verdict(status=pb.STATUS_ERROR, detail=str(error)) for _ in texts]
+        for sample, verdict in zip(group.samples, verdicts, strict=True):
+            sample.verdict.CopyFrom(verdict)
+
+
+async def _nothing() -> None:
+    return None
+
+
+@asynccontextmanager
+async def open_judges(endpoints: Endpoints, *, connections: int, patience_seconds: float) -> AsyncIterator[Judges]:
+    limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=4 * connections)
+    async with httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(patience_seconds, connect=5)) as http:
+        yield Judges(http, endpoints, patience_seconds=patience_seconds)

@@ -1,0 +1,33 @@
+"""The worker inside an HTTP service that only says how it is."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+
+from prism.endpoints import Endpoints
+from prism.service import create_app as create_service
+from services.rollouts.settings import RolloutSettings
+from services.rollouts.worker import Worker
+
+
+def create_app(settings: RolloutSettings, endpoints: Endpoints) -> FastAPI:
+    worker = Worker(settings, endpoints)
+    task: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        nonlocal task
+        task = asyncio.create_task(worker.run())
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    def not_ready() -> str | None:
+        if task is None or task.done():
+            return "the worker is not running"
+        return worker.problem
+
+    return create_service("PRISM rollout worker", settings, not_ready=not_ready, lifespan=lifespan)
