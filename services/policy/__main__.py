@@ -1,0 +1,42 @@
+"""``prism serve policy``: the vLLM server under its supervisor, in the foreground."""
+
+import asyncio
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from prism.errors import ConfigError, PrismError, ServiceError
+from prism.settings import load_settings
+from services.policy.launcher import server_argv, server_environment
+from services.policy.settings import PolicySettings
+from services.policy.supervisor import Supervisor
+
+
+def main() -> None:
+    """Runs until SIGTERM or SIGINT. Raises PrismError for what the user must put right."""
+    settings = load_settings(PolicySettings)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line for each health probe otherwise
+    if importlib.util.find_spec("vllm") is None:
+        raise ServiceError("vLLM is not installed: run `make setup`, or pip install 'prism-align[policy-gpu]'")
+    for folder in (settings.weights_root, settings.state_dir):
+        _make(folder)
+    asyncio.run(Supervisor(settings, server_argv(settings), server_environment(settings)).run())
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be used as a folder: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PrismError as error:
+        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
+        sys.exit(1)

@@ -1,0 +1,81 @@
+"""The vLLM server behind the middleware, called in-process through its own HTTP routes. Every call has a deadline."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from prism.errors import ServiceError
+from prism.weights import Probe
+
+RETRY_SECONDS = 0.02
+
+
+class Engine:
+    """Raises ServiceError for an answer that is not 200 and for a deadline that passes (in seconds)."""
+
+    def __init__(self, app: ASGIApp, model: str) -> None:
+        self.app, self.model = app, model
+        self.root: Any = None  # the FastAPI application: vLLM's routes find their engine through it
+
+    async def health(self, deadline: float) -> None:
+        await self._call("GET", "/health", deadline)
+
+    async def reload(self, folder: Path, deadline: float) -> None:
+        """Load a folder's weights in place. They must not be used before ``flush``."""
+        # Inside vLLM the deadline is the worker's: a little less, so that its message comes before our timeout.
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}, "timeout": deadline * 0.9}
+        await self._call("POST", "/collective_rpc", deadline, body)
+
+    async def flush(self, deadline: float) -> None:
+        """Forget everything computed with earlier weights: keys and values, processed images, encoder outputs."""
+        end = time.monotonic() + deadline
+        # The prefix cache refuses while an aborted request still holds blocks; it lets go of them within a step.
+        while not (await self._call("POST", "/reset_prefix_cache", deadline)).json()["success"]:
+            if time.monotonic() > end:
+                raise ServiceError(f"the prefix cache could not be flushed within {deadline:g} s")
+            await asyncio.sleep(RETRY_SECONDS)
+        await self._call("POST", "/reset_mm_cache", deadline)
+        await self._call("POST", "/reset_encoder_cache", deadline)
+
+    async def warm_up(self, deadline: float) -> None:
+        """Generate one token."""
+        body = {"model": self.model, "prompt": "a", "max_tokens": 1}
+        await self._call("POST", "/v1/completions", deadline, body)
+
+    async def probe(self, probe: Probe, deadline: float) -> float:
+        """Mean absolute difference between the probe's logprobs and the server's own of the same tokens, in nats."""
+        body = {
+            "model": self.model,
+            "messages": probe.messages,
+            "add_generation_prompt": False,
+            "continue_final_message": True,
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "prompt_logprobs": 0,  # of the prompt's own tokens, no alternatives
+        }
+        answer = (await self._call("POST", "/v1/chat/completions", deadline, body)).json()
+        entries = answer["prompt_logprobs"][1:]  # nothing comes before the first token
+        if not 0 < len(probe.logprobs) <= len(entries):
+            raise ServiceError(f"the probe scores {len(probe.logprobs)} tokens, its messages have {len(entries)}")
+        ours = [next(iter(entry.values()))["logprob"] for entry in entries[-len(probe.logprobs) :]]
+        return sum(abs(a - b) for a, b in zip(ours, probe.logprobs, strict=True)) / len(ours)
+
+    async def _call(self, method: str, path: str, deadline: float, body: object = None) -> httpx.Response:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if self.root is not None:
+                scope["app"] = self.root
+            await self.app(scope, receive, send)
+
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        try:
+            async with asyncio.timeout(deadline), httpx.AsyncClient(transport=transport, timeout=deadline) as client:
+                answer = await client.request(method, f"http://engine{path}", json=body)
+        except TimeoutError:
+            raise ServiceError(f"{path} did not answer within {deadline:g} s") from None
+        if answer.status_code != 200:
+            raise ServiceError(f"{path} answered {answer.status_code}: {answer.text[:500]}")
+        return answer

@@ -1,0 +1,57 @@
+"""The generation gate: while weights are swapped, no request is in flight and new ones wait."""
+
+import asyncio
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """What the server is doing. Generation passes in SERVING, waits in SYNCING and is refused in all others."""
+
+    STARTING = "starting"  # warming up, or loading the newest weights again
+    SERVING = "serving"
+    SYNCING = "syncing"  # a push has closed the gate
+    UNLOADED = "unloaded"  # the newest weights could not be verified; a new push can still heal it
+    BROKEN = "broken"  # weights in memory are not known to be any version's; only a restart heals it
+
+
+class NotServing(Exception):
+    """Generation is refused; the message says why."""
+
+
+class Gate:
+    """Counts generation requests in flight and lets new ones in by phase. For one event loop."""
+
+    def __init__(self) -> None:
+        self.phase = Phase.STARTING
+        self.reason = "the server is starting"
+        self.in_flight = 0
+        self._changed = asyncio.Condition()
+
+    async def enter(self) -> None:
+        """Wait until generation may pass and count it in. Raises NotServing where waiting would not help."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.phase is not Phase.SYNCING)
+            if self.phase is not Phase.SERVING:
+                raise NotServing(self.reason)
+            self.in_flight += 1
+
+    async def leave(self) -> None:
+        """The request's last byte is out, or its client is gone."""
+        self.in_flight -= 1  # before anything can be cancelled
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def set(self, phase: Phase, reason: str = "") -> None:
+        """Switch phase; those who wait look again."""
+        async with self._changed:
+            self.phase, self.reason = phase, reason
+            self._changed.notify_all()
+
+    async def drained(self, deadline: float) -> bool:
+        """Wait until nothing is in flight. False after ``deadline`` seconds."""
+        try:
+            async with asyncio.timeout(deadline), self._changed:
+                await self._changed.wait_for(lambda: self.in_flight == 0)
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,62 @@
+"""Argument list and environment of the stock vLLM server. CPU and GPU differ in what is written here alone."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from services.policy.settings import PolicySettings
+
+SITE = Path(__file__).parent / "site"  # a sitecustomize for every interpreter the server starts
+ROOT = Path(__file__).parents[2]  # where `services` and `prism` are imported from
+SUPERVISOR_PID = "PRISM_SUPERVISOR_PID"
+NO_DOMAIN = "data-uris-only.invalid"  # vLLM takes an empty list for "any host"; RFC 6761 keeps this one unresolvable
+
+
+def server_argv(settings: PolicySettings) -> list[str]:
+    """The command line of ``vllm.entrypoints.openai.api_server``."""
+    argv = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(settings.model)),
+        *("--served-model-name", settings.served_name),
+        *("--host", settings.host, "--port", str(settings.port)),
+        *("--middleware", "services.policy.middleware.PolicyMiddleware"),
+        *("--dtype", "float32" if (settings.device, settings.dtype) == ("cpu", "auto") else settings.dtype),
+        # Log-probabilities of the distribution that was sampled, temperature included: what importance ratios need.
+        *("--logprobs-mode", "processed_logprobs"),
+        # Sampling defaults are the request's, never those a checkpoint's generation_config.json brings along.
+        *("--generation-config", "vllm"),
+        *("--limit-mm-per-prompt", json.dumps({"image": settings.max_images, "video": 0})),
+        *("--allowed-media-domains", *(settings.image_domains or [NO_DOMAIN])),
+        "--disable-uvicorn-access-log",
+    ]
+    if settings.max_model_len is not None:
+        argv += ["--max-model-len", str(settings.max_model_len)]
+    if settings.device == "cpu":
+        argv += ["--enforce-eager"]
+    return argv + settings.vllm_flags
+
+
+def server_environment(settings: PolicySettings, base: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """``base`` and what the server needs beside it. The middleware reads the same ``PRISM_*`` variables again."""
+    environment = dict(base)
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(SITE), str(ROOT), base.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "PRISM_DEVICE": settings.device,
+        SUPERVISOR_PID: str(os.getpid()),
+        "VLLM_SERVER_DEV_MODE": "1",  # /collective_rpc and cache flushes; the middleware keeps them behind a token
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # fresh interpreters, so that sitecustomize runs in all of them
+        "VLLM_MAX_IMAGE_PIXELS": str(settings.max_image_pixels),
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment.pop("VLLM_API_KEY", None)  # vLLM's own check would refuse our tokens
+    environment.pop("PROMETHEUS_MULTIPROC_DIR", None)  # would hide the middleware's metrics from vLLM's page
+    if settings.device == "cpu":
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
+        # --enforce-eager leaves a few compiled helpers, which would cost the first requests 20 s and a C++ compiler.
+        environment["TORCH_COMPILE_DISABLE"] = "1"
+    return environment

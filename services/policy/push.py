@@ -1,0 +1,210 @@
+"""Weights into the running server: verified, swapped while nothing is in flight, probed; and again after a restart."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from prism.errors import PrismError, ServiceError, WeightsError
+from prism.weights import Manifest, verify
+from services.policy import metrics, newest, tensors
+from services.policy.engine import Engine
+from services.policy.gate import Gate, Phase
+from services.policy.settings import PolicySettings
+
+logger = logging.getLogger("vllm.prism.policy")  # below vLLM's logger, whose handlers print to the server's log
+
+Result = TypeVar("Result")
+
+
+class PushResult(BaseModel):
+    """Answer of ``POST /weights``."""
+
+    version: int
+    attempt: int
+    sync_total_seconds: float
+    sync_paused_seconds: float
+    probe_difference: float | None
+
+
+@dataclass
+class PushRefused(Exception):
+    """A push that was not taken. ``status`` is the HTTP status, ``outcome`` its name in the metrics."""
+
+    status: int
+    outcome: str
+    reason: str
+
+
+class Weights:
+    """Which weights are loaded, and the only way to change them. For one event loop; pushes take turns."""
+
+    def __init__(self, settings: PolicySettings, engine: Engine, gate: Gate) -> None:
+        self.settings, self.engine, self.gate = settings, engine, gate
+        self.version, self.attempt = 0, 0  # of the weights in memory; 0, 0 is the base model
+        self.loaded: Manifest | None = None
+        self._turn = asyncio.Lock()
+
+    async def push(self, manifest: Manifest) -> PushResult:
+        """Serve these weights from now on. Raises PushRefused; the old ones are served then, unless the gate is BROKEN.
+
+        Pushing the loaded manifest again is no error and does nothing.
+        """
+        started = time.monotonic()
+        try:
+            async with self._turn:
+                result = await self._push(manifest, started)
+        except PushRefused as refused:
+            metrics.PUSHES.labels(refused.outcome).inc()
+            logger.warning(
+                "weights (attempt %d, version %d) refused: %s", manifest.attempt, manifest.version, refused.reason
+            )
+            raise
+        return result
+
+    async def restore(self) -> None:
+        """Make the server fit to generate after its start: warm, and with the newest weights it was ever given."""
+        async with self._turn:
+            phase, reason = Phase.SERVING, ""
+            try:
+                await self.engine.warm_up(self.settings.start_deadline)
+                reason = await self._load_noted()
+                phase = Phase.UNLOADED if reason else Phase.SERVING
+            except PrismError as error:
+                phase, reason = Phase.BROKEN, f"the server did not become fit to serve: {error}"
+            await self.gate.set(phase, reason)
+            log = logger.info if phase is Phase.SERVING else logger.error
+            log("policy (attempt %d, version %d) is %s %s", self.attempt, self.version, phase, reason)
+
+    async def _load_noted(self) -> str:
+        """Load the newest weights noted, if any. Returns why that cannot even begin, or "". Raises PrismError later on.
+
+        Then the base model is intact, yet to serve it as if nothing had been learned would be worse than to wait.
+        """
+        try:
+            manifest = newest.noted(self.settings.state_dir)
+            folder = None if manifest is None else await self._verified(manifest)
+        except WeightsError as error:
+            return f"the newest weights cannot be loaded again: {error}"
+        if manifest is not None and folder is not None:
+            await self._swap(manifest, folder)
+        return ""
+
+    async def _push(self, manifest: Manifest, started: float) -> PushResult:
+        if self._already_served(manifest):
+            metrics.PUSHES.labels("repeated").inc()
+            return self._result(0.0, 0.0, None)
+        if self.gate.phase not in (Phase.SERVING, Phase.UNLOADED):
+            raise PushRefused(503, "not_serving", f"the server takes no weights now: {self.gate.reason}")
+        try:
+            folder = await self._verified(manifest)
+        except WeightsError as error:
+            raise PushRefused(422, "unverified", str(error)) from None
+        except ServiceError as error:
+            raise PushRefused(503, "verify_deadline", str(error)) from None
+
+        paused = time.monotonic()
+        phase, reason = self.gate.phase, self.gate.reason
+        await self.gate.set(Phase.SYNCING, "weights are being swapped")
+        if not await self.gate.drained(self.settings.drain_deadline):
+            in_flight = self.gate.in_flight
+            await self.gate.set(phase, reason)
+            deadline = self.settings.drain_deadline
+            raise PushRefused(503, "drain_deadline", f"{in_flight} requests were still in flight after {deadline:g} s")
+        try:
+            difference = await self._swap(manifest, folder)
+            await _in_thread(newest.note, self.settings.state_dir, manifest)
+        except BaseException as error:
+            # What is in memory may be half of each. No request may see it: the supervisor restarts the server.
+            told = f"weights ({manifest.attempt}, {manifest.version}) failed after their load had begun: {error}"
+            await self.gate.set(Phase.BROKEN, told)
+            if isinstance(error, WeightsError):
+                raise PushRefused(422, "probe", f"{error}; the server restarts with the weights it had") from None
+            if isinstance(error, PrismError | OSError):
+                raise PushRefused(500, "failed", f"{told}; the server restarts with the weights it had") from None
+            raise
+        await self.gate.set(Phase.SERVING)
+        ended = time.monotonic()
+        metrics.PUSHES.labels("taken").inc()
+        metrics.SYNC_SECONDS.observe(ended - started)
+        metrics.SYNC_PAUSED_SECONDS.observe(ended - paused)
+        logger.info(
+            "policy (attempt %d, version %d) took weights in %.3f s, %.3f s of it paused",
+            self.attempt,
+            self.version,
+            ended - started,
+            ended - paused,
+        )
+        return self._result(ended - started, ended - paused, difference)
+
+    def _already_served(self, manifest: Manifest) -> bool:
+        """Raises PushRefused for another model's weights, and for any that would lead back."""
+        name = self.settings.served_name
+        if manifest.model != name:
+            raise PushRefused(422, "wrong_model", f"these are weights of {manifest.model!r}; this server is {name!r}")
+        if self.loaded == manifest and self.gate.phase is Phase.SERVING:
+            return True
+        try:
+            known = self.loaded or newest.noted(self.settings.state_dir)
+        except WeightsError:
+            known = None  # an unreadable note is what this push replaces
+        if known is not None and known != manifest and manifest.order <= known.order:
+            raise PushRefused(
+                409,
+                "outdated",
+                f"(attempt, version) ({manifest.attempt}, {manifest.version}) does not come after "
+                f"({known.attempt}, {known.version}), the newest this server was given; "
+                "a run that starts over needs a higher attempt, or a new PRISM_STATE_DIR",
+            )
+        return False
+
+    async def _verified(self, manifest: Manifest) -> Path:
+        """The manifest's folder. Raises WeightsError, or ServiceError when its files take too long to read."""
+
+        def check() -> Path:
+            folder = verify(self.settings.weights_root, manifest)
+            tensors.check(self.settings.model, folder, manifest)
+            return folder
+
+        try:
+            return await asyncio.wait_for(_in_thread(check), self.settings.verify_deadline)
+        except TimeoutError:
+            deadline = self.settings.verify_deadline
+            raise ServiceError(f"the files of {manifest.path!r} were not read within {deadline:g} s") from None
+        except OSError as error:
+            raise WeightsError(f"the files of {manifest.path!r} cannot be read: {error}") from None
+
+    async def _swap(self, manifest: Manifest, folder: Path) -> float | None:
+        """Load, flush, probe; returns the probe's difference. Raises WeightsError if it is too large, ServiceError."""
+        await self.engine.reload(folder, self.settings.reload_deadline)
+        await self.engine.flush(self.settings.reload_deadline)
+        difference = None
+        if manifest.probe is not None:
+            difference = await self.engine.probe(manifest.probe, self.settings.probe_deadline)
+            metrics.PROBE_DIFFERENCE.set(difference)
+            if not difference <= manifest.probe.tolerance:  # so that a NaN does not pass
+                raise WeightsError(
+                    f"the probe's logprobs differ by {difference:.3g} on average, over {manifest.probe.tolerance:g}"
+                )
+        self.loaded, self.version, self.attempt = manifest, manifest.version, manifest.attempt
+        metrics.VERSION.set(self.version)
+        metrics.ATTEMPT.set(self.attempt)
+        return difference
+
+    def _result(self, total: float, paused: float, difference: float | None) -> PushResult:
+        return PushResult(
+            version=self.version,
+            attempt=self.attempt,
+            sync_total_seconds=total,
+            sync_paused_seconds=paused,
+            probe_difference=difference,
+        )
+
+
+async def _in_thread(function: Callable[..., Result], *arguments: object) -> Result:
+    return await asyncio.to_thread(function, *arguments)
