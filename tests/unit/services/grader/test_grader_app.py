@@ -22,7 +22,7 @@ RESPONSE = "<caption>- a</caption><think>b</think><answer>7</answer>"
 @pytest.fixture(scope="module")
 def app() -> FastAPI:
     return create_app(
-        GraderSettings(
+        GraderSettings(  # pyright: ignore[reportCallIssue]
             port=1,
             token=SecretStr(TOKEN),
             admin_token=SecretStr("admin-token-0123456789"),
