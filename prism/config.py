@@ -112,6 +112,8 @@ class RlvrConfig(Strict):
     dynamic_sampling: bool = False
     """DAPO: drop groups whose accuracies are all equal, and sample on until the batch is full."""
     max_sampling_rounds: int = Field(10, gt=0)
+    overlong_buffer: int = Field(0, ge=0)
+    """DAPO's soft over-long penalty: tokens before max_tokens over which the reward falls by 1; 0: no penalty."""
     checkpoint_every: int = Field(10, gt=0)
 
 
@@ -195,6 +197,11 @@ class RunConfig(Strict):
                 raise ValueError(
                     f"stages.{name}.policy.minibatches: {policy.minibatches} does not divide "
                     f"rollouts.prompts = {rollouts.prompts}"
+                )
+            if isinstance(stage, RlvrConfig) and stage.overlong_buffer > rollouts.max_tokens:
+                raise ValueError(
+                    f"stages.{name}.overlong_buffer: {stage.overlong_buffer} is more than "
+                    f"rollouts.max_tokens = {rollouts.max_tokens}"
                 )
             if rollouts.max_tokens >= self.stack.max_model_len:
                 raise ValueError(

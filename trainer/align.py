@@ -1,0 +1,216 @@
+"""Alignment: the adversarial game. Experts learn to tell teacher from policy, the policy learns to be taken for it.
+
+Each step: the experts update on the step's pairs, the policy on the scores these pairs got when they were sampled, all
+weights go out to the running servers. No accuracy reward, no KL (method: Policy update in alignment).
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prism.config import AlignConfig, RunConfig
+from prism.expert_model import load_expert, save_expert
+from prism.expert_section import SECTIONS, Section
+from prism.response import parse_response
+from prism.v1 import rollout_pb2 as pb
+from trainer.advantages import Advantages, ExpertScores, alignment_advantages
+from trainer.checkpoint import newest_checkpoint, save_checkpoint
+from trainer.context import Context, open_context
+from trainer.expert_learner import ExpertLearner
+from trainer.intake import POLICY, Admission, Intake
+from trainer.losses import Algorithm
+from trainer.policy_learner import PolicyLearner, training_samples
+from trainer.policy_model import load_policy, save_policy
+from trainer.publish import Publisher
+from trainer.recorder import Recorder
+from trainer.stage import loss_options, mean, push_policy, rollout_figures, start_version, usable_groups
+
+WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still
+
+
+def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, output: Path) -> dict[str, Any]:
+    """Play the game from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
+    torch.manual_seed(config.seed)
+    context = open_context(config, name, start)
+    base = start_version(start)
+    total = stage.warmup_steps + stage.steps
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    options = loss_options(Algorithm.ALIGN, stage.policy, stage.rollouts.max_tokens)
+    model = load_policy(start, dtype=dtype, attention=config.attention)
+    policy = PolicyLearner(model, stage.policy, Algorithm.ALIGN, options, stage.steps, base)
+    experts = [_new_expert(expert, config, stage, start, total) for expert in SECTIONS]
+    intake = context.intake(stage.rollouts, (POLICY, *SECTIONS), require=("teacher",))
+    first = _resume(context, policy, experts, intake)
+    publishers = {name: context.publisher(name) for name in (POLICY, *SECTIONS)}
+    # Servers get this attempt's weights before a single rollout is asked for.
+    push_policy(context, publishers[POLICY], policy, None)
+    for expert in experts:
+        _push_expert(context, publishers[expert.expert], expert)
+
+    recorder = Recorder(config.run_dir, name, total)
+    started = time.perf_counter()
+    asked = first
+    for step in range(first, total):
+        began = time.perf_counter()
+        asked = _admit_ahead(intake, stage, asked, step, base, policy.version, experts[0].version)
+        rollouts = intake.collect(step, context.say)
+        groups, prompts = usable_groups(context, intake, rollouts)
+        figures = rollout_figures(groups, rollouts, policy.version)
+
+        for expert in experts:
+            figures |= expert.update(groups, prompts, context.examples)
+        warming_up = step < stage.warmup_steps
+        if not warming_up:
+            advantages = _advantages(groups, stage.alpha)
+            samples, unplaceable = training_samples(
+                groups, prompts, advantages.values, advantages.keep, context.examples
+            )
+            figures |= policy.update(samples, context.examples)
+            figures |= _judged(groups, advantages) | {"unplaceable_samples": unplaceable}
+        intake.finish(step)
+
+        if not warming_up or step == stage.warmup_steps - 1:
+            for expert in experts:
+                figures |= _push_expert(context, publishers[expert.expert], expert)
+        if not warming_up:
+            figures |= push_policy(context, publishers[POLICY], policy, groups[0] if groups else None)
+        figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
+        recorder.step(step + 1, figures, show=("perception_gap", "reasoning_gap", "caption_f1", "format_rate"))
+        if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
+            _save(context, step + 1, policy, experts, intake)
+    recorder.close()
+    save_policy(policy.model, output, context.inputs)
+    for expert in experts:
+        save_expert(expert.model, output / "experts" / expert.expert, context.inputs)
+    return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
+
+
+def _new_expert(
+    expert: Section, config: RunConfig, stage: AlignConfig, start: Path | str, updates: int
+) -> ExpertLearner:
+    model = load_expert(
+        start,
+        seed=config.seed,
+        dropout=stage.experts.dropout,
+        dtype=getattr(torch, config.dtype),
+        attention=config.attention,
+    )
+    return ExpertLearner(expert, model, stage.experts, updates)
+
+
+def _admit_ahead(
+    intake: Intake, stage: AlignConfig, asked: int, step: int, base: int, version: int, expert_version: int
+) -> int:
+    """Ask for as many steps as may be asked for now; returns the first step not asked for."""
+    total = stage.warmup_steps + stage.steps
+    while asked < total:
+        warming_up = asked < stage.warmup_steps
+        if warming_up and asked >= step + WARMUP_WINDOW:
+            break
+        if not warming_up and step < stage.warmup_steps:
+            break  # the first scored step waits for experts that are warmed up
+        admission = Admission(
+            step=asked,
+            update=base + max(0, asked - stage.warmup_steps),
+            count=stage.warmup_prompts if warming_up else stage.rollouts.prompts,
+            experts=() if warming_up else SECTIONS,
+            grade=False,
+        )
+        if not intake.admit(admission, version=version, expert_version=expert_version):
+            break
+        asked += 1
+    return asked
+
+
+def _scores(groups: Sequence[pb.RolloutGroup], expert: Section) -> ExpertScores:
+    values: list[float | None] = []
+    versions: list[int] = []
+    for group in groups:
+        for sample in group.samples:
+            score = next((s for s in sample.scores if s.expert == expert), None)
+            values.append(score.value if score is not None and score.status == pb.STATUS_OK else None)
+            versions.append(score.expert_version if score is not None else 0)
+    return ExpertScores(values, versions)
+
+
+def _advantages(groups: Sequence[pb.RolloutGroup], alpha: float) -> Advantages:
+    return alignment_advantages(
+        _scores(groups, "perception"),
+        _scores(groups, "reasoning"),
+        [parse_response(sample.text).valid for group in groups for sample in group.samples],
+        [number for number, group in enumerate(groups) for _ in group.samples],
+        alpha=alpha,
+    )
+
+
+def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[str, Any]:
+    """Figures of the scores the policy learnt from: given by the serving experts, at the versions named."""
+    figures: dict[str, Any] = {
+        "masked_samples": advantages.masked_samples,
+        "dropped_groups": advantages.dropped_groups,
+        "flat_groups": advantages.flat_groups,
+    }
+    for expert in SECTIONS:
+        scores = _scores(groups, expert)
+        teacher = [
+            score.value
+            for group in groups
+            for score in group.teacher_scores
+            if score.expert == expert and score.status == pb.STATUS_OK
+        ]
+        policy = [value for value in scores.values if value is not None]
+        teacher_mean, policy_mean = mean(teacher), mean(policy)
+        known = teacher_mean is not None and policy_mean is not None
+        figures |= {
+            f"served_{expert}_version": max(scores.versions, default=None),
+            f"served_{expert}_score": policy_mean,
+            f"served_{expert}_teacher_score": teacher_mean,
+            f"served_{expert}_gap": teacher_mean - policy_mean if known else None,
+        }
+    return figures
+
+
+def _push_expert(context: Context, publisher: Publisher, expert: ExpertLearner) -> dict[str, Any]:
+    result = publisher.push(expert.version, lambda folder: save_expert(expert.model, folder, context.inputs))
+    return {
+        f"{expert.expert}_sync_total_seconds": result.total_seconds,
+        f"{expert.expert}_sync_paused_seconds": result.paused_seconds,
+    }
+
+
+def _save(context: Context, step: int, policy: PolicyLearner, experts: Sequence[ExpertLearner], intake: Intake) -> None:
+    state = {
+        "step": step,
+        "policy_version": policy.version,
+        "expert_versions": {expert.expert: expert.version for expert in experts},
+        "position": intake.cursor(),
+        "attempt": context.attempt,
+    }
+
+    def write(folder: Path) -> None:
+        policy.save(folder / POLICY)
+        for expert in experts:
+            expert.save(folder / expert.expert, context.examples)
+        torch.save({"rng": torch.get_rng_state()}, folder / "random.pt")
+
+    save_checkpoint(context.checkpoints, step, state, write, keep=context.config.keep_checkpoints)
+    intake.acknowledge()
+
+
+def _resume(context: Context, policy: PolicyLearner, experts: Sequence[ExpertLearner], intake: Intake) -> int:
+    newest = newest_checkpoint(context.checkpoints)
+    if newest is None:
+        intake.resume(None)
+        return 0
+    folder, state = newest
+    policy.load(folder / POLICY, state["policy_version"])
+    for expert in experts:
+        expert.load(folder / expert.expert, state["expert_versions"][expert.expert])
+    torch.set_rng_state(torch.load(folder / "random.pt", weights_only=True)["rng"])
+    intake.position = state["position"]
+    kept = intake.resume(state["policy_version"])
+    context.say(f"resumed after step {state['step']} at version {policy.version}, {kept} groups taken over")
+    return state["step"]

@@ -1,0 +1,77 @@
+"""Checkpoints: one folder a step, written beside the old one and renamed, checked by sha256 on load.
+
+``steps/000040/`` holds a folder for each learner, ``state.json`` and ``manifest.json``. Nothing in it is pickled code:
+tensors are safetensors or are loaded with ``weights_only``.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prism.errors import WeightsError
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+
+def save_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callable[[Path], None], *, keep: int) -> Path:
+    """Write the checkpoint of ``step``: ``write(folder)`` adds the learners' files. Keeps the newest ``keep``.
+
+    Raises OSError (a full disk, say) and leaves the checkpoints there were untouched.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    target, partial = root / f"{step:06d}", root / f"{step:06d}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        write(partial)
+        (partial / STATE).write_text(json.dumps(state, indent=1))
+        files = {str(file.relative_to(partial)): _sha256(file) for file in _files(partial)}
+        (partial / MANIFEST).write_text(json.dumps(files, indent=1))
+        for file in _files(partial):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)  # of an attempt that was abandoned: this run has just passed it again
+    partial.rename(target)
+    for old in checkpoints(root)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.name.isdigit() and (path / MANIFEST).is_file())
+
+
+def newest_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint and its state; None if there is none.
+
+    Raises WeightsError if its files are not what was written: then delete its folder to go on from the one before.
+    """
+    found = checkpoints(root)
+    if not found:
+        return None
+    folder = found[-1]
+    for name, sha256 in json.loads((folder / MANIFEST).read_text()).items():
+        file = folder / name
+        if not file.is_file() or _sha256(file) != sha256:
+            raise WeightsError(f"checkpoint {folder} is damaged at {name}: delete the folder to use the one before it")
+    return folder, json.loads((folder / STATE).read_text())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

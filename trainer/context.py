@@ -1,0 +1,86 @@
+"""What the rollout-driven stages share: services, streams, prompts, publishers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+from rich.console import Console
+
+from prism.blobs import BlobStore
+from prism.config import RolloutConfig, RunConfig
+from prism.data import read_rows, to_prompt
+from prism.endpoints import Endpoints, load_endpoints
+from prism.errors import ConfigError
+from prism.inputs import InputBuilder
+from prism.stream import TrainerStream
+from trainer.examples import GroupExamples
+from trainer.intake import Intake, PromptSequence
+from trainer.publish import Publisher
+from trainer.sft import report_problems
+
+
+@dataclass
+class Context:
+    """One attempt at a stage."""
+
+    config: RunConfig
+    stage: str
+    attempt: int
+    endpoints: Endpoints
+    blobs: BlobStore
+    inputs: InputBuilder
+    examples: GroupExamples
+    console: Console
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.config.run_dir / "checkpoints" / self.stage
+
+    def say(self, text: str) -> None:
+        self.console.print(f"[yellow]{text}[/]")
+
+    def intake(self, rollouts: RolloutConfig, learners: tuple[str, ...], require: tuple[str, ...]) -> Intake:
+        file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require)
+        report_problems(file, self.console)
+        prompts = [to_prompt(row, file, self.blobs) for row in file.rows]
+        client = redis.Redis.from_url(
+            self.endpoints.redis_url.get_secret_value(),
+            health_check_interval=15,
+            retry=Retry(ExponentialBackoff(cap=5, base=0.1), retries=20),
+            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+        )
+        stream = TrainerStream(client, self.config.name, learners)
+        seed = self.config.seed
+        return Intake(stream, PromptSequence(prompts, seed), self.stage, rollouts, self.attempt, seed)
+
+    def publisher(self, model: str) -> Publisher:
+        token = self.endpoints.admin_token
+        if token is None:
+            raise ConfigError("PRISM_ADMIN_TOKEN is not set: without it no weights can be pushed")
+        url = self.endpoints.policy_url if model == "policy" else self.endpoints.expert_url(model)
+        root = self.config.run_dir / "weights"
+        return Publisher(model, url, token.get_secret_value(), root, self.attempt, self.config.push)
+
+
+def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
+    """Count the attempt up and find the services. Raises ConfigError where they are not to be found."""
+    endpoints = load_endpoints(config.run_dir / "stack.json")
+    inputs = InputBuilder(start)
+    blobs = BlobStore(endpoints.blobs)
+    return Context(
+        config, stage, next_attempt(config.run_dir), endpoints, blobs, inputs, GroupExamples(inputs, blobs),
+        Console(highlight=False),
+    )  # fmt: skip
+
+
+def next_attempt(run_dir: Path) -> int:
+    """How often the run was started or resumed, this time included; written down before anything is pushed."""
+    file = run_dir / "attempt.json"
+    attempt = json.loads(file.read_text())["attempt"] + 1 if file.is_file() else 1
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({"attempt": attempt}))
+    partial.replace(file)
+    return attempt

@@ -1,0 +1,148 @@
+"""Reinforcement learning with verifiable rewards: GRPO, DAPO, GSPO or Dr. GRPO on the grader's verdicts."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prism.config import RlvrConfig, RunConfig
+from prism.v1 import rollout_pb2 as pb
+from trainer.advantages import Advantages, group_centred, group_normalised, soft_overlong_penalty
+from trainer.checkpoint import newest_checkpoint, save_checkpoint
+from trainer.context import Context, open_context
+from trainer.intake import POLICY, Admission, Intake, StepRollouts
+from trainer.losses import Algorithm
+from trainer.policy_learner import PolicyLearner, training_samples
+from trainer.policy_model import load_policy, save_policy
+from trainer.recorder import Recorder
+from trainer.stage import loss_options, mean, push_policy, rollout_figures, start_version, usable_groups
+
+
+def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, output: Path) -> dict[str, Any]:
+    """Train from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
+    torch.manual_seed(config.seed)
+    context = open_context(config, name, start)
+    base = start_version(start)
+    model = load_policy(start, dtype=getattr(torch, config.dtype), attention=config.attention)
+    options = loss_options(stage.loss, stage.policy, stage.rollouts.max_tokens)
+    policy = PolicyLearner(model, stage.policy, stage.loss, options, stage.steps, base)
+    intake = context.intake(stage.rollouts, (POLICY,), require=("gold",))
+    first = _resume(context, policy, intake)
+    publisher = context.publisher(POLICY)
+    push_policy(context, publisher, policy, None)  # before a single rollout is asked for
+
+    recorder = Recorder(config.run_dir, name, stage.steps)
+    started = time.perf_counter()
+    asked = first
+    for step in range(first, stage.steps):
+        began = time.perf_counter()
+        while asked < stage.steps and intake.admit(
+            _admission(asked, base, stage.rollouts.prompts), version=policy.version, expert_version=0
+        ):
+            asked += 1
+        rollouts, rounds = _collect(context, intake, stage, step, base, policy.version)
+        groups, prompts = usable_groups(context, intake, rollouts)
+        figures = rollout_figures(groups, rollouts, policy.version)
+
+        if stage.dynamic_sampling:
+            chosen = [i for i, group in enumerate(groups) if _undecided(group)][: stage.rollouts.prompts]
+            groups, prompts = [groups[i] for i in chosen], [prompts[i] for i in chosen]
+        advantages = _advantages(groups, stage)
+        samples, unplaceable = training_samples(groups, prompts, advantages.values, advantages.keep, context.examples)
+        figures |= policy.update(samples, context.examples)
+        figures |= _judged(groups, advantages) | {"unplaceable_samples": unplaceable, "sampling_rounds": rounds}
+        intake.finish(step)
+
+        figures |= push_policy(context, publisher, policy, groups[0] if groups else None)
+        figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
+        recorder.step(step + 1, figures, show=("reward", "accuracy", "format_rate", "response_tokens"))
+        if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
+            _save(context, step + 1, policy, intake)
+    recorder.close()
+    save_policy(policy.model, output, context.inputs)
+    return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
+
+
+def _admission(step: int, base: int, count: int) -> Admission:
+    return Admission(step=step, update=base + step, count=count, experts=(), grade=True)
+
+
+def _collect(
+    context: Context, intake: Intake, stage: RlvrConfig, step: int, base: int, version: int
+) -> tuple[StepRollouts, int]:
+    """The step's groups and the rounds of sampling it took; with dynamic sampling (DAPO), more than one may be."""
+    rollouts = intake.collect(step, context.say)
+    rounds = 1
+    while stage.dynamic_sampling and rounds < stage.max_sampling_rounds:
+        missing = stage.rollouts.prompts - sum(_undecided(group) for group in rollouts.groups)
+        if missing <= 0:
+            break
+        intake.admit(_admission(step, base, missing), version=version, expert_version=0)
+        waited = rollouts.wait_seconds
+        rollouts = intake.collect(step, context.say)
+        rollouts.wait_seconds += waited
+        rounds += 1
+    return rollouts, rounds
+
+
+def _undecided(group: pb.RolloutGroup) -> bool:
+    """Whether the group's accuracies differ: only then does it teach anything."""
+    known = {s.verdict.accuracy for s in group.samples if s.verdict.HasField("reward")}
+    return len(known) > 1
+
+
+def _advantages(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advantages:
+    samples = [sample for group in groups for sample in group.samples]
+    valid = torch.tensor([sample.verdict.HasField("reward") for sample in samples], dtype=torch.bool)  # [N]
+    rewards = torch.tensor([sample.verdict.reward for sample in samples], dtype=torch.float64)  # [N]
+    if stage.overlong_buffer:
+        lengths = torch.tensor([len(sample.token_ids) for sample in samples])
+        rewards += soft_overlong_penalty(lengths, max_length=stage.rollouts.max_tokens, buffer=stage.overlong_buffer)
+    index = torch.tensor([number for number, group in enumerate(groups) for _ in group.samples], dtype=torch.long)
+    within = group_centred if stage.loss == Algorithm.DR_GRPO else group_normalised
+    return within(rewards, valid, index)
+
+
+def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[str, Any]:
+    verdicts = [sample.verdict for group in groups for sample in group.samples]
+    return {
+        "reward": mean([verdict.reward for verdict in verdicts if verdict.HasField("reward")]),
+        "accuracy": mean(
+            [
+                verdict.accuracy if verdict.HasField("accuracy") else 0.0
+                for verdict in verdicts
+                if verdict.HasField("reward")
+            ]
+        ),
+        "masked_samples": advantages.masked_samples,
+        "dropped_groups": advantages.dropped_groups,
+        "flat_groups": advantages.flat_groups,
+    }
+
+
+def _save(context: Context, step: int, policy: PolicyLearner, intake: Intake) -> None:
+    state = {
+        "step": step,
+        "policy_version": policy.version,
+        "position": intake.cursor(),
+        "attempt": context.attempt,
+    }
+    save_checkpoint(
+        context.checkpoints, step, state, lambda folder: policy.save(folder / POLICY), keep=context.config.keep_checkpoints
+    )  # fmt: skip
+    intake.acknowledge()
+
+
+def _resume(context: Context, policy: PolicyLearner, intake: Intake) -> int:
+    newest = newest_checkpoint(context.checkpoints)
+    if newest is None:
+        intake.resume(None)
+        return 0
+    folder, state = newest
+    policy.load(folder / POLICY, state["policy_version"])
+    intake.position = state["position"]
+    kept = intake.resume(state["policy_version"])
+    context.say(f"resumed after step {state['step']} at version {policy.version}, {kept} groups taken over")
+    return state["step"]
