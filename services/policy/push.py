@@ -11,8 +11,8 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from prism.errors import PrismError, ServiceError, WeightsError
-from prism.weights import Manifest, verify
-from services.policy import metrics, newest, tensors
+from prism.weights import Manifest, note_newest, read_newest, verify
+from services.policy import metrics, tensors
 from services.policy.engine import Engine
 from services.policy.gate import Gate, Phase
 from services.policy.settings import PolicySettings
@@ -87,7 +87,7 @@ class Weights:
         Then the base model is intact, yet to serve it as if nothing had been learned would be worse than to wait.
         """
         try:
-            manifest = newest.noted(self.settings.state_dir)
+            manifest = self._noted()
             folder = None if manifest is None else await self._verified(manifest)
         except WeightsError as error:
             return f"the newest weights cannot be loaded again: {error}"
@@ -118,7 +118,7 @@ class Weights:
             raise PushRefused(503, "drain_deadline", f"{in_flight} requests were still in flight after {deadline:g} s")
         try:
             difference = await self._swap(manifest, folder)
-            await _in_thread(newest.note, self.settings.state_dir, manifest)
+            await _in_thread(note_newest, self.settings.state_dir, manifest)
         except BaseException as error:
             # What is in memory may be half of each. No request may see it: the supervisor restarts the server.
             told = f"weights ({manifest.attempt}, {manifest.version}) failed after their load had begun: {error}"
@@ -150,7 +150,7 @@ class Weights:
         if self.loaded == manifest and self.gate.phase is Phase.SERVING:
             return True
         try:
-            known = self.loaded or newest.noted(self.settings.state_dir)
+            known = self.loaded or self._noted()
         except WeightsError:
             known = None  # an unreadable note is what this push replaces
         if known is not None and known != manifest and manifest.order <= known.order:
@@ -162,6 +162,16 @@ class Weights:
                 "a run that starts over needs a higher attempt, or a new PRISM_STATE_DIR",
             )
         return False
+
+    def _noted(self) -> Manifest | None:
+        """The newest weights this server was ever given. Raises WeightsError if the note cannot be read."""
+        try:
+            return read_newest(self.settings.state_dir)
+        except (OSError, ValueError) as error:
+            folder = self.settings.state_dir
+            raise WeightsError(
+                f"{folder}/newest.json cannot be read; push weights, or remove it to start from the base: {error}"
+            ) from None
 
     async def _verified(self, manifest: Manifest) -> Path:
         """The manifest's folder. Raises WeightsError, or ServiceError when its files take too long to read."""

@@ -1,0 +1,30 @@
+"""One real vLLM server for all tests here: it takes half a minute to start."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from policy_process import PolicyProcess, policy_process
+
+from configs.demo import task
+from configs.demo.model import Size, save_model
+from prism import torchvision_cpu
+
+torchvision_cpu.install()  # before a test module imports transformers
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of tiny Qwen3-VL models that differ in their random weights alone."""
+    folders = [tmp_path_factory.mktemp("models") / f"seed-{seed}" for seed in range(4)]
+    texts = list(task.corpus())
+    for seed, folder in enumerate(folders):
+        save_model(folder, texts, task.TAGS, seed, Size())
+    return folders
+
+
+@pytest.fixture(scope="session")
+def policy(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyProcess]:
+    """The service, started from ``models[0]``."""
+    with policy_process(tmp_path_factory.mktemp("policy"), models[0]) as service:
+        yield service

@@ -1,0 +1,300 @@
+"""The policy service on real vLLM, against transformers on the same folder. Tests run in order on one server."""
+
+import base64
+import io
+import json
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import psutil
+import pytest
+import torch
+from PIL import Image
+from policy_process import PolicyProcess, data_uri
+from transformers import Qwen3VLForConditionalGeneration
+
+from prism.inputs import Example, InputBuilder
+from prism.v1 import rollout_pb2 as pb
+from prism.weights import Probe
+
+torch.set_num_threads(1)  # leave the other core to the server
+
+VERSION, ATTEMPT = "x-prism-policy-version", "x-prism-policy-attempt"
+TOLERANCE = 1e-3  # nats, mean absolute: float32 against float32
+QUESTION = "What is the sum of row 1? " * 30  # several blocks of the prefix cache
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def picture(seed: int) -> Image.Image:
+    noise = random.Random(seed).randbytes(96 * 96 * 3)
+    return Image.frombytes("RGB", (96, 96), noise)
+
+
+def chat_messages(image: Image.Image, question: str = QUESTION) -> list[dict[str, Any]]:
+    parts = [{"type": "image_url", "image_url": {"url": data_uri(image)}}, {"type": "text", "text": question}]
+    return [{"role": "user", "content": parts}]
+
+
+class Reference:
+    """What transformers makes of the same folder, prompt and picture."""
+
+    def __init__(self, folder: Path) -> None:
+        self.inputs = InputBuilder(folder)
+        self.model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def prompt(self, image: Image.Image, question: str = QUESTION) -> Example:
+        parts = [pb.Part(image_sha256="0" * 64), pb.Part(text=question)]
+        return self.inputs.prompt([pb.Message(role="user", parts=parts)], [image])
+
+    @torch.no_grad()
+    def logprobs(self, prompt: Example, response_ids: list[int]) -> torch.Tensor:
+        """[T]: of each token of the response, at temperature 1, up to a vision token that random weights may sample.
+
+        Transformers would look for that one's picture.
+        """
+        vision = [place for place, token in enumerate(response_ids) if token in self.inputs.vision_token_ids]
+        response_ids = response_ids[: vision[0]] if vision else response_ids
+        batch = self.inputs.collate([self.inputs.with_ids(prompt, response_ids)])
+        logits = self.model(**batch.model_inputs).logits[0, prompt.prompt_length - 1 : -1]
+        return logits.float().log_softmax(-1).gather(-1, torch.tensor(response_ids)[:, None])[:, 0]
+
+    @torch.no_grad()
+    def greedy(self, prompt: Example, tokens: int) -> list[int]:
+        inputs = self.inputs.collate([prompt]).model_inputs
+        # vLLM also stops at the end token alone once --generation-config is "vllm".
+        made = cast(Any, self.model).generate(
+            **inputs, max_new_tokens=tokens, do_sample=False, eos_token_id=self.inputs.end_token_id
+        )
+        return made[0, prompt.prompt_length :].tolist()
+
+
+@cache
+def reference(folder: Path) -> Reference:
+    return Reference(folder)
+
+
+def probe_of(folder: Path, offset: float = 0.0) -> Probe:
+    """What a learner would have the server score; ``offset`` makes it wrong by so many nats a token."""
+    model, text = reference(folder), "<caption>- 7 3 1</caption><think>7 + 3</think><answer>10</answer>"
+    prompt = model.prompt(picture(9))
+    logprobs = model.logprobs(prompt, model.inputs.text_ids(text)) + offset
+    messages = [*chat_messages(picture(9)), {"role": "assistant", "content": text}]
+    return Probe(messages=messages, logprobs=logprobs.tolist(), tolerance=TOLERANCE)
+
+
+def difference(folder: Path, answer: dict[str, Any], image: Image.Image) -> float:
+    """Mean absolute difference between the answer's logprobs and those of transformers, over all its choices."""
+    model = reference(folder)
+    prompt = model.prompt(image)
+    assert answer["prompt_token_ids"] == prompt.input_ids
+    differences = [
+        absolute_difference(choice["logprobs"]["content"], model.logprobs(prompt, choice["token_ids"]))
+        for choice in answer["choices"]
+    ]
+    return torch.cat(differences).mean().item()
+
+
+def absolute_difference(tokens: list[dict[str, Any]], theirs: torch.Tensor) -> torch.Tensor:
+    ours = torch.tensor([token["logprob"] for token in tokens])
+    return (ours[: len(theirs)] - theirs).abs()
+
+
+def assert_serves(policy: PolicyProcess, folder: Path, version: int, seed: int = 1) -> None:
+    """Sampled logprobs and greedy tokens, with a picture, are those of transformers from this folder."""
+    image = picture(seed)
+    sampled = policy.chat(chat_messages(image), n=4, seed=11, max_tokens=24, temperature=1.0)
+    assert sampled.headers[VERSION] == str(version)
+    assert len(sampled.json()["choices"]) == 4
+    assert difference(folder, sampled.json(), image) < TOLERANCE
+    greedy = policy.chat(chat_messages(image), max_tokens=24, temperature=0.0).json()
+    model = reference(folder)
+    assert greedy["choices"][0]["token_ids"] == model.greedy(model.prompt(image), 24)
+
+
+def cache_hits(policy: PolicyProcess) -> float:
+    lines = policy.client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
+
+
+def test_every_route_needs_its_token(policy: PolicyProcess) -> None:
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert httpx.get(policy.url + path).status_code == 200
+    answer = httpx.post(policy.url + "/v1/chat/completions", json={})
+    assert (answer.status_code, answer.headers[VERSION], answer.headers[ATTEMPT]) == (401, "0", "0")
+    assert httpx.post(policy.url + "/collective_rpc", json={}).status_code == 401
+    routes = json.loads(policy.admin.get("/openapi.json").text)["paths"]
+    admin_only = {"/collective_rpc", "/reset_prefix_cache", "/update_weights", "/sleep", "/pause", "/server_info"}
+    assert admin_only <= routes.keys(), "vLLM no longer has routes this test knows"
+    open_to_data = set()
+    for path, methods in routes.items():
+        for method in methods:
+            assert httpx.request(method, policy.url + path).status_code == (200 if path == "/metrics" else 401), path
+            if policy.client.request(method, path).status_code != 403:
+                open_to_data.add(path)
+    allowed = "/v1/chat/completions /v1/completions /v1/models /tokenize /detokenize /version /health /metrics"
+    assert open_to_data == set(allowed.split())
+
+
+def test_bad_requests_name_the_limit(policy: PolicyProcess) -> None:
+    def refused(content: Any, **headers: str) -> tuple[int, str]:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        headers = {"content-type": "application/json"} | headers
+        answer = policy.client.post("/v1/chat/completions", content=body, headers=headers)
+        assert answer.headers[VERSION] == "0"
+        return answer.status_code, answer.text
+
+    def with_image(url: str, count: int = 1) -> dict[str, Any]:
+        part = {"type": "image_url", "image_url": {"url": url}}
+        return {"model": "policy", "messages": [{"role": "user", "content": [part] * count}]}
+
+    def status_and_limit(content: Any, limit: str) -> int:
+        status, text = refused(content)
+        assert limit in text
+        return status
+
+    assert refused(b"{nope")[0] == 422
+    assert refused({"model": "policy"})[0] == 422
+    text_of = lambda text: {"model": "policy", "messages": [{"role": "user", "content": text}]}  # noqa: E731
+    assert status_and_limit(text_of("7 " * 1100), "1024") == 413
+    assert status_and_limit(text_of("7 " * 100_000), "1024") == 413
+    assert status_and_limit(b"x" * (32 * 2**20 + 1), str(32 * 2**20)) == 413
+    huge = io.BytesIO()
+    Image.new("L", (4097, 4096)).save(huge, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(huge.getvalue()).decode()
+    assert status_and_limit(with_image(uri), "PRISM_MAX_IMAGE_PIXELS") == 413
+    assert status_and_limit(with_image(data_uri(picture(0)), 9), "At most 8") == 422
+    for url in ("file:///etc/hostname", f"{policy.url}/metrics", "data:image/png;base64,AAAA", "ftp://x"):
+        assert refused(with_image(url))[0] == 422, url
+
+
+def test_the_base_model_serves(policy: PolicyProcess, models: list[Path]) -> None:
+    assert_serves(policy, models[0], version=0)
+    hits = cache_hits(policy)
+    assert_serves(policy, models[0], version=0)
+    assert cache_hits(policy) > hits, "nothing was cached: the next test would show nothing"
+
+
+def test_a_push_changes_the_weights_and_no_cache_remembers_the_old(policy: PolicyProcess, models: list[Path]) -> None:
+    manifest = policy.seal(models[1], 1, probe=probe_of(models[1]))
+    old = policy.chat(chat_messages(picture(1)), max_tokens=24, temperature=0.0).json()
+    answer = policy.push(manifest)
+    assert answer.status_code == 200, answer.text
+    result = answer.json()
+    assert (result["version"], result["attempt"]) == (1, 1)
+    assert result["probe_difference"] < TOLERANCE
+    assert 0 < result["sync_paused_seconds"] <= result["sync_total_seconds"] < 30
+    assert_serves(policy, models[1], version=1)
+    new = policy.chat(chat_messages(picture(1)), max_tokens=24, temperature=0.0).json()
+    assert new["choices"][0]["token_ids"] != old["choices"][0]["token_ids"]
+    repeated = policy.push(manifest)
+    assert (repeated.status_code, repeated.json()["version"]) == (200, 1)
+    page = policy.client.get("/metrics").text
+    assert "prism_policy_version 1.0" in page
+    assert 'prism_policy_pushes_total{outcome="taken"} 1.0' in page
+    assert "vllm:generation_tokens_total" in page
+
+
+def test_what_cannot_be_verified_is_refused_and_the_old_weights_stay(policy: PolicyProcess, models: list[Path]) -> None:
+    corrupt = policy.seal(models[2], 2)
+    file = policy.weights_root / corrupt.path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    answer = policy.push(corrupt)
+    assert (answer.status_code, "sha256" in answer.text) == (422, True)
+    file.unlink()
+    assert policy.push(corrupt).status_code == 422
+    assert policy.push(policy.seal(models[2], 0)).status_code == 409
+    assert (
+        policy.push(policy.seal(models[2], 1, attempt=2).model_copy(update={"model": "perception"})).status_code == 422
+    )
+    assert policy.client.post("/weights", content=corrupt.model_dump_json()).status_code == 403
+    assert policy.admin.post("/weights", content=b'{"version": 3}').status_code == 422
+    assert_serves(policy, models[1], version=1)
+
+
+def test_a_response_in_flight_keeps_its_version_and_one_that_asks_for_the_next_gets_it(
+    policy: PolicyProcess, models: list[Path]
+) -> None:
+    image = picture(2)
+    body = {
+        "model": "policy",
+        "messages": chat_messages(image),
+        "max_tokens": 400,
+        "ignore_eos": True,
+        "stream": True,
+        "logprobs": True,
+        "return_token_ids": True,
+        "temperature": 1.0,
+        "seed": 3,
+    }
+    manifest = policy.seal(models[2], 2, attempt=2, probe=probe_of(models[2]))
+    reference(models[1])  # loaded now: it takes longer than the response
+    with ThreadPoolExecutor() as pool:
+        with policy.client.stream("POST", "/v1/chat/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            events = [next(lines)]
+            push = pool.submit(policy.push, manifest)
+            time.sleep(0.3)  # the push has closed the gate by now
+            assert not push.done()
+            waiting = pool.submit(
+                policy.chat, chat_messages(image), {"x-prism-min-policy-version": "2"}, max_tokens=4, temperature=1.0
+            )
+            events += list(lines)
+            assert stream.headers[VERSION] == "1"
+        assert push.result().status_code == 200, push.result().text
+        late = waiting.result()
+    assert (late.headers[VERSION], late.headers[ATTEMPT]) == ("2", "2")
+    assert difference(models[2], late.json(), image) < TOLERANCE
+    chunks = [json.loads(line[6:]) for line in events if line.startswith("data: {")]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    ids = [token for choice in choices for token in choice.get("token_ids") or []]
+    tokens = [token for choice in choices if choice.get("logprobs") for token in choice["logprobs"]["content"]]
+    assert len(ids) == 400
+    model = reference(models[1])
+    differences = absolute_difference(tokens, model.logprobs(model.prompt(image), ids))
+    assert len(differences) > 100, "take another seed: a vision token was sampled early"
+    assert differences.mean() < TOLERANCE
+    too_new = policy.client.post(
+        "/v1/chat/completions", json=body | {"stream": False}, headers={"x-prism-min-policy-version": "3"}
+    )
+    assert too_new.status_code == 409
+
+
+def test_a_killed_server_comes_back_with_the_newest_weights(policy: PolicyProcess, models: list[Path]) -> None:
+    engine = [process for process in policy.server().children(recursive=True) if process.is_running()]
+    policy.server().kill()
+    _, alive = psutil.wait_procs(engine, timeout=10)
+    assert not alive
+    policy.wait_ready()
+    assert_serves(policy, models[2], version=2)
+    assert policy.push(policy.seal(models[3], 9, attempt=1)).status_code == 409
+
+
+def test_weights_that_fail_their_probe_are_never_served(policy: PolicyProcess, models: list[Path]) -> None:
+    answer = policy.push(policy.seal(models[3], 3, attempt=2, probe=probe_of(models[3], offset=0.5)))
+    assert (answer.status_code, "differ" in answer.text) == (422, True)
+    refused = policy.client.post("/v1/completions", json={"model": "policy", "prompt": "a", "max_tokens": 1})
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"]
+    assert not policy.is_ready()
+    deadline = time.monotonic() + 30
+    while not (restarted := "must not serve" in policy.log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert restarted
+    policy.wait_ready()
+    assert_serves(policy, models[2], version=2)
+
+
+def test_a_killed_supervisor_leaves_nothing_behind(policy: PolicyProcess) -> None:
+    family = policy.family()
+    assert len(family) > 2
+    policy.process.kill()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
