@@ -1,19 +1,37 @@
 """The ``prism`` command. Everything heavy is imported inside the command that needs it."""
 
 import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from prism.errors import PrismError
+from prism.errors import ConfigError, PrismError
+
+if TYPE_CHECKING:
+    from prism.config import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    add_completion=False,
     help="Align a vision-language policy with a closed teacher, between SFT and RL with verifiable rewards.",
 )
 serve = typer.Typer(no_args_is_help=True, help="Run one service in the foreground, configured by PRISM_* variables.")
 app.add_typer(serve, name="serve")
+
+ConfigArgument = Annotated[Path, typer.Argument(help="a run's TOML file, such as configs/demo.toml")]
+ConfigOption = Annotated[Path, typer.Option("--config", help="a run's TOML file, such as configs/demo.toml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a dotted key, e.g. stages.align.steps=10; repeatable"),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="delete what the run has so far and start over")]
+
+DEMO = Path("configs/demo.toml")
 
 
 @serve.command("policy")
@@ -24,6 +42,22 @@ def serve_policy() -> None:
     main()
 
 
+@serve.command("perception")
+def serve_perception() -> None:
+    """The perception expert's scoring API: judges captions."""
+    from services.experts.__main__ import main
+
+    main("perception")
+
+
+@serve.command("reasoning")
+def serve_reasoning() -> None:
+    """The reasoning expert's scoring API: judges steps and answer, never the caption."""
+    from services.experts.__main__ import main
+
+    main("reasoning")
+
+
 @serve.command("grader")
 def serve_grader() -> None:
     """The verifiable-reward API: verdicts over answers, in processes that are killed at a deadline."""
@@ -32,10 +66,104 @@ def serve_grader() -> None:
     main()
 
 
+@serve.command("rollouts")
+def serve_rollouts() -> None:
+    """A rollout worker: prompts from the stream, sampled, scored and graded, groups back."""
+    from services.rollouts.__main__ import main
+
+    main()
+
+
+@app.command()
+def run(config: ConfigArgument, overrides: Overrides = None, fresh: Fresh = False) -> None:
+    """The whole pipeline on this machine: services, every stage, measurements, report. Resumes where it stopped."""
+    from prism.config import load_config
+
+    _run(load_config(config, overrides), config, overrides or [], fresh)
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="train the baseline and the control too, with seeds, into one table")
+    ] = False,
+) -> None:
+    """Train a tiny Qwen3-VL on handwritten digits through all three stages, on a CPU, in minutes."""
+    from prism.config import load_config
+
+    if not DEMO.is_file():
+        raise ConfigError(f"{DEMO} is not here: run `prism demo` in the checkout of the repository")
+    if compare:
+        from trainer.compare import compare_arms
+
+        compare_arms(DEMO, overrides or [], Console(highlight=False), fresh=fresh)
+        return
+    _run(load_config(DEMO, overrides), DEMO, overrides or [], fresh)
+
+
+@app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="a stage of the configuration, by name or kind: sft, align, rlvr")],
+    config: ConfigOption,
+    overrides: Overrides = None,
+) -> None:
+    """One stage alone, over services that already run (PRISM_* variables or `prism up`); sft needs none."""
+    from prism.config import load_config
+    from trainer.train import train_stage
+
+    train_stage(load_config(config, overrides), stage)
+
+
+@app.command()
+def up(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """All services of a run as processes of this machine, until Ctrl-C."""
+    from prism.config import load_config
+    from prism.stack import Stack
+    from trainer.pipeline import prepare, served_model
+
+    console = Console(highlight=False)
+    resolved = load_config(config, overrides)
+    prepare(resolved, console)
+    with Stack(resolved, served_model(resolved), console) as stack:
+        console.print(f"addresses and tokens are in {resolved.run_dir / 'stack.json'}; Ctrl-C stops everything")
+        while True:
+            stack.check()
+            time.sleep(1)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="a run's folder, such as runs/demo")],
+) -> None:
+    """Write report.html and report.json from what a run has left so far, and print its table."""
+    from prism.report import print_table, write_report
+
+    console = Console(highlight=False)
+    print_table(write_report(run_dir), console)
+    console.print(f"report: {run_dir / 'report.html'}")
+
+
+def _run(config: "RunConfig", config_file: Path, overrides: list[str], fresh: bool) -> None:
+    from trainer.pipeline import run as run_pipeline
+    from trainer.pipeline import start_over
+
+    console = Console(highlight=False)
+    began = time.monotonic()
+    if fresh:
+        start_over(config)
+    run_pipeline(config, config_file, overrides, console)
+    console.print(f"[dim]{(time.monotonic() - began) / 60:.1f} minutes[/]")
+    report(config.run_dir)
+
+
 def main() -> None:
     """Entry point: a user's mistake is a message, never a traceback."""
     try:
         app()
     except PrismError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -82,7 +82,7 @@ class PolicyClient(ServiceClient):
             "/v1/chat/completions",
             {
                 "model": "policy",
-                "messages": [_openai_message(message, images) for message in messages],
+                "messages": [openai_message(message, images) for message in messages],
                 "n": sampling.n,
                 "temperature": sampling.temperature,
                 "top_p": 1.0,
@@ -152,7 +152,7 @@ def data_uri(image: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def _openai_message(message: pb.Message, images: dict[str, bytes]) -> dict[str, Any]:
+def openai_message(message: pb.Message, images: dict[str, bytes]) -> dict[str, Any]:
     parts = [
         {"type": "image_url", "image_url": {"url": data_uri(images[part.image_sha256])}}
         if part.HasField("image_sha256")

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -66,6 +67,8 @@ def create_app(
         is_admin=ADMIN_PATHS.__contains__,
     )
 
+    app.add_exception_handler(RequestValidationError, refuse)
+
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
         """The process answers."""
@@ -86,6 +89,27 @@ def create_app(
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def well_formed(value: Any) -> Any:
+    """A text with each lone surrogate, which JSON can smuggle in but UTF-8 cannot hold, replaced by U+FFFD."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return value
+
+
+async def refuse(_: Request, error: Exception) -> JSONResponse:
+    """422 in FastAPI's shape, without the input: it may be huge, NaN, or no text that an answer could hold."""
+    assert isinstance(error, RequestValidationError)
+    problems = [
+        {
+            "type": problem["type"],
+            "loc": [well_formed(part) for part in problem["loc"]],
+            "msg": well_formed(problem["msg"]),
+        }
+        for problem in error.errors()[:20]
+    ]
+    return JSONResponse({"detail": problems}, 422)
 
 
 def serve(app: FastAPI, settings: ServiceSettings) -> None:

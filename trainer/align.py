@@ -26,7 +26,8 @@ from trainer.policy_learner import PolicyLearner, training_samples
 from trainer.policy_model import load_policy, save_policy
 from trainer.publish import Publisher
 from trainer.recorder import Recorder
-from trainer.stage import loss_options, mean, push_policy, rollout_figures, start_version, usable_groups
+from trainer.result import start_version
+from trainer.stage import loss_options, mean, push_policy, rollout_figures, usable_groups
 
 WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still
 
@@ -40,7 +41,15 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     dtype: torch.dtype = getattr(torch, config.dtype)
     options = loss_options(Algorithm.ALIGN, stage.policy, stage.rollouts.max_tokens)
     model = load_policy(start, dtype=dtype, attention=config.attention)
-    policy = PolicyLearner(model, stage.policy, Algorithm.ALIGN, options, stage.steps, base)
+    policy = PolicyLearner(
+        model,
+        stage.policy,
+        Algorithm.ALIGN,
+        options,
+        temperature=stage.rollouts.temperature,
+        updates=stage.steps,
+        version=base,
+    )
     experts = [_new_expert(expert, config, stage, start, total) for expert in SECTIONS]
     intake = context.intake(stage.rollouts, (POLICY, *SECTIONS), require=("teacher",))
     first = _resume(context, policy, experts, intake)
@@ -163,12 +172,11 @@ def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[s
         ]
         policy = [value for value in scores.values if value is not None]
         teacher_mean, policy_mean = mean(teacher), mean(policy)
-        known = teacher_mean is not None and policy_mean is not None
         figures |= {
             f"served_{expert}_version": max(scores.versions, default=None),
             f"served_{expert}_score": policy_mean,
             f"served_{expert}_teacher_score": teacher_mean,
-            f"served_{expert}_gap": teacher_mean - policy_mean if known else None,
+            f"served_{expert}_gap": None if teacher_mean is None or policy_mean is None else teacher_mean - policy_mean,
         }
     return figures
 

@@ -1,6 +1,5 @@
 """What the rollout-driven stages share: services, streams, prompts, publishers."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from prism.blobs import BlobStore
 from prism.config import RolloutConfig, RunConfig
 from prism.data import read_rows, to_prompt
 from prism.endpoints import Endpoints, load_endpoints
-from prism.errors import ConfigError
 from prism.inputs import InputBuilder
 from prism.stream import TrainerStream
 from trainer.examples import GroupExamples
 from trainer.intake import Intake, PromptSequence
-from trainer.publish import Publisher
+from trainer.publish import Publisher, open_publisher
+from trainer.result import next_attempt
 from trainer.sft import report_problems
 
 
@@ -57,12 +56,7 @@ class Context:
         return Intake(stream, PromptSequence(prompts, seed), self.stage, rollouts, self.attempt, seed)
 
     def publisher(self, model: str) -> Publisher:
-        token = self.endpoints.admin_token
-        if token is None:
-            raise ConfigError("PRISM_ADMIN_TOKEN is not set: without it no weights can be pushed")
-        url = self.endpoints.policy_url if model == "policy" else self.endpoints.expert_url(model)
-        root = self.config.run_dir / "weights"
-        return Publisher(model, url, token.get_secret_value(), root, self.attempt, self.config.push)
+        return open_publisher(self.config, self.endpoints, model, self.attempt)
 
 
 def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
@@ -74,13 +68,3 @@ def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
         config, stage, next_attempt(config.run_dir), endpoints, blobs, inputs, GroupExamples(inputs, blobs),
         Console(highlight=False),
     )  # fmt: skip
-
-
-def next_attempt(run_dir: Path) -> int:
-    """How often the run was started or resumed, this time included; written down before anything is pushed."""
-    file = run_dir / "attempt.json"
-    attempt = json.loads(file.read_text())["attempt"] + 1 if file.is_file() else 1
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"attempt": attempt}))
-    partial.replace(file)
-    return attempt

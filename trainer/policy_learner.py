@@ -33,9 +33,18 @@ class PolicyLearner:
     """Owns the policy's weights, their optimizer and their version: the number of updates made in the run."""
 
     def __init__(
-        self, model: Any, config: PolicyLearnerConfig, algorithm: str, options: LossOptions, updates: int, version: int
+        self,
+        model: Any,
+        config: PolicyLearnerConfig,
+        algorithm: str,
+        options: LossOptions,
+        *,
+        temperature: float,
+        updates: int,
+        version: int,
     ) -> None:
         self.model, self.config, self.version = model, config, version
+        self._temperature = temperature
         self._algorithm, self._options = algorithm, options
         self._optimizer = Optimizer(model.parameters(), config.optimizer, updates * config.minibatches * config.epochs)
 
@@ -90,7 +99,7 @@ class PolicyLearner:
     ) -> tuple[PolicyLoss, torch.Tensor, torch.Tensor]:
         device = self.model.device
         batch = examples.inputs.collate([sample.example for sample in samples], device)
-        logprobs = response_logprobs(self.model, batch)  # [T]
+        logprobs = response_logprobs(self.model, batch, self._temperature)  # [T]
         old = torch.tensor([logprob for sample in samples for logprob in sample.logprobs], device=device)  # [T]
         index = torch.tensor([i for i, sample in enumerate(samples) for _ in sample.logprobs], device=device)  # [T]
         advantages = torch.tensor([sample.advantage for sample in samples], device=device)  # [N]

@@ -28,8 +28,10 @@ def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
     inputs.processor.save_pretrained(folder)
 
 
-def response_logprobs(model: Any, batch: Batch) -> Tensor:
+def response_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [T] in float32 of all response tokens of the batch, sample after sample.
+
+    ``temperature`` is the sampler's: the ratio compares the distributions that are sampled from.
 
     Logits are made for response tokens alone, a chunk at a time, and again in the backward pass.
     """
@@ -39,7 +41,7 @@ def response_logprobs(model: Any, batch: Batch) -> Tensor:
     targets = batch.model_inputs["input_ids"][:, 1:][predicts]  # [T]
 
     def chunk_logprobs(chunk: Tensor, target: Tensor) -> Tensor:
-        logits = model.lm_head(chunk).float()
+        logits = model.lm_head(chunk).float() / temperature
         return logits.gather(-1, target[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
     parts = [

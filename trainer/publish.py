@@ -1,4 +1,4 @@
-"""Weights from a learner to the server that works with them: written, sealed, pushed, and verified by a probe."""
+"""Weights from a learner to the server that works with them: written, sealed, pushed, verified there. (No torch.)"""
 
 import shutil
 import time
@@ -8,18 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
-from PIL import Image
 
-from prism.blobs import BlobStore
-from prism.clients import data_uri
-from prism.config import PushConfig
-from prism.data import open_image
-from prism.errors import WeightsError
-from prism.inputs import InputBuilder
-from prism.v1 import rollout_pb2 as pb
+from prism.config import PushConfig, RunConfig
+from prism.endpoints import Endpoints
+from prism.errors import ConfigError, WeightsError
 from prism.weights import Manifest, Probe, keep_newest, seal
-from trainer.policy_model import response_logprobs
 
 KEEP_VERSIONS = 3  # a server that restarts in the middle of a push still finds the one before
 
@@ -82,41 +75,10 @@ class Publisher:
             time.sleep(0.5)
 
 
-@torch.no_grad()
-def make_probe(
-    model: Any, inputs: InputBuilder, prompt: pb.Prompt, text: str, blobs: BlobStore, tolerance: float
-) -> Probe | None:
-    """The learner's own logprobs of ``text`` after ``prompt``, for the server to be compared with.
-
-    None if the text does not tokenise by itself as it does behind the prompt: the server could not be asked the same.
-    """
-    images = [
-        blobs.get(part.image_sha256) for m in prompt.messages for part in m.parts if part.HasField("image_sha256")
-    ]
-    opened: list[Image.Image] = [open_image(image) for image in images]
-    example = inputs.prompt(prompt.messages, opened)
-    ids = inputs.text_ids(text)
-    joined = inputs.tokenizer(
-        inputs.tokenizer.decode(example.input_ids[-4:]) + text, add_special_tokens=False
-    )["input_ids"]  # fmt: skip
-    if not ids or joined[-len(ids) :] != ids:
-        return None
-    training = model.training
-    model.eval()
-    logprobs = response_logprobs(model, inputs.collate([inputs.with_ids(example, ids)], model.device))
-    model.train(training)
-    given = iter(images)
-    messages: list[dict[str, object]] = [
-        {
-            "role": message.role,
-            "content": [
-                {"type": "image_url", "image_url": {"url": data_uri(next(given))}}
-                if part.HasField("image_sha256")
-                else {"type": "text", "text": part.text}
-                for part in message.parts
-            ],
-        }
-        for message in prompt.messages
-    ]
-    messages.append({"role": "assistant", "content": text})
-    return Probe(messages=messages, logprobs=logprobs.tolist(), tolerance=tolerance)
+def open_publisher(config: RunConfig, endpoints: Endpoints, model: str, attempt: int) -> Publisher:
+    """For the policy or an expert of a run. Raises ConfigError without the admin token."""
+    token = endpoints.admin_token
+    if token is None:
+        raise ConfigError("PRISM_ADMIN_TOKEN is not set: without it no weights can be pushed")
+    url = endpoints.policy_url if model == "policy" else endpoints.expert_url(model)
+    return Publisher(model, url, token.get_secret_value(), config.run_dir / "weights", attempt, config.push)

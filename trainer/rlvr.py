@@ -17,7 +17,8 @@ from trainer.losses import Algorithm
 from trainer.policy_learner import PolicyLearner, training_samples
 from trainer.policy_model import load_policy, save_policy
 from trainer.recorder import Recorder
-from trainer.stage import loss_options, mean, push_policy, rollout_figures, start_version, usable_groups
+from trainer.result import start_version
+from trainer.stage import loss_options, mean, push_policy, rollout_figures, usable_groups
 
 
 def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, output: Path) -> dict[str, Any]:
@@ -27,7 +28,15 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     base = start_version(start)
     model = load_policy(start, dtype=getattr(torch, config.dtype), attention=config.attention)
     options = loss_options(stage.loss, stage.policy, stage.rollouts.max_tokens)
-    policy = PolicyLearner(model, stage.policy, stage.loss, options, stage.steps, base)
+    policy = PolicyLearner(
+        model,
+        stage.policy,
+        stage.loss,
+        options,
+        temperature=stage.rollouts.temperature,
+        updates=stage.steps,
+        version=base,
+    )
     intake = context.intake(stage.rollouts, (POLICY,), require=("gold",))
     first = _resume(context, policy, intake)
     publisher = context.publisher(POLICY)
@@ -101,21 +110,15 @@ def _advantages(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advanta
         lengths = torch.tensor([len(sample.token_ids) for sample in samples])
         rewards += soft_overlong_penalty(lengths, max_length=stage.rollouts.max_tokens, buffer=stage.overlong_buffer)
     index = torch.tensor([number for number, group in enumerate(groups) for _ in group.samples], dtype=torch.long)
-    within = group_centred if stage.loss == Algorithm.DR_GRPO else group_normalised
+    within = group_centred if Algorithm(stage.loss) is Algorithm.DR_GRPO else group_normalised
     return within(rewards, valid, index)
 
 
 def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[str, Any]:
-    verdicts = [sample.verdict for group in groups for sample in group.samples]
+    judged = [s.verdict for group in groups for s in group.samples if s.verdict.HasField("reward")]
     return {
-        "reward": mean([verdict.reward for verdict in verdicts if verdict.HasField("reward")]),
-        "accuracy": mean(
-            [
-                verdict.accuracy if verdict.HasField("accuracy") else 0.0
-                for verdict in verdicts
-                if verdict.HasField("reward")
-            ]
-        ),
+        "reward": mean([verdict.reward for verdict in judged]),
+        "accuracy": mean([verdict.accuracy for verdict in judged]),
         "masked_samples": advantages.masked_samples,
         "dropped_groups": advantages.dropped_groups,
         "flat_groups": advantages.flat_groups,
@@ -129,9 +132,8 @@ def _save(context: Context, step: int, policy: PolicyLearner, intake: Intake) ->
         "position": intake.cursor(),
         "attempt": context.attempt,
     }
-    save_checkpoint(
-        context.checkpoints, step, state, lambda folder: policy.save(folder / POLICY), keep=context.config.keep_checkpoints
-    )  # fmt: skip
+    keep = context.config.keep_checkpoints
+    save_checkpoint(context.checkpoints, step, state, lambda folder: policy.save(folder / POLICY), keep=keep)
     intake.acknowledge()
 
 

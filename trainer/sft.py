@@ -17,6 +17,7 @@ from trainer.checkpoint import newest_checkpoint, save_checkpoint
 from trainer.optimizer import Optimizer
 from trainer.policy_model import load_policy, response_logprobs, save_policy
 from trainer.recorder import Recorder
+from trainer.result import start_version
 
 
 class Demonstrations:
@@ -120,7 +121,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     recorder.close()
     save_policy(model, output, inputs)
     return {
-        "version": 0,
+        "version": start_version(start),
         "steps": stage.steps,
         "seconds": time.perf_counter() - started,
         "rows": len(data),

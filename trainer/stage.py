@@ -1,9 +1,7 @@
 """What a step of alignment and a step of RLVR have in common: checked prompts, figures, pushes, stage results."""
 
-import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prism.config import PolicyLearnerConfig
@@ -15,16 +13,9 @@ from trainer.context import Context
 from trainer.intake import Intake, StepRollouts
 from trainer.losses import Algorithm, LossOptions
 from trainer.policy_learner import PolicyLearner
-from trainer.publish import Publisher, make_probe
+from trainer.probe import make_probe
+from trainer.publish import Publisher
 from trainer.staleness import staleness
-
-RESULT = "stage.json"
-
-
-def start_version(start: Path | str) -> int:
-    """The policy version of a stage's result; 0 for a model that comes from elsewhere."""
-    file = Path(start) / RESULT
-    return json.loads(file.read_text())["version"] if file.is_file() else 0
 
 
 def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int) -> LossOptions:

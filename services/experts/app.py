@@ -91,7 +91,7 @@ class Scorer:
             if not parsed.valid:
                 answers.append(ResponseScore(status="invalid_format", score=None, detail="; ".join(parsed.problems)))
                 continue
-            example = self.inputs.with_text(prompt, _encodable(section_of(parsed, self.settings.expert)))
+            example = self.inputs.with_text(prompt, section_of(parsed, self.settings.expert))
             if len(example.input_ids) > self.settings.max_tokens:
                 detail = (
                     f"{len(example.input_ids)} tokens with the prompt, over the limit of {self.settings.max_tokens}"
@@ -115,11 +115,6 @@ class Scorer:
             if score.score is not None:
                 metrics.SCORE_VALUE.labels(name).observe(score.score)
         return ScoreAnswer(expert=name, version=version.version, attempt=version.attempt, scores=scores)
-
-
-def _encodable(text: str) -> str:
-    """Lone surrogates cannot be tokenised; they become the replacement character, on either side of the game."""
-    return text.encode("utf-8", errors="replace").decode()
 
 
 def _answer(example: Example, value: float) -> ResponseScore:

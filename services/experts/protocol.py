@@ -2,15 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from prism.expert_section import Section
+from prism.service import well_formed
+
+Text = Annotated[str, BeforeValidator(well_formed)]
 
 
 class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImagePart(BaseModel):
@@ -22,7 +25,7 @@ class ImagePart(BaseModel):
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
 
 
 class ScoreRequest(BaseModel):
@@ -36,7 +39,7 @@ class ScoreRequest(BaseModel):
         },
     )
     messages: list[Message] = Field(min_length=1, description="the prompt; it ends with the user's turn")
-    responses: list[str] = Field(
+    responses: list[Text] = Field(
         min_length=1, description="whole responses; this expert judges its own section of each"
     )
     min_version: int | None = Field(

@@ -6,14 +6,12 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, HTTPException
 
 from prism import service
 from services.grader.grading import Item
 from services.grader.pool import ChunkFailed, GradeChunk, GradingPool
-from services.grader.protocol import GradeRequest, GradeResponse, GradeVerdict, Problem, well_formed
+from services.grader.protocol import GradeRequest, GradeResponse, GradeVerdict, Problem
 from services.grader.settings import GraderSettings
 from services.grader.worker import grade_chunk
 
@@ -55,7 +53,6 @@ def create_app(settings: GraderSettings, function: GradeChunk = grade_chunk) -> 
         description="Verifiable rewards: a response against a gold answer. No failure ever becomes a number.",
         lifespan=lifespan,
     )
-    app.add_exception_handler(RequestValidationError, refuse)
 
     @app.post(
         "/v1/grade",
@@ -89,17 +86,3 @@ def check_limits(request: GradeRequest, settings: GraderSettings) -> None:
                     f"items.{index}.{name}: {len(text)} characters are over the limit of {limit} (PRISM_MAX_TEXT_CHARS)"
                 )
                 raise HTTPException(422, [{"type": "too_long", "loc": ["body", "items", index, name], "msg": detail}])
-
-
-async def refuse(_: Request, error: Exception) -> JSONResponse:
-    """422 in FastAPI's shape, without the input: it may be huge, NaN, or no text that an answer could hold."""
-    assert isinstance(error, RequestValidationError)
-    problems = [
-        {
-            "type": problem["type"],
-            "loc": [well_formed(part) for part in problem["loc"]],
-            "msg": well_formed(problem["msg"]),
-        }
-        for problem in error.errors()[:20]
-    ]
-    return JSONResponse({"detail": problems}, 422)

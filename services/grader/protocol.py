@@ -1,18 +1,11 @@
 """The grader's HTTP messages."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from prism.service import well_formed
 from services.grader.grading import Kind, Status
-
-
-def well_formed(value: Any) -> Any:
-    """A text with each lone surrogate, which JSON can smuggle in but UTF-8 cannot hold, replaced by U+FFFD."""
-    if isinstance(value, str) and not value.isascii():
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return value
-
 
 Text = Annotated[str, BeforeValidator(well_formed)]
 

@@ -1,0 +1,5 @@
+"""``python -m prism``."""
+
+from prism.cli import main
+
+main()

@@ -1,0 +1,112 @@
+"""The lines a run writes, as they stand in its files. Unknown fields are ignored, what is not finite is no data."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def finite_or_none(value: Any) -> Any:
+    """NaN and infinity say that there was no figure."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Figure = Annotated[float | None, BeforeValidator(finite_or_none)]
+Kind = Literal["sft", "align", "rlvr"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class LevelResult(Record):
+    """Held-out figures of one level of difficulty."""
+
+    questions: int
+    accuracy: Figure = None
+    caption_f1: Figure = None
+
+
+class Evaluation(Record):
+    """The held-out questions, asked after a stage."""
+
+    stage: str
+    kind: Kind
+    policy_version: int
+    questions: int
+    judged: int
+    """Questions with a verdict: what ``accuracy`` is over."""
+    accuracy: Figure = None
+    accuracy_stderr: Figure = None
+    format_rate: Figure = None
+    caption_f1: Figure = None
+    response_tokens: Figure = None
+    by_level: dict[str, LevelResult] = {}
+    seconds: Figure = None
+
+
+class Score(Record):
+    expert: str
+    version: int | None = None
+    status: str
+    value: Figure = None
+    detail: str | None = None
+
+
+class Verdict(Record):
+    status: str
+    accuracy: Figure = None
+    format: Figure = None
+    reward: Figure = None
+    extracted: str | None = None
+    detail: str | None = None
+
+
+class Sample(Record):
+    """One held-out prompt answered after a stage."""
+
+    stage: str
+    prompt_id: str
+    images: list[str] = []
+    question: str
+    gold: str | None = None
+    teacher: str | None = None
+    response: str
+    policy_version: int | None = None
+    scores: list[Score] = []
+    teacher_scores: list[Score] = []
+    verdict: Verdict | None = None
+
+
+class StageResult(Record):
+    """``stages/<name>/stage.json``: written when the stage is finished."""
+
+    kind: Kind | None = None
+    version: int
+    steps: int
+    seconds: Figure = None
+
+
+class Step(Record):
+    """One line of ``metrics.jsonl``; what is a number beside these is a figure."""
+
+    stage: str
+    step: int = Field(ge=1)
+    time: Figure = None
+    attempt: int | None = None
+    warmup: bool = False
+    figures: dict[str, Figure] = {}
+
+    @classmethod
+    def read(cls, line: dict[str, Any]) -> "Step":
+        named = {key: value for key, value in line.items() if key in cls.model_fields and key != "figures"}
+        figures = {
+            key: finite_or_none(value)
+            for key, value in line.items()
+            if key not in cls.model_fields and (value is None or _is_number(value))
+        }
+        return cls.model_validate({**named, "figures": figures})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,142 @@
+"""``prism run``: prepare, then each stage in turn over live services, measured after each; goes on where it stopped.
+
+Stages train in processes of their own, so that one which dies takes nothing with it. (No torch here.)
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prism.config import RunConfig, SftConfig, save_resolved
+from prism.endpoints import load_endpoints
+from prism.errors import ConfigError, ServiceError
+from prism.stack import Stack
+from trainer.evaluate import evaluate, evaluated_stages, print_figures
+from trainer.publish import open_publisher
+from trainer.result import next_attempt, stage_folder, stage_result, start_of
+
+# What may change between two starts of one run: nothing that the results depend on.
+FREE_KEYS = ("stack", "push", "evaluate", "threads", "keep_checkpoints", "runs_dir")
+
+
+def run(config: RunConfig, config_file: Path, overrides: list[str], console: Console) -> None:
+    """Bring the run to its end. Raises PrismError with what to do; the same call then resumes."""
+    refuse_changed(config)
+    save_resolved(config)
+    prepare(config, console)
+    command = [sys.executable, "-m", "prism", "train"]
+    options = ["--config", str(config_file), *(part for o in overrides for part in ("--set", o))]
+    for name, stage in config.stages.items():
+        if stage_result(config, name) or not isinstance(stage, SftConfig):
+            break
+        console.print(f"[bold]{name}[/]: supervised fine-tuning, {stage.steps} steps of {stage.batch}")
+        _train([*command, name, *options], name, None, console)
+    pending = [n for n in config.stages if not stage_result(config, n) or n not in evaluated_stages(config.run_dir)]
+    if not pending:
+        return
+    with Stack(config, served_model(config), console) as stack:
+        for name, stage in config.stages.items():
+            if not stage_result(config, name):
+                console.print(f"[bold]{name}[/]: {_describe(stage)}")
+                _train([*command, name, *options], name, stack, console)
+            if name not in evaluated_stages(config.run_dir):
+                result = stage_result(config, name)
+                assert result
+                _serve(config, name, result["version"])
+                print_figures(console, evaluate(config, name, stage.kind, result["version"]))
+
+
+def prepare(config: RunConfig, console: Console) -> None:
+    """Run the configuration's own script, which makes model and data. Raises ConfigError if it fails."""
+    if config.prepare is None:
+        return
+    if not config.prepare.script.is_file():
+        raise ConfigError(
+            f"prepare.script: {config.prepare.script} does not exist; run from the folder it is named from"
+        )
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in config.prepare.options.items()]
+    command = [sys.executable, str(config.prepare.script), "--out", str(config.run_dir), "--seed", str(config.seed)]
+    began = time.monotonic()
+    if subprocess.run([*command, *options], check=False).returncode:
+        raise ConfigError(f"{config.prepare.script} failed; its message stands above")
+    console.print(f"data and model in {config.run_dir} ({time.monotonic() - began:.0f} s)")
+
+
+def refuse_changed(config: RunConfig) -> None:
+    """Raises ConfigError if the run's folder holds results of other settings."""
+    file = config.run_dir / "config.json"
+    if not file.is_file():
+        return
+    before, now = json.loads(file.read_text()), config.model_dump(mode="json")
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    for key in FREE_KEYS:
+        if key in changed:
+            changed.remove(key)
+    if changed and ((config.run_dir / "stages").exists() or (config.run_dir / "checkpoints").exists()):
+        raise ConfigError(
+            f"{config.run_dir} was begun with other settings ({', '.join(changed)}): use another name with "
+            "--set name=..., or start over with --fresh"
+        )
+
+
+def start_over(config: RunConfig) -> None:
+    shutil.rmtree(config.run_dir, ignore_errors=True)
+
+
+def _describe(stage: Any) -> str:
+    if isinstance(stage, SftConfig):
+        return f"supervised fine-tuning, {stage.steps} steps of {stage.batch}"
+    batch = f"{stage.rollouts.prompts} prompts × {stage.rollouts.n}"
+    if stage.kind == "align":
+        return f"adversarial alignment, {stage.warmup_steps} warm-up + {stage.steps} steps of {batch}"
+    return f"verifiable rewards with {stage.loss.upper()}, {stage.steps} steps of {batch}"
+
+
+def served_model(config: RunConfig) -> Path:
+    """The folder services start from: the result of the first stage, whose architecture is everyone's."""
+    first = next(iter(config.stages))
+    folder = stage_folder(config, first) if stage_result(config, first) else Path(start_of(config, first))
+    if not folder.is_dir():
+        raise ConfigError(f"model: {folder} is no folder; download a hub model first: hf download {folder}")
+    return folder
+
+
+def _train(command: list[str], name: str, stack: Stack | None, console: Console) -> None:
+    """Train one stage in a process of its own, and end it should a service die. Raises ServiceError."""
+    environment = os.environ | (stack.environment() if stack else {})
+    process = subprocess.Popen(command, env=environment)
+    try:
+        while process.poll() is None:
+            if stack:
+                stack.check()
+            time.sleep(0.5)
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+    if process.returncode:
+        raise ServiceError(
+            f"stage {name} ended with status {process.returncode}; the same command goes on from its last checkpoint"
+        )
+
+
+def _serve(config: RunConfig, name: str, version: int) -> None:
+    """Give a finished stage's weights to the policy server, whatever it serves now."""
+    folder = stage_folder(config, name)
+
+    def write(target: Path) -> None:
+        for file in [*folder.glob("*.safetensors*"), folder / "config.json"]:
+            shutil.copyfile(file, target / file.name)
+
+    endpoints = load_endpoints(config.run_dir / "stack.json")
+    open_publisher(config, endpoints, "policy", next_attempt(config.run_dir)).push(version, write)

@@ -1,0 +1,36 @@
+"""``prism train``: one stage, from the result of the stage before it to a result of its own."""
+
+import torch
+
+from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig
+from prism.errors import ConfigError
+from trainer import align, rlvr, sft
+from trainer.result import finish_stage, stage_result, start_of
+
+
+def train_stage(config: RunConfig, which: str) -> None:
+    """``which`` is a stage's name, or its kind where only one has it. Raises ConfigError if it cannot be trained."""
+    name = _name(config, which)
+    names = list(config.stages)
+    before = names[: names.index(name)]
+    if before and not stage_result(config, before[-1]):
+        raise ConfigError(f"stage {name} starts from the result of {before[-1]}, which is not there: train that first")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    stage, start = config.stages[name], start_of(config, name)
+    match stage:
+        case SftConfig():
+            finish_stage(config, name, stage.kind, lambda folder: sft.train(config, name, stage, start, folder))
+        case AlignConfig():
+            finish_stage(config, name, stage.kind, lambda folder: align.train(config, name, stage, start, folder))
+        case RlvrConfig():
+            finish_stage(config, name, stage.kind, lambda folder: rlvr.train(config, name, stage, start, folder))
+
+
+def _name(config: RunConfig, which: str) -> str:
+    if which in config.stages:
+        return which
+    of_kind = [name for name, stage in config.stages.items() if stage.kind == which]
+    if len(of_kind) != 1:
+        raise ConfigError(f"no stage {which!r}: the configuration has {', '.join(config.stages)}")
+    return of_kind[0]
