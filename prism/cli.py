@@ -32,6 +32,7 @@ Overrides = Annotated[
 Fresh = Annotated[bool, typer.Option("--fresh", help="delete what the run has so far and start over")]
 
 DEMO = Path("configs/demo.toml")
+DEMO_COMPARE = Path("configs/demo-compare.toml")
 
 
 @serve.command("policy")
@@ -98,7 +99,7 @@ def demo(
     if compare:
         from trainer.compare import compare_arms
 
-        compare_arms(DEMO, overrides or [], Console(highlight=False), fresh=fresh)
+        compare_arms(DEMO_COMPARE, overrides or [], Console(highlight=False), fresh=fresh)
         return
     _run(load_config(DEMO, overrides), DEMO, overrides or [], fresh)
 

@@ -115,6 +115,7 @@ async def refuse(_: Request, error: Exception) -> JSONResponse:
 def serve(app: FastAPI, settings: ServiceSettings) -> None:
     """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line for each request otherwise
     uvicorn.run(
         app,
         host=settings.host,

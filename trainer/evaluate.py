@@ -27,13 +27,22 @@ SHOWN = 12  # questions whose responses are kept with the experts' scores, the s
 
 
 def evaluate(
-    config: RunConfig, stage: str, kind: str, version: int, *, temperature: float = 0.0, data: str | None = None
+    config: RunConfig,
+    stage: str,
+    kind: str,
+    version: int,
+    *,
+    temperature: float = 0.0,
+    data: str | None = None,
+    questions: int | None = None,
 ) -> dict[str, Any]:
     """Ask every held-out question once and record the figures and the first responses of ``stage``.
 
+    With ``data``, another split than the configuration's, the figures are returned alone.
     Raises ServiceError unless one policy version, ``version``, gave all the responses.
     """
-    settings = config.evaluate if data is None else config.evaluate.model_copy(update={"data": data})
+    other = {"data": data or config.evaluate.data, "questions": questions or config.evaluate.questions}
+    settings = config.evaluate.model_copy(update=other)
     started = time.perf_counter()
     groups = asyncio.run(_ask(config, settings, version, temperature))
     versions = {group.policy_version for group in groups}

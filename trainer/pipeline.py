@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,17 @@ from trainer.result import next_attempt, stage_folder, stage_result, start_of
 FREE_KEYS = ("stack", "push", "evaluate", "threads", "keep_checkpoints", "runs_dir")
 
 
-def run(config: RunConfig, config_file: Path, overrides: list[str], console: Console) -> None:
-    """Bring the run to its end. Raises PrismError with what to do; the same call then resumes."""
+def run(
+    config: RunConfig,
+    config_file: Path,
+    overrides: list[str],
+    console: Console,
+    at_end: Callable[[], None] | None = None,
+) -> None:
+    """Bring the run to its end; ``at_end`` is called while the services still run.
+
+    Raises PrismError with what to do; the same call then resumes.
+    """
     refuse_changed(config)
     save_resolved(config)
     prepare(config, console)
@@ -39,7 +49,7 @@ def run(config: RunConfig, config_file: Path, overrides: list[str], console: Con
         console.print(f"[bold]{name}[/]: supervised fine-tuning, {stage.steps} steps of {stage.batch}")
         _train([*command, name, *options], name, None, console)
     pending = [n for n in config.stages if not stage_result(config, n) or n not in evaluated_stages(config.run_dir)]
-    if not pending:
+    if not pending and at_end is None:
         return
     with Stack(config, served_model(config), console) as stack:
         for name, stage in config.stages.items():
@@ -51,6 +61,8 @@ def run(config: RunConfig, config_file: Path, overrides: list[str], console: Con
                 assert result
                 _serve(config, name, result["version"])
                 print_figures(console, evaluate(config, name, stage.kind, result["version"]))
+        if at_end:
+            at_end()
 
 
 def prepare(config: RunConfig, console: Console) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from prism.blobs import BlobStore
+from prism.clients import openai_message
 from prism.data import open_image
 from prism.inputs import InputBuilder
 from prism.v1 import rollout_pb2 as pb

@@ -1,6 +1,9 @@
 """The worker inside an HTTP service that only says how it is."""
 
 import asyncio
+import logging
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -11,6 +14,8 @@ from prism.service import create_app as create_service
 from services.rollouts.settings import RolloutSettings
 from services.rollouts.worker import Worker
 
+log = logging.getLogger("prism.rollouts")
+
 
 def create_app(settings: RolloutSettings, endpoints: Endpoints) -> FastAPI:
     worker = Worker(settings, endpoints)
@@ -20,6 +25,7 @@ def create_app(settings: RolloutSettings, endpoints: Endpoints) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         nonlocal task
         task = asyncio.create_task(worker.run())
+        task.add_done_callback(_end_process)
         yield
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -31,3 +37,10 @@ def create_app(settings: RolloutSettings, endpoints: Endpoints) -> FastAPI:
         return worker.problem
 
     return create_service("PRISM rollout worker", settings, not_ready=not_ready, lifespan=lifespan)
+
+
+def _end_process(task: asyncio.Task[None]) -> None:
+    """A worker that died takes its process along: whoever watches over it starts another."""
+    if not task.cancelled() and task.exception():
+        log.error("the worker has died", exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
