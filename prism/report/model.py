@@ -30,7 +30,7 @@ class StageReport(Strict):
     """What the stage took, as it says itself: after a resume, the last attempt's."""
     step_seconds: Figure
     """The sum over its surviving steps."""
-    attempts: int
+    attempts: list[int]
     superseded_steps: int
     evaluation: Evaluation | None
     format_rate_stderr: Figure
@@ -103,7 +103,7 @@ def _stage(stage: StageData) -> StageReport:
         policy_version=result.version if result else (evaluation.policy_version if evaluation else None),
         seconds=result.seconds if result else None,
         step_seconds=total(values([stage], "step_seconds")) or total(values([stage], "update_seconds")),
-        attempts=len({step.attempt for step in stage.steps}) or 0,
+        attempts=stage.attempts,
         superseded_steps=stage.superseded,
         evaluation=evaluation,
         format_rate_stderr=_binomial(evaluation.format_rate, evaluation.questions) if evaluation else None,

@@ -27,6 +27,8 @@ class StageData:
     evaluation: Evaluation | None = None
     steps: list[Step] = field(default_factory=list)
     """Surviving steps, in order."""
+    attempts: list[int] = field(default_factory=list)
+    """Of the run, that worked on this stage."""
     superseded: int = 0
     """Lines of steps that were done again after a resume."""
 
@@ -147,8 +149,10 @@ def _stage(
     evaluation = next((e for e in reversed(evaluations) if e.stage == name), None)
     kind = planned.get("kind") or (result and result.kind) or (evaluation and evaluation.kind) or _guess(steps)
     wanted = [planned.get("steps"), planned.get("warmup_steps", 0) if kind == "align" else 0]
-    total = sum(wanted) if all(isinstance(count, int) for count in wanted) else None  # type: ignore[arg-type]
-    return StageData(name, str(kind), total, result, evaluation, steps, len(lines) - len(steps))
+    counts = [count for count in wanted if isinstance(count, int)]
+    total = sum(counts) if len(counts) == len(wanted) else None
+    attempts = sorted({line.attempt for line in lines if line.attempt is not None})
+    return StageData(name, str(kind), total, result, evaluation, steps, attempts, len(lines) - len(steps))
 
 
 def _guess(steps: Sequence[Step]) -> str:

@@ -9,7 +9,7 @@ def surviving(lines: Sequence[Step]) -> list[Step]:
     """The steps of one stage that led to its weights, in order; ``lines`` are its lines in the order of the file.
 
     A resumed attempt goes on from a checkpoint, so what earlier attempts did from its first step on was thrown away.
-    Lines without an attempt (SFT) are told apart by the step counting back. Within an attempt a step's last line counts.
+    Lines without an attempt (SFT's) tell a resume by counting back. Within an attempt a step's last line counts.
     """
     kept: dict[int, Step] = {}
     attempt = previous = None

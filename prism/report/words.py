@@ -1,5 +1,6 @@
 """What happened, in plain words made from the numbers alone, whichever way they went."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ def headline(stages: Sequence[StageData], totals: Totals) -> Words:
     sentences: list[str] = []
     if evaluated:
         sentences.append(_first(called(evaluated[0][0], stages), evaluated[0][1]))
-    for (_, before), (stage, after) in zip(evaluated, evaluated[1:], strict=False):
+    for (_, before), (stage, after) in itertools.pairwise(evaluated):
         sentences.append(_change(called(stage, stages), before, after))
     sentences += [said for stage in stages if (said := _gaps(stage))]
     sentences += _platform(totals)
@@ -62,20 +63,18 @@ def beyond_noise(before: Evaluation, after: Evaluation) -> bool | None:
     """Whether accuracies differ by more than two standard errors of the difference; None where these are unknown."""
     if None in (before.accuracy, after.accuracy, before.accuracy_stderr, after.accuracy_stderr):
         return None
-    assert before.accuracy is not None and after.accuracy is not None
     error = math.hypot(before.accuracy_stderr or 0.0, after.accuracy_stderr or 0.0)
-    return abs(after.accuracy - before.accuracy) > 2 * error
+    return abs((after.accuracy or 0.0) - (before.accuracy or 0.0)) > 2 * error
 
 
 def _title(evaluations: Sequence[Evaluation], first: str) -> str:
-    known = [e for e in evaluations if e.accuracy is not None]
+    known = [(e, e.accuracy) for e in evaluations if e.accuracy is not None]
     if not known:
         return "No held-out accuracy has been measured yet"
-    old, new = known[0].accuracy, known[-1].accuracy
-    assert old is not None and new is not None
+    (before, old), (after, new) = known[0], known[-1]
     if len(known) == 1:
         return f"{percent(new)} of held-out questions answered correctly after {_lower(first)}"
-    if beyond_noise(known[0], known[-1]) is False:
+    if beyond_noise(before, after) is False:
         return f"Held-out accuracy stayed within the noise: {percent(old)} first, {percent(new)} last"
     if percent(old) == percent(new):
         return f"Held-out accuracy stayed at {percent(new)}"

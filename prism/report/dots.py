@@ -1,0 +1,47 @@
+"""One small chart a metric: every seed of every arm a dot, the mean a bar."""
+
+from dataclasses import dataclass
+
+import matplotlib as mpl
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from prism.report.arms import METRICS, Comparison
+from prism.report.charts import INK, MUTED, RULE, SERIES, STYLE, WIDTH, new_figure, to_svg
+from prism.report.words import percent
+
+
+@dataclass(frozen=True)
+class DotChart:
+    title: str
+    svg: str
+
+
+def draw_dots(comparison: Comparison) -> list[DotChart]:
+    charts: list[DotChart] = []
+    for metric in METRICS:
+        rows = [(arm.name, arm.metrics[metric.key]) for arm in comparison.arms]
+        if all(summary.mean is None for _, summary in rows):
+            continue
+        title = metric.name[:1].upper() + metric.name[1:]
+        with mpl.rc_context({**STYLE, "svg.hashsalt": metric.key}):
+            figure, axes = new_figure(WIDTH, 44 + 36 * len(rows))
+            axes.grid(visible=False)
+            axes.grid(axis="x", color=RULE, linewidth=0.8)
+            for i, (_, summary) in enumerate(rows):
+                known = [value for value in summary.values if value is not None]
+                axes.plot(known, [i] * len(known), "o", color=SERIES["policy"], markersize=7, alpha=0.55, mew=0)
+                if summary.mean is not None:
+                    axes.plot([summary.mean] * 2, [i - 0.26, i + 0.26], color=INK, linewidth=2)
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.set_yticks(range(len(rows)), [_short(name) for name, _ in rows], color=INK, parse_math=False)
+            axes.margins(x=0.08)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g} %"))
+            axes.tick_params(axis="x", colors=MUTED)
+            said = "; ".join(f"{name} {percent(summary.mean)}" for name, summary in rows)
+            charts.append(DotChart(title, to_svg(figure, f"{title} by arm and seed: {said}")))
+    return charts
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 26 else name[:25] + "…"

@@ -1,0 +1,169 @@
+"""Which curves the page shows, each said in a line: the story of a run as small multiples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prism.report.charts import Line, Plot, Span, draw
+from prism.report.model import Curve, Report
+
+
+@dataclass(frozen=True)
+class Series:
+    figure: str
+    label: str
+    colour: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    key: str
+    title: str
+    text: str
+    series: tuple[Series, ...]
+    unit: str = ""
+    zero: bool = False
+    top: float | None = None
+    kinds: tuple[str, ...] = ("align", "rlvr")
+    bounded: bool = False
+
+
+def _both(figure: str) -> tuple[Series, ...]:
+    """The same figure of both experts."""
+    return (
+        Series(f"perception_{figure}", "perception", "perception"),
+        Series(f"reasoning_{figure}", "reasoning", "reasoning"),
+    )
+
+
+def _served(expert: str) -> tuple[Series, ...]:
+    return (
+        Series(f"served_{expert}_teacher_score", "teacher", "teacher"),
+        Series(f"served_{expert}_score", "policy", "policy"),
+    )
+
+
+PANELS = (
+    Panel("loss", "SFT loss", "Mean negative log-likelihood of a response token.",
+          (Series("loss", "loss", "policy"),), zero=True, kinds=("sft",)),
+    Panel("reward", "Reward and accuracy", "Of sampled responses to training prompts, as the grader saw them.",
+          (Series("reward", "reward", "perception"), Series("accuracy", "accuracy", "policy")), zero=True),
+    Panel("caption", "Caption F1 and format", "Of sampled responses; F1 against the teacher's caption.",
+          (Series("caption_f1", "caption F1", "perception"), Series("format_rate", "format", "teacher")),
+          unit="%", top=1.0),
+    Panel("perception", "Perception expert: served scores", "What the policy was rewarded with, beside the teacher's.",
+          _served("perception")),
+    Panel("reasoning", "Reasoning expert: served scores", "What the policy was rewarded with, beside the teacher's.",
+          _served("reasoning")),
+    Panel("gap", "Score gap", "Teacher minus policy, before each expert update.", _both("gap"), zero=True),
+    Panel("pairs", "Pair accuracy", "Pairs in which the expert prefers the teacher; 50 % is a coin.",
+          _both("pair_accuracy"), unit="%", top=1.0),
+    Panel("correlation", "Score and length", "Correlation of score and tokens: near ±1 an expert counts tokens.",
+          _both("length_correlation")),
+    Panel("tokens", "Response length", "Mean tokens of a sampled response.",
+          (Series("response_tokens", "tokens", "policy"),), zero=True),
+    Panel("staleness", "Staleness", "Policy versions that rollouts were behind the learner.",
+          (Series("staleness_mean", "mean", "policy"), Series("staleness_max", "largest", "teacher", dashed=True)),
+          zero=True, top=1.0),
+    Panel("mismatch", "Sampler–learner mismatch", "Mean absolute logprob difference, log axis; dashed: the bound.",
+          (Series("logprob_mismatch", "mismatch", "policy"),), unit="log", bounded=True),
+    Panel("push", "Weight push, seconds", "A push from first byte to answer, and how long generation stood still.",
+          (Series("sync_total_seconds", "whole push", "teacher"), Series("sync_paused_seconds", "paused", "policy")),
+          zero=True),
+    Panel("idle", "Idle share of the learner", "Part of a step spent waiting for rollouts.",
+          (Series("idle_share", "idle", "policy"),), unit="%", zero=True, top=1.0),
+    Panel("time", "Step, seconds", "A learner step, and the policy update within it.",
+          (Series("step_seconds", "step", "teacher"), Series("policy_update_seconds", "policy update", "policy")),
+          zero=True),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Key:
+    """A legend entry, with where its curve ended."""
+
+    label: str
+    colour: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    key: str
+    title: str
+    text: str
+    keys: list[Key]
+    svg: str
+
+
+def draw_panels(report: Report) -> tuple[list[Chart], list[str]]:
+    """The charts with data, and the titles of those without."""
+    charts: list[Chart] = []
+    empty: list[str] = []
+    for panel in PANELS:
+        stages = [
+            (stage.name, report.curves[stage.name])
+            for stage in report.stages
+            if stage.kind in panel.kinds and stage.name in report.curves
+        ]
+        used = [(name, curve) for name, curve in stages if any(_known(curve, series) for series in panel.series)]
+        bound = report.totals.logprob_mismatch_bound if panel.bounded else None
+        lines, spans = _lines(panel, used)
+        if panel.unit == "log":
+            lines = [Line(k.label, k.colour, k.x, [v if v else None for v in k.y], k.dashed) for k in lines]
+        if not any(line.last is not None for line in lines):
+            empty.append(panel.title)
+            continue
+        x_label = "SFT step" if panel.kinds == ("sft",) else "step"
+        plot = Plot(lines, spans, panel.unit, bound, panel.zero, panel.top, x_label, f"{panel.title}. {panel.text}")
+        keys = [Key(k.label, k.colour, _last(k.last, panel.unit)) for k in lines]
+        charts.append(Chart(panel.key, panel.title, panel.text, keys, draw(plot, panel.key)))
+    return charts, empty
+
+
+def _values(curve: Curve, figure: str) -> list[float | None]:
+    """A recorded figure, or one that is the quotient of two."""
+    nothing: list[float | None] = [None] * len(curve.steps)
+    if figure != "idle_share":
+        return curve.figures.get(figure, nothing)
+    waits, steps = curve.figures.get("wait_seconds", nothing), curve.figures.get("step_seconds", nothing)
+    return [wait / step if wait is not None and step else None for wait, step in zip(waits, steps, strict=True)]
+
+
+def _known(curve: Curve, series: Series) -> bool:
+    return any(value is not None for value in _values(curve, series.figure))
+
+
+def _lines(panel: Panel, stages: Sequence[tuple[str, Curve]]) -> tuple[list[Line], list[Span]]:
+    """The stages one behind the other; a step that is not recorded is a gap, as is the boundary between stages."""
+    spans: list[Span] = []
+    lines = [Line(s.label, s.colour, [], [], s.dashed) for s in panel.series]
+    offset = 0
+    for name, curve in stages:
+        length = curve.steps[-1]
+        for line, series in zip(lines, panel.series, strict=True):
+            before = -1
+            for step, value in zip(curve.steps, _values(curve, series.figure), strict=True):
+                if step != before + 1 and line.x:
+                    line.x.append(offset + step - 0.5)
+                    line.y.append(None)
+                line.x.append(float(offset + step))
+                line.y.append(value)
+                before = step
+        warm = curve.warmup_steps
+        if warm:
+            spans.append(Span("warm-up", offset, offset + warm, shaded=True))
+        if length > warm:
+            spans.append(Span(name, offset + warm, offset + length))
+        offset += length
+    return lines, spans
+
+
+def _last(value: float | None, unit: str) -> str:
+    if value is None:
+        return "no data"
+    if unit == "%":
+        return f"{100 * value:.1f}\u00a0%"
+    if unit == "log" or (value and abs(value) < 0.01):
+        return f"{value:.1e}"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"

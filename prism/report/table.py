@@ -1,0 +1,73 @@
+"""The report's tables at the terminal."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from prism.report.arms import METRICS, Comparison, Summary
+from prism.report.model import Report, StageReport
+from prism.report.words import KINDS, percent, seconds
+
+
+def print_table(report: Report, console: Console) -> None:
+    """Held-out figures after each stage, and what happened."""
+    table = Table(title=f"Run {escape(report.name)}: held-out, after each stage", title_justify="left")
+    for name in ("stage", "kind"):
+        table.add_column(name)
+    for name in ("version", "n", "accuracy", "format", "caption F1", "tokens", "training", "evaluation"):
+        table.add_column(name, justify="right")
+    for stage in report.stages:
+        table.add_row(escape(stage.name), KINDS.get(stage.kind, escape(stage.kind)), *_row(stage))
+    console.print(table)
+    console.print(escape(report.headline), style="bold", highlight=False)
+    for sentence in report.sentences:
+        console.print(escape(sentence), highlight=False)
+    for warning in (*report.warnings, *report.problems):
+        console.print(escape(warning), style="yellow", highlight=False)
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Every arm's means and spreads, and the conclusion."""
+    split = f"{escape(comparison.split)} split, {comparison.questions} questions"
+    table = Table(title=f"Arms compared on the {split}: mean (least … most over seeds, std)", title_justify="left")
+    table.add_column("arm")
+    table.add_column("seeds", justify="right")
+    for metric in METRICS:
+        table.add_column(metric.short, justify="right")
+    for name in ("policy steps", "teacher texts", "wall time"):
+        table.add_column(name, justify="right")
+    for arm in comparison.arms:
+        cells = [_spread(arm.metrics[metric.key]) for metric in METRICS]
+        plain = [f"{arm.policy_steps:g}", f"{arm.teacher_texts:g}", seconds(arm.seconds.mean or 0.0)]
+        table.add_row(escape(arm.name), str(arm.seeds), *cells, *plain)
+    console.print(table)
+    for sentence in comparison.conclusion:
+        console.print(escape(sentence), highlight=False)
+    for problem in comparison.problems:
+        console.print(escape(problem), style="yellow", highlight=False)
+
+
+def _row(stage: StageReport) -> list[str]:
+    e = stage.evaluation
+    version = "" if stage.policy_version is None else str(stage.policy_version)
+    took = seconds(stage.seconds) if stage.seconds is not None else "not finished"
+    if e is None:
+        return [version, "", "not evaluated", "", "", "", took, ""]
+    judged = str(e.judged) if e.judged == e.questions else f"{e.judged} of {e.questions}"
+    error = f" ± {100 * e.accuracy_stderr:.1f}" if e.accuracy_stderr is not None else ""
+    tokens = f"{e.response_tokens:.1f}" if e.response_tokens is not None else "no data"
+    evaluation = seconds(e.seconds) if e.seconds is not None else ""
+    return [
+        version, judged, percent(e.accuracy) + error, percent(e.format_rate), percent(e.caption_f1), tokens, took,
+        evaluation,
+    ]  # fmt: skip
+
+
+def _spread(summary: Summary) -> str:
+    if summary.mean is None:
+        return "no data"
+    if summary.std is None or summary.low is None or summary.high is None:
+        return percent(summary.mean)
+    return (
+        f"{percent(summary.mean)}\n[dim]{100 * summary.low:.1f} … {100 * summary.high:.1f}, {100 * summary.std:.1f}[/]"
+    )

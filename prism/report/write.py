@@ -1,0 +1,78 @@
+"""The files: ``report.json`` and ``report.html``, ``comparison.html``. Written whole or not at all."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from prism.report.arms import METRICS, Comparison, load_comparison
+from prism.report.dots import draw_dots
+from prism.report.model import Report, build_report
+from prism.report.panels import draw_panels
+from prism.report.reading import read_run
+from prism.report.rollouts import rollouts
+from prism.report.words import KINDS, called, percent, seconds
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(run_dir: Path) -> Report:
+    """Write ``run_dir/report.json`` and ``run_dir/report.html``. Raises DataError when the folder is no run."""
+    run = read_run(run_dir)
+    report = build_report(run)
+    charts, empty = draw_panels(report)
+    page = _render(
+        "report.html",
+        report=report,
+        kinds={stage.name: called(stage, run.stages) for stage in run.stages},
+        charts=charts,
+        empty=empty,
+        rollouts=rollouts(run, report.rollouts),
+        levels=levels(report),
+        started=_clock(report.started),
+    )
+    _write(run_dir / "report.json", report.model_dump_json(indent=1) + "\n")
+    _write(run_dir / "report.html", page)
+    return report
+
+
+def write_comparison(root: Path) -> Comparison:
+    """Write ``root/comparison.html`` from ``root/comparison.json``. Raises DataError when that cannot be used."""
+    comparison = load_comparison(root)
+    page = _render("comparison.html", comparison=comparison, metrics=METRICS, charts=draw_dots(comparison))
+    _write(root / "comparison.html", page)
+    return comparison
+
+
+def levels(report: Report) -> list[str]:
+    """Levels of difficulty that any evaluation knows, numbers in their order."""
+    names = {level for stage in report.stages if stage.evaluation for level in stage.evaluation.by_level}
+    return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+
+
+def _render(template: str, **values: Any) -> str:
+    # Whatever a model wrote is escaped: autoescape is on for every template and no template switches it off. The
+    # charts alone are markup, and hold no text but their own.
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"percent": percent, "seconds": seconds}
+    environment.globals |= {"kind_names": KINDS}
+    return environment.get_template(template).render(**values)
+
+
+def _clock(time: float | None) -> str:
+    if time is None:
+        return ""
+    try:
+        return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, ValueError, OSError):
+        return ""
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
