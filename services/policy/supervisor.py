@@ -31,6 +31,9 @@ class Failed(Exception):
 class Supervisor:
     """Runs ``argv`` until SIGTERM or SIGINT. Times are in seconds; see PolicySettings."""
 
+    backoff = 1.0  # before the first restart, doubled for each that fails
+    grace = 1.0  # for what outlives the server on purpose
+
     def __init__(self, settings: PolicySettings, argv: Sequence[str], environment: Mapping[str, str]) -> None:
         self.settings, self.argv, self.environment = settings, argv, environment
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "") else settings.host  # noqa: S104  (compared, not bound)
@@ -47,8 +50,7 @@ class Supervisor:
         failures = 0
         while not self._stop.is_set():
             refuse_port_in_use(self.settings)
-            process = await self._spawn()
-            log = asyncio.create_task(self._stream(process))
+            process, log = await self._spawn()
             lived = Lifetime()
             try:
                 await self._unless_stopped(self._watch(process, lived))
@@ -58,6 +60,7 @@ class Supervisor:
             finally:
                 await self._end(process)
                 await asyncio.wait([log], timeout=1)
+                log.cancel()
             failures = 1 if lived.ready_for() > self.settings.quick_failure_seconds else failures + 1
             logger.error("policy server: %s (failure %d in a row)", reason, failures)
             if failures >= self.settings.max_quick_failures:
@@ -66,9 +69,12 @@ class Supervisor:
                     + self.tail.decode(errors="replace")
                 )
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), min(2.0 ** (failures - 1), MAX_BACKOFF))
+                await asyncio.wait_for(self._stop.wait(), min(self.backoff * 2.0 ** (failures - 1), MAX_BACKOFF))
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self) -> tuple[asyncio.subprocess.Process, asyncio.Task[None]]:
+        """The server, and the task that passes its log on."""
+        # A pipe of our own: asyncio's would keep wait() from returning until the server's children are gone too.
+        reading, writing = os.pipe()
         # A session of its own: one signal reaches all that it starts, and a terminal's Ctrl-C comes to us alone.
         # Called on the main thread, whose end is what the child's parent-death signal waits for.
         process = await asyncio.create_subprocess_exec(
@@ -76,31 +82,40 @@ class Supervisor:
             env=dict(self.environment),
             cwd=self.settings.state_dir,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stdout=writing,
+            stderr=writing,
             start_new_session=True,
         )
+        os.close(writing)
         logger.info("policy server started, process %d", process.pid)
-        return process
+        return process, asyncio.create_task(self._pass_on(reading))
 
-    async def _stream(self, process: asyncio.subprocess.Process) -> None:
-        """Pass the server's log on to ours, and remember its end."""
-        assert process.stdout is not None
-        while chunk := await process.stdout.read(65536):
-            self.tail = (self.tail + chunk)[-TAIL_BYTES:]
-            sys.stderr.buffer.write(chunk)
-            sys.stderr.buffer.flush()
+    async def _pass_on(self, reading: int) -> None:
+        """Copy the server's log to ours, and remember its end."""
+        loop, reader = asyncio.get_running_loop(), asyncio.StreamReader()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb")
+        )
+        try:
+            while chunk := await reader.read(65536):
+                self.tail = (self.tail + chunk)[-TAIL_BYTES:]
+                sys.stderr.buffer.write(chunk)
+                sys.stderr.buffer.flush()
+        finally:
+            transport.close()
 
     async def _unless_stopped(self, watching: Coroutine[Any, Any, None]) -> None:
         """Wait for the watch to fail or for the signal to stop, whichever is first."""
         watch = asyncio.create_task(watching)
         stop = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([watch, stop], return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if not self._stop.is_set():
-            await watch
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
+        try:
+            await asyncio.wait([watch, stop], return_when=asyncio.FIRST_COMPLETED)
+            if not self._stop.is_set():
+                await watch
+        finally:
+            stop.cancel()
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
 
     async def _watch(self, process: asyncio.subprocess.Process, lived: "Lifetime") -> None:
         """Raises Failed when the server is dead, hung or broken; never returns."""
@@ -182,10 +197,9 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), self.settings.stop_deadline)
         with contextlib.suppress(ProcessLookupError):
-            for _ in range(20):  # its resource tracker outlives it for a moment, to unlink shared memory
+            end = time.monotonic() + (0 if process.returncode is None else self.grace)
+            while time.monotonic() < end:  # its resource tracker unlinks shared memory, then ends too
                 os.killpg(process.pid, 0)
-                if process.returncode is None:
-                    break
                 await asyncio.sleep(0.05)
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
