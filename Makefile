@@ -1,0 +1,43 @@
+# Every target sets up what it needs first: `make demo` and `make test` work right after `git clone`.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo compare test lint format bench protobuf openapi clean
+PY := .venv/bin/python
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install everything into .venv: PRISM, its services on a CPU, and what the tests need
+	@scripts/setup dev
+
+demo: ## the whole of PRISM on this machine's CPU: SFT, alignment, RLVR over live services, and a report
+	@scripts/setup demo
+	@.venv/bin/prism demo $(ARGS)
+
+compare: ## the demo beside its baseline and its control, over several seeds, in one table
+	@scripts/setup demo
+	@.venv/bin/prism demo --compare $(ARGS)
+
+test: lint ## lint, types, then all tests (make test ARGS=tests/unit for some)
+	$(PY) -m pytest $(ARGS)
+
+lint: setup ## ruff and pyright
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
+
+format: setup ## format the code and sort its imports
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: setup ## the figures in bench/
+	$(PY) -m bench $(ARGS)
+
+protobuf: setup ## regenerate prism/v1 from proto/
+	scripts/generate-protobuf
+
+openapi: setup ## regenerate proto/openapi from the services
+	$(PY) scripts/export-openapi
+
+clean: ## remove runs/ (reports, checkpoints) and caches; .venv stays
+	rm -rf runs .pytest_cache .ruff_cache .hypothesis
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
