@@ -164,7 +164,8 @@ def main() -> None:
     try:
         app()
     except PrismError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
+        # Not wrapped: paths and keys in it are there to be copied.
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

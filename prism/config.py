@@ -1,6 +1,7 @@
 """A run, as written in TOML: ``configs/*.toml``. Unknown keys and impossible values are refused, by name."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,7 +13,10 @@ from prism.settings import describe
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Strict):
@@ -24,7 +28,7 @@ class OptimizerConfig(Strict):
     """Where a linear or cosine schedule ends, as a fraction of ``lr``."""
     warmup_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the steps over which the rate climbs from 0 to ``lr``."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
 
@@ -220,6 +224,8 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     for override in overrides or []:
@@ -227,7 +233,9 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in describe(error))) from None
+        # Inside a stage, pydantic names its kind as well: stages.sft.sft.steps.
+        lines = (re.sub(r"^(stages\.[^.:]+)\.(?:sft|align|rlvr)\.", r"\1.", line) for line in describe(error))
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -6,6 +6,7 @@ A row's ``messages`` end with the user's turn, or with the assistant's, which is
 
 import io
 import json
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,10 @@ class Row(BaseModel):
             if isinstance(last, dict) and last.get("role") == "assistant" and "response" not in value:
                 content = last.get("content")
                 if isinstance(content, list):
-                    content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+                    texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+                    content = "".join(text for text in texts if isinstance(text, str))
+                    if len(texts) != sum(isinstance(text, str) for text in texts):
+                        raise ValueError("the assistant's message must consist of text parts")
                 return {**value, "messages": messages[:-1], "response": content}
         return value
 
@@ -111,12 +115,12 @@ def read_rows(path: Path, on_bad_row: Literal["skip", "fail"], require: tuple[st
                 if name not in checked:
                     _check_image(result, name)
                     checked.add(name)
-        except (ValidationError, json.JSONDecodeError, DataError, UnicodeError) as error:
+        except (ValidationError, json.JSONDecodeError, DataError, UnicodeError, RecursionError) as error:
             text = "; ".join(describe(error)) if isinstance(error, ValidationError) else str(error)
             result.problems.append(f"{path}:{number}: {text}")
             if on_bad_row == "fail":
                 raise DataError(
-                    f'{result.problems[-1]}\n(set data.on_bad_row = "skip" to count and skip such rows)'
+                    f'{result.problems[-1]}\n(set on_bad_row = "skip" to count and skip such rows)'
                 ) from None
             continue
         seen.add(row.id)
@@ -137,8 +141,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _check_image(data: DataFile, name: str) -> None:
     try:
         open_image(data.image(name)).close()
-    except OSError as error:
-        raise DataError(f"image {name!r}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: no image, or no path at all (null bytes)
+        raise DataError(f"image {name!r}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def open_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
@@ -148,9 +152,12 @@ def open_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
         if image.width * image.height > max_pixels:
             raise DataError(f"the image has {image.width}x{image.height} pixels, over the limit of {max_pixels}")
         return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError("not an image of a known format") from None
+    # Pillow's readers raise what they come upon; SyntaxError is how a broken PNG chunk is reported.
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"not a readable image: {error}") from None
 
 

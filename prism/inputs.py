@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from prism import torchvision_cpu
-from prism.errors import DataError
+from prism.errors import ConfigError, DataError
 from prism.v1 import rollout_pb2 as pb
 
 torchvision_cpu.install()
@@ -51,10 +51,16 @@ class Batch:
 
 
 class InputBuilder:
-    """Builds examples with a model folder's own processor: tokenizer, chat template, image processor."""
+    """Builds examples with a model folder's own processor: tokenizer, chat template, image processor.
+
+    Raises ConfigError if the folder holds none.
+    """
 
     def __init__(self, model: Path | str) -> None:
-        self.processor = AutoProcessor.from_pretrained(str(model))
+        try:
+            self.processor = AutoProcessor.from_pretrained(str(model))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"no processor can be loaded from {model}: {str(error)[:500]}") from None
         self.tokenizer = self.processor.tokenizer
         self.end_token_id: int = self.tokenizer.eos_token_id
         self.image_token_id: int = self.processor.image_token_id
@@ -66,8 +72,14 @@ class InputBuilder:
         )
 
     def images(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-        """pixel_values [all patches, patch size] and image_grid_thw [images, 3]."""
-        out = self.processor.image_processor(images=list(images), return_tensors="pt")
+        """pixel_values [all patches, patch size] and image_grid_thw [images, 3].
+
+        Raises DataError for an image of a shape that the processor does not take.
+        """
+        try:
+            out = self.processor.image_processor(images=list(images), return_tensors="pt")
+        except ValueError as error:
+            raise DataError(f"the image cannot be processed: {error}") from None
         return out["pixel_values"], out["image_grid_thw"]
 
     def prompt(self, messages: Sequence[pb.Message], images: Sequence[Image.Image]) -> Example:

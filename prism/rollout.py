@@ -59,6 +59,8 @@ class Judges:
         texts = [sample.text for sample in group.samples] + ([prompt.teacher] if prompt.teacher else [])
         try:
             scores = await client.score(expert, prompt.messages, texts, min_version)
+            if len(scores) != len(texts):
+                raise Refused(f"{client.url} gave {len(scores)} scores for {len(texts)} responses")
         except (Refused, Unavailable) as error:
             scores = [pb.Score(expert=expert, status=pb.STATUS_ERROR, detail=str(error)) for _ in texts]
         for sample, score in zip(group.samples, scores, strict=False):
@@ -70,6 +72,8 @@ class Judges:
         texts = [sample.text for sample in group.samples]
         try:
             verdicts = await self._grader.grade(texts, prompt.gold, prompt.kind)
+            if len(verdicts) != len(texts):
+                raise Refused(f"{self._grader.url} gave {len(verdicts)} verdicts for {len(texts)} responses")
         except (Refused, Unavailable) as error:
             verdicts = [pb.Verdict(status=pb.STATUS_ERROR, detail=str(error)) for _ in texts]
         for sample, verdict in zip(group.samples, verdicts, strict=True):

@@ -56,10 +56,11 @@ def describe(error: ValidationError, env_prefix: str = "") -> list[str]:
         key = ".".join(str(part) for part in problem["loc"])
         name = f"{env_prefix}{key.upper()}" if env_prefix else key
         text = {"missing": "is not set", "extra_forbidden": "is not a known key"}.get(problem["type"], problem["msg"])
-        given = (
-            "" if problem["type"] in ("missing", "extra_forbidden") or not key else f" (given: {problem['input']!r})"
-        )
-        if "token" in key:
+        text = text.removeprefix("Value error, ")
+        plain = isinstance(problem["input"], str | int | float | bool | None)
+        shown = plain and key and problem["type"] not in ("missing", "extra_forbidden")
+        given = f" (given: {repr(problem['input'])[:200]})" if shown else ""
+        if key.endswith("token"):
             given = ""
         lines.append(f"{name}: {text}{given}" if name != env_prefix else text)
     return lines

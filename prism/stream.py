@@ -186,8 +186,9 @@ class TrainerStream:
             block=None if pending else int(block_seconds * 1000),
         )
         entries = answer[0][1] if answer else []
-        # An entry that was acknowledged by all and deleted may still be listed as pending, without fields.
-        return [(entry_id, fields[b"group"]) for entry_id, fields in entries if fields and b"group" in fields]
+        # An entry that was deleted may still be listed as pending, without fields: nobody can use it any more.
+        self.acknowledge(learner, [entry_id for entry_id, fields in entries if not fields])
+        return [(entry_id, fields.get(b"group", b"")) for entry_id, fields in entries if fields]
 
     def acknowledge(self, learner: str, entry_ids: Iterable[bytes]) -> None:
         """Done with these for ``learner``: trained and in a checkpoint, or of no use to it."""

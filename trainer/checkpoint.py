@@ -61,7 +61,11 @@ def newest_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
     if not found:
         return None
     folder = found[-1]
-    for name, sha256 in json.loads((folder / MANIFEST).read_text()).items():
+    try:
+        files: dict[str, str] = json.loads((folder / MANIFEST).read_text())
+    except ValueError:
+        files = {MANIFEST: "unreadable"}
+    for name, sha256 in files.items():
         file = folder / name
         if not file.is_file() or _sha256(file) != sha256:
             raise WeightsError(f"checkpoint {folder} is damaged at {name}: delete the folder to use the one before it")

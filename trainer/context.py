@@ -7,6 +7,7 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 from rich.console import Console
+from rich.markup import escape
 
 from prism.blobs import BlobStore
 from prism.config import RolloutConfig, RunConfig
@@ -39,7 +40,7 @@ class Context:
         return self.config.run_dir / "checkpoints" / self.stage
 
     def say(self, text: str) -> None:
-        self.console.print(f"[yellow]{text}[/]")
+        self.console.print(f"[yellow]{escape(text)}[/]")
 
     def intake(self, rollouts: RolloutConfig, learners: tuple[str, ...], require: tuple[str, ...]) -> Intake:
         file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require)

@@ -107,6 +107,13 @@ class Intake:
                 if version is None or not self._take(learner, entry_id, body, max_version=version):
                     useless.append(entry_id)
             self.stream.acknowledge(learner, useless)
+        # One learner may have buried what another still holds: such a position is asked for again.
+        for position in [p for p in self._arrived if not self._everywhere(p)]:
+            del self._arrived[position]
+            for learner, entries_by_position in self._entries.items():
+                if entry_id := entries_by_position.pop(position, None):
+                    self.stream.acknowledge(learner, [entry_id])
+        self._lost.clear()
         return len(self._arrived)
 
     def admit(self, admission: Admission, *, version: int, expert_version: int) -> bool:
@@ -192,7 +199,6 @@ class Intake:
         entry_id = self._entries.get(POLICY, {}).get(group.request.position)
         if entry_id:
             self.stream.bury(POLICY, entry_id, group.SerializeToString(), reason)
-            self.stream.dead_letters()  # this one is accounted for
 
     def _everywhere(self, position: int) -> bool:
         return all(position in self._entries.get(learner, {}) for learner in self.stream.learners)
@@ -203,6 +209,7 @@ class Intake:
             group = parse_group(body)
         except StreamError as error:
             self.stream.bury(learner, entry_id, body, str(error))
+            self._lose(DeadLetter(f"rollouts/{learner}", str(error), body))
             return True
         position = group.request.position
         if group.request.stage != self.stage or position < self.cursor():
@@ -214,6 +221,16 @@ class Intake:
         self._entries[learner][position] = entry_id
         self._arrived.setdefault(position, _Arrived(entry_id, group))
         return True
+
+    def _lose(self, letter: DeadLetter) -> None:
+        """A group came, but cannot be used: its position is not waited for any more."""
+        try:
+            request = pb.RolloutGroup.FromString(letter.body).request
+        except DecodeError:
+            return
+        position = request.position
+        if request.stage == self.stage and position >= self.cursor() and position not in self._arrived:
+            self._lost.setdefault(position, letter)
 
     def _read_dead_letters(self) -> None:
         for letter in self.stream.dead_letters():

@@ -33,10 +33,7 @@ class Publisher:
     ) -> None:
         self._model, self._url, self._root, self._attempt = model, url.rstrip("/"), weights_root, attempt
         self._deadline = config.deadline_seconds
-        self._http = httpx.Client(
-            timeout=httpx.Timeout(config.deadline_seconds, connect=5),
-            headers={"Authorization": f"Bearer {admin_token}"},
-        )
+        self._http = httpx.Client(headers={"Authorization": f"Bearer {admin_token}"})
 
     def push(self, version: int, write: Callable[[Path], None], probe: Probe | None = None) -> PushResult:
         """``write(folder)`` the weights, then give them to the server.
@@ -60,7 +57,8 @@ class Publisher:
         give_up = time.monotonic() + self._deadline
         while True:
             try:
-                response = self._http.post(f"{self._url}/weights", json=body)
+                left = max(1.0, give_up - time.monotonic())
+                response = self._http.post(f"{self._url}/weights", json=body, timeout=httpx.Timeout(left, connect=5))
                 if response.is_success:
                     return response.json()
                 problem = f"{response.status_code} {response.text[:500]}"

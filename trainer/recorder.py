@@ -1,6 +1,7 @@
 """What a run leaves to look at: ``metrics.jsonl``, a line of progress, and live Prometheus gauges."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ class Recorder:
 
     def step(self, step: int, figures: dict[str, Any], show: tuple[str, ...] = ()) -> None:
         """Record step ``step`` (1-based); ``show`` names the figures of the progress line."""
+        # NaN is no JSON, and nothing that a mean or a chart could use.
+        figures = {name: NO_DATA if _not_finite(value) else value for name, value in figures.items()}
         json.dump({"stage": self.stage, "step": step, "time": time.time()} | figures, self._file)
         self._file.write("\n")
         self._file.flush()
@@ -48,6 +51,10 @@ class Recorder:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _format(value: Any) -> str:

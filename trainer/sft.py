@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from prism.config import RunConfig, SftConfig
 from prism.data import DataFile, Row, open_image, read_rows
@@ -132,9 +133,10 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
 def report_problems(file: DataFile, console: Console) -> None:
     """Say which rows were skipped: the first few, and how many."""
     for problem in file.problems[:5]:
-        console.print(f"[yellow]skipped[/] {problem}", markup=True)
+        console.print(f"[yellow]skipped[/] {escape(problem)}", soft_wrap=True)
     if file.problems:
-        console.print(f"[yellow]{len(file.problems)} rows of {file.path} skipped[/], {len(file.rows)} used")
+        name = escape(str(file.path))
+        console.print(f"[yellow]{len(file.problems)} rows of {name} skipped[/], {len(file.rows)} used")
 
 
 def _write(folder: Path, model: Any, optimizer: Optimizer) -> None:

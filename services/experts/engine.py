@@ -8,12 +8,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from prism.errors import ServiceError, WeightsError
@@ -93,7 +94,11 @@ class ScoringEngine:
                     f"version {current[1]}, which is loaded"
                 )
             folder = verify(root, manifest)
-            load_tensors(self._spare, load_file(folder / WEIGHTS_FILE, device=self.device))
+            try:
+                tensors = load_file(folder / WEIGHTS_FILE, device=self.device)
+            except (OSError, SafetensorError) as error:
+                raise WeightsError(f"{WEIGHTS_FILE} of {manifest.path!r} cannot be loaded: {error}") from None
+            load_tensors(self._spare, tensors)
             paused = [0.0]
 
             def apply() -> None:
@@ -104,7 +109,11 @@ class ScoringEngine:
 
             result: Future[None] = Future()
             self._queue.put(Swap(apply, result))
-            result.result(timeout=60)
+            # The lock is held until the thread has switched: the spare must not be written to before.
+            while not result.done():
+                if not self.alive:
+                    raise ServiceError("the scoring thread has died")
+                wait([result], timeout=1)
             metrics.VERSION.labels(self.name).set(manifest.version)
             return paused[0]
 
