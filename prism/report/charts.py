@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -25,16 +26,21 @@ SERIES = {
     "perception": "#070707",
     "reasoning": "#080808",
     "alarm": "#090909",
+    "other": "#0a0a0a",
 }
 VARIABLES |= {colour: f"--{name}" for name, colour in SERIES.items()}
 
-STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 10,
-    "axes.linewidth": 0.8,
-    "path.simplify": True,
-    "path.simplify_threshold": 0.2,
-}
+
+def style(salt: str, size: float = 10) -> Any:
+    """Settings for one chart; ``salt`` keeps its ids apart from those of the page's other charts."""
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "font.size": size,
+        "axes.linewidth": 0.8,
+        "path.simplify": True,
+        "path.simplify_threshold": 0.2,
+    }
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,8 @@ class Plot:
 
 
 def draw(plot: Plot, salt: str) -> str:
-    """The plot as an ``<svg>`` element; ``salt`` keeps its ids apart from the page's other charts."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}):
+    """The plot as an ``<svg>`` element."""
+    with mpl.rc_context(style(salt)):
         figure, axes = new_figure(WIDTH, HEIGHT)
         for line in plot.lines:
             _line(axes, line, plot.unit)
@@ -100,7 +106,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
-    axes.tick_params(length=0, colors=MUTED, labelsize=10, pad=4)
+    axes.tick_params(length=0, colors=MUTED, labelsize=mpl.rcParams["font.size"], pad=4)
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes
@@ -112,10 +118,9 @@ def to_svg(figure: Figure, description: str) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r' id="[a-zA-Z0-9]+(?:\.[a-z]+)?_\d+"', "", svg
-    )  # of groups: not referred to, and alike in every chart
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    # Ids of groups: nothing refers to them, and they are alike in every chart.
+    svg = re.sub(r' id="[a-zA-Z0-9]+(?:\.[a-z]+)?_\d+"', "", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     for colour, variable in VARIABLES.items():
@@ -220,7 +225,7 @@ def _scale(axes: Axes, plot: Plot) -> None:
     if plot.top is not None:
         high = max(plot.top, high)
     margin = (high - low or abs(high) or 1.0) * 0.06
-    axes.set_ylim(low if plot.zero and low == 0 else low - margin, high + margin)
+    axes.set_ylim(low - margin / 2 if plot.zero and low == 0 else low - margin, high + margin)
     if plot.unit == "%":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g} %"))
     else:

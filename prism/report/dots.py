@@ -6,8 +6,10 @@ import matplotlib as mpl
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from prism.report.arms import METRICS, Comparison
-from prism.report.charts import INK, MUTED, RULE, SERIES, STYLE, WIDTH, new_figure, to_svg
+from prism.report.charts import INK, MUTED, RULE, SERIES, new_figure, style, to_svg
 from prism.report.words import percent
+
+WIDTH = 440
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ def draw_dots(comparison: Comparison) -> list[DotChart]:
         if all(summary.mean is None for _, summary in rows):
             continue
         title = metric.name[:1].upper() + metric.name[1:]
-        with mpl.rc_context({**STYLE, "svg.hashsalt": metric.key}):
-            figure, axes = new_figure(WIDTH, 44 + 36 * len(rows))
+        with mpl.rc_context(style(metric.key, 11)):
+            figure, axes = new_figure(WIDTH, 44 + 38 * len(rows))
             axes.grid(visible=False)
             axes.grid(axis="x", color=RULE, linewidth=0.8)
             for i, (_, summary) in enumerate(rows):
@@ -34,13 +36,20 @@ def draw_dots(comparison: Comparison) -> list[DotChart]:
                     axes.plot([summary.mean] * 2, [i - 0.26, i + 0.26], color=INK, linewidth=2)
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set_yticks(range(len(rows)), [_short(name) for name, _ in rows], color=INK, parse_math=False)
-            axes.margins(x=0.08)
-            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.set_xlim(*_limits([value for _, summary in rows for value in summary.values if value is not None]))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g} %"))
             axes.tick_params(axis="x", colors=MUTED)
             said = "; ".join(f"{name} {percent(summary.mean)}" for name, summary in rows)
             charts.append(DotChart(title, to_svg(figure, f"{title} by arm and seed: {said}")))
     return charts
+
+
+def _limits(values: list[float]) -> tuple[float, float]:
+    """At least four points wide, so that a hair's breadth does not look like a gulf, and within what a share can be."""
+    low, high = min(values), max(values)
+    pad = max(0.06 * (high - low), 0.02 - (high - low) / 2, 0.004)
+    return max(-0.004, low - pad), min(1.004, high + pad)
 
 
 def _short(name: str) -> str:

@@ -47,6 +47,9 @@ class Report(Strict):
     """Unix time of the first recorded step."""
     headline: str
     sentences: list[str]
+    """What the stages did."""
+    platform: list[str]
+    """How the platform ran."""
     warnings: list[str]
     problems: list[str]
     """Inputs that were missing or could not be read."""
@@ -75,6 +78,7 @@ def build_report(run: RunData) -> Report:
         started=min((s.time for stage in run.stages for s in stage.steps if s.time is not None), default=None),
         headline=said.headline,
         sentences=said.sentences,
+        platform=said.platform,
         warnings=said.warnings,
         problems=run.problems,
         stages=stages,
@@ -120,4 +124,5 @@ def _curve(stage: StageData) -> Curve:
 
 
 def _binomial(rate: float | None, count: int) -> float | None:
-    return math.sqrt(rate * (1 - rate) / count) if rate is not None and 0 <= rate <= 1 and count else None
+    # At 0 and 1 the estimate would be 0, which says too much.
+    return math.sqrt(rate * (1 - rate) / count) if rate is not None and 0 < rate < 1 and count else None

@@ -158,7 +158,7 @@ def _score_row(score: Score, teacher: Sequence[Score]) -> ScoreRow:
 
 def _value(score: Score) -> str:
     if score.value is not None:
-        return f"{score.value:+.2f}"
+        return f"{score.value:+.2f}".replace("-", "−")
     return score.status + (f": {score.detail}" if score.detail else "")
 
 

@@ -20,7 +20,7 @@ def print_table(report: Report, console: Console) -> None:
         table.add_row(escape(stage.name), KINDS.get(stage.kind, escape(stage.kind)), *_row(stage))
     console.print(table)
     console.print(escape(report.headline), style="bold", highlight=False)
-    for sentence in report.sentences:
+    for sentence in (*report.sentences, *report.platform):
         console.print(escape(sentence), highlight=False)
     for warning in (*report.warnings, *report.problems):
         console.print(escape(warning), style="yellow", highlight=False)
@@ -41,6 +41,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         plain = [f"{arm.policy_steps:g}", f"{arm.teacher_texts:g}", seconds(arm.seconds.mean or 0.0)]
         table.add_row(escape(arm.name), str(arm.seeds), *cells, *plain)
     console.print(table)
+    console.print(escape(comparison.headline), style="bold", highlight=False)
     for sentence in comparison.conclusion:
         console.print(escape(sentence), highlight=False)
     for problem in comparison.problems:

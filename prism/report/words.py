@@ -20,6 +20,7 @@ WINDOW = 5  # steps at either end of a curve that a "from … to …" averages
 class Words:
     headline: str
     sentences: list[str] = field(default_factory=list)
+    platform: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -31,9 +32,8 @@ def headline(stages: Sequence[StageData], totals: Totals) -> Words:
     for (_, before), (stage, after) in itertools.pairwise(evaluated):
         sentences.append(_change(called(stage, stages), before, after))
     sentences += [said for stage in stages if (said := _gaps(stage))]
-    sentences += _platform(totals)
-    return Words(_title([e for _, e in evaluated], called(evaluated[0][0], stages) if evaluated else ""), sentences,
-                 _warnings(stages, totals))  # fmt: skip
+    title = _title([e for _, e in evaluated], called(evaluated[0][0], stages) if evaluated else "")
+    return Words(title, sentences, _platform(totals), _warnings(stages, totals))
 
 
 def called(stage: StageData, stages: Sequence[StageData]) -> str:
@@ -153,7 +153,9 @@ def _warnings(stages: Sequence[StageData], totals: Totals) -> list[str]:
     said: list[str] = []
     for stage in stages:
         done = stage.steps[-1].step if stage.steps else 0
-        if stage.result is None:
+        if stage.result is None and not done:
+            said.append(f"Stage {stage.name} has not started.")
+        elif stage.result is None:
             planned = f" of {stage.planned_steps}" if stage.planned_steps is not None else ""
             said.append(f"Stage {stage.name} is not finished: {done}{planned} steps recorded.")
         elif stage.evaluation is None:

@@ -3,10 +3,12 @@
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from prism.report.arms import METRICS, Comparison, load_comparison
+from prism.report.arms import METRICS, Comparison
+from prism.report.comparison import load_comparison
 from prism.report.dots import draw_dots
 from prism.report.model import Report, build_report
 from prism.report.panels import draw_panels
@@ -40,7 +42,13 @@ def write_report(run_dir: Path) -> Report:
 def write_comparison(root: Path) -> Comparison:
     """Write ``root/comparison.html`` from ``root/comparison.json``. Raises DataError when that cannot be used."""
     comparison = load_comparison(root)
-    page = _render("comparison.html", comparison=comparison, metrics=METRICS, charts=draw_dots(comparison))
+    page = _render(
+        "comparison.html",
+        comparison=comparison,
+        metrics=METRICS,
+        charts=draw_dots(comparison),
+        links=_links(root, comparison),
+    )
     _write(root / "comparison.html", page)
     return comparison
 
@@ -49,6 +57,18 @@ def levels(report: Report) -> list[str]:
     """Levels of difficulty that any evaluation knows, numbers in their order."""
     names = {level for stage in report.stages if stage.evaluation for level in stage.evaluation.by_level}
     return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+
+
+def _links(root: Path, comparison: Comparison) -> dict[str, str]:
+    """Runs beneath ``root`` that have a report, to its address relative to ``root``."""
+    links: dict[str, str] = {}
+    for run_dir in {run.run_dir for arm in comparison.arms for run in arm.runs if run.run_dir}:
+        for folder in (root / run_dir, Path(run_dir)):
+            page = (folder / "report.html").resolve()
+            if page.is_file() and page.is_relative_to(root.resolve()):
+                links[run_dir] = quote(page.relative_to(root.resolve()).as_posix())
+                break
+    return links
 
 
 def _render(template: str, **values: Any) -> str:

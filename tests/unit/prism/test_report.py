@@ -1,0 +1,310 @@
+"""The report of a run, made from a run's folder that the tests write."""
+
+import io
+import json
+import math
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+from rich.console import Console
+
+from prism.blobs import BlobStore
+from prism.errors import DataError
+from prism.report import load_report, print_comparison, print_table, write_comparison, write_report
+from prism.report.charts import running_mean
+from prism.report.records import Step
+from prism.report.rollouts import response
+from prism.report.steps import surviving
+from prism.response import parse_response
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+STEPS = {"sft": 300, "align": 80, "rlvr": 40}
+WARMUP = 40
+VERSIONS = {"sft": 0, "align": 40, "rlvr": 80}
+BOUND = 1e-3
+HELD_OUT = {"sft": (0.4512, 0.9805, 0.4633), "align": (0.7793, 0.9961, 0.8402), "rlvr": (0.9023, 1.0, 0.8315)}
+
+
+def build_run(folder: Path, stages: tuple[str, ...] = ("sft", "align", "rlvr"), prompts: int = 12) -> Path:
+    """A run that finished these stages, as the trainer would leave it."""
+    folder.mkdir(parents=True)
+    rng = random.Random(7)
+    planned = {name: {"kind": name, "steps": steps} for name, steps in STEPS.items()}
+    planned["align"] |= {"steps": STEPS["align"] - WARMUP, "warmup_steps": WARMUP}
+    config = {"name": "demo", "seed": 3, "stages": planned, "push": {"probe_tolerance": BOUND}}
+    (folder / "config.json").write_text(json.dumps(config))
+    for number, name in enumerate(stages):
+        append(folder / "metrics.jsonl", *(step_line(rng, name, step) for step in range(1, STEPS[name] + 1)))
+        append(folder / "evaluations.jsonl", evaluation(name, number))
+        append(folder / "samples.jsonl", *(sample(folder, rng, name, i) for i in range(prompts)))
+        result = {"kind": name, "version": 40 * number, "steps": STEPS[name], "seconds": 300.0 - 90 * number}
+        (folder / "stages" / name).mkdir(parents=True)
+        (folder / "stages" / name / "stage.json").write_text(json.dumps(result))
+    return folder
+
+
+def append(path: Path, *rows: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def evaluation(name: str, number: int) -> dict[str, Any]:
+    accuracy, form, f1 = HELD_OUT[name]
+    by_level = {str(n): {"questions": 171, "accuracy": accuracy - 0.05 * n + 0.1, "caption_f1": f1} for n in (1, 2, 3)}
+    return {
+        "stage": name, "kind": name, "policy_version": 40 * number, "questions": 512, "judged": 512,
+        "accuracy": accuracy, "accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / 512), "format_rate": form,
+        "caption_f1": f1, "response_tokens": 41.5, "by_level": by_level, "seconds": 9.5,
+    }  # fmt: skip
+
+
+def step_line(rng: random.Random, name: str, step: int) -> dict[str, Any]:
+    line: dict[str, Any] = {"stage": name, "step": step, "time": 1.78e9 + step}
+    if name == "sft":
+        return line | {"loss": 4 * math.exp(-step / 60) + 0.2 * rng.random(), "update_seconds": 0.2, "skipped": 0}
+    warm = name == "align" and step <= WARMUP
+    gap = 4 * step / WARMUP if warm else 4 * math.exp(-(step - WARMUP) / 15) + 0.2 * rng.random()
+    line |= {
+        "attempt": 1, "wait_seconds": 0.7 + 0.2 * rng.random(), "step_seconds": 1.8, "caption_f1": 0.5 + step / 200,
+        "format_rate": 0.99, "response_tokens": 40 + 3 * rng.random(), "staleness_mean": 0.0, "staleness_max": 0,
+    }  # fmt: skip
+    if name == "align":
+        line |= {"warmup": warm, "perception_gap": gap, "reasoning_gap": None if step == 50 else gap / 2}
+        line |= {f"{expert}_pair_accuracy": 0.5 + gap / 9 for expert in ("perception", "reasoning")}
+        line |= {f"{expert}_length_correlation": rng.uniform(-0.2, 0.2) for expert in ("perception", "reasoning")}
+        for expert in () if warm else ("perception", "reasoning"):
+            scores = {"teacher_score": 1.5 + gap / 2, "score": 1.5 - gap / 2, "gap": gap}
+            line |= {f"served_{expert}_{key}": value for key, value in scores.items()}
+    else:
+        line |= {"reward": 0.75 + step / 300 + 0.05 * rng.random(), "accuracy": 0.7 + step / 300}
+    if not warm:
+        line |= {"logprob_mismatch": 10 ** rng.uniform(-6.6, -6), "sync_total_seconds": 0.3 + 0.1 * rng.random()}
+        line |= {"sync_paused_seconds": 0.05 + 0.01 * rng.random(), "policy_update_seconds": 0.6, "masked_samples": 0}
+    return line
+
+
+def sample(folder: Path, rng: random.Random, name: str, number: int) -> dict[str, Any]:
+    digits = [(number * 7 + 3 * i) % 10 for i in range(4 if number % 2 else 9)]
+    text = dict(enumerate(digits))
+    for cell in rng.sample(sorted(text), {"sft": 3, "align": 1, "rlvr": number % 2}[name]):
+        text[cell] = (text[cell] + 1) % 10
+    answer, gold = text[0] + text[1], digits[0] + digits[1]
+    scores = [] if name == "sft" else [("perception", -0.4), ("reasoning", 0.3)]
+    right = answer == gold
+    return {
+        "stage": name, "prompt_id": f"test-{number:04d}", "images": [picture(folder, digits)],
+        "question": "Sum of the top row?", "gold": str(gold), "teacher": written(dict(enumerate(digits))),
+        "response": "<caption>- a one\n" if (name, number) == ("sft", 4) else written(text),
+        "policy_version": VERSIONS[name],
+        "scores": [{"expert": e, "version": 80, "status": "ok", "value": v, "detail": ""} for e, v in scores],
+        "teacher_scores": [{"expert": e, "version": 80, "status": "ok", "value": v + 2} for e, v in scores],
+        "verdict": {"status": "ok", "accuracy": float(right), "format": 1.0, "reward": 0.2 + 0.8 * right,
+                    "extracted": str(answer), "detail": ""},
+    }  # fmt: skip
+
+
+def written(digits: dict[int, int]) -> str:
+    facts = "\n".join(f"- {'abcdefghi'[cell]} {NAMES[digit]}" for cell, digit in digits.items())
+    total = digits[0] + digits[1]
+    return f"<caption>{facts}</caption><think>{digits[0]}+{digits[1]}={total}</think><answer>{total}</answer>"
+
+
+def picture(folder: Path, digits: list[int]) -> str:
+    columns = math.isqrt(len(digits))
+    image = Image.new("L", (32 * columns, 32 * columns))
+    for cell, digit in enumerate(digits):
+        at = (32 * (cell % columns) + 8, 32 * (cell // columns) + 4)
+        ImageDraw.Draw(image).text(at, str(digit), 255, font_size=22)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return BlobStore(str(folder / "blobs")).put(buffer.getvalue())
+
+
+def build_comparison(root: Path, seeds: int = 3) -> Path:
+    """Three arms: the last is best at accuracy by more than seeds differ, captions are alike."""
+    root.mkdir(parents=True)
+    arms: list[dict[str, Any]] = []
+    means = {"SFT → RLVR": 0.69, "SFT → teacher SFT → RLVR": 0.88, "SFT → PRISM → RLVR": 0.93}
+    for number, (name, mean) in enumerate(means.items()):
+        results = [
+            {"seed": s, "accuracy": mean + 0.01 * s, "accuracy_sampled": mean - 0.1 + 0.01 * s if number else None,
+             "caption_f1": 0.84 + 0.01 * s + 0.001 * number, "format_rate": 1.0, "policy_steps": 80,
+             "teacher_texts": 400 * number, "seconds": 300.0 + 40 * s, "run_dir": f"{number}-{s}"}
+            for s in range(seeds)
+        ]  # fmt: skip
+        arms.append({"name": name, "description": "At equal policy steps.", "seeds": results})
+    (root / "comparison.json").write_text(json.dumps({"arms": arms, "split": "test", "questions": 512}))
+    return root
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return build_run(tmp_path / "demo")
+
+
+def step(number: int, attempt: int | None = None, **figures: float | None) -> Step:
+    line = {"stage": "align", "step": number} | ({} if attempt is None else {"attempt": attempt})
+    return Step.read(line | figures)
+
+
+def test_numbers_in_the_report_are_those_of_the_run(run: Path) -> None:
+    write_report(run)
+    report = json.loads((run / "report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == ["sft", "align", "rlvr"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for number, stage in enumerate(report["stages"]):
+        assert stage["evaluation"] == evaluation(stage["name"], number)
+        recorded = [line for line in lines if line["stage"] == stage["name"]]
+        curve = report["curves"][stage["name"]]
+        assert curve["steps"] == [line["step"] for line in recorded]
+        for figure, values in curve["figures"].items():
+            assert values == [line.get(figure) for line in recorded]
+    paused = [line["sync_paused_seconds"] for line in lines if "sync_paused_seconds" in line]
+    assert report["totals"]["paused_seconds"] == pytest.approx(math.fsum(paused))
+    assert report["totals"]["logprob_mismatch_max"] == max(line.get("logprob_mismatch", 0) for line in lines)
+    assert report["problems"] == []
+    assert report["headline"] == "Held-out accuracy rose from 45.1\u00a0% to 90.2\u00a0%"
+    assert report["rollouts"] == [f"test-{number:04d}" for number in range(12)]
+    first = (run / "report.html").read_bytes(), (run / "report.json").read_bytes()
+    write_report(run)  # the same files give the same report
+    assert first == ((run / "report.html").read_bytes(), (run / "report.json").read_bytes())
+    assert len(first[0]) < 3_000_000
+
+
+def test_words_follow_the_numbers_down_as_well_as_up(run: Path) -> None:
+    worse = evaluation("rlvr", 2) | {"accuracy": 0.30, "accuracy_stderr": 0.02, "caption_f1": 0.2}
+    append(run / "evaluations.jsonl", worse)  # the last line of a stage counts
+    report = load_report(run)
+    assert report.headline == "Held-out accuracy fell from 45.1\u00a0% to 30.0\u00a0%"
+    assert "lowered caption F1 from 84.0\u00a0% to 20.0\u00a0%" in report.sentences[2]
+    append(run / "evaluations.jsonl", evaluation("rlvr", 2) | {"accuracy": 0.46, "accuracy_stderr": 0.022})
+    assert "within the noise" in load_report(run).headline
+
+
+def test_a_later_attempt_supersedes_steps_from_its_first_on() -> None:
+    lines = [step(n, 1, x=1) for n in (1, 2, 3, 4, 5)] + [step(n, 2, x=2) for n in (3, 4)]
+    assert [(s.step, s.figures["x"]) for s in surviving(lines)] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+    assert [(s.step, s.figures["x"]) for s in surviving([*lines, step(4, 2, x=9)])][-1] == (4, 9)
+    # SFT writes no attempt: its steps count back.
+    lines = [step(n, x=1) for n in (1, 2, 3, 4)] + [step(2, x=2)]
+    assert [(s.step, s.figures["x"]) for s in surviving(lines)] == [(1, 1), (2, 2)]
+
+
+def test_superseded_steps_count_nowhere(run: Path) -> None:
+    before = load_report(run)
+    append(run / "metrics.jsonl", *(step_line(random.Random(7), "rlvr", n) | {"attempt": 2} for n in (31, 32)))
+    report = load_report(run)
+    assert report.curves["rlvr"].steps == list(range(1, 33))
+    assert report.stages[2].superseded_steps == 10
+    assert report.stages[2].attempts == [1, 2]
+    assert report.totals.policy_pushes == before.totals.policy_pushes - 8
+    assert any("rlvr was resumed: 10" in warning for warning in report.warnings)
+
+
+def test_no_data_is_a_gap_and_never_a_zero(run: Path) -> None:
+    report = load_report(run)
+    assert report.curves["align"].figures["reasoning_gap"][49] is None
+    assert report.curves["align"].figures["logprob_mismatch"][:WARMUP] == [None] * WARMUP
+    assert running_mean([1.0, None, 3.0, 5.0], 1) == [1.0, None, 4.0, 4.0]
+    assert step(1, loss=math.nan).figures == {"loss": None}
+    append(run / "evaluations.jsonl", evaluation("rlvr", 2) | {"accuracy": None, "judged": 0})
+    assert "512 of 512 held-out responses after rlvr got no verdict." in load_report(run).warnings
+
+
+def test_whatever_a_model_wrote_is_escaped(run: Path) -> None:
+    hostile = "<caption>- <script>alert(1)</script></caption><think><img src=x></think><answer>'\"><b>7</answer>"
+    changed = sample(run, random.Random(1), "rlvr", 3) | {"response": hostile, "question": "<script>q</script>"}
+    broken = sample(run, random.Random(1), "rlvr", 4) | {"response": "</div><script>alert(2)</script>"}
+    verdict = {"status": "<i>failed", "accuracy": None, "detail": "<script>d</script>"}
+    append(run / "samples.jsonl", changed, broken | {"verdict": verdict})
+    write_report(run)
+    page = (run / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "&lt;/div&gt;&lt;script&gt;alert(2)" in page
+    for markup in ("<script", "<img src=x", '"><b>', "<i>failed"):
+        assert markup not in page
+
+
+def test_a_run_that_has_only_finished_sft_gets_a_report(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "demo", ("sft",))
+    report = write_report(run)
+    assert report.headline.startswith("45.1\u00a0% of held-out questions answered correctly")
+    assert [stage.finished for stage in report.stages] == [True, False, False]
+    assert "Stage align has not started." in report.warnings
+    page = (run / "report.html").read_text()
+    assert 'id="chart-loss"' in page
+    assert 'id="chart-reward"' not in page
+
+
+def test_missing_and_broken_inputs_are_said_and_not_fatal(run: Path) -> None:
+    (run / "config.json").unlink()
+    samples = (run / "samples.jsonl").read_bytes()
+    (run / "samples.jsonl").write_bytes(b'{"stage": "sft"}\n\xff\xfe\n[1]\n{"sta')
+    (run / "stages" / "sft" / "stage.json").write_text("{")
+    report = write_report(run)
+    assert report.problems[0] == "config.json is missing"
+    assert "samples.jsonl: 4 lines could not be read" in report.problems[1]
+    assert "line 1: prompt_id: Field required" in report.problems[1]
+    assert report.problems[2].startswith("stages/sft/stage.json could not be read")
+    assert report.stages[0].evaluation is not None
+    assert "No rollouts" in (run / "report.html").read_text()
+    (run / "samples.jsonl").write_bytes(samples)
+    blobs = sorted((run / "blobs").glob("*/*"))
+    blobs[0].unlink()
+    blobs[1].write_bytes(b"no image")
+    write_report(run)
+    assert {"picture missing", "picture unreadable"} <= set(
+        re.findall("picture [a-z]+", (run / "report.html").read_text())
+    )
+
+
+@pytest.mark.parametrize("name", ["nowhere", "."])
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"is not a folder|is no run"):
+        write_report(tmp_path / name)
+
+
+def test_captions_are_held_against_the_teachers() -> None:
+    teacher = written({0: 1, 1: 2, 2: 2})
+    marks = [(b.text, b.mark) for b in response(written({0: 1, 1: 3, 2: 2}), teacher).bullets]
+    assert marks == [("a one", "right"), ("b three", "wrong"), ("c two", "right"), ("b two", "missed")]
+    assert {b.mark for b in response("nonsense", teacher).bullets} == {"missed"}
+    assert parse_response(teacher).valid
+
+
+def test_the_table_shows_what_the_report_says(run: Path) -> None:
+    console = Console(record=True, width=160, file=io.StringIO())
+    print_table(load_report(run), console)
+    assert re.search("77.9\u00a0% ± 1.8.*Held-out accuracy rose", console.export_text(), re.DOTALL)
+
+
+def test_a_comparison_says_who_wins_and_whether_beyond_the_spread(tmp_path: Path) -> None:
+    comparison = write_comparison(build_comparison(tmp_path / "compare"))
+    assert comparison.headline == "SFT → PRISM → RLVR wins on greedy accuracy, by more than seeds differ"
+    best = comparison.arms[2].metrics["accuracy"]
+    assert (best.mean, best.low, best.high, best.std) == pytest.approx((0.94, 0.93, 0.95, 0.01))
+    assert "not beyond the spread" in next(s for s in comparison.conclusion if s.startswith("Caption F1"))
+    assert "SFT → RLVR has no figure." in next(s for s in comparison.conclusion if s.startswith("Sampled"))
+    assert "SFT → PRISM → RLVR" in (tmp_path / "compare" / "comparison.html").read_text()
+    console = Console(record=True, width=200, file=io.StringIO())
+    print_comparison(comparison, console)
+    assert "93.0 … 95.0, 1.0" in console.export_text()
+
+
+def test_a_comparison_of_one_seed_claims_no_difference(tmp_path: Path) -> None:
+    comparison = write_comparison(build_comparison(tmp_path / "compare", seeds=1))
+    assert comparison.headline.endswith("how much seeds differ is not known")
+    assert any("no known spread" in sentence for sentence in comparison.conclusion)
+    assert comparison.arms[0].metrics["accuracy"].std is None
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"arms": [], "split": "test", "questions": 1}'])
+def test_a_comparison_that_cannot_be_used_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(DataError, match=r"comparison\.json"):
+        write_comparison(tmp_path)
