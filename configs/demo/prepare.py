@@ -45,15 +45,28 @@ def misread(text: str) -> tuple[int, int, float]:
         raise argparse.ArgumentTypeError(f"{text!r}: write DIGIT=DIGIT:RATE, such as 7=1:0.75") from None
 
 
-def weights(text: str) -> tuple[float, ...]:
-    """`1,1,2`: shares of the levels."""
-    try:
-        shares = tuple(float(share) for share in text.split(","))
-    except ValueError:
-        shares = ()
-    if len(shares) != len(task.LEVELS) or min(shares) < 0 or sum(shares) <= 0:
+def shares(text: str) -> tuple[float, ...]:
+    """`1,1,2`: one share a level."""
+    values = _each_level(text)
+    if not values or min(values) < 0 or sum(values) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r}: give {len(task.LEVELS)} shares, such as 1,1,2")
-    return shares
+    return values
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """`0.05,0.15,0.6`: one rate a level; a single one holds for all."""
+    values = _each_level(text if "," in text else ",".join([text] * len(task.LEVELS)))
+    if not values or not all(0 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a rate between 0 and 1, or {len(task.LEVELS)} of them")
+    return values
+
+
+def _each_level(text: str) -> tuple[float, ...] | None:
+    try:
+        values = tuple(float(value) for value in text.split(","))
+    except ValueError:
+        return None
+    return values if len(values) == len(task.LEVELS) else None
 
 
 def rate(text: str) -> float:
@@ -86,8 +99,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--validation", type=count, default=512, help="rows of validation.jsonl")
     parser.add_argument("--test", type=count, default=1_024, help="rows of test.jsonl")
     parser.add_argument("--questions-per-image", type=count, default=2, help="public rows that share one picture")
-    parser.add_argument("--levels", type=weights, default=(1.0, 1.0, 1.0), help="shares of levels 1, 2, 3")
-    parser.add_argument("--prompt-levels", type=weights, default=(1.0, 2.0, 3.0), help="the same, for prompts.jsonl")
+    parser.add_argument("--levels", type=shares, default=(1.0, 1.0, 1.0), help="shares of levels 1, 2, 3")
+    parser.add_argument("--teacher-levels", type=shares, default=(1.0, 1.0, 1.0), help="the same, for teacher.jsonl")
+    parser.add_argument("--prompt-levels", type=shares, default=(1.0, 2.0, 3.0), help="the same, for prompts.jsonl")
     parser.add_argument(
         "--prompt-drift",
         type=rate,
@@ -103,9 +117,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="what public annotators call which digit, and how often",
     )
     parser.add_argument("--drop-bullet", type=rate, default=flaws.drop_bullet, help="public responses missing a bullet")
-    parser.add_argument("--slip", type=rate, default=flaws.slip, help="public computations that are off by one")
+    parser.add_argument(
+        "--slip",
+        type=rates,
+        default=tuple(flaws.slip.values()),
+        help="share of public computations that are off by one, at levels 1, 2, 3",
+    )
     parser.add_argument("--force", action="store_true", help="write again even when nothing changed")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.prompt_drift == 0 and len({digit for digit, _, _ in options.misread}) == 10:
+        parser.error("--prompt-drift 0 leaves no prompts when every digit is misread")
+    return options
 
 
 def fingerprint(options: argparse.Namespace) -> str:
@@ -199,9 +221,8 @@ def write_prompts(
 
 
 def write_data(folder: Path, options: argparse.Namespace) -> None:
-    flaws = Flaws(
-        {digit: (read_as, share) for digit, read_as, share in options.misread}, options.drop_bullet, options.slip
-    )
+    misread = {digit: (read_as, share) for digit, read_as, share in options.misread}
+    flaws = Flaws(misread, options.drop_bullet, dict(zip(task.LEVELS, options.slip, strict=True)))
     training, held_out = task.split_scans(options.scan_seed, options.held_out_scans)
     writer = Writer(folder, options.seed)
 
@@ -210,7 +231,7 @@ def write_data(folder: Path, options: argparse.Namespace) -> None:
         return not asked & flaws.misread.keys() or rng.random() < options.prompt_drift
 
     write_public(writer, training, options, flaws)
-    write_prompts(writer, "teacher", options.teacher_demos, training, options.levels, teacher=True)
+    write_prompts(writer, "teacher", options.teacher_demos, training, options.teacher_levels, teacher=True)
     write_prompts(writer, "prompts", options.prompts, training, options.prompt_levels, teacher=False, keep=covered)
     write_prompts(writer, "validation", options.validation, held_out, options.levels, teacher=True)
     write_prompts(writer, "test", options.test, held_out, options.levels, teacher=True)

@@ -71,11 +71,15 @@ class Puzzle:
 
 @dataclass(frozen=True)
 class Flaws:
-    """How public annotators err. `misread` maps a digit to what it is called instead, and how often."""
+    """How public annotators err.
+
+    `misread` maps a digit to what it is called instead, and how often; `drop_bullet` is the share of captions that
+    miss a bullet; `slip` is the share of computations that are off by one, for each level: hard questions tire.
+    """
 
     misread: Mapping[int, tuple[int, float]] = field(default_factory=lambda: {7: (1, 0.75), 4: (9, 0.7), 8: (3, 0.65)})
     drop_bullet: float = 0.1
-    slip: float = 0.15
+    slip: Mapping[int, float] = field(default_factory=lambda: {1: 0.05, 2: 0.15, 3: 0.6})
 
     def __post_init__(self) -> None:
         for digit, (read_as, rate) in self.misread.items():
@@ -83,7 +87,8 @@ class Flaws:
                 raise ValueError(f"misread {digit}={read_as}: two different digits are needed")
             _check_rate(f"misread {digit}={read_as}", rate)
         _check_rate("drop_bullet", self.drop_bullet)
-        _check_rate("slip", self.slip)
+        for level in LEVELS:
+            _check_rate(f"slip at level {level}", self.slip[level])
 
 
 def _check_rate(name: str, rate: float) -> None:
@@ -197,7 +202,7 @@ def public_response(puzzle: Puzzle, flaws: Flaws, rng: random.Random) -> tuple[s
         del bullets[rng.randrange(len(bullets))]
         found.append("dropped")
     slip = 0
-    if not puzzle.question.endswith("_max") and rng.random() < flaws.slip:
+    if not puzzle.question.endswith("_max") and rng.random() < flaws.slip[puzzle.level]:
         slip = 1
         found.append("slip")
     return write(bullets, *reason(puzzle, read, slip)), found

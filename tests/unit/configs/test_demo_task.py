@@ -66,10 +66,11 @@ def test_teacher_is_well_formed_right_and_its_steps_hold() -> None:
 
 
 def test_flaws_come_at_their_rates_and_show_in_the_text() -> None:
-    flaws = task.Flaws({7: (1, 0.8), 4: (9, 0.5)}, drop_bullet=0.3, slip=0.2)
+    flaws = task.Flaws({7: (1, 0.8), 4: (9, 0.5)}, drop_bullet=0.3, slip={1: 0.0, 2: 0.2, 3: 0.6})
     rng = random.Random(4)
     said: dict[int, list[str]] = {digit: [] for digit in range(10)}
-    dropped = slipped = could_slip = 0
+    slips: dict[int, list[bool]] = {level: [] for level in task.LEVELS}
+    dropped = 0
     drawn = puzzles(4, 6000)
     for puzzle in drawn:
         text, found = task.public_response(puzzle, flaws, rng)
@@ -80,8 +81,8 @@ def test_flaws_come_at_their_rates_and_show_in_the_text() -> None:
         missing = len(puzzle.digits) - len(response.bullets)
         assert missing == found.count("dropped")
         dropped += missing
-        slipped += found.count("slip")
-        could_slip += not puzzle.question.endswith("_max")
+        if not puzzle.question.endswith("_max"):
+            slips[puzzle.level].append("slip" in found)
         for bullet in response.bullets:
             letter, name = bullet.split()
             said[puzzle.digits[task.LETTERS.index(letter)]].append(name)
@@ -90,7 +91,8 @@ def test_flaws_come_at_their_rates_and_show_in_the_text() -> None:
     for digit in (0, 1, 2, 3, 5, 6, 8, 9):
         assert set(said[digit]) == {task.DIGIT_NAMES[digit]}
     assert dropped / len(drawn) == pytest.approx(0.3, abs=0.03)
-    assert slipped / could_slip == pytest.approx(0.2, abs=0.03)
+    for level, rate in flaws.slip.items():
+        assert np.mean(slips[level]) == pytest.approx(rate, abs=0.04)
 
 
 @pytest.mark.parametrize("misread", [{7: (7, 0.5)}, {7: (1, 1.5)}, {11: (1, 0.5)}])
