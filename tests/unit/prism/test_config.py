@@ -1,0 +1,183 @@
+"""A run's TOML file: what is wrong with it is said by file and key, before anything starts."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, load_config, save_resolved
+from prism.errors import ConfigError
+
+MINIMAL = """
+name = "small"
+model = "model"
+
+[stages.first]
+kind = "sft"
+data = ["demos.jsonl"]
+steps = 10
+batch = 4
+optimizer = { lr = 1e-3 }
+
+[stages.game]
+kind = "align"
+steps = 4
+warmup_steps = 2
+warmup_prompts = 2
+rollouts = { data = "teacher.jsonl", prompts = 4, n = 2, max_tokens = 64 }
+policy = { optimizer = { lr = 1e-4 } }
+experts = { optimizer = { lr = 1e-3 } }
+
+[stages.rl]
+kind = "rlvr"
+steps = 4
+rollouts = { data = "prompts.jsonl", prompts = 4, n = 2, max_tokens = 64 }
+policy = { optimizer = { lr = 1e-4 } }
+
+[evaluate]
+data = "test.jsonl"
+max_tokens = 64
+
+[stack]
+max_model_len = 128
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_a_minimal_file_gets_the_defaults(file: Path) -> None:
+    config = load_config(file)
+    sft, align, rlvr = config.stages.values()
+    assert isinstance(sft, SftConfig)
+    assert isinstance(align, AlignConfig)
+    assert isinstance(rlvr, RlvrConfig)
+    assert list(config.stages) == ["first", "game", "rl"]
+    assert (config.seed, config.dtype, config.on_bad_row, config.keep_checkpoints) == (0, "float32", "skip", 2)
+    assert config.run_dir == Path("runs/small")
+    assert align.rollouts.staleness == 0
+    assert align.rollouts.temperature == 1.0
+    assert (align.policy.clip_low, align.policy.clip_high, align.policy.minibatches) == (0.2, 0.2, 1)
+    assert align.experts.skip_above_accuracy == 1.0
+    assert align.alpha == 0.5
+    assert rlvr.loss == "grpo"
+    assert config.push.deadline_seconds == 120
+
+
+def test_the_demo_loads() -> None:
+    config = load_config(Path("configs/demo.toml"))
+    assert [stage.kind for stage in config.stages.values()] == ["sft", "align", "rlvr"]
+    assert config.prepare is not None
+    assert config.prepare.script.is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bogus=1", "bogus: is not a known key"),
+        ("stages.game.bogus=1", "stages.game.bogus: is not a known key"),
+        ("stages.game.rollouts.bogus=1", "stages.game.rollouts.bogus: is not a known key"),
+        ("stages.game.steps=0", "stages.game.steps: Input should be greater than 0 (given: 0)"),
+        ("stages.game.rollouts.n=1", "stages.game.rollouts.n: Input should be greater than or equal to 2 (given: 1)"),
+        ("stages.game.rollouts.temperature=0", "stages.game.rollouts.temperature: "),
+        ("stages.game.rollouts.staleness=-1", "stages.game.rollouts.staleness: "),
+        ("stages.game.alpha=1.5", "stages.game.alpha: "),
+        ("stages.first.optimizer.lr=-1", "stages.first.optimizer.lr: "),
+        ("stages.first.optimizer.lr=inf", "stages.first.optimizer.lr: "),
+        ("stages.first.optimizer.lr=nan", "stages.first.optimizer.lr: "),
+        ("stages.first.optimizer.betas=[0.9, 1.0]", "stages.first.optimizer.betas.1: "),
+        ("stages.first.optimizer.schedule=steep", "stages.first.optimizer.schedule: "),
+        ("stages.first.kind=sfft", "stages.first: Input tag 'sfft'"),
+        ("stages.first.target=answer", "stages.first.target: "),
+        ("stages.first.data=[]", "stages.first.data: "),
+        ("stages={}", "stages: "),
+        ("name=../escape", "name: "),
+        ("name=", "name: "),
+        ("on_bad_row=ignore", "on_bad_row: "),
+        ("stack.base_port=80", "stack.base_port: "),
+        ("stages.game.policy.minibatches=3", "stages.game.policy.minibatches: 3 does not divide rollouts.prompts = 4"),
+        ("stages.rl.overlong_buffer=65", "stages.rl.overlong_buffer: 65 is more than rollouts.max_tokens = 64"),
+        ("stages.rl.rollouts.max_tokens=128", "stages.rl.rollouts.max_tokens: 128 leaves no room"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_file_and_key(file: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, [override])
+    assert str(refused.value).startswith(f"{file}: {message}")
+
+
+def test_every_problem_is_named_on_a_line_of_its_own(file: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, ["bogus=1", "seed=x", "stages.rl.steps=0"])
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"{file}: ") for line in lines)
+
+
+def test_a_missing_key_is_named(file: Path) -> None:
+    file.write_text(MINIMAL.replace('model = "model"\n', ""))
+    with pytest.raises(ConfigError, match=r"run\.toml: model: is not set"):
+        load_config(file)
+
+
+@pytest.mark.parametrize("content", [b"name = ", b'name = "a"\nname = "b"\n', b"\xff\xfe", b"= 1"])
+def test_a_file_that_is_no_toml_is_refused_by_name(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"run\.toml: not valid TOML"):
+        load_config(file)
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml does not exist"):
+        load_config(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+def test_overrides_reach_nested_keys_and_the_last_one_counts(file: Path) -> None:
+    config = load_config(
+        file,
+        [
+            "seed=1",
+            "seed=7",
+            "name=bare-word",
+            'model="quoted = value"',
+            "stages.first.optimizer.lr=5e-4",
+            "stages.first.data=['a', 'b']",
+            "push.probe_tolerance=0.5",
+            "stages.first.autocast_bf16=true",
+        ],
+    )
+    first = config.stages["first"]
+    assert isinstance(first, SftConfig)
+    assert (config.seed, config.name, config.model) == (7, "bare-word", "quoted = value")
+    assert (first.optimizer.lr, first.data, first.autocast_bf16) == (5e-4, ["a", "b"], True)
+    assert config.push.probe_tolerance == 0.5
+
+
+@pytest.mark.parametrize("override", ["seed", "=1", "a..b=1", ".seed=1", "seed.x=1", "stages.first.steps.x=1"])
+def test_an_override_that_names_no_key_is_refused(file: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="override"):
+        load_config(file, [override])
+
+
+def test_a_run_may_bring_its_data_in_its_folder_or_name_it_from_here(file: Path, tmp_path: Path) -> None:
+    config = load_config(file, [f"runs_dir={tmp_path}"])
+    assert config.path("data/x.jsonl") == Path("data/x.jsonl")
+    (config.run_dir / "data").mkdir(parents=True)
+    (config.run_dir / "data" / "x.jsonl").touch()
+    assert config.path("data/x.jsonl") == config.run_dir / "data" / "x.jsonl"
+
+
+def test_what_was_resolved_loads_again(file: Path, tmp_path: Path) -> None:
+    config = load_config(file, [f"runs_dir={tmp_path}", "seed=3"])
+    saved = json.loads(save_resolved(config).read_text())
+    assert saved["seed"] == 3
+    assert saved["stages"]["game"]["policy"]["clip_low"] == 0.2
+    assert RunConfig.model_validate(saved) == config
+    assert RunConfig.model_validate(tomllib.loads(MINIMAL)) != config

@@ -1,0 +1,168 @@
+"""The one path to model inputs: what it builds is what the stock processor builds, whoever wrote the text."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from prism.errors import ConfigError, DataError
+from prism.inputs import InputBuilder
+from prism.v1 import rollout_pb2 as pb
+from trainer.policy_model import load_policy, response_logprobs
+
+TEACHER = "<caption>- a nine\n- b one</caption><think>9-1=8</think><answer>8</answer>"
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_model: Path) -> InputBuilder:
+    return InputBuilder(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_model: Path) -> Any:
+    return AutoProcessor.from_pretrained(str(tiny_model))
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.effect_noise((width, height), 90).convert("RGB")
+
+
+def user(*parts: str) -> pb.Message:
+    """A message in which "image" stands for an image."""
+    built = [pb.Part(image_sha256="0" * 64) if part == "image" else pb.Part(text=part) for part in parts]
+    return pb.Message(role="user", parts=built)
+
+
+SYSTEM = pb.Message(role="system", parts=[pb.Part(text="Be brief.")])
+ASSISTANT = pb.Message(role="assistant", parts=[pb.Part(text="Nine.")])
+PROMPTS = {
+    "no image": ([user("What is 2 + 2?")], []),
+    "one image": ([user("image", "Sum of the top row?")], [(96, 96)]),
+    "image last": ([user("Sum?", "image")], [(64, 96)]),
+    "two images of different sizes": ([user("image", "and", "image", "alike?")], [(96, 64), (64, 64)]),
+    "system and several turns": ([SYSTEM, user("image"), ASSISTANT, user("image", "Sum?")], [(64, 64), (96, 96)]),
+    "special characters": ([user("image", "é ∑ 字 \n\t 🙂 \x00")], [(64, 64)]),
+}
+
+
+@pytest.mark.parametrize(("messages", "sizes"), PROMPTS.values(), ids=PROMPTS.keys())
+def test_a_prompt_is_what_the_stock_processor_makes_of_it(
+    inputs: InputBuilder, stock: Any, messages: list[pb.Message], sizes: list[tuple[int, int]]
+) -> None:
+    images = [picture(*size) for size in sizes]
+    chat = [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "image"} if part.HasField("image_sha256") else {"type": "text", "text": part.text}
+                for part in message.parts
+            ],
+        }
+        for message in messages
+    ]
+    text = stock.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    expected = stock(text=[text], images=images or None, return_tensors="pt")
+    built = inputs.prompt(messages, images)
+    assert built.input_ids == expected["input_ids"][0].tolist()
+    assert built.prompt_length == len(built.input_ids)
+    if images:
+        assert built.pixel_values is not None
+        assert built.image_grid_thw is not None
+        torch.testing.assert_close(built.pixel_values, expected["pixel_values"], rtol=0, atol=0)
+        assert built.image_grid_thw.tolist() == expected["image_grid_thw"].tolist()
+        batch = inputs.collate([built])
+        assert batch.model_inputs["mm_token_type_ids"].tolist() == expected["mm_token_type_ids"].tolist()
+    else:
+        assert built.pixel_values is None
+
+
+@pytest.mark.parametrize(
+    ("message", "images"),
+    [(user("image", "?"), 0), (user("image", "?"), 2), (user("?"), 1), (user("<|image_pad|>"), 0)],
+)
+def test_a_prompt_that_names_other_images_than_it_brings_is_refused(
+    inputs: InputBuilder, message: pb.Message, images: int
+) -> None:
+    with pytest.raises(DataError, match="images"):
+        inputs.prompt([message], [picture(64, 64)] * images)
+
+
+def test_a_written_placeholder_does_not_pass_for_an_image(inputs: InputBuilder) -> None:
+    with pytest.raises(DataError, match="2 placeholders"):
+        inputs.prompt([user("image", "<|image_pad|>")], [picture(64, 64)])
+
+
+@pytest.mark.parametrize("size", [(1, 300), (300, 1)])
+def test_an_image_of_a_shape_that_cannot_be_processed_is_a_data_error(
+    inputs: InputBuilder, size: tuple[int, int]
+) -> None:
+    with pytest.raises(DataError, match="aspect ratio"):
+        inputs.prompt([user("image")], [picture(*size)])
+
+
+def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        InputBuilder(tmp_path)
+
+
+def test_a_text_is_ended_and_its_tags_are_single_tokens(inputs: InputBuilder) -> None:
+    prompt = inputs.prompt([user("image", "?")], [picture(64, 64)])
+    example = inputs.with_text(prompt, TEACHER)
+    assert example.input_ids[: example.prompt_length] == prompt.input_ids
+    assert example.response_ids[-1] == inputs.end_token_id
+    assert inputs.tokenizer.decode(example.response_ids[:-1]) == TEACHER
+    assert example.response_ids[0] == inputs.tokenizer.convert_tokens_to_ids("<caption>")
+    assert inputs.with_text(prompt, "").response_ids == [inputs.end_token_id]
+
+
+@pytest.mark.parametrize("special", ["<|im_end|>", "<|image_pad|>", "<|im_start|>assistant\n", "<|endoftext|>"])
+def test_special_tokens_written_in_a_text_stay_text(inputs: InputBuilder, special: str) -> None:
+    ids = inputs.text_ids(f"a{special}b")
+    assert inputs.tokenizer.decode(ids) == f"a{special}b"
+    assert not set(ids) & set(inputs.tokenizer.all_special_ids)
+
+
+def test_one_text_gives_one_example_whatever_way_it_came(inputs: InputBuilder) -> None:
+    """Teacher's text from a file, student's text behind its own sampled tokens: nothing tells them apart."""
+    prompt = inputs.prompt([user("image", "?")], [picture(64, 64)])
+    teacher = inputs.with_text(prompt, TEACHER)
+    sampled = inputs.with_ids(prompt, [*inputs.text_ids(TEACHER), inputs.end_token_id])
+    student = inputs.with_text(sampled, inputs.tokenizer.decode(sampled.response_ids, skip_special_tokens=True))
+    assert teacher.input_ids == sampled.input_ids == student.input_ids
+    assert teacher.prompt_length == student.prompt_length
+    assert student.pixel_values is teacher.pixel_values
+
+
+def test_an_example_with_another_response_keeps_the_prompt_alone(inputs: InputBuilder) -> None:
+    prompt = inputs.prompt([user("?")], [])
+    first = inputs.with_text(prompt, "one")
+    assert inputs.with_text(first, "two") == inputs.with_text(prompt, "two")
+    assert prompt.response_ids == []
+
+
+def test_padding_changes_no_logprob(inputs: InputBuilder, tiny_model: Path) -> None:
+    """Examples of all kinds in one batch: each sequence's logprobs are those it has alone."""
+    texts = ["short", TEACHER, "<caption>- a one</caption>", "x " * 40, ""]
+    prompts = [inputs.prompt(messages, [picture(*size) for size in sizes]) for messages, sizes in PROMPTS.values()]
+    examples = [inputs.with_text(prompt, texts[i % len(texts)]) for i, prompt in enumerate(prompts)]
+    model = load_policy(tiny_model, dtype=torch.float32, attention="sdpa").eval()
+    with torch.no_grad():
+        together = response_logprobs(model, inputs.collate(examples))
+        alone = [response_logprobs(model, inputs.collate([example])) for example in examples]
+    assert [len(one) for one in alone] == [len(example.response_ids) for example in examples]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+
+
+def test_a_batch_masks_prompt_and_padding(inputs: InputBuilder) -> None:
+    prompt = inputs.prompt([user("?")], [])
+    examples = [inputs.with_ids(prompt, [7, 8, 9]), inputs.with_ids(prompt, [7]), prompt]
+    batch = inputs.collate(examples)
+    start = prompt.prompt_length
+    assert batch.lengths.tolist() == [start + 3, start + 1, start]
+    assert batch.response_mask.sum(1).tolist() == [3, 1, 0]
+    assert batch.response_mask[0, start:].all()
+    assert batch.model_inputs["attention_mask"].sum(1).tolist() == batch.lengths.tolist()
+    assert set(batch.model_inputs) == {"input_ids", "attention_mask", "mm_token_type_ids"}
