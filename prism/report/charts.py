@@ -4,7 +4,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 WIDTH, HEIGHT = 348, 190  # CSS pixels at natural size, so that a label of 10 is 10 pixels
 MOST_POINTS = 400  # a longer curve is drawn as means of equal bins
+LOG_FLOOR = 1e-12  # where a logarithmic axis shows zero
 SMOOTH_FROM = 24  # points from which a running mean is drawn over the raw curve
 
 # Drawn in colours that no page has, then exchanged for the page's variables.
@@ -167,6 +168,9 @@ def running_mean(values: Sequence[float | None], reach: int) -> list[float | Non
 
 def _line(axes: Axes, line: Line, unit: str) -> None:
     line = thin(line)
+    if unit == "log":
+        floored = [value if value is None else max(value, LOG_FLOOR) for value in line.y]
+        line = replace(line, y=floored)
     colour = SERIES[line.colour]
     dashes = (0, (3, 2)) if line.dashed else "-"
     smooth = len(line.x) >= SMOOTH_FROM and unit != "log"
@@ -210,7 +214,7 @@ def _scale(axes: Axes, plot: Plot) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     known = [value for line in plot.lines for value in line.y if value is not None]
     if plot.unit == "log":
-        known = [value for value in known if value > 0] + ([plot.bound] if plot.bound else [])
+        known = [max(value, LOG_FLOOR) for value in known] + ([plot.bound] if plot.bound else [])
         axes.set_yscale("log")
         low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)) + 0.2)
         axes.set_ylim(10.0**low, 10.0**high)

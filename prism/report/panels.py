@@ -109,8 +109,6 @@ def draw_panels(report: Report) -> tuple[list[Chart], list[str]]:
         used = [(name, curve) for name, curve in stages if any(_known(curve, series) for series in panel.series)]
         bound = report.totals.logprob_mismatch_bound if panel.bounded else None
         lines, spans = _lines(panel, used)
-        if panel.unit == "log":
-            lines = [Line(k.label, k.colour, k.x, [v if v else None for v in k.y], k.dashed) for k in lines]
         if not any(line.last is not None for line in lines):
             empty.append(panel.title)
             continue

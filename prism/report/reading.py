@@ -147,7 +147,13 @@ def _stage(
 ) -> StageData:
     steps = surviving(lines)
     evaluation = next((e for e in reversed(evaluations) if e.stage == name), None)
-    kind = planned.get("kind") or (result and result.kind) or (evaluation and evaluation.kind) or _guess(steps)
+    configured = planned.get("kind")
+    kind = (
+        (isinstance(configured, str) and configured)
+        or (result and result.kind)
+        or (evaluation and evaluation.kind)
+        or _guess(steps)
+    )
     wanted = [planned.get("steps"), planned.get("warmup_steps", 0) if kind == "align" else 0]
     counts = [count for count in wanted if isinstance(count, int)]
     total = sum(counts) if len(counts) == len(wanted) else None

@@ -16,7 +16,7 @@ Kind = Literal["sft", "align", "rlvr"]
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True)
 
 
 class LevelResult(Record):

@@ -157,7 +157,8 @@ def _warnings(stages: Sequence[StageData], totals: Totals) -> list[str]:
             said.append(f"Stage {stage.name} has not started.")
         elif stage.result is None:
             planned = f" of {stage.planned_steps}" if stage.planned_steps is not None else ""
-            said.append(f"Stage {stage.name} is not finished: {done}{planned} steps recorded.")
+            steps = "step" if f"{done}{planned}" == "1" else "steps"
+            said.append(f"Stage {stage.name} is not finished: {done}{planned} {steps} recorded.")
         elif stage.evaluation is None:
             said.append(f"Stage {stage.name} is finished but was not evaluated.")
         e = stage.evaluation
