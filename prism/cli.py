@@ -1,5 +1,6 @@
 """The ``prism`` command. Everything heavy is imported inside the command that needs it."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -161,6 +162,9 @@ def _run(config: "RunConfig", config_file: Path, overrides: list[str], fresh: bo
 
 def main() -> None:
     """Entry point: a user's mistake is a message, never a traceback."""
+    # Several processes share the cores here. OpenMP threads that spin while they wait make a training step up to ten
+    # times slower as soon as another process computes; read when torch is loaded, inherited by all we start.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except PrismError as error:

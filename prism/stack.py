@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import httpx
 import redis
@@ -204,17 +204,8 @@ class Stack:
 
     def _spawn(self, service: Service) -> None:
         service.log.parent.mkdir(parents=True, exist_ok=True)
-        libc = ctypes.CDLL(None)  # loaded before the fork: the child may only call what is ready
         with service.log.open("ab") as log:
-            service.process = subprocess.Popen(
-                service.command,
-                env=os.environ | service.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C comes to us alone, and we stop the services in order
-                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
-            )
+            service.process = start_process(service.command, service.environment, output=log)
 
     def _await(self, services: list[Service], began: float) -> None:
         waiting = list(services)
@@ -230,6 +221,22 @@ class Stack:
                 )
             if waiting:
                 time.sleep(0.2)
+
+
+def start_process(
+    command: list[str], environment: dict[str, str], output: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process that gets SIGTERM should this one die, however it dies. ``environment`` comes on top of ours."""
+    libc = ctypes.CDLL(None)  # loaded before the fork: the child may only call what is ready
+    return subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C comes to us alone, and we end our processes in order
+        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+    )
 
 
 def _redis_server() -> str:

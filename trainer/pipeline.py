@@ -4,7 +4,6 @@ Stages train in processes of their own, so that one which dies takes nothing wit
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from rich.console import Console
 from prism.config import RunConfig, SftConfig, save_resolved
 from prism.endpoints import load_endpoints
 from prism.errors import ConfigError, ServiceError
-from prism.stack import Stack
+from prism.stack import Stack, start_process
 from trainer.evaluate import evaluate, evaluated_stages, print_figures
 from trainer.publish import open_publisher
 from trainer.result import next_attempt, stage_folder, stage_result, start_of
@@ -122,8 +121,7 @@ def served_model(config: RunConfig) -> Path:
 
 def _train(command: list[str], name: str, stack: Stack | None, console: Console) -> None:
     """Train one stage in a process of its own, and end it should a service die. Raises ServiceError."""
-    environment = os.environ | (stack.environment() if stack else {})
-    process = subprocess.Popen(command, env=environment)
+    process = start_process(command, stack.environment() if stack else {})
     try:
         while process.poll() is None:
             if stack:

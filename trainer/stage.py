@@ -54,6 +54,7 @@ def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, v
         if group.request.prompt.teacher and (f1 := caption_f1(sample.text, group.request.prompt.teacher)) is not None
     ]
     return {
+        "positions": [group.request.position for group in groups],
         "groups": len(groups),
         "lost_groups": len(rollouts.lost) + len(rollouts.groups) - len(groups),
         "wait_seconds": rollouts.wait_seconds,

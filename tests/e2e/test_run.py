@@ -1,0 +1,104 @@
+"""The whole platform: three stages over live services, through a killed trainer and a killed policy server."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from killed_run import ALIGN_STEPS, RLVR_STEPS, WARMUP_STEPS, Run
+from safetensors.torch import load_file
+
+from prism.weights import Manifest, verify
+
+pytestmark = pytest.mark.timeout(900)  # the first test makes the run
+
+
+def final(run: Run, stage: str) -> list[dict[str, Any]]:
+    """The lines that count: of a step that was made again after a resume, the later one."""
+    return list({line["step"]: line for line in run.steps(stage)}.values())
+
+
+def test_a_killed_trainer_ends_the_run_with_what_to_do_and_leaves_no_process(run: Run) -> None:
+    assert run.first_status == 1
+    assert "stage align ended with status -9; the same command goes on from its last checkpoint" in run.first_output
+    assert "Traceback" not in run.first_output
+    assert run.left_behind == []
+
+
+def test_the_second_start_resumes_and_finishes(run: Run) -> None:
+    assert run.second_status == 0, run.second_output
+    resumed = re.search(r"resumed after step (\d+) at version (\d+)", run.second_output)
+    assert resumed, run.second_output
+    step, version = int(resumed[1]), int(resumed[2])
+    assert step <= run.step_at_kill < step + 2 + 1, "a checkpoint stands every two steps"
+    assert version == step - WARMUP_STEPS
+    assert "supervised fine-tuning" not in run.second_output, "SFT was finished and is not trained again"
+
+
+def test_every_step_was_made_and_versions_count_its_updates(run: Run) -> None:
+    align = final(run, "align")
+    assert [line["step"] for line in align] == list(range(1, WARMUP_STEPS + ALIGN_STEPS + 1))
+    assert [line["policy_version"] for line in align if not line["warmup"]] == list(range(1, ALIGN_STEPS + 1))
+    assert [line["perception_version"] for line in align] == [line["step"] for line in align]
+    rlvr = final(run, "rlvr")
+    assert [line["policy_version"] for line in rlvr] == list(range(ALIGN_STEPS + 1, ALIGN_STEPS + RLVR_STEPS + 1))
+
+
+@pytest.mark.parametrize("stage", ["align", "rlvr"])
+def test_no_group_is_trained_twice_and_none_is_lost(run: Run, stage: str) -> None:
+    positions = [position for line in final(run, stage) for position in line["positions"]]
+    assert sorted(positions) == list(range(len(positions))), "each prompt of the sequence exactly once, in one lineage"
+    assert all(line["lost_groups"] == 0 for line in final(run, stage))
+
+
+def test_staleness_keeps_its_bound(run: Run) -> None:
+    assert {line["staleness_max"] for line in final(run, "align")} == {0}
+    rlvr = {line["staleness_max"] for line in final(run, "rlvr")}
+    assert max(rlvr) == 1, "with staleness 1 the workers run ahead of the learner"
+
+
+def test_sampler_and_learner_agree_on_every_batch(run: Run) -> None:
+    compared = [
+        line["logprob_mismatch"]
+        for stage in ("align", "rlvr")
+        for line in final(run, stage)
+        if line.get("logprob_mismatch") is not None
+    ]
+    assert len(compared) >= ALIGN_STEPS, "lock-step batches can all be compared"
+    assert max(compared) < 1e-3
+
+
+def test_experts_that_score_are_the_ones_that_were_pushed(run: Run) -> None:
+    scored = [line for line in final(run, "align") if not line["warmup"]]
+    for expert in ("perception", "reasoning"):
+        assert [line[f"served_{expert}_version"] for line in scored] == [line["step"] - 1 for line in scored]
+    assert any(line["served_perception_gap"] is not None for line in scored)
+
+
+def test_the_policy_server_came_back_with_the_newest_weights(run: Run) -> None:
+    restarted = (run.folder / "logs" / "policy.log").read_text()
+    assert "restart" in restarted.lower()
+    assert run.server_killed_at < RLVR_STEPS
+    newest = Manifest.model_validate_json((run.folder / "services" / "policy" / "newest.json").read_bytes())
+    assert newest.version == ALIGN_STEPS + RLVR_STEPS
+    pushed = load_file(verify(run.folder / "weights", newest) / "model.safetensors")
+    result = load_file(run.folder / "stages" / "rlvr" / "model.safetensors")
+    assert pushed.keys() == result.keys()
+    assert all((pushed[name] == result[name]).all() for name in result)
+
+
+def test_every_stage_is_measured_by_its_own_version(run: Run) -> None:
+    lines = [json.loads(line) for line in (run.folder / "evaluations.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["policy_version"]) for line in lines] == [
+        ("sft", 0),
+        ("align", ALIGN_STEPS),
+        ("rlvr", ALIGN_STEPS + RLVR_STEPS),
+    ]
+    assert all(line["questions"] == line["judged"] == 32 for line in lines)
+
+
+def test_the_report_is_there(run: Run) -> None:
+    page = (run.folder / "report.html").read_text()
+    assert page.count("<img") >= 12
+    report = json.loads((run.folder / "report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == ["sft", "align", "rlvr"]
