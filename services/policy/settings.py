@@ -1,6 +1,7 @@
 """What the policy service reads from its environment (``PRISM_*``)."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -89,7 +90,9 @@ class PolicySettings(WeightsSettings):
     @field_validator("vllm_flags")
     @classmethod
     def _reserved_flags(cls, flags: list[str]) -> list[str]:
-        taken = sorted({flag.split("=")[0].replace("_", "-") for flag in flags} & RESERVED_FLAGS)
+        names = {re.split(r"[=\s]", flag)[0].replace("_", "-") for flag in flags if flag.startswith("--")}
+        # argparse takes an unambiguous beginning for the whole flag.
+        taken = sorted(name for name in names if any(flag.startswith(name) for flag in RESERVED_FLAGS))
         if taken:
             raise ValueError(f"{', '.join(taken)}: set by the service itself; use its own PRISM_* variables")
         return flags

@@ -138,11 +138,13 @@ class Supervisor:
     async def _probe(self, client: httpx.AsyncClient, lived: "Lifetime") -> None:
         await self._started(client)
         lived.ready()
-        heard = time.monotonic()
+        heard = asked = time.monotonic()
         while True:
             try:
-                if await self._phase(client) is Phase.SERVING:
+                phase = await self._phase(client)
+                if phase is Phase.SERVING and time.monotonic() - asked >= self.settings.hang_deadline / 2:
                     await self._generates(client)
+                    asked = time.monotonic()
                 heard = time.monotonic()
             except httpx.TimeoutException:
                 raise Failed(f"it did not answer within {self.settings.hang_deadline:g} s") from None

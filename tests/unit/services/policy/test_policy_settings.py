@@ -38,6 +38,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.Monke
         ("PRISM_STATE_DIR", "state", "PRISM_STATE_DIR: .*absolute"),
         ("PRISM_DEVICE", "tpu", "PRISM_DEVICE"),
         ("PRISM_VLLM_FLAGS", "--seed 0 --middleware=other.Class", "PRISM_VLLM_FLAGS: .*--middleware"),
+        ("PRISM_VLLM_FLAGS", "--middle other.Class", "PRISM_VLLM_FLAGS: .*--middle"),
+        ("PRISM_VLLM_FLAGS", "'--port 1'", "PRISM_VLLM_FLAGS: .*--port"),
         ("PRISM_VLLM_FLAGS", "--seed 'open", "PRISM_VLLM_FLAGS"),
         ("PRISM_TOKEN", None, "PRISM_TOKEN: is not set"),
         ("PRISM_ADMIN_TOKEN", DATA_TOKEN, "must differ"),
@@ -50,10 +52,17 @@ def test_a_wrong_variable_is_named(environment: pytest.MonkeyPatch, name: str, v
 
 
 def test_flags_and_domains_are_written_as_on_a_command_line(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("PRISM_VLLM_FLAGS", "--tensor-parallel-size 2 --chat-template '/a b.jinja'")
+    environment.setenv("PRISM_VLLM_FLAGS", "--tensor-parallel-size 2 --chat-template '/a b.jinja' --model-impl auto")
     environment.setenv("PRISM_IMAGE_DOMAINS", "a.example, b.example")
     settings = load_settings(PolicySettings)
-    assert settings.vllm_flags == ["--tensor-parallel-size", "2", "--chat-template", "/a b.jinja"]
+    assert settings.vllm_flags == [
+        "--tensor-parallel-size",
+        "2",
+        "--chat-template",
+        "/a b.jinja",
+        "--model-impl",
+        "auto",
+    ]
     assert settings.image_domains == ["a.example", "b.example"]
     environment.setenv("PRISM_VLLM_FLAGS", '["--seed", "1"]')
     assert load_settings(PolicySettings).vllm_flags == ["--seed", "1"]
