@@ -250,4 +250,4 @@ def test_runs_do_not_meet(trainer: TrainerStream, redis_client: redis.Redis) -> 
     other.open()
     trainer.admit([request()])
     assert (trainer.lag(), other.lag()) == (1, 0)
-    assert redis_client.xinfo_groups(NAMES.prompts)[0]["name"] == WORKERS.encode()  # pyright: ignore[reportIndexIssue]
+    assert redis_client.xinfo_groups(NAMES.prompts)[0]["name"] == WORKERS.encode()

@@ -1,0 +1,157 @@
+"""The clients: what may pass is waited for, what may not is an error at once, and answers become what they say."""
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from prism.clients import (
+    ExpertClient,
+    GraderClient,
+    PolicyClient,
+    Refused,
+    ServiceClient,
+    Unavailable,
+    data_uri,
+)
+from prism.v1 import rollout_pb2 as pb
+
+Handler = Callable[[httpx.Request], httpx.Response]
+IMAGE = b"\x89PNG..."
+MESSAGES = [pb.Message(role="user", parts=[pb.Part(image_sha256="ab"), pb.Part(text="Sum?")])]
+
+
+class Service:
+    """Answers with each of ``answers`` in turn, the last one again and again; remembers what it was asked."""
+
+    def __init__(self, *answers: httpx.Response | Exception) -> None:
+        self.answers, self.requests = list(answers), list[httpx.Request]()
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+    @property
+    def body(self) -> Any:
+        return json.loads(self.requests[-1].content)
+
+
+@pytest.fixture
+def connect() -> Callable[..., Any]:
+    def make(kind: type[ServiceClient], service: Handler, patience: float = 30) -> Any:
+        http = httpx.AsyncClient(transport=httpx.MockTransport(service))
+        return kind(http, "http://service/", "the-token", patience)
+
+    return make
+
+
+OK = httpx.Response(200, json={"fine": True})
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504])
+async def test_what_may_pass_is_tried_again(connect: Callable[..., ServiceClient], status: int) -> None:
+    service = Service(httpx.Response(status), httpx.ConnectError("away"), httpx.ReadTimeout("slow"), OK)
+    answer = await connect(ServiceClient, service).post("/v1/x", {"a": 1})
+    assert answer.json() == {"fine": True}
+    assert len(service.requests) == 4
+    assert str(service.requests[0].url) == "http://service/v1/x"
+    assert service.requests[0].headers["authorization"] == "Bearer the-token"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
+async def test_what_will_never_pass_is_refused_at_once(connect: Callable[..., ServiceClient], status: int) -> None:
+    service = Service(httpx.Response(status, text="because"), OK)
+    with pytest.raises(Refused, match=f"http://service/v1/x: {status} because"):
+        await connect(ServiceClient, service).post("/v1/x", {})
+    assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(httpx.Response(503, text="loading"), "503 loading"), (httpx.ConnectError("away"), "ConnectError: away")],
+)
+async def test_patience_has_an_end_and_says_why(
+    connect: Callable[..., ServiceClient], answer: httpx.Response | Exception, reason: str
+) -> None:
+    service = Service(answer)
+    with pytest.raises(Unavailable, match=reason):
+        await connect(ServiceClient, service, 0.3).post("/v1/x", {})
+    assert len(service.requests) > 1
+
+
+async def test_a_group_is_sampled_in_one_call_with_tokens_and_versions(connect: Callable[..., PolicyClient]) -> None:
+    choice = {
+        "message": {"content": "a"},
+        "token_ids": [7, 8],
+        "logprobs": {"content": [{"logprob": -0.5}, {"logprob": -1.5}]},
+        "finish_reason": "stop",
+    }
+    empty = choice | {"message": {"content": None}, "finish_reason": "length"}
+    service = Service(
+        httpx.Response(
+            200,
+            json={"choices": [choice, empty], "prompt_token_ids": [1, 2, 3]},
+            headers={"x-prism-policy-version": "12"},
+        )
+    )
+    sampling = pb.Sampling(n=2, temperature=0.5, max_tokens=9, seed=4)
+    answer = await connect(PolicyClient, service).sample(MESSAGES, {"ab": IMAGE}, sampling, 11)
+    assert (answer.version, answer.prompt_token_ids) == (12, [1, 2, 3])
+    assert [sample.text for sample in answer.samples] == ["a", ""]
+    assert [list(sample.token_ids) for sample in answer.samples] == [[7, 8], [7, 8]]
+    assert list(answer.samples[0].logprobs) == [-0.5, -1.5]
+    assert [sample.finish_reason for sample in answer.samples] == ["stop", "length"]
+
+    asked = service.body
+    assert service.requests[0].headers["x-prism-min-policy-version"] == "11"
+    assert (asked["n"], asked["temperature"], asked["max_tokens"], asked["seed"]) == (2, 0.5, 9, 4)
+    assert asked["top_p"] == 1.0  # anything else would bias the importance ratio
+    assert asked["logprobs"] is True
+    assert asked["return_token_ids"] is True
+    image, text = asked["messages"][0]["content"]
+    assert text == {"type": "text", "text": "Sum?"}
+    assert image["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(IMAGE).decode()
+
+
+async def test_scores_carry_status_version_and_a_value_only_where_there_is_one(
+    connect: Callable[..., ExpertClient],
+) -> None:
+    scores = [
+        {"status": "ok", "score": -0.25, "detail": None},
+        {"status": "invalid_format", "score": None, "detail": "missing <think>"},
+    ]
+    service = Service(httpx.Response(200, json={"version": 6, "scores": scores}))
+    good, bad = await connect(ExpertClient, service).score("perception", MESSAGES, ["a", "b"], 5)
+    assert (good.expert, good.expert_version, good.status, good.value) == ("perception", 6, pb.STATUS_OK, -0.25)
+    assert (bad.status, bad.HasField("value"), bad.detail) == (pb.STATUS_INVALID_FORMAT, False, "missing <think>")
+    assert service.body == {
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "image": "sha256:ab"}, {"type": "text", "text": "Sum?"}]}
+        ],
+        "responses": ["a", "b"],
+        "min_version": 5,
+    }
+
+
+async def test_a_verdict_that_says_nothing_has_no_reward(connect: Callable[..., GraderClient]) -> None:
+    right = {"status": "ok", "accuracy": 1, "format": 1, "reward": 1, "extracted": "7", "detail": None}
+    nothing = dict.fromkeys(right) | {"status": "timeout", "detail": "killed"}
+    service = Service(httpx.Response(200, json={"verdicts": [right, nothing]}))
+    first, second = await connect(GraderClient, service).grade(["a", "b"], "7", "number")
+    assert (first.status, first.reward, first.extracted) == (pb.STATUS_OK, 1.0, "7")
+    assert second.status == pb.STATUS_TIMEOUT
+    assert not any(second.HasField(name) for name in ("accuracy", "format", "reward"))
+    assert service.body["items"][1] == {"response": "b", "gold": "7", "kind": "number"}
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"), [(b"\xff\xd8\xff", "jpeg"), (b"RIFF0000WEBPVP8 ", "webp"), (b"\x89PNG", "png")]
+)
+def test_a_data_uri_names_the_kind_of_image(image: bytes, kind: str) -> None:
+    assert data_uri(image) == f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

@@ -1,0 +1,151 @@
+"""One request, sampled and judged: a judge that fails leaves a status, never a number."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from prism.blobs import BlobStore
+from prism.clients import Refused, Unavailable
+from prism.endpoints import Endpoints
+from prism.errors import DataError
+from prism.rollout import Judges
+from prism.v1 import rollout_pb2 as pb
+
+TEACHER = "the teacher's"
+Answer = Callable[[dict[str, Any]], httpx.Response]
+
+
+def policy(body: dict[str, Any]) -> httpx.Response:
+    choice = {
+        "message": {"content": "x"},
+        "token_ids": [1],
+        "logprobs": {"content": [{"logprob": -1}]},
+        "finish_reason": "stop",
+    }
+    return httpx.Response(
+        200,
+        json={"choices": [choice] * body["n"], "prompt_token_ids": [5]},
+        headers={"x-prism-policy-version": "3"},
+    )
+
+
+def expert(body: dict[str, Any]) -> httpx.Response:
+    scores = [{"status": "ok", "score": float(i), "detail": None} for i in range(len(body["responses"]))]
+    return httpx.Response(200, json={"version": 2, "scores": scores})
+
+
+def grader(body: dict[str, Any]) -> httpx.Response:
+    verdict = {"status": "ok", "accuracy": 1, "format": 1, "reward": 1, "extracted": "7", "detail": None}
+    return httpx.Response(200, json={"verdicts": [verdict] * len(body["items"])})
+
+
+def one_too_few(body: dict[str, Any]) -> httpx.Response:
+    answer = expert(body).json() if "responses" in body else grader(body).json()
+    return httpx.Response(200, json={k: v[1:] if isinstance(v, list) else v for k, v in answer.items()})
+
+
+def failing(status: int) -> Answer:
+    return lambda _: httpx.Response(status, text="broken")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BlobStore:
+    return BlobStore(str(tmp_path))
+
+
+@pytest.fixture
+def image(store: BlobStore) -> str:
+    return store.put(b"\x89PNG")
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Callable[..., Judges]:
+    """Judges over services that answer as told."""
+
+    def make(**services: Answer) -> Judges:
+        answers: dict[str, Answer] = {
+            "policy": policy,
+            "perception": expert,
+            "reasoning": expert,
+            "grader": grader,
+        } | services
+        endpoints = Endpoints(
+            redis_url=SecretStr("redis://x"),
+            blobs=str(tmp_path),
+            token=SecretStr("t"),
+            **{f"{name}_url": f"http://{name}" for name in answers},  # pyright: ignore[reportArgumentType]
+        )
+        transport = httpx.MockTransport(lambda r: answers[r.url.host](json.loads(r.content)))
+        return Judges(httpx.AsyncClient(transport=transport), endpoints, patience_seconds=0.2)
+
+    return make
+
+
+def request(image: str, *, teacher: str = TEACHER, experts: tuple[str, ...] = ("perception", "reasoning")) -> Any:
+    message = pb.Message(role="user", parts=[pb.Part(image_sha256=image), pb.Part(text="?")])
+    return pb.RolloutRequest(
+        prompt=pb.Prompt(id="p", messages=[message], gold="7", kind="number", teacher=teacher),
+        sampling=pb.Sampling(n=2, temperature=1, max_tokens=4),
+        experts=experts,
+        grade=True,
+    )
+
+
+async def test_a_group_is_scored_with_the_teachers_response_in_the_same_call(
+    judged: Callable[..., Judges], image: str
+) -> None:
+    group = await judged().rollout(request(image), "w")
+    assert (group.worker, group.policy_version, list(group.prompt_token_ids)) == ("w", 3, [5])
+    for sample, value in zip(group.samples, (0.0, 1.0), strict=True):
+        assert {score.expert: score.value for score in sample.scores} == {"perception": value, "reasoning": value}
+        assert sample.verdict.reward == 1.0
+    assert sorted(score.expert for score in group.teacher_scores) == ["perception", "reasoning"]
+    assert {score.value for score in group.teacher_scores} == {2.0}
+
+
+async def test_only_what_is_asked_for_is_judged(judged: Callable[..., Judges], image: str) -> None:
+    asked = request(image, teacher="", experts=("reasoning",))
+    asked.grade = False
+    group = await judged(grader=failing(500), perception=failing(500)).rollout(asked, "w")
+    assert [[score.expert for score in sample.scores] for sample in group.samples] == [["reasoning"]] * 2
+    assert not group.teacher_scores
+    assert not any(sample.HasField("verdict") for sample in group.samples)
+
+
+@pytest.mark.parametrize("answer", [failing(422), failing(503), one_too_few])
+async def test_an_expert_that_fails_leaves_a_status_and_the_others_judge(
+    judged: Callable[..., Judges], image: str, answer: Answer
+) -> None:
+    group = await judged(perception=answer).rollout(request(image), "w")
+    for scores in (*(sample.scores for sample in group.samples), group.teacher_scores):
+        by_expert = {score.expert: score for score in scores}
+        assert by_expert["perception"].status == pb.STATUS_ERROR
+        assert not by_expert["perception"].HasField("value")
+        assert "http://perception" in by_expert["perception"].detail
+        assert by_expert["reasoning"].HasField("value")
+    assert all(sample.verdict.reward == 1.0 for sample in group.samples)
+
+
+@pytest.mark.parametrize("answer", [failing(422), failing(503), one_too_few])
+async def test_a_grader_that_fails_leaves_a_status_and_no_reward(
+    judged: Callable[..., Judges], image: str, answer: Answer
+) -> None:
+    group = await judged(grader=answer).rollout(request(image), "w")
+    for sample in group.samples:
+        assert sample.verdict.status == pb.STATUS_ERROR
+        assert not any(sample.verdict.HasField(name) for name in ("accuracy", "format", "reward"))
+        assert all(score.HasField("value") for score in sample.scores)
+
+
+async def test_what_cannot_be_sampled_raises(judged: Callable[..., Judges], image: str) -> None:
+    with pytest.raises(Refused, match="400 broken"):
+        await judged(policy=failing(400)).rollout(request(image), "w")
+    with pytest.raises(Unavailable, match="503 broken"):
+        await judged(policy=failing(503)).rollout(request(image), "w")
+    with pytest.raises(DataError, match="no blob"):
+        await judged().rollout(request("0" * 64), "w")
