@@ -1,0 +1,179 @@
+"""Weights pushed to a server that is slow, away, or says no; and the probe that goes with them."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prism.blobs import BlobStore
+from prism.config import PushConfig
+from prism.data import open_image
+from prism.errors import WeightsError
+from prism.inputs import InputBuilder
+from prism.v1 import rollout_pb2 as pb
+from prism.weights import MANIFEST, Manifest, Probe, verify
+from trainer.policy_model import load_policy, response_logprobs
+from trainer.probe import make_probe
+from trainer.publish import Publisher
+
+ADMIN = "admin-token-0123456789"
+TAKEN = {"sync_paused_seconds": 0.125}
+
+
+class Server:
+    """``POST /weights`` answers with each of ``answers`` (status, seconds of delay) in turn, the last one for ever."""
+
+    def __init__(self, *answers: tuple[int, float]) -> None:
+        self.answers, self.requests = list(answers), list[tuple[str, dict[str, str], Any]]()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.requests.append((self.path, dict(self.headers), body))
+                status, delay = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
+                time.sleep(delay)
+                content = json.dumps(TAKEN if status == 200 else {"detail": f"because of {status}"}).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+
+@pytest.fixture
+def serve() -> Iterator[Any]:
+    started: list[Server] = []
+
+    def start(*answers: tuple[int, float]) -> Server:
+        started.append(Server(*answers))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def publisher(root: Path, url: str, *, deadline: float = 20, attempt: int = 2) -> Publisher:
+    return Publisher("policy", f"{url}/", ADMIN, root, attempt, PushConfig(deadline_seconds=deadline))
+
+
+def write(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+
+def test_a_push_is_sealed_before_it_is_sent(tmp_path: Path, serve: Any) -> None:
+    server = serve((200, 0))
+    probe = Probe(messages=[], logprobs=[-1.0], tolerance=1e-3)
+    result = publisher(tmp_path, server.url).push(7, write, probe)
+    ((path, headers, body),) = server.requests
+    assert (path, headers["Authorization"]) == ("/weights", f"Bearer {ADMIN}")
+    manifest = Manifest.model_validate(body)
+    assert (manifest.model, manifest.version, manifest.attempt, manifest.probe) == ("policy", 7, 2, probe)
+    folder = verify(tmp_path, manifest)
+    assert folder == (tmp_path / "policy" / "0002-000007").resolve()
+    assert Manifest.model_validate_json((folder / MANIFEST).read_bytes()) == manifest
+    assert result.paused_seconds == 0.125
+    assert result.total_seconds > 0
+
+
+def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, serve: Any) -> None:
+    server = serve((503, 0), (500, 0), (200, 0))
+    publisher(tmp_path, server.url).push(1, write)
+    assert len(server.requests) == 3
+    assert server.requests[0][2] == server.requests[2][2]
+
+
+@pytest.mark.parametrize("status", [401, 403, 409, 422])
+def test_a_refusal_is_final(tmp_path: Path, serve: Any, status: int) -> None:
+    server = serve((status, 0), (200, 0))
+    with pytest.raises(WeightsError, match=f"did not take version 3 of the policy weights: {status} .*because"):
+        publisher(tmp_path, server.url).push(3, write)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [([(503, 0.0)], "503 "), ([(200, 30.0)], "ReadTimeout"), ([(503, 0.5), (200, 30.0)], "ReadTimeout")],
+)
+def test_a_deadline_is_kept_however_the_server_fails(
+    tmp_path: Path, serve: Any, answers: list[tuple[int, float]], reason: str
+) -> None:
+    server = serve(*answers)
+    started = time.monotonic()
+    with pytest.raises(WeightsError, match=rf"did not take version 3 .* within 1 s: {reason}"):
+        publisher(tmp_path, server.url, deadline=1.0).push(3, write)
+    assert 1.0 <= time.monotonic() - started < 3.5
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"http://127\.0\.0\.1:9 did not take .*ConnectError"):
+        publisher(tmp_path, "http://127.0.0.1:9", deadline=0.2).push(0, write)
+
+
+def test_old_versions_are_removed_once_a_newer_one_is_taken(tmp_path: Path, serve: Any) -> None:
+    server = serve((200, 0))
+    first = publisher(tmp_path, server.url, attempt=1)
+    for version in (1, 2, 10):
+        first.push(version, write)
+    publisher(tmp_path, server.url, attempt=2).push(3, write)
+    names = sorted(path.name for path in (tmp_path / "policy").iterdir())
+    assert names == ["0001-000002", "0001-000010", "0002-000003"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_model: Path) -> InputBuilder:
+    return InputBuilder(tiny_model)
+
+
+def test_a_probe_holds_what_the_learner_thinks_of_the_text(
+    tiny_model: Path, inputs: InputBuilder, teacher_prompts: list[pb.Prompt], blobs: BlobStore
+) -> None:
+    model = load_policy(tiny_model, dtype=torch.float32, attention="sdpa").train()
+    prompt = teacher_prompts[0]
+    probe = make_probe(model, inputs, prompt, prompt.teacher, blobs, 1e-3)
+    assert probe is not None
+    images = [
+        open_image(blobs.get(part.image_sha256))
+        for message in prompt.messages
+        for part in message.parts
+        if part.HasField("image_sha256")
+    ]
+    example = inputs.with_ids(inputs.prompt(prompt.messages, images), inputs.text_ids(prompt.teacher))
+    with torch.no_grad():
+        expected = response_logprobs(model.eval(), inputs.collate([example]))
+    assert probe.logprobs == pytest.approx(expected.tolist(), abs=1e-6)
+    assert probe.tolerance == 1e-3
+    user, assistant = probe.messages
+    assert assistant == {"role": "assistant", "content": prompt.teacher}
+    assert "data:image/png;base64," in json.dumps(user)
+
+
+def test_a_probe_leaves_the_model_as_it_was(
+    tiny_model: Path, inputs: InputBuilder, teacher_prompts: list[pb.Prompt], blobs: BlobStore
+) -> None:
+    model = load_policy(tiny_model, dtype=torch.float32, attention="sdpa").train()
+    make_probe(model, inputs, teacher_prompts[0], "x", blobs, 1e-3)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_no_probe_is_made_of_no_text(
+    tiny_model: Path, inputs: InputBuilder, teacher_prompts: list[pb.Prompt], blobs: BlobStore
+) -> None:
+    model = load_policy(tiny_model, dtype=torch.float32, attention="sdpa")
+    assert make_probe(model, inputs, teacher_prompts[0], "", blobs, 1e-3) is None

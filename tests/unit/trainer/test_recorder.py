@@ -1,0 +1,80 @@
+"""What a run leaves to look at: every line is JSON, and no data is not a number."""
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from rich.console import Console
+
+from trainer.recorder import Recorder
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200, highlight=False)
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def printed(console: Console) -> list[str]:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_each_step_is_a_line_at_once_and_a_resumed_run_adds_to_them(tmp_path: Path, console: Console) -> None:
+    recorder = Recorder(tmp_path, "align", 3, console=console)
+    recorder.step(1, {"loss": 0.5, "warmup": True, "gap": None})
+    assert len(lines(tmp_path)) == 1  # before the file is closed
+    recorder.step(2, {"loss": 0.25})
+    recorder.close()
+    again = Recorder(tmp_path, "align", 3, console=console)
+    again.step(2, {"loss": 0.125})
+    again.close()
+    found = lines(tmp_path)
+    assert [(line["stage"], line["step"], line["loss"]) for line in found] == [
+        ("align", 1, 0.5),
+        ("align", 2, 0.25),
+        ("align", 2, 0.125),
+    ]
+    assert (found[0]["warmup"], found[0]["gap"]) == (True, None)
+    assert found[0]["time"] <= found[1]["time"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_no_data(tmp_path: Path, console: Console, value: float) -> None:
+    recorder = Recorder(tmp_path, "finite", 1, console=console)
+    recorder.step(1, {"loss": value, "reward": 1.0}, show=("loss", "reward"))
+    recorder.close()
+    assert (lines(tmp_path)[0]["loss"], lines(tmp_path)[0]["reward"]) == (None, 1.0)
+    assert "loss no data  reward 1.000" in printed(console)[0]
+    assert REGISTRY.get_sample_value("prism_trainer_value", {"stage": "finite", "figure": "loss"}) is None
+
+
+def test_the_newest_value_of_each_figure_is_a_gauge(tmp_path: Path, console: Console) -> None:
+    recorder = Recorder(tmp_path, "gauged", 2, console=console)
+    for step, reward in ((1, 0.25), (2, 0.75)):
+        recorder.step(step, {"reward": reward, "accuracy": None})
+    recorder.close()
+    assert REGISTRY.get_sample_value("prism_trainer_value", {"stage": "gauged", "figure": "reward"}) == 0.75
+    assert REGISTRY.get_sample_value("prism_trainer_value", {"stage": "gauged", "figure": "accuracy"}) is None
+
+
+def test_progress_is_printed_at_first_and_last_but_not_at_every_step(tmp_path: Path, console: Console) -> None:
+    recorder = Recorder(tmp_path, "sft", 50, console=console)
+    for step in range(11, 51):  # resumed after step 10
+        recorder.step(step, {"loss": 1 / step, "steps": step}, show=("loss", "steps"))
+    recorder.close()
+    first, last = printed(console)
+    assert "11/50" in first
+    assert "loss 0.091  steps 11" in first
+    assert "50/50" in last
+    assert "0:00 left" in last
