@@ -172,6 +172,8 @@ class RunConfig(Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["eager", "sdpa"] = "sdpa"
     """Attention of the learners; at sizes of the demo eager is the faster."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the learners compute; the services' is ``stack.device``."""
     threads: int | None = Field(None, gt=0)
     """CPU threads of the learner; by default torch's choice."""
     on_bad_row: Literal["skip", "fail"] = "skip"

@@ -40,7 +40,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     total = stage.warmup_steps + stage.steps
     dtype: torch.dtype = getattr(torch, config.dtype)
     options = loss_options(Algorithm.ALIGN, stage.policy, stage.rollouts.max_tokens)
-    model = load_policy(start, dtype=dtype, attention=config.attention)
+    model = load_policy(start, dtype=dtype, attention=config.attention, device=config.device)
     policy = PolicyLearner(
         model,
         stage.policy,
@@ -107,7 +107,7 @@ def _new_expert(
         dtype=getattr(torch, config.dtype),
         attention=config.attention,
     )
-    return ExpertLearner(expert, model, stage.experts, updates)
+    return ExpertLearner(expert, model.to(config.device), stage.experts, updates)
 
 
 def _admit_ahead(

@@ -14,10 +14,13 @@ from prism.inputs import Batch, InputBuilder
 LOGITS_CHUNK = 1024  # response tokens whose logits exist at one time: [chunk, vocabulary]
 
 
-def load_policy(folder: Path | str, *, dtype: torch.dtype, attention: str) -> Any:
+def load_policy(folder: Path | str, *, dtype: torch.dtype, attention: str, device: str = "cpu") -> Any:
     """Raises ConfigError if there is no model to load."""
     try:
-        return AutoModelForImageTextToText.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            str(folder), dtype=dtype, attn_implementation=attention
+        )
+        return model.to(device)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model can be loaded from {folder}: {str(error)[:500]}") from None
 

@@ -26,7 +26,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     torch.manual_seed(config.seed)
     context = open_context(config, name, start)
     base = start_version(start)
-    model = load_policy(start, dtype=getattr(torch, config.dtype), attention=config.attention)
+    model = load_policy(start, dtype=getattr(torch, config.dtype), attention=config.attention, device=config.device)
     options = loss_options(stage.loss, stage.policy, stage.rollouts.max_tokens)
     policy = PolicyLearner(
         model,

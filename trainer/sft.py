@@ -83,7 +83,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     torch.manual_seed(config.seed)
     console = Console(highlight=False)
     inputs = InputBuilder(start)
-    model = load_policy(start, dtype=getattr(torch, config.dtype), attention=config.attention)
+    model = load_policy(start, dtype=getattr(torch, config.dtype), attention=config.attention, device=config.device)
     model.train()
     files = [read_rows(config.path(path), config.on_bad_row, require=(stage.target,)) for path in stage.data]
     for file in files:

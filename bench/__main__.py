@@ -1,0 +1,117 @@
+"""``make bench``: the demo's speed: generation, policy update, weight pushes, and who waits for whom.
+
+Two short RLVR runs over the live services, one in lock-step and one a version behind, from the same SFT policy. Beside
+them what a user would pick instead: transformers' own ``generate``, and an update over full logits of padded rows.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.generation import compare_generation
+from bench.idle import BusySampler, idle_shares
+from bench.update import compare_update
+from prism.config import RunConfig, load_config
+from prism.report import load_report
+from trainer.pipeline import run, start_over
+from trainer.result import stage_folder
+
+CONFIG = Path(__file__).with_name("platform.toml")
+SKIPPED = 3  # first steps, which warm caches up, are not counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=16, help=f"RLVR steps of each run, {SKIPPED} of them not counted")
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="a finished demo, for its time by stage")
+    options = parser.parse_args()
+    console = Console(highlight=False)
+    results: dict[str, Any] = {}
+    first: RunConfig | None = None
+    for name, staleness in (("lock-step", 0), ("staleness 1", 1)):
+        console.rule(name)
+        overrides = [
+            f"name=bench-{staleness}",
+            f"stages.rlvr.steps={options.steps}",
+            f"stages.rlvr.rollouts.staleness={staleness}",
+        ]
+        config = load_config(CONFIG, overrides)
+        start_over(config)
+        if first:
+            shutil.copytree(stage_folder(first, "sft"), stage_folder(config, "sft"))
+
+        def generation(config: RunConfig = config) -> None:
+            results["generation"] = compare_generation(config)
+
+        with BusySampler(config) as sampler:
+            run(config, CONFIG, overrides, console, at_end=None if first else generation)
+        results[name] = _figures(config) | idle_shares(_steps(config), sampler.samples)
+        first = first or config
+    assert first
+    results["update"] = compare_update(first)
+    (first.runs_dir / "bench.json").write_text(json.dumps(results, indent=1))
+    _print(console, results, options.demo)
+
+
+def _steps(config: RunConfig) -> list[dict[str, Any]]:
+    lines = map(json.loads, (config.run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["stage"] == "rlvr"][SKIPPED:]
+
+
+def _figures(config: RunConfig) -> dict[str, float]:
+    steps = _steps(config)
+    return {
+        "step_seconds": _median(steps, "step_seconds"),
+        "sync_paused_seconds": _median(steps, "sync_paused_seconds"),
+        "sync_total_seconds": _median(steps, "sync_total_seconds"),
+        "trained_tokens_per_second": sum(s["trained_tokens"] for s in steps) / sum(s["step_seconds"] for s in steps),
+        "staleness_max": max(s["staleness_max"] for s in steps),
+    }
+
+
+def _median(steps: list[dict[str, Any]], name: str) -> float:
+    values = sorted(step[name] for step in steps)
+    return values[len(values) // 2]
+
+
+def _print(console: Console, results: dict[str, Any], demo: Path) -> None:
+    table = Table("figure", "PRISM", "instead", "ratio", title="The demo's model and batch: 16 prompts × 8 responses")
+    generation, update = results["generation"], results["update"]
+    for name, row in (("generation, tokens/s (v transformers generate)", generation),
+                      ("policy update, tokens/s (v full padded logits)", update)):  # fmt: skip
+        ratio = row["prism_tokens_per_second"] / row["instead_tokens_per_second"]
+        prism, instead = row["prism_tokens_per_second"], row["instead_tokens_per_second"]
+        table.add_row(name, f"{prism:,.0f}", f"{instead:,.0f}", f"{ratio:.2f}×")
+    lock, stale = results["lock-step"], results["staleness 1"]
+    console.print(table)
+    table = Table("figure", "lock-step", "staleness 1")
+    for name, key, form in (
+        ("seconds a step (median)", "step_seconds", ".2f"),
+        ("trained tokens/s, the whole loop", "trained_tokens_per_second", ",.0f"),
+        ("seconds a weight push takes (median)", "sync_total_seconds", ".3f"),
+        ("seconds it pauses generation (median)", "sync_paused_seconds", ".3f"),
+        ("learner idle", "learner_idle", ".0%"),
+        ("policy server idle", "policy_idle", ".0%"),
+        ("staleness, most", "staleness_max", ".0f"),
+    ):
+        table.add_row(name, f"{lock[key]:{form}}", f"{stale[key]:{form}}")
+    speedup = stale["trained_tokens_per_second"] / lock["trained_tokens_per_second"]
+    console.print(table)
+    console.print(f"staleness 1 trains {speedup:.2f}× the tokens a second of lock-step")
+    if (demo / "stages").is_dir():
+        stages = {stage.name: stage.seconds for stage in load_report(demo).stages if stage.seconds is not None}
+        text = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items())
+        console.print(f"{demo} by stage: {text}; together {sum(stages.values()) / 60:.1f} min")
+    else:
+        console.print(f"{demo} by stage: no data, run `make demo` first")
+
+
+if __name__ == "__main__":
+    main()
