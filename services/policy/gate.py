@@ -1,6 +1,7 @@
 """The generation gate: while weights are swapped, no request is in flight and new ones wait."""
 
 import asyncio
+import time
 from enum import StrEnum
 
 
@@ -25,6 +26,7 @@ class Gate:
         self.phase = Phase.STARTING
         self.reason = "the server is starting"
         self.in_flight = 0
+        self._busy_since = 0.0
         self._changed = asyncio.Condition()
 
     async def enter(self) -> None:
@@ -33,11 +35,22 @@ class Gate:
             await self._changed.wait_for(lambda: self.phase is not Phase.SYNCING)
             if self.phase is not Phase.SERVING:
                 raise NotServing(self.reason)
+            if not self.in_flight:
+                self._busy_since = time.monotonic()
             self.in_flight += 1
 
-    async def leave(self) -> None:
-        """The request's last byte is out, or its client is gone."""
-        self.in_flight -= 1  # before anything can be cancelled
+    def leaving(self) -> float:
+        """Count a request out whose last byte is out, or whose client is gone; ``left`` must follow.
+
+        Returns the seconds in which something was in flight since this was last asked. Never waits, so that no
+        cancellation can keep a request counted.
+        """
+        self.in_flight -= 1
+        since, self._busy_since = self._busy_since, time.monotonic()
+        return self._busy_since - since
+
+    async def left(self) -> None:
+        """Let those look again who wait for requests to leave."""
         async with self._changed:
             self._changed.notify_all()
 

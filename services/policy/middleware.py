@@ -197,7 +197,8 @@ class PolicyMiddleware:
             too_old = self._too_old(scope)
             await (too_old(scope, receive, send) if too_old else self._vllm(scope, receive, send))
         finally:
-            await self.gate.leave()
+            metrics.BUSY_SECONDS.inc(self.gate.leaving())
+            await self.gate.left()
 
     def _too_old(self, scope: Scope) -> JSONResponse | None:
         """None if the request may be answered with the weights that are loaded."""
