@@ -50,6 +50,8 @@ class Admission:
     """The policy version that will train on it: what the staleness bound looks at."""
     count: int
     """Groups."""
+    n: int
+    """Responses of a group."""
     experts: tuple[str, ...]
     grade: bool
 
@@ -127,7 +129,7 @@ class Intake:
             pb.RolloutRequest(
                 prompt=self.prompts.at(position),
                 sampling=pb.Sampling(
-                    n=self.rollouts.n,
+                    n=admission.n,
                     temperature=self.rollouts.temperature,
                     max_tokens=self.rollouts.max_tokens,
                     seed=random.Random(f"{self.seed}/{self.stage}/{position}").getrandbits(31),

@@ -48,7 +48,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     for step in range(first, stage.steps):
         began = time.perf_counter()
         while asked < stage.steps and intake.admit(
-            _admission(asked, base, stage.rollouts.prompts), version=policy.version, expert_version=0
+            _admission(stage, asked, base, stage.rollouts.prompts), version=policy.version, expert_version=0
         ):
             asked += 1
         rollouts, rounds = _collect(context, intake, stage, step, base, policy.version)
@@ -74,8 +74,8 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
 
 
-def _admission(step: int, base: int, count: int) -> Admission:
-    return Admission(step=step, update=base + step, count=count, experts=(), grade=True)
+def _admission(stage: RlvrConfig, step: int, base: int, count: int) -> Admission:
+    return Admission(step=step, update=base + step, count=count, n=stage.rollouts.n, experts=(), grade=True)
 
 
 def _collect(
@@ -88,7 +88,7 @@ def _collect(
         missing = stage.rollouts.prompts - sum(_undecided(group) for group in rollouts.groups)
         if missing <= 0:
             break
-        intake.admit(_admission(step, base, missing), version=version, expert_version=0)
+        intake.admit(_admission(stage, step, base, missing), version=version, expert_version=0)
         waited = rollouts.wait_seconds
         rollouts = intake.collect(step, context.say)
         rollouts.wait_seconds += waited

@@ -61,7 +61,7 @@ def group_for(request: pb.RolloutRequest, version: int) -> pb.RolloutGroup:
 
 
 def step(number: int, count: int = 2) -> Admission:
-    return Admission(step=number, update=number, count=count, experts=("perception",), grade=False)
+    return Admission(step=number, update=number, count=count, n=4, experts=("perception",), grade=False)
 
 
 @pytest.fixture
