@@ -105,8 +105,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--prompt-drift",
         type=rate,
-        default=1.0,
-        help="chance that prompts.jsonl keeps a question about a digit the public misreads",
+        default=0.25,
+        help="chance that prompts.jsonl keeps a question about a digit the public misreads: at 1 RL alone undoes the "
+        "drift, at 0 it never sees it and brings back what alignment removed",
     )
     parser.add_argument(
         "--misread",
@@ -165,6 +166,7 @@ def meta(puzzle: Puzzle) -> dict[str, Any]:
     return {
         "level": puzzle.level,
         "question": puzzle.question,
+        "index": puzzle.index,
         "rows": puzzle.rows,
         "columns": puzzle.columns,
         "digits": list(puzzle.digits),

@@ -175,6 +175,14 @@ def test_prepare_does_nothing_twice_and_notices_a_change(prepared: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "model", prepare.MARKER]
 
 
+def test_prompts_ask_about_drifted_digits_as_often_as_told(tmp_path: Path) -> None:
+    prepare.main([*options(tmp_path), "--prompt-drift=0", "--misread", "7=1:0.5", "4=9:0.5"])
+    for row in read(tmp_path, "prompts"):
+        meta = {name: row["meta"][name] for name in ("level", "rows", "columns", "question", "index")}
+        puzzle = task.Puzzle(digits=tuple(row["meta"]["digits"]), **meta)
+        assert not {7, 4} & {puzzle.digits[cell] for cell in puzzle.cells}
+
+
 def test_bad_options_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--misread=7-1"], ["--levels=1,2"], ["--slip=1.5"], ["--prompts=0"]):
         with pytest.raises(SystemExit):
