@@ -66,8 +66,9 @@ class RolloutConfig(Strict):
 
 class PolicyLearnerConfig(Strict):
     optimizer: OptimizerConfig
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.2, gt=0)
+    clip_low: float | None = Field(None, gt=0, lt=1)
+    """How far below 1 a ratio may fall before it earns nothing more; by default as published for the loss."""
+    clip_high: float | None = Field(None, gt=0)
     minibatches: int = Field(1, gt=0)
     """Optimizer steps that share one rollout batch."""
     epochs: int = Field(1, gt=0)

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from prism.config import PolicyLearnerConfig
@@ -11,7 +12,7 @@ from prism.response import caption_f1, parse_response
 from prism.v1 import rollout_pb2 as pb
 from trainer.context import Context
 from trainer.intake import Intake, StepRollouts
-from trainer.losses import Algorithm, LossOptions
+from trainer.losses import DEFAULT_OPTIONS, Algorithm, LossOptions
 from trainer.policy_learner import PolicyLearner
 from trainer.probe import make_probe
 from trainer.publish import Publisher
@@ -19,12 +20,10 @@ from trainer.staleness import staleness
 
 
 def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int) -> LossOptions:
-    return LossOptions(
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=10.0 if algorithm == Algorithm.DAPO else None,
-        max_length=max_tokens,
-    )
+    """The options published for the algorithm, with the clip that the configuration sets, if it does."""
+    clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
+    given = {name: value for name, value in clip.items() if value is not None}
+    return replace(DEFAULT_OPTIONS[Algorithm(algorithm)], max_length=max_tokens, **given)
 
 
 def usable_groups(
