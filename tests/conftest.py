@@ -30,6 +30,9 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     few = ["--public-demos=24", "--teacher-demos=8", "--prompts=8", "--validation=4", "--test=4"]
     prepare.main(["--out", str(folder), *few])
+    import torch  # only tests with a model pay for it
+
+    torch.set_num_threads(1)  # at this size more threads mostly wait for each other
     return folder
 
 

@@ -1,0 +1,264 @@
+"""The policy learner on a real model: how a batch is cut changes nothing, and no data is no number."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prism.blobs import BlobStore
+from prism.config import PolicyLearnerConfig
+from prism.data import open_image
+from prism.errors import StreamError
+from prism.inputs import Example, InputBuilder
+from prism.v1 import rollout_pb2 as pb
+from trainer.examples import GroupExamples
+from trainer.losses import LossOptions
+from trainer.policy_learner import PolicyLearner, TrainingSample, training_samples
+from trainer.policy_model import load_policy, response_logprobs
+
+VERSION = 5
+TEXTS = ("<caption>- a one</caption>", "<think>9-1=8</think><answer>8</answer>", "7", "- b two\n- c three")
+
+
+@pytest.fixture(scope="module")
+def examples(tiny_model: Path, blobs: BlobStore) -> GroupExamples:
+    return GroupExamples(InputBuilder(tiny_model), blobs)
+
+
+@pytest.fixture(scope="module")
+def groups(examples: GroupExamples, tiny_model: Path, teacher_prompts: list[pb.Prompt]) -> list[pb.RolloutGroup]:
+    """Four groups of two samples, with the logprobs that the untrained policy gives them."""
+    model = load_policy(tiny_model, dtype=torch.float32, attention="eager").eval()
+    made: list[pb.RolloutGroup] = []
+    for number, prompt in enumerate(teacher_prompts[:4]):
+        group = pb.RolloutGroup(request=pb.RolloutRequest(prompt=prompt, position=number), policy_version=VERSION)
+        group.prompt_token_ids.extend(prompt_ids(examples, prompt))
+        built = examples.prompt(group)
+        for text in (TEXTS[number], TEXTS[number - 1]):
+            example = examples.inputs.with_text(built, text)
+            with torch.no_grad():
+                logprobs = response_logprobs(model, examples.inputs.collate([example])).tolist()
+            group.samples.append(pb.Sample(text=text, token_ids=example.response_ids, logprobs=logprobs))
+        made.append(group)
+    return made
+
+
+def prompt_ids(examples: GroupExamples, prompt: pb.Prompt) -> list[int]:
+    """As the server reports them."""
+    images = [
+        open_image(examples._blobs.get(part.image_sha256))
+        for message in prompt.messages
+        for part in message.parts
+        if part.HasField("image_sha256")
+    ]
+    return examples.inputs.prompt(prompt.messages, images).input_ids
+
+
+@pytest.fixture(scope="module")
+def samples(groups: list[pb.RolloutGroup], examples: GroupExamples) -> list[TrainingSample]:
+    advantages = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 0.25, -0.25])
+    prompts = [examples.prompt(group) for group in groups]
+    made, unplaceable = training_samples(groups, prompts, advantages, torch.ones(8, dtype=torch.bool), examples)
+    assert unplaceable == 0
+    return made
+
+
+@pytest.fixture
+def learner(tiny_model: Path) -> Callable[..., PolicyLearner]:
+    def make(algorithm: str = "grpo", *, temperature: float = 1.0, lr: float = 1e-3, **values: Any) -> PolicyLearner:
+        config = PolicyLearnerConfig.model_validate({"optimizer": {"lr": lr}} | values)
+        model = load_policy(tiny_model, dtype=torch.float32, attention="eager")
+        options = LossOptions(max_length=64)
+        return PolicyLearner(model, config, algorithm, options, temperature=temperature, updates=10, version=VERSION)
+
+    return make
+
+
+def weights(learner: PolicyLearner) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in learner.model.parameters()])
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "gspo", "dr_grpo"])
+def test_an_update_does_not_depend_on_the_micro_batch(
+    learner: Callable[..., PolicyLearner],
+    samples: list[TrainingSample],
+    examples: GroupExamples,
+    algorithm: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results: list[tuple[dict[str, Any], torch.Tensor]] = []
+    for size in (3, 64):
+        one = learner(algorithm, micro_batch=size)
+        gradients: list[torch.Tensor] = []
+
+        def keep(one: PolicyLearner = one, gradients: list[torch.Tensor] = gradients) -> tuple[float, bool]:
+            gradients.append(torch.cat([p.grad.flatten() for p in one.model.parameters() if p.grad is not None]))
+            return 1.0, True
+
+        monkeypatch.setattr(one._optimizer, "step", keep)
+        figures = one.update(samples, examples)
+        results.append((figures, gradients[0]))
+    (figures, gradient), *others = results
+    for other_figures, other_gradient in others:
+        torch.testing.assert_close(other_gradient, gradient, rtol=0, atol=1e-5)
+        for name in ("policy_loss", "clip_fraction", "ratio_max", "approx_kl", "logprob_mismatch"):
+            assert other_figures[name] == pytest.approx(figures[name], abs=1e-5), name
+
+
+def test_a_first_update_is_on_policy_and_moves_the_weights(
+    learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples
+) -> None:
+    one = learner()
+    before = weights(one)
+    figures = one.update(samples, examples)
+    assert not torch.equal(weights(one), before)
+    assert one.version == figures["policy_version"] == VERSION + 1
+    assert figures["ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert figures["clip_fraction"] == 0
+    assert figures["logprob_mismatch"] < 1e-5
+    assert figures["policy_grad_norm"] > 0
+    assert figures["trained_samples"] == len(samples)
+    assert figures["trained_tokens"] == sum(len(sample.logprobs) for sample in samples)
+
+
+def test_learning_makes_what_was_good_likelier(
+    learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples
+) -> None:
+    one = learner(lr=3e-4)
+
+    def difference() -> float:
+        one.model.eval()
+        total = 0.0
+        for sample in samples:
+            with torch.no_grad():
+                logprobs = response_logprobs(one.model, examples.inputs.collate([sample.example]))
+            total += sample.advantage * float(logprobs.mean())
+        return total
+
+    before = difference()
+    for _ in range(3):
+        one.update(samples, examples)
+    assert difference() > before
+
+
+@pytest.mark.parametrize("minibatches", [2, 4])
+def test_minibatches_of_whole_groups_make_ratios_leave_one(
+    learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples, minibatches: int
+) -> None:
+    one = learner(minibatches=minibatches)
+    figures = one.update(samples, examples)
+    assert one._optimizer.steps == minibatches
+    assert figures["ratio_max"] > 1.001
+    assert figures["logprob_mismatch"] < 1e-5  # looked at before the first update alone
+    assert one.version == VERSION + 1
+
+
+def test_epochs_go_over_the_batch_again(
+    learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples
+) -> None:
+    one = learner(epochs=2)
+    assert one.update(samples, examples)["ratio_max"] > 1.001
+    assert one._optimizer.steps == 2
+
+
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_without_a_sample_the_version_counts_up_and_no_figure_is_made(
+    learner: Callable[..., PolicyLearner], examples: GroupExamples, minibatches: int
+) -> None:
+    one = learner(minibatches=minibatches)
+    before = weights(one)
+    figures = one.update([], examples)
+    assert one.version == VERSION + 1
+    assert torch.equal(weights(one), before)
+    none = ("policy_loss", "policy_grad_norm", "clip_fraction", "ratio_max", "approx_kl", "logprob_mismatch")
+    assert {name: figures[name] for name in none} == dict.fromkeys(none)
+    assert (figures["trained_samples"], figures["trained_tokens"], figures["policy_skipped"]) == (0, 0, 0)
+
+
+def test_the_mismatch_is_of_samples_of_the_current_version_alone(
+    learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples
+) -> None:
+    """A stale sample's logprobs differ rightly: that is no mismatch between server and learner."""
+
+    def aged(sample: TrainingSample, by: float, version: int) -> TrainingSample:
+        return replace(sample, logprobs=[logprob + by for logprob in sample.logprobs], policy_version=version)
+
+    stale = [aged(sample, 0.5, VERSION - 1) for sample in samples[:4]]
+    current = [aged(sample, 0.01, VERSION) for sample in samples[4:]]
+    assert learner().update([*stale, *current], examples)["logprob_mismatch"] == pytest.approx(0.01, abs=1e-4)
+    assert learner().update(stale, examples)["logprob_mismatch"] is None
+
+
+def test_ratios_are_of_the_distribution_that_was_sampled_from(
+    learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples
+) -> None:
+    one = learner(temperature=2.0)
+    one.model.eval()
+    hot = [
+        replace(
+            sample,
+            logprobs=response_logprobs(one.model, examples.inputs.collate([sample.example]), 2.0).tolist(),
+        )
+        for sample in samples
+    ]
+    assert one.update(hot, examples)["logprob_mismatch"] < 1e-5
+    assert learner(temperature=2.0).update(samples, examples)["logprob_mismatch"] > 1e-2
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(
+    learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples
+) -> None:
+    one = learner()
+    before = weights(one)
+    figures = one.update([replace(samples[0], advantage=float("nan")), *samples[1:]], examples)
+    assert torch.equal(weights(one), before)
+    assert (figures["policy_skipped"], figures["policy_grad_norm"], one.version) == (1, None, VERSION + 1)
+
+
+def test_a_loaded_learner_goes_on_as_the_saved_one(
+    learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples, tmp_path: Path
+) -> None:
+    one = learner()
+    one.update(samples, examples)
+    one.save(tmp_path)
+    two = learner()
+    two.load(tmp_path, one.version)
+    assert torch.equal(weights(two), weights(one))
+    assert [one.update(samples, examples)["policy_version"], two.update(samples, examples)["policy_version"]] == [7, 7]
+    torch.testing.assert_close(weights(two), weights(one), rtol=0, atol=1e-6)
+
+
+def kept(count: int, *dropped: int) -> torch.Tensor:
+    return torch.tensor([i not in dropped for i in range(count)])
+
+
+def test_samples_keep_their_group_and_the_masked_ones_are_left_out(
+    groups: list[pb.RolloutGroup], examples: GroupExamples
+) -> None:
+    prompts: Sequence[Example] = [examples.prompt(group) for group in groups]
+    made, unplaceable = training_samples(groups, prompts, torch.arange(8.0), kept(8, 0, 5), examples)
+    assert [(sample.advantage, sample.group) for sample in made] == [(1, 0), (2, 1), (3, 1), (4, 2), (6, 3), (7, 3)]
+    assert unplaceable == 0
+    assert made[0].example.response_ids == list(groups[0].samples[1].token_ids)
+    assert made[0].logprobs == list(groups[0].samples[1].logprobs)
+
+
+def test_a_sampled_vision_token_cannot_be_placed(groups: list[pb.RolloutGroup], examples: GroupExamples) -> None:
+    group = pb.RolloutGroup()
+    group.CopyFrom(groups[0])
+    group.samples[1].token_ids[0] = examples.inputs.image_token_id
+    made, unplaceable = training_samples([group], [examples.prompt(group)], torch.ones(2), kept(2), examples)
+    assert (len(made), unplaceable) == (1, 1)
+
+
+def test_a_prompt_that_the_server_saw_otherwise_is_refused(
+    groups: list[pb.RolloutGroup], examples: GroupExamples
+) -> None:
+    group = pb.RolloutGroup()
+    group.CopyFrom(groups[0])
+    del group.prompt_token_ids[-1]
+    with pytest.raises(StreamError, match="other tokens than the learner builds"):
+        examples.prompt(group)
