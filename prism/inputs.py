@@ -147,6 +147,23 @@ class InputBuilder:
         )
 
 
+def distinct(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
+    """Each example once, and for each of ``examples`` its place there.
+
+    Rows of a batch differ by rounding even where their texts are the same: what is computed once cannot.
+    """
+    places: dict[tuple[int, tuple[int, ...]], int] = {}
+    once: list[Example] = []
+    rows: list[int] = []
+    for example in examples:
+        key = (id(example.pixel_values), tuple(example.input_ids))
+        if key not in places:
+            places[key] = len(once)
+            once.append(example)
+        rows.append(places[key])
+    return once, rows
+
+
 def _as_chat(message: pb.Message) -> dict[str, object]:
     parts = [
         {"type": "image"} if part.HasField("image_sha256") else {"type": "text", "text": part.text}

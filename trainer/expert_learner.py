@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from prism.config import ExpertLearnerConfig
 from prism.expert_model import WEIGHTS_FILE, ExpertModel, load_tensors, save_expert
 from prism.expert_section import Section, section_of
-from prism.inputs import Example
+from prism.inputs import Example, distinct
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
 from trainer.examples import GroupExamples
@@ -55,8 +55,8 @@ class ExpertLearner:
         loss_sum = 0.0
         self.model.train()
         for chunk in _chunks(used, self.config.micro_batch):
-            flat = [example for p in chunk for example in (p.teacher, *p.students)]
-            scores = self.model(examples.inputs.collate(flat, self.model.score.weight.device))  # [sequences]
+            once, rows = distinct([example for p in chunk for example in (p.teacher, *p.students)])
+            scores = self.model(examples.inputs.collate(once, self.model.score.weight.device))[rows]  # [sequences]
             teacher, student = _aligned(scores, chunk)  # [pairs] each, the teacher's score repeated
             loss = bradley_terry(
                 teacher,

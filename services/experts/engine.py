@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from prism.errors import ServiceError, WeightsError
 from prism.expert_model import WEIGHTS_FILE, ExpertModel, load_tensors
-from prism.inputs import Example, InputBuilder
+from prism.inputs import Example, InputBuilder, distinct
 from prism.weights import Manifest, verify
 from services.experts import metrics
 
@@ -135,6 +135,7 @@ class ScoringEngine:
     @torch.inference_mode()
     def _score(self, examples: list[Example]) -> list[float]:
         """Scores in order; sequences of like length share a forward pass, so little of it is padding."""
+        examples, rows = distinct(examples)
         scores = [0.0] * len(examples)
         order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids), reverse=True)
         while order:
@@ -145,4 +146,4 @@ class ScoringEngine:
             metrics.BATCH_SEQUENCES.labels(self.name).observe(len(chunk))
             for i, score in zip(chunk, self._model(batch).tolist(), strict=True):
                 scores[i] = score
-        return scores
+        return [scores[row] for row in rows]
