@@ -18,6 +18,9 @@ from prism.v1 import rollout_pb2 as pb
 torchvision_cpu.install()
 
 from transformers import AutoProcessor  # noqa: E402  (torchvision must find its operators declared)
+from transformers.utils import logging as transformers_logging  # noqa: E402
+
+transformers_logging.disable_progress_bar()  # a bar for each load and save would bury the run's own
 
 
 @dataclass(frozen=True)
