@@ -63,7 +63,7 @@ def compare_arms(file: Path, overrides: Sequence[str], console: Console, *, fres
                 f"name={name}-{seed}",
                 f"runs_dir={json.dumps(str(root))}",
                 f"seed={seed}",
-                *_stages(base_file, arm),
+                *stage_overrides(base_file, arm),
                 *arm.set,
                 *overrides,
             ]
@@ -91,7 +91,7 @@ def load_compare(file: Path) -> CompareConfig:
         raise ConfigError("\n".join(f"{file}: {line}" for line in describe(error))) from None
 
 
-def _stages(base_file: Path, arm: ArmConfig) -> list[str]:
+def stage_overrides(base_file: Path, arm: ArmConfig) -> list[str]:
     """Overrides that leave this arm's stages, in its order."""
     known = tomllib.loads(base_file.read_text())["stages"] | arm.add
     missing = [name for name in arm.stages if name not in known]
@@ -149,7 +149,7 @@ def _train_arm(
         "caption_f1": measured["greedy"]["caption_f1"],
         "format_rate": measured["greedy"]["format_rate"],
         "policy_steps": sum(stage.steps for stage in list(config.stages.values())[1:]),
-        "teacher_texts": _teacher_texts(config),
+        "teacher_texts": teacher_texts(config),
         "seconds": sum(result["seconds"] for result in results if result),
         "run_dir": str(config.run_dir),
     }
@@ -157,7 +157,7 @@ def _train_arm(
     return row
 
 
-def _teacher_texts(config: RunConfig) -> int:
+def teacher_texts(config: RunConfig) -> int:
     """Distinct teacher responses the arm has seen: rows are taken in shuffled epochs."""
     seen: dict[str, int] = {}
     for stage in config.stages.values():

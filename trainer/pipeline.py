@@ -46,7 +46,7 @@ def run(
         if stage_result(config, name) or not isinstance(stage, SftConfig):
             break
         console.print(f"[bold]{name}[/]: supervised fine-tuning, {stage.steps} steps of {stage.batch}")
-        _train([*command, name, *options], name, None, console)
+        train_in_process([*command, name, *options], name, None)
     pending = [n for n in config.stages if not stage_result(config, n) or n not in evaluated_stages(config.run_dir)]
     if not pending and at_end is None:
         return
@@ -54,7 +54,7 @@ def run(
         for name, stage in config.stages.items():
             if not stage_result(config, name):
                 console.print(f"[bold]{name}[/]: {_describe(stage)}")
-                _train([*command, name, *options], name, stack, console)
+                train_in_process([*command, name, *options], name, stack)
             if name not in evaluated_stages(config.run_dir):
                 result = stage_result(config, name)
                 assert result
@@ -119,7 +119,7 @@ def served_model(config: RunConfig) -> Path:
     return folder
 
 
-def _train(command: list[str], name: str, stack: Stack | None, console: Console) -> None:
+def train_in_process(command: list[str], name: str, stack: Stack | None) -> None:
     """Train one stage in a process of its own, and end it should a service die. Raises ServiceError."""
     process = start_process(command, stack.environment() if stack else {})
     try:

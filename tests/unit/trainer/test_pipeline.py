@@ -1,0 +1,117 @@
+"""Runs as folders: what is refused, what is resumed, where a stage starts, and which arms are compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from prism.config import RunConfig, load_config
+from prism.errors import ConfigError, ServiceError
+from trainer import pipeline
+from trainer.compare import load_compare, stage_overrides, teacher_texts
+from trainer.result import finish_stage, next_attempt, stage_result, start_of, start_version
+from trainer.train import train_stage
+
+DEMO = Path("configs/demo.toml")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return load_config(DEMO, [f"runs_dir={json.dumps(str(tmp_path))}"])
+
+
+def test_a_stage_starts_from_the_one_before_and_carries_its_version(config: RunConfig) -> None:
+    assert start_of(config, "sft") == "model"  # not there yet: taken as a name
+    (config.run_dir / "model").mkdir(parents=True)
+    assert start_of(config, "sft") == config.run_dir / "model"
+    finish_stage(config, "align", "align", lambda folder: {"version": 40, "steps": 40})
+    start = start_of(config, "rlvr")
+    assert start == config.run_dir / "stages" / "align"
+    assert start_version(start) == 40
+    assert start_version(config.run_dir / "model") == 0
+
+
+def test_a_stage_that_fails_leaves_no_result(config: RunConfig) -> None:
+    def fail(folder: Path) -> dict[str, Any]:
+        (folder / "half.safetensors").write_bytes(b"x")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        finish_stage(config, "sft", "sft", fail)
+    assert stage_result(config, "sft") is None
+
+
+def test_attempts_count_up_across_starts(tmp_path: Path) -> None:
+    assert [next_attempt(tmp_path) for _ in range(3)] == [1, 2, 3]
+
+
+def test_results_of_other_settings_are_refused_by_key(config: RunConfig, tmp_path: Path) -> None:
+    config.run_dir.mkdir(parents=True)
+    pipeline.save_resolved(config)
+    runs_dir = f"runs_dir={json.dumps(str(tmp_path))}"
+    other = load_config(DEMO, [runs_dir, "stages.align.steps=41", "stack.base_port=9000"])
+    pipeline.refuse_changed(other)  # nothing was made yet
+    (config.run_dir / "stages").mkdir()
+    with pytest.raises(ConfigError, match=r"other settings \(stages\).*--fresh"):
+        pipeline.refuse_changed(other)
+    pipeline.refuse_changed(load_config(DEMO, [runs_dir, "stack.base_port=9000"]))  # results do not depend on it
+
+
+def test_a_preparation_that_fails_is_the_users_to_mend(config: RunConfig) -> None:
+    broken = config.model_copy(update={"prepare": config.prepare and config.prepare.model_copy(
+        update={"options": {"no-such-option": 1}})})  # fmt: skip
+    with pytest.raises(ConfigError, match=r"prepare\.py failed"):
+        pipeline.prepare(broken, Console(quiet=True))
+
+
+def test_a_stage_wants_the_one_before_it(config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="starts from the result of align"):
+        train_stage(config, "rlvr")
+    with pytest.raises(ConfigError, match="no stage 'alignn': the configuration has sft, align, rlvr"):
+        train_stage(config, "alignn")
+
+
+def test_services_must_be_found_before_a_stage_that_needs_them(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prism.endpoints import load_endpoints
+
+    for name in ("REDIS_URL", "TOKEN", "POLICY_URL"):
+        monkeypatch.delenv(f"PRISM_{name}", raising=False)
+    with pytest.raises(ConfigError, match="PRISM_POLICY_URL: is not set"):
+        load_endpoints(config.run_dir / "stack.json")
+
+
+def test_a_trainer_that_dies_is_named_with_what_to_do() -> None:
+    with pytest.raises(ServiceError, match="stage align ended with status 3; the same command goes on"):
+        pipeline.train_in_process(["/bin/sh", "-c", "exit 3"], "align", None)
+
+
+def test_the_demos_arms_have_equal_policy_steps_and_share_their_sft(tmp_path: Path) -> None:
+    compare = load_compare(Path("configs/demo-compare.toml"))
+    base = Path("configs") / compare.base
+    configs = {name: load_config(base, [*stage_overrides(base, arm), *arm.set]) for name, arm in compare.arms.items()}
+    assert {name: list(config.stages) for name, config in configs.items()} == {
+        "baseline": ["sft", "rlvr"],
+        "control": ["sft", "teacher", "rlvr"],
+        "prism": ["sft", "align", "rlvr"],
+    }
+    steps = {sum(stage.steps for stage in list(config.stages.values())[1:]) for config in configs.values()}
+    assert len(steps) == 1
+    assert len({config.stages["sft"].model_dump_json() for config in configs.values()}) == 1
+
+
+def test_teacher_texts_are_counted_once_and_never_beyond_the_file(config: RunConfig) -> None:
+    data = config.run_dir / "data"
+    data.mkdir(parents=True)
+    (data / "teacher.jsonl").write_text("{}\n" * 50)
+    assert teacher_texts(config) == 50
+
+
+def test_an_arm_of_unknown_stages_is_refused() -> None:
+    compare = load_compare(Path("configs/demo-compare.toml"))
+    arm = compare.arms["prism"].model_copy(update={"stages": ["sft", "alignment"]})
+    with pytest.raises(ConfigError, match="nobody describes: alignment"):
+        stage_overrides(DEMO, arm)
