@@ -4,6 +4,7 @@ SFT, expert scoring, expert learning and policy learning all come through here, 
 end token and positions are the same wherever a text is looked at, and whoever wrote it.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +55,7 @@ class Batch:
 
 
 class InputBuilder:
-    """Builds examples with a model folder's own processor: tokenizer, chat template, image processor.
+    """Builds examples with a model folder's own processor: tokenizer, chat template, image processor. Thread-safe.
 
     Raises ConfigError if the folder holds none.
     """
@@ -65,6 +66,7 @@ class InputBuilder:
         except (OSError, ValueError) as error:
             raise ConfigError(f"no processor can be loaded from {model}: {str(error)[:500]}") from None
         self.tokenizer = self.processor.tokenizer
+        self._tokenizing = threading.Lock()
         self.end_token_id: int = self.tokenizer.eos_token_id
         self.image_token_id: int = self.processor.image_token_id
         self._merge: int = self.processor.image_processor.merge_size**2
@@ -101,7 +103,7 @@ class InputBuilder:
         counts = [] if grid is None else (grid.prod(-1) // self._merge).tolist()
         named = sum(part.HasField("image_sha256") for message in messages for part in message.parts)
         placeholders = iter(counts)
-        raw = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        raw = self._tokens(text, split_special_tokens=False)
         if named != len(counts) or raw.count(self.image_token_id) != len(counts):
             raise DataError(
                 f"the prompt names {named} images and holds {raw.count(self.image_token_id)} placeholders, "
@@ -113,7 +115,14 @@ class InputBuilder:
 
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a response's text. Special tokens written out in it are text like any other."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self._tokens(text, split_special_tokens=True)
+
+    def _tokens(self, text: str, *, split_special_tokens: bool) -> list[int]:
+        # The option is set on the tokenizer itself: a call in another thread would get the wrong one.
+        with self._tokenizing:
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)[
+                "input_ids"
+            ]
 
     def with_text(self, prompt: Example, text: str) -> Example:
         """The prompt answered by ``text`` and ended: how every text, teacher's or student's, is looked at."""

@@ -1,5 +1,6 @@
 """The one path to model inputs: what it builds is what the stock processor builds, whoever wrote the text."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,18 @@ def test_one_text_gives_one_example_whatever_way_it_came(inputs: InputBuilder) -
     assert teacher.input_ids == sampled.input_ids == student.input_ids
     assert teacher.prompt_length == student.prompt_length
     assert student.pixel_values is teacher.pixel_values
+
+
+def test_threads_do_not_disturb_each_other(inputs: InputBuilder) -> None:
+    """Prompts, in which special tokens are meant, beside responses, in which they are text."""
+    written = "<|im_end|>" * 40
+
+    def build(_: int) -> list[int]:
+        return inputs.with_text(inputs.prompt([user("Sum?" * 20)], []), written).input_ids
+
+    expected = build(0)
+    with ThreadPoolExecutor(8) as threads:
+        assert all(ids == expected for ids in threads.map(build, range(2000)))
 
 
 def test_an_example_with_another_response_keeps_the_prompt_alone(inputs: InputBuilder) -> None:
