@@ -1,0 +1,303 @@
+"""The worker on a real Redis, over services on a port that do as they are told."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import SecretStr
+
+from prism.endpoints import Endpoints
+from prism.settings import load_settings
+from prism.stream import DeadLetter, TrainerStream, parse_group
+from prism.v1 import rollout_pb2 as pb
+from services.rollouts.settings import RolloutSettings
+from services.rollouts.worker import Worker
+
+RUN = "worker"
+LEASE = 0.3
+
+
+class Services:
+    """Policy, experts and grader in one app. ``status`` says what a path answers instead of 200."""
+
+    def __init__(self) -> None:
+        self.status: dict[str, int] = {}
+        self.asked: list[str] = []
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.app = FastAPI()
+        self.app.post("/{service}/{path:path}")(self.answer)
+
+    async def answer(self, service: str, request: Request) -> JSONResponse:
+        body = await request.json()
+        self.asked.append(service)
+        if status := self.status.get(service):
+            return JSONResponse({"detail": f"{service} says no"}, status)
+        if service == "policy":
+            await self.hold.wait()
+            choice = {
+                "message": {"content": "x"},
+                "token_ids": [1],
+                "logprobs": {"content": [{"logprob": -1}]},
+                "finish_reason": "stop",
+            }
+            return JSONResponse(
+                {"choices": [choice] * body["n"], "prompt_token_ids": [5]}, headers={"x-prism-policy-version": "3"}
+            )
+        if service == "grader":
+            verdict = {"status": "ok", "accuracy": 1, "format": 1, "reward": 1, "extracted": "7", "detail": None}
+            return JSONResponse({"verdicts": [verdict] * len(body["items"])})
+        score = {"status": "ok", "score": 0.5, "detail": None}
+        return JSONResponse({"version": 2, "scores": [score] * len(body["responses"])})
+
+
+@pytest.fixture
+async def services() -> AsyncIterator[tuple[Services, str]]:
+    """The stand-ins and their address."""
+    stand_ins = Services()
+    server = uvicorn.Server(uvicorn.Config(stand_ins.app, port=0, log_level="error", lifespan="off"))
+    with contextlib.suppress(SystemExit):
+        task = asyncio.create_task(server.serve())
+        await until(lambda: server.started)
+        yield stand_ins, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        stand_ins.hold.set()
+        server.should_exit = True
+        await task
+
+
+@pytest.fixture
+def trainer(redis_client: redis.Redis) -> TrainerStream:
+    stream = TrainerStream(redis_client, RUN, ["policy"])
+    stream.open()
+    return stream
+
+
+Working = Callable[..., AbstractAsyncContextManager[Worker]]
+
+
+@pytest.fixture
+def working(services: tuple[Services, str], redis_url: str, tmp_path: Path) -> Working:
+    """A worker at work, killed at the end of the block."""
+
+    @asynccontextmanager
+    async def start(**values: Any) -> AsyncIterator[Worker]:
+        endpoints = Endpoints(
+            redis_url=SecretStr(redis_url),
+            blobs=str(tmp_path),
+            policy_url=f"{services[1]}/policy",
+            perception_url=f"{services[1]}/perception",
+            reasoning_url=f"{services[1]}/reasoning",
+            grader_url=f"{services[1]}/grader",
+            token=SecretStr("t"),
+        )
+        usual: dict[str, Any] = {
+            "run": RUN,
+            "worker": "one",
+            "port": 1,
+            "token": SecretStr("data-token-0123456789"),
+            "admin_token": SecretStr("admin-token-0123456789"),
+            "lease_seconds": LEASE,
+            "patience_seconds": 0.3,
+        }
+        worker = Worker(load_settings(RolloutSettings, **(usual | values)), endpoints)
+        task = asyncio.create_task(worker.run())
+        try:
+            yield worker
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    return start
+
+
+def request(position: int = 0, **values: Any) -> pb.RolloutRequest:
+    return pb.RolloutRequest(
+        prompt=pb.Prompt(
+            id=str(position), messages=[pb.Message(role="user", parts=[pb.Part(text="?")])], gold="7", teacher="t"
+        ),
+        sampling=pb.Sampling(n=2, temperature=1, max_tokens=4),
+        position=position,
+        experts=["perception", "reasoning"],
+        grade=True,
+        **values,
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Raises TimeoutError if the condition does not come true within 10 s."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError
+
+
+async def groups(trainer: TrainerStream, count: int = 1) -> list[pb.RolloutGroup]:
+    found: list[pb.RolloutGroup] = []
+    async with asyncio.timeout(15):
+        while len(found) < count:
+            entries = await asyncio.to_thread(trainer.read, "policy", pending=False, block_seconds=0.2)
+            found += [parse_group(body) for _, body in entries]
+    return found
+
+
+async def buried(trainer: TrainerStream) -> DeadLetter:
+    async with asyncio.timeout(15):
+        while True:
+            if letters := trainer.dead_letters():
+                return letters[0]
+            await asyncio.sleep(0.02)
+
+
+async def test_requests_become_groups(services: tuple[Services, str], working: Working, trainer: TrainerStream) -> None:
+    async with working() as worker:
+        trainer.admit(request(position) for position in range(5))
+        made = await groups(trainer, 5)
+        assert worker.problem is None
+    assert sorted(group.request.position for group in made) == list(range(5))
+    assert {(group.worker, group.policy_version, len(group.samples)) for group in made} == {("one", 3, 2)}
+    for sample in made[0].samples:
+        assert [score.value for score in sample.scores] == [0.5, 0.5]
+        assert sample.verdict.reward == 1.0
+    assert trainer.lag() == 0
+    assert [services[0].asked.count(name) for name in ("policy", "perception", "grader")] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("status", [422, 503])
+@pytest.mark.parametrize("judge", ["perception", "grader"])
+async def test_a_judge_that_fails_leaves_a_status_and_no_value(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream, judge: str, status: int
+) -> None:
+    services[0].status[judge] = status
+    async with working():
+        trainer.admit([request()])
+        (group,) = await groups(trainer)
+    for sample in group.samples:
+        failed = sample.verdict if judge == "grader" else next(s for s in sample.scores if s.expert == judge)
+        assert failed.status == pb.STATUS_ERROR
+        assert f"{judge} says no" in failed.detail
+        assert not failed.HasField("reward" if isinstance(failed, pb.Verdict) else "value")
+        assert sum(score.HasField("value") for score in sample.scores) == (2 if judge == "grader" else 1)
+        assert sample.verdict.HasField("reward") is (judge != "grader")
+
+
+async def test_a_prompt_the_policy_refuses_is_buried_with_the_reason(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream
+) -> None:
+    services[0].status["policy"] = 400
+    async with working():
+        trainer.admit([request(4)])
+        letter = await buried(trainer)
+        assert "400" in letter.reason
+        assert "policy says no" in letter.reason
+        assert pb.RolloutRequest.FromString(letter.body).position == 4
+        assert services[0].asked == ["policy"]
+        services[0].status.clear()
+        trainer.admit([request(5)])  # and the worker goes on
+        assert [group.request.position for group in await groups(trainer)] == [5]
+
+
+async def test_a_policy_that_is_away_is_waited_for(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream
+) -> None:
+    services[0].status["policy"] = 503
+    async with working(patience_seconds=20):
+        trainer.admit([request()])
+        await until(lambda: len(services[0].asked) >= 3)
+        services[0].status.clear()
+        assert len(await groups(trainer)) == 1
+    assert trainer.dead_letters() == []
+
+
+async def test_a_policy_that_stays_away_costs_the_group_in_the_end(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream
+) -> None:
+    services[0].status["policy"] = 503
+    async with working():
+        trainer.admit([request()])
+        assert "503" in (await buried(trainer)).reason
+
+
+async def test_a_missing_image_and_an_entry_that_is_no_request_are_buried(
+    working: Working, trainer: TrainerStream, redis_client: redis.Redis
+) -> None:
+    asked = request()
+    asked.prompt.messages[0].parts.append(pb.Part(image_sha256="0" * 64))
+    async with working():
+        trainer.admit([asked])
+        assert "no blob" in (await buried(trainer)).reason
+        redis_client.xadd(f"prism:{RUN}:prompts", {"request": b"\xff\xff"})
+        assert (await buried(trainer)).reason == "the entry is no RolloutRequest"
+
+
+async def test_what_a_dead_worker_had_is_done_by_another(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream
+) -> None:
+    services[0].hold.clear()
+    trainer.admit([request()])
+    async with working(worker="one"):
+        await until(lambda: bool(services[0].asked))
+    services[0].hold.set()
+    async with working(worker="two"):
+        (group,) = await groups(trainer)
+    assert group.worker == "two"
+    assert trainer.lag() == 0
+    assert trainer.read("policy", pending=False, block_seconds=0.05) == []
+
+
+async def test_a_group_that_takes_longer_than_the_lease_is_made_once(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream
+) -> None:
+    services[0].hold.clear()
+    trainer.admit([request()])
+    async with working(worker="one", patience_seconds=20), working(worker="two", patience_seconds=20):
+        await asyncio.sleep(3 * LEASE)
+        services[0].hold.set()
+        await groups(trainer)
+    assert services[0].asked.count("policy") == 1
+
+
+async def test_a_request_that_kills_its_workers_is_buried(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream
+) -> None:
+    services[0].hold.clear()
+    trainer.admit([request()])
+    for deaths in (1, 2):
+        async with working(max_deliveries=2):
+            await until(lambda deaths=deaths: len(services[0].asked) >= deaths)
+    async with working(max_deliveries=2):
+        assert (await buried(trainer)).reason == "given up after 2 deliveries"
+
+
+async def test_no_more_groups_are_at_work_than_admitted(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream
+) -> None:
+    services[0].hold.clear()
+    trainer.admit(request(position) for position in range(6))
+    async with working(concurrency=2, patience_seconds=20):
+        await asyncio.sleep(LEASE)
+        assert len(services[0].asked) == 2
+        services[0].hold.set()
+        assert len(await groups(trainer, 6)) == 6
+
+
+async def test_a_redis_that_is_away_is_said(working: Working) -> None:
+    async with working() as worker:
+        assert worker.problem == "not started"
+        await until(lambda: worker.problem is None)
+    unreachable = SecretStr("redis://127.0.0.1:9/0")
+    away = Worker(worker.settings, worker.endpoints.model_copy(update={"redis_url": unreachable}))
+    task = asyncio.create_task(away.run())
+    await until(lambda: (away.problem or "").startswith("Redis: "))
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
