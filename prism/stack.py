@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -96,18 +97,18 @@ class Stack:
                 )
 
     def stop(self) -> None:
-        """Stop everything: politely, then for good."""
-        running = [s for s in reversed(self.services) if s.process and s.process.poll() is None]
-        for service in running:
-            assert service.process
-            service.process.terminate()
+        """Stop everything: politely, then for good, what a service has started and left behind included."""
+        started = [service.process for service in reversed(self.services) if service.process]
+        for process in started:
+            if process.poll() is None:
+                process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
-        for service in running:
-            assert service.process
-            try:
-                service.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _kill_group(service.process)
+        for process in started:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+            _kill_group(process)
+        for service in self.services:
+            service.process = None  # a second call must not look for groups whose numbers others may have by then
         self._file.unlink(missing_ok=True)
 
     def environment(self) -> dict[str, str]:
@@ -271,10 +272,8 @@ def _refuse_taken_port(service: Service) -> None:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
     process.wait()
 
 

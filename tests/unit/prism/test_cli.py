@@ -1,0 +1,127 @@
+"""The command line: every command teaches, and a mistake is one message."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from prism import cli
+from prism.errors import DataError
+
+COMMANDS = [
+    [],
+    ["run"],
+    ["demo"],
+    ["train"],
+    ["up"],
+    ["report"],
+    ["serve"],
+    *(["serve", service] for service in ("policy", "perception", "reasoning", "grader", "rollouts")),
+]
+
+
+def names(app: object) -> set[str]:
+    return {command.name or command.callback.__name__ for command in app.registered_commands}  # pyright: ignore
+
+
+def test_all_commands_are_tested_here() -> None:
+    assert names(cli.app) | {"serve"} == {command[0] for command in COMMANDS if command}
+    assert names(cli.serve) == {command[1] for command in COMMANDS if len(command) == 2}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "prism")
+def test_every_command_has_help(command: list[str]) -> None:
+    result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, [*command, "--help"])
+    assert result.exit_code == 0
+    usage, what_for, *rest = [line.strip() for line in result.output.splitlines() if line.strip()]
+    assert usage.startswith("Usage: ")
+    assert len(what_for) > 20
+    assert rest
+
+
+def prism(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit status and what was said on stderr."""
+    monkeypatch.setattr(sys, "argv", ["prism", *arguments])
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    status = left.value.code
+    assert isinstance(status, int)
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nowhere.toml"], "error: config file nowhere.toml does not exist"),
+        (["run", "bad.toml"], "error: bad.toml: not valid TOML: "),
+        (["run", "{demo}", "--set", "seed"], "error: override 'seed': write it as dotted.key=value"),
+        (
+            ["run", "{demo}", "--set", "stages.align.rollouts.bogus=1"],
+            "error: {demo}: stages.align.rollouts.bogus: is not a known key",
+        ),
+        (["up", "{demo}", "--set", "stack.base_port=1"], "error: {demo}: stack.base_port: "),
+        (["train", "sft", "--config", "nowhere.toml"], "error: config file nowhere.toml does not exist"),
+        (["train", "essay", "--config", "{demo}"], "error: no stage 'essay': the configuration has sft, align, rlvr"),
+        (["train", "rlvr", "--config", "{demo}"], "error: stage rlvr starts from the result of align"),
+        (["train", "sft", "--config", "{demo}", "--set", "model=nowhere"], "error: "),
+        (["demo"], "error: configs/demo.toml is not here"),
+        (["report", "nowhere"], "error: nowhere is not a folder"),
+        (["serve", "perception"], "error: PRISM_PORT: is not set"),
+        (["serve", "grader"], "error: PRISM_PORT: is not set"),
+        (["serve", "rollouts"], "error: PRISM_PORT: is not set"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_a_message_and_never_a_traceback(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    demo = str(Path("configs/demo.toml").resolve())
+    for name in [name for name in os.environ if name.startswith("PRISM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.toml").write_text("name = ")
+    status, said = prism(*(a.format(demo=demo) for a in arguments), monkeypatch=monkeypatch, capsys=capsys)
+    assert status == 1
+    assert said.startswith(message.format(demo=demo))
+    assert "Traceback" not in said
+
+
+def test_a_message_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are no markup, and a long path stays in one piece."""
+    text = f"row [/bold] of {'a-very-long-folder/' * 20}rows.jsonl"
+
+    def fail() -> None:
+        raise DataError(text)
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert prism(monkeypatch=monkeypatch, capsys=capsys) == (1, f"error: {text}\n")
+
+
+def test_an_interrupt_is_not_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupt)
+    assert prism(monkeypatch=monkeypatch, capsys=capsys) == (130, "")
+
+
+def test_an_unknown_command_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, said = prism("dance", monkeypatch=monkeypatch, capsys=capsys)
+    assert status == 2
+    assert "No such command 'dance'" in said
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from prism.cli import app; assert not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,199 @@
+"""Services as local processes: named when they fail, and all gone afterwards."""
+
+import io
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+from rich.console import Console
+
+from prism.config import RunConfig, load_config
+from prism.errors import ServiceError
+from prism.stack import Service, Stack
+
+# Says that it is ready by a file, so that nothing needs a port; ends as soon as it is asked to.
+READY = "import pathlib, time; pathlib.Path(r'{flag}').touch(); time.sleep(600)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + READY
+PARENT = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); " + READY
+BROKEN = "import sys; [print('line', i) for i in range(40)]; print('no such device', file=sys.stderr); sys.exit(3)"
+SLOW = "import time; print('loading', flush=True); time.sleep(600)"
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    for name in [name for name in os.environ if name.startswith("PRISM_")]:
+        monkeypatch.delenv(name)
+    return load_config(
+        Path("configs/demo.toml"),
+        [f"runs_dir={tmp_path}", f"stack.base_port={free_ports()}", "stack.start_deadline_seconds=20"],
+    )
+
+
+def free_ports() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return port if port < 60000 else port - 20000
+
+
+@pytest.fixture
+def stack(config: RunConfig, tmp_path: Path) -> Iterator[Stack]:
+    made = Stack(config, tmp_path / "model", Console(file=io.StringIO(), width=300, highlight=False))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def service(tmp_path: Path, config: RunConfig) -> Callable[..., Service]:
+    """A service that runs a line of Python."""
+
+    def make(name: str, code: str) -> Service:
+        flag = tmp_path / f"{name}.ready"
+        command = [sys.executable, "-c", code.replace("{flag}", str(flag))]
+        port = config.stack.base_port + len(list(tmp_path.glob("*.log")))
+        return Service(name, command, {}, port, tmp_path / "logs" / name, lambda: None if flag.exists() else "no flag")
+
+    return make
+
+
+def said(stack: Stack) -> str:
+    assert isinstance(stack.console.file, io.StringIO)
+    return stack.console.file.getvalue()
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def family(stack: Stack) -> list[psutil.Process]:
+    started = [psutil.Process(service.process.pid) for service in stack.services if service.process]
+    return started + [child for one in started for child in one.children(recursive=True)]
+
+
+def test_a_run_has_all_services_on_consecutive_ports_with_tokens_of_their_own(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    console = Console(file=io.StringIO())
+    one, two = Stack(config, tmp_path, console), Stack(config, tmp_path, console)
+    assert [service.name for service in one.services] == [
+        "redis",
+        "policy",
+        "perception",
+        "reasoning",
+        "grader",
+        "rollouts-1",
+    ]
+    assert [service.port for service in one.services] == [config.stack.base_port + i for i in range(6)]
+    first, second = one.environment(), two.environment()
+    assert first["PRISM_TOKEN"] != first["PRISM_ADMIN_TOKEN"]
+    assert {first[name] != second[name] for name in ("PRISM_TOKEN", "PRISM_ADMIN_TOKEN", "PRISM_REDIS_URL")} == {True}
+    for each in one.services:  # arguments can be read by anyone on the machine
+        assert not any(secret in " ".join(each.command) for secret in (first["PRISM_TOKEN"], first["PRISM_REDIS_URL"]))
+    settings = config.run_dir / "redis" / "redis.conf"
+    assert settings.stat().st_mode & 0o077 == 0
+
+
+def test_a_redis_of_ones_own_and_more_workers_are_taken(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRISM_REDIS_URL", "redis://elsewhere:1/0")
+    more = config.model_copy(update={"stack": config.stack.model_copy(update={"rollout_workers": 2})})
+    stack = Stack(more, tmp_path, Console(file=io.StringIO()))
+    assert [service.name for service in stack.services][-2:] == ["rollouts-1", "rollouts-2"]
+    assert "redis" not in [service.name for service in stack.services]
+    assert stack.environment()["PRISM_REDIS_URL"] == "redis://elsewhere:1/0"
+
+
+def test_a_port_in_use_is_named_before_anything_starts(stack: Stack, service: Callable[..., Service]) -> None:
+    stack.services = [service("one", READY), service("two", READY)]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        stack.services[1].port = taken.getsockname()[1]
+        with pytest.raises(ServiceError, match=rf"port {stack.services[1].port}, meant for the two service, is in use"):
+            stack.start()
+    assert not any(each.process for each in stack.services)
+
+
+def test_leaving_stops_everything(stack: Stack, service: Callable[..., Service], config: RunConfig) -> None:
+    stack.services = [service("one", READY), service("two", READY), service("parent", PARENT)]
+    file = config.run_dir / "stack.json"
+    started: list[psutil.Process] = []
+
+    def interrupted() -> None:
+        with stack:
+            assert "services ready" in said(stack)
+            assert "one :" in said(stack)
+            assert file.stat().st_mode & 0o077 == 0
+            assert json.loads(file.read_text())["token"] == stack.environment()["PRISM_TOKEN"]
+            stack.check()
+            started.extend(family(stack))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(started) == 4
+    psutil.wait_procs(started, timeout=3)
+    assert alive(started) == []
+    assert not file.exists()
+
+
+def test_what_does_not_end_when_asked_is_killed(
+    stack: Stack, service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prism.stack.STOP_SECONDS", 0.3)
+    stack.services = [service("stubborn", STUBBORN)]
+    with stack:
+        started = family(stack)
+    assert alive(started) == []
+
+
+def test_a_service_that_does_not_start_is_named_with_its_last_lines(
+    stack: Stack, service: Callable[..., Service]
+) -> None:
+    stack.services = [service("one", READY), service("broken", BROKEN)]
+    with pytest.raises(ServiceError) as failed, stack:
+        pass
+    message = str(failed.value)
+    assert message.startswith("the broken service ended with status 3; the end of ")
+    assert message.endswith("  no such device")
+    assert "  line 39\n" in message
+    assert "  line 5\n" not in message
+    assert stack.services[0].process is None  # what had started was stopped
+
+
+def test_a_service_that_dies_later_is_named_too(stack: Stack, service: Callable[..., Service]) -> None:
+    stack.services = [service("one", READY), service("two", READY)]
+    with stack:
+        dying = stack.services[1].process
+        assert dying
+        dying.kill()
+        dying.wait()
+        with pytest.raises(ServiceError, match="the two service ended with status -9"):
+            stack.check()
+
+
+def test_a_service_that_is_never_ready_is_named_with_what_it_waits_for(
+    stack: Stack, service: Callable[..., Service], config: RunConfig
+) -> None:
+    stack.config = config.model_copy(update={"stack": config.stack.model_copy(update={"start_deadline_seconds": 1})})
+    stack.services = [service("slow", SLOW)]
+    with pytest.raises(ServiceError, match=r"the slow service is not ready after 1 s \(no flag\)(?s:.*)  loading"):
+        stack.start()
+
+
+def test_its_redis_takes_the_password_it_was_given_and_no_other(stack: Stack) -> None:
+    stack.services = stack.services[:1]
+    assert stack.services[0].name == "redis"
+    with stack:
+        url = stack.environment()["PRISM_REDIS_URL"]
+        with redis.Redis.from_url(url) as client:
+            assert client.ping()
+        with redis.Redis(port=stack.services[0].port) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
