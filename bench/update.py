@@ -39,7 +39,7 @@ def compare_update(config: RunConfig) -> dict[str, float]:
         batch = inputs.collate(part)
         if full_logits:
             logits = model(**batch.model_inputs, use_cache=False).logits[:, :-1].log_softmax(-1)
-            chosen = logits.gather(-1, batch.model_inputs["input_ids"][:, 1:, None]).squeeze(-1)
+            chosen = logits.gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
             logprobs = chosen[batch.response_mask[:, 1:]]
         else:
             logprobs = response_logprobs(model, batch)

@@ -105,9 +105,6 @@ class AlignConfig(Strict):
     """Responses to each prompt of a warm-up step: pairs of many prompts teach an expert more than many pairs of one."""
     alpha: float = Field(0.5, ge=0, le=1)
     """Weight of the perception expert; the reasoning expert has the rest."""
-    std_epsilon: float = Field(1e-6, gt=0)
-    """Added to a group's standard deviation of scores. Of the size of the scores' noise, it keeps that noise from being
-    blown up into advantages once teacher and policy can hardly be told apart."""
     checkpoint_every: int = Field(10, gt=0)
 
 

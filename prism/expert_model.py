@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from prism.errors import WeightsError
-from prism.inputs import Batch, InputBuilder
+from prism.inputs import Batch, InputBuilder, hidden_states
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -30,7 +30,7 @@ class ExpertModel(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Scores [B] in float32."""
-        hidden = self.model(**batch.model_inputs, use_cache=False).last_hidden_state  # [B, L, H]
+        hidden = hidden_states(self.model, batch)  # [B, L, H]
         last = hidden[torch.arange(len(hidden), device=hidden.device), batch.lengths - 1]  # [B, H]
         return self.score(self.dropout(last)).squeeze(-1).float()
 

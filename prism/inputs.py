@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -44,14 +45,36 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences padded on the right. ``model_inputs`` go to the model as they are.
+    """Sequences padded on the right, and the images they name: each image once, however many sequences share it.
 
-    response_mask [B, L]: True where a token belongs to the response. lengths [B]: tokens of each sequence.
+    input_ids, attention_mask, mm_token_type_ids [B, L] as the model takes them; response_mask [B, L]: True where a
+    token belongs to the response; lengths [B]: tokens of each sequence. pixel_values [all patches, patch size] and
+    image_grid_thw [images, 3] are of distinct images; image_rows says, in the order of the sequences, which one each
+    placeholder means. Without images these are None and empty.
     """
 
-    model_inputs: dict[str, torch.Tensor]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    mm_token_type_ids: torch.Tensor
     response_mask: torch.Tensor
     lengths: torch.Tensor
+    pixel_values: torch.Tensor | None
+    image_grid_thw: torch.Tensor | None
+    image_rows: list[int]
+
+    @property
+    def model_inputs(self) -> dict[str, torch.Tensor]:
+        """What the stock model's own ``forward`` takes: every image again for each sequence that names it."""
+        inputs = {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "mm_token_type_ids": self.mm_token_type_ids,
+        }
+        if self.pixel_values is not None and self.image_grid_thw is not None:
+            images = self.pixel_values.split(self.image_grid_thw.prod(-1).tolist())
+            inputs["pixel_values"] = torch.cat([images[row] for row in self.image_rows])
+            inputs["image_grid_thw"] = self.image_grid_thw[self.image_rows]
+        return inputs
 
 
 class InputBuilder:
@@ -142,21 +165,67 @@ class InputBuilder:
         position = torch.arange(longest)
         attention = position < lengths[:, None]
         prompt_lengths = torch.tensor([example.prompt_length for example in examples])
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": attention.long(),
-            "mm_token_type_ids": (ids == self.image_token_id).int(),
-        }
-        pixels = [example.pixel_values for example in examples if example.pixel_values is not None]
-        grids = [example.image_grid_thw for example in examples if example.image_grid_thw is not None]
-        if pixels:
-            inputs["pixel_values"] = torch.cat(pixels)
-            inputs["image_grid_thw"] = torch.cat(grids)
+        pixels: list[torch.Tensor] = []
+        grids: list[torch.Tensor] = []
+        rows: list[int] = []
+        first_row: dict[int, int] = {}  # by identity: sequences of a group share their prompt's tensors
+        images = 0
+        for example in examples:
+            if example.pixel_values is None or example.image_grid_thw is None:
+                continue
+            key = id(example.pixel_values)
+            if key not in first_row:
+                first_row[key] = images
+                images += len(example.image_grid_thw)
+                pixels.append(example.pixel_values)
+                grids.append(example.image_grid_thw)
+            rows += range(first_row[key], first_row[key] + len(example.image_grid_thw))
         return Batch(
-            {name: tensor.to(device) for name, tensor in inputs.items()},
-            (attention & (position >= prompt_lengths[:, None])).to(device),
-            lengths.to(device),
+            input_ids=ids.to(device),
+            attention_mask=attention.long().to(device),
+            mm_token_type_ids=(ids == self.image_token_id).int().to(device),
+            response_mask=(attention & (position >= prompt_lengths[:, None])).to(device),
+            lengths=lengths.to(device),
+            pixel_values=torch.cat(pixels).to(device) if pixels else None,
+            image_grid_thw=torch.cat(grids).to(device) if grids else None,
+            image_rows=rows,
         )
+
+
+def hidden_states(backbone: Any, batch: Batch) -> torch.Tensor:
+    """The backbone's last hidden states [B, L, H], as its own ``forward`` gives them, but each image encoded once.
+
+    A group's responses share their image: the vision tower then runs once a group instead of once a response.
+    """
+    embeds = backbone.get_input_embeddings()(batch.input_ids)  # [B, L, H]
+    if batch.pixel_values is None or batch.image_grid_thw is None:
+        out = backbone.language_model(
+            inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False
+        )  # fmt: skip
+        return out.last_hidden_state
+    vision = backbone.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)
+    sizes = [len(image) for image in vision.pooler_output]
+    at = batch.mm_token_type_ids == 1  # [B, L]: where image tokens stand
+
+    def placed(images: Sequence[torch.Tensor]) -> torch.Tensor:  # -> [image tokens of the batch, H]
+        return torch.cat([images[row] for row in batch.image_rows]).to(embeds.dtype)
+
+    embeds = embeds.masked_scatter(at[..., None], placed(vision.pooler_output))
+    positions, _ = backbone.get_rope_index(
+        batch.input_ids,
+        batch.mm_token_type_ids,
+        image_grid_thw=batch.image_grid_thw[batch.image_rows],
+        attention_mask=batch.attention_mask,
+    )
+    out = backbone.language_model(
+        inputs_embeds=embeds,
+        attention_mask=batch.attention_mask,
+        position_ids=positions,
+        visual_pos_masks=at,
+        deepstack_visual_embeds=[placed(layer.split(sizes)) for layer in vision.deepstack_features],
+        use_cache=False,
+    )
+    return out.last_hidden_state
 
 
 def distinct(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:

@@ -73,7 +73,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
             figures |= expert.update(groups, prompts, context.examples)
         warming_up = step < stage.warmup_steps
         if not warming_up:
-            advantages = _advantages(groups, stage)
+            advantages = _advantages(groups, stage.alpha)
             samples, unplaceable = training_samples(
                 groups, prompts, advantages.values, advantages.keep, context.examples
             )
@@ -146,14 +146,13 @@ def _scores(groups: Sequence[pb.RolloutGroup], expert: Section) -> ExpertScores:
     return ExpertScores(values, versions)
 
 
-def _advantages(groups: Sequence[pb.RolloutGroup], stage: AlignConfig) -> Advantages:
+def _advantages(groups: Sequence[pb.RolloutGroup], alpha: float) -> Advantages:
     return alignment_advantages(
         _scores(groups, "perception"),
         _scores(groups, "reasoning"),
         [parse_response(sample.text).valid for group in groups for sample in group.samples],
         [number for number, group in enumerate(groups) for _ in group.samples],
-        alpha=stage.alpha,
-        epsilon=stage.std_epsilon,
+        alpha=alpha,
     )
 
 

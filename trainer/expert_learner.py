@@ -71,7 +71,7 @@ class ExpertLearner:
             student_scores += student.tolist()
             position = 0
             for p in chunk:
-                teacher_scores.append(float(scores[position]))
+                teacher_scores.append(scores[position].item())
                 position += 1 + len(p.students)
         accuracy = statistics.fmean(float(gap > 0) for gap in gaps) if gaps else None
         norm, updated = None, False

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText
 
 from prism.errors import ConfigError
-from prism.inputs import Batch, InputBuilder
+from prism.inputs import Batch, InputBuilder, hidden_states
 
 LOGITS_CHUNK = 1024  # response tokens whose logits exist at one time: [chunk, vocabulary]
 
@@ -38,10 +38,10 @@ def response_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Ten
 
     Logits are made for response tokens alone, a chunk at a time, and again in the backward pass.
     """
-    hidden = model.model(**batch.model_inputs, use_cache=False).last_hidden_state  # [B, L, H]
+    hidden = hidden_states(model.model, batch)  # [B, L, H]
     predicts = batch.response_mask[:, 1:]  # position l predicts token l + 1
     states = hidden[:, :-1][predicts]  # [T, H]
-    targets = batch.model_inputs["input_ids"][:, 1:][predicts]  # [T]
+    targets = batch.input_ids[:, 1:][predicts]  # [T]
 
     def chunk_logprobs(chunk: Tensor, target: Tensor) -> Tensor:
         logits = model.lm_head(chunk).float() / temperature

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from prism.blobs import BlobStore
 from prism.data import open_image
 from prism.errors import ConfigError
-from prism.inputs import Batch, InputBuilder
+from prism.inputs import Batch, InputBuilder, hidden_states
 from prism.v1 import rollout_pb2 as pb
 from trainer import policy_model
 from trainer.policy_model import load_policy, response_logprobs, save_policy
@@ -99,3 +100,26 @@ def test_a_saved_policy_is_a_folder_like_the_one_it_came_from(
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=str(tmp_path)):
         load_policy(tmp_path, dtype=torch.float32, attention="sdpa")
+
+
+def test_encoding_each_image_once_changes_neither_states_nor_gradients(model: Any, inputs: InputBuilder) -> None:
+    messages = [pb.Message(role="user", parts=[pb.Part(image_sha256="x"), pb.Part(text="What is it?")])]
+    pictures = [Image.new("RGB", size, colour) for size, colour in (((96, 64), "red"), ((64, 64), "blue"))]
+    prompts = [inputs.prompt(messages, [picture]) for picture in pictures]
+    texts = ["one", "two two", "three"]
+    batch = inputs.collate([inputs.with_text(prompt, text) for prompt in prompts for text in texts])
+    assert batch.image_grid_thw is not None
+    assert len(batch.image_grid_thw) == 2, "six sequences, two images"
+
+    def states_and_gradient(shared: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        states = (hidden_states(model.model, batch) if shared else model.model(**batch.model_inputs).last_hidden_state)[
+            batch.attention_mask.bool()
+        ]
+        states.square().sum().backward()
+        gradient = next(model.model.visual.parameters()).grad
+        assert gradient is not None
+        return states.detach(), gradient.clone()
+
+    for ours, stock in zip(states_and_gradient(True), states_and_gradient(False), strict=True):
+        assert torch.allclose(ours, stock, rtol=1e-5, atol=1e-5 * float(stock.abs().max()))
