@@ -11,6 +11,7 @@ from services.policy.settings import PolicySettings
 SITE = Path(__file__).parent / "site"  # a sitecustomize for every interpreter the server starts
 ROOT = Path(__file__).parents[2]  # where `services` and `prism` are imported from
 SUPERVISOR_PID = "PRISM_SUPERVISOR_PID"
+BATCHED_TOKENS = 16384  # of one forward pass on a CPU, encoder included
 NO_DOMAIN = "data-uris-only.invalid"  # vLLM takes an empty list for "any host"; RFC 6761 keeps this one unresolvable
 
 
@@ -34,7 +35,10 @@ def server_argv(settings: PolicySettings) -> list[str]:
     if settings.max_model_len is not None:
         argv += ["--max-model-len", str(settings.max_model_len)]
     if settings.device == "cpu":
-        argv += ["--enforce-eager"]
+        # vLLM rewinds the generator of a seeded request whose prefill it splits, which a CPU generator cannot do: the
+        # engine would die (gpu_model_runner.py, _bookkeeping_sync). So no prompt is split here, by budget either.
+        budget = max(BATCHED_TOKENS, settings.max_model_len or 0)
+        argv += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(budget)]
     return argv + settings.vllm_flags
 
 

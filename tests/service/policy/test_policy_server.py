@@ -180,6 +180,20 @@ def test_the_base_model_serves(policy: PolicyProcess, models: list[Path]) -> Non
     assert cache_hits(policy) > hits, "nothing was cached: the next test would show nothing"
 
 
+def test_a_burst_of_seeded_groups_is_served_by_one_and_the_same_server(policy: PolicyProcess) -> None:
+    """More prompt tokens at once than a forward pass takes by default: vLLM's engine died of a split, seeded prefill."""
+
+    def group(seed: int) -> int:
+        return len(
+            policy.chat(chat_messages(picture(seed)), n=8, seed=seed, max_tokens=4, temperature=1.0).json()["choices"]
+        )
+
+    before = policy.server().pid
+    with ThreadPoolExecutor(16) as clients:
+        assert list(clients.map(group, range(100, 132))) == [8] * 32
+    assert policy.server().pid == before
+
+
 def test_a_push_changes_the_weights_and_no_cache_remembers_the_old(policy: PolicyProcess, models: list[Path]) -> None:
     manifest = policy.seal(models[1], 1, probe=probe_of(models[1]))
     old = policy.chat(chat_messages(picture(1)), max_tokens=24, temperature=0.0).json()

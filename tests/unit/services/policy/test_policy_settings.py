@@ -72,7 +72,8 @@ def test_cpu_and_gpu_differ_in_flags_alone(environment: pytest.MonkeyPatch) -> N
     cpu = load_settings(PolicySettings)
     gpu = load_settings(PolicySettings, device="cuda")
     on_cpu, on_gpu = server_argv(cpu), server_argv(gpu)
-    assert set(on_cpu) - set(on_gpu) == {"--enforce-eager", "float32"}
+    cpu_only = {"--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "16384", "float32"}
+    assert set(on_cpu) - set(on_gpu) == cpu_only
     assert set(on_gpu) - set(on_cpu) == {"auto"}
     added = server_environment(cpu, {}).keys() - server_environment(gpu, {}).keys()
     assert added == {"VLLM_CPU_KVCACHE_SPACE", "TORCH_COMPILE_DISABLE"}
