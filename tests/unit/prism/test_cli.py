@@ -67,7 +67,10 @@ def prism(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         (["train", "sft", "--config", "nowhere.toml"], "error: config file nowhere.toml does not exist"),
         (["train", "essay", "--config", "{demo}"], "error: no stage 'essay': the configuration has sft, align, rlvr"),
         (["train", "rlvr", "--config", "{demo}"], "error: stage rlvr starts from the result of align"),
-        (["train", "sft", "--config", "{demo}", "--set", "model=nowhere"], "error: "),
+        (
+            ["train", "sft", "--config", "{demo}", "--set", "model=./nowhere", "--set", "threads=1"],
+            "error: no processor can be loaded from ./nowhere: ",
+        ),
         (["demo"], "error: configs/demo.toml is not here"),
         (["report", "nowhere"], "error: nowhere is not a folder"),
         (["serve", "perception"], "error: PRISM_PORT: is not set"),

@@ -62,7 +62,7 @@ def test_a_minimal_file_gets_the_defaults(file: Path) -> None:
     assert config.run_dir == Path("runs/small")
     assert align.rollouts.staleness == 0
     assert align.rollouts.temperature == 1.0
-    assert (align.policy.clip_low, align.policy.clip_high, align.policy.minibatches) == (0.2, 0.2, 1)
+    assert (align.policy.minibatches, align.policy.epochs) == (1, 1)
     assert align.experts.skip_above_accuracy == 1.0
     assert align.alpha == 0.5
     assert rlvr.loss == "grpo"
@@ -178,6 +178,6 @@ def test_what_was_resolved_loads_again(file: Path, tmp_path: Path) -> None:
     config = load_config(file, [f"runs_dir={tmp_path}", "seed=3"])
     saved = json.loads(save_resolved(config).read_text())
     assert saved["seed"] == 3
-    assert saved["stages"]["game"]["policy"]["clip_low"] == 0.2
+    assert saved["stages"]["game"]["policy"]["minibatches"] == 1
     assert RunConfig.model_validate(saved) == config
     assert RunConfig.model_validate(tomllib.loads(MINIMAL)) != config
