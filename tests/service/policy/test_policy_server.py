@@ -181,7 +181,7 @@ def test_the_base_model_serves(policy: PolicyProcess, models: list[Path]) -> Non
 
 
 def test_a_burst_of_seeded_groups_is_served_by_one_and_the_same_server(policy: PolicyProcess) -> None:
-    """More prompt tokens at once than a forward pass takes by default: vLLM's engine died of a split, seeded prefill."""
+    """More prompt tokens at once than a forward pass takes by default: the engine died of a split, seeded prefill."""
 
     def group(seed: int) -> int:
         return len(
