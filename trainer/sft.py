@@ -22,17 +22,23 @@ from trainer.result import start_version
 
 
 class Demonstrations:
-    """The rows of all files as examples; each image is processed once and kept."""
+    """The rows of all files as examples; each row and each image is processed once and kept."""
 
     def __init__(self, files: list[DataFile], target: str, inputs: InputBuilder) -> None:
         self._rows: list[tuple[DataFile, Row]] = [(file, row) for file in files for row in file.rows]
         self._target, self._inputs = target, inputs
         self._images: dict[tuple[Path, str], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._examples: dict[int, Example] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def example(self, index: int) -> Example:
+        if index not in self._examples:
+            self._examples[index] = self._build(index)
+        return self._examples[index]
+
+    def _build(self, index: int) -> Example:
         file, row = self._rows[index]
         text: str = getattr(row, self._target)
         messages = [
