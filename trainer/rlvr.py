@@ -53,7 +53,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             asked += 1
         rollouts, rounds = _collect(context, intake, stage, step, base, policy.version)
         groups, prompts = usable_groups(context, intake, rollouts)
-        figures = rollout_figures(groups, rollouts, policy.version)
+        figures = rollout_figures(groups, rollouts, policy.version) | _rewards(groups)
 
         if stage.dynamic_sampling:
             chosen = [i for i, group in enumerate(groups) if _undecided(group)][: stage.rollouts.prompts]
@@ -61,7 +61,13 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
         advantages = _advantages(groups, stage)
         samples, unplaceable = training_samples(groups, prompts, advantages.values, advantages.keep, context.examples)
         figures |= policy.update(samples, context.examples)
-        figures |= _judged(groups, advantages) | {"unplaceable_samples": unplaceable, "sampling_rounds": rounds}
+        figures |= {
+            "masked_samples": advantages.masked_samples,
+            "dropped_groups": advantages.dropped_groups,
+            "flat_groups": advantages.flat_groups,
+            "unplaceable_samples": unplaceable,
+            "sampling_rounds": rounds,
+        }
         intake.finish(step)
 
         figures |= push_policy(context, publisher, policy, groups[0] if groups else None)
@@ -114,14 +120,12 @@ def _advantages(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advanta
     return within(rewards, valid, index)
 
 
-def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[str, Any]:
+def _rewards(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
+    """Of everything sampled and judged, before dynamic sampling picks the groups that differ."""
     judged = [s.verdict for group in groups for s in group.samples if s.verdict.HasField("reward")]
     return {
         "reward": mean([verdict.reward for verdict in judged]),
         "accuracy": mean([verdict.accuracy for verdict in judged]),
-        "masked_samples": advantages.masked_samples,
-        "dropped_groups": advantages.dropped_groups,
-        "flat_groups": advantages.flat_groups,
     }
 
 
