@@ -105,8 +105,9 @@ def _print(console: Console, results: dict[str, Any], demo: Path) -> None:
     speedup = stale["trained_tokens_per_second"] / lock["trained_tokens_per_second"]
     console.print(table)
     console.print(f"staleness 1 trains {speedup:.2f}× the tokens a second of lock-step")
-    if (demo / "stages").is_dir():
-        stages = {stage.name: stage.seconds for stage in load_report(demo).stages if stage.seconds is not None}
+    finished = demo.is_dir() and [stage for stage in load_report(demo).stages if stage.seconds is not None]
+    if finished:
+        stages = {stage.name: stage.seconds or 0.0 for stage in finished}
         text = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items())
         console.print(f"{demo} by stage: {text}; together {sum(stages.values()) / 60:.1f} min")
     else:

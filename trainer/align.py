@@ -195,7 +195,7 @@ def _save(context: Context, step: int, policy: PolicyLearner, experts: Sequence[
         "step": step,
         "policy_version": policy.version,
         "expert_versions": {expert.expert: expert.version for expert in experts},
-        "position": intake.cursor(),
+        **intake.state(),
         "attempt": context.attempt,
     }
 
@@ -219,7 +219,7 @@ def _resume(context: Context, policy: PolicyLearner, experts: Sequence[ExpertLea
     for expert in experts:
         expert.load(folder / expert.expert, state["expert_versions"][expert.expert])
     torch.set_rng_state(torch.load(folder / "random.pt", weights_only=True)["rng"])
-    intake.position = state["position"]
+    intake.restore(state)
     kept = intake.resume(state["policy_version"])
     context.say(f"resumed after step {state['step']} at version {policy.version}, {kept} groups taken over")
     return state["step"]

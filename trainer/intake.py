@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -73,7 +74,7 @@ class _Arrived:
 
 @dataclass
 class Intake:
-    """State between prompts and groups of one stage. ``position`` (the cursor) belongs into the checkpoint."""
+    """What is between the prompts and the groups of one stage; ``state`` belongs into the checkpoint."""
 
     stream: TrainerStream
     prompts: PromptSequence
@@ -87,6 +88,7 @@ class Intake:
     _arrived: dict[int, _Arrived] = field(default_factory=dict)  # position -> group
     _entries: dict[str, dict[int, bytes]] = field(default_factory=dict)  # learner -> position -> entry
     _done: dict[str, list[bytes]] = field(default_factory=dict)  # learner -> entries the next checkpoint contains
+    _consumed: set[int] = field(default_factory=set)  # positions at or after the cursor that a finished step used up
     _lost: dict[int, DeadLetter] = field(default_factory=dict)  # position -> why it will not come
 
     @property
@@ -122,8 +124,11 @@ class Intake:
         """Ask for the step's groups if the staleness bound admits it now. False: try again at a newer version."""
         if not self.bound.admits(admission.update, version):
             return False
-        positions = list(range(self.position, self.position + admission.count))
-        self.position += admission.count
+        positions: list[int] = []
+        while len(positions) < admission.count:
+            if self.position not in self._consumed:
+                positions.append(self.position)
+            self.position += 1
         self._asked.setdefault(admission.step, []).extend(positions)
         self.stream.admit(
             pb.RolloutRequest(
@@ -184,6 +189,20 @@ class Intake:
                 entry_id = self._entries.get(learner, {}).pop(position, None)
                 if entry_id:
                     self._done.setdefault(learner, []).append(entry_id)
+            self._consumed.add(position)
+        cursor = self.cursor()
+        self._consumed = {position for position in self._consumed if position >= cursor}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for ``restore``: where to go on, and what was consumed beyond that place.
+
+        Dynamic sampling asks for more while the next step is asked for already, so steps do not end in order.
+        """
+        return {"position": self.cursor(), "consumed": sorted(self._consumed)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken; call before ``resume``."""
+        self.position, self._consumed = state["position"], set(state["consumed"])
 
     def acknowledge(self) -> None:
         """Call once the checkpoint that contains all finished steps is on disk."""
@@ -193,7 +212,7 @@ class Intake:
         self.stream.trim()
 
     def cursor(self) -> int:
-        """The first position that no finished step has consumed: where a resumed run asks again."""
+        """The first position that no finished step has consumed."""
         return min((p for positions in self._asked.values() for p in positions), default=self.position)
 
     def bury(self, group: pb.RolloutGroup, reason: str) -> None:
@@ -214,7 +233,7 @@ class Intake:
             self._lose(DeadLetter(f"rollouts/{learner}", str(error), body))
             return True
         position = group.request.position
-        if group.request.stage != self.stage or position < self.cursor():
+        if group.request.stage != self.stage or position < self.cursor() or position in self._consumed:
             return False
         if max_version is not None and group.policy_version > max_version:
             return False

@@ -133,7 +133,7 @@ def _save(context: Context, step: int, policy: PolicyLearner, intake: Intake) ->
     state = {
         "step": step,
         "policy_version": policy.version,
-        "position": intake.cursor(),
+        **intake.state(),
         "attempt": context.attempt,
     }
     keep = context.config.keep_checkpoints
@@ -148,7 +148,7 @@ def _resume(context: Context, policy: PolicyLearner, intake: Intake) -> int:
         return 0
     folder, state = newest
     policy.load(folder / POLICY, state["policy_version"])
-    intake.position = state["position"]
+    intake.restore(state)
     kept = intake.resume(state["policy_version"])
     context.say(f"resumed after step {state['step']} at version {policy.version}, {kept} groups taken over")
     return state["step"]

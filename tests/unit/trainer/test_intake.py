@@ -73,10 +73,19 @@ def worker(redis_client: redis.Redis) -> ScriptedWorker:
 def start(redis_client: redis.Redis) -> Callable[..., Intake]:
     """An attempt: its intake, at a cursor, resumed at a version."""
 
-    def make(version: int | None = None, position: int = 0, *, staleness: int = 0, attempt: int = 1) -> Intake:
+    def make(
+        version: int | None = None,
+        position: int = 0,
+        *,
+        staleness: int = 0,
+        attempt: int = 1,
+        state: dict[str, Any] | None = None,
+    ) -> Intake:
         rollouts = RolloutConfig(data="x", prompts=2, n=4, temperature=0.5, max_tokens=8, staleness=staleness)
         stream = TrainerStream(redis_client, RUN, LEARNERS)
         intake = Intake(stream, PromptSequence(PROMPTS, seed=1), "rl", rollouts, attempt, 1, position=position)
+        if state:
+            intake.restore(state)
         intake.resume(version)
         return intake
 
@@ -187,6 +196,27 @@ def test_the_cursor_is_the_first_position_no_finished_step_used(
     intake.collect(2, silent)
     intake.finish(2)
     assert intake.cursor() == 7
+
+
+def test_what_was_consumed_beyond_the_cursor_is_neither_asked_for_nor_taken_again(
+    start: Callable[..., Intake], worker: ScriptedWorker
+) -> None:
+    intake = start(staleness=1)
+    for number in range(2):
+        intake.admit(step(number), version=0, expert_version=0)
+    intake.admit(step(0, count=1), version=0, expert_version=0)  # a second round of step 0, behind step 1
+    worker.serve(0)
+    assert positions(intake.collect(0, silent).groups) == [0, 1, 4]
+    intake.finish(0)
+    state = intake.state()
+    assert state == {"position": 2, "consumed": [4]}
+
+    resumed = start(1, staleness=1, attempt=2, state=state)  # killed between checkpoint and acknowledgement
+    assert resumed.admit(step(1), version=1, expert_version=0)
+    assert resumed.admit(step(2), version=1, expert_version=0)
+    assert [request.position for request in worker.serve(1)] == [5, 6], "step 1's groups are there still"
+    assert positions(resumed.collect(1, silent).groups) == [2, 3]
+    assert positions(resumed.collect(2, silent).groups) == [5, 6]
 
 
 def test_a_resumed_run_trains_nothing_twice_and_asks_for_the_same_prompts(
