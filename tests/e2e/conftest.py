@@ -15,5 +15,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
     yield
-    left = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    left = [
+        child.cmdline()
+        for child in psutil.Process().children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE
+        and {"prism", "vllm.entrypoints.openai.api_server"} & {*child.cmdline()}
+    ]
     assert not left, f"processes left behind: {left}"

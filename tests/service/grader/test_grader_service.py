@@ -121,12 +121,12 @@ def test_workers_hold_no_sockets(process: psutil.Process) -> None:
 
 
 def test_workers_killed_mid_run_are_replaced(process: psutil.Process, client: httpx.Client) -> None:
-    """Alive or busy, whoever is killed: every item still gets its verdict."""
+    """Alive or busy, whoever is killed: every item still gets its verdict. (An item whose worker is killed again in its
+    retry would be given up, with the status error: so one kill at a time here.)"""
     with ThreadPoolExecutor(1) as thread:
         graded = thread.submit(lambda: [statuses(client, [GOOD] * 500) for _ in range(10)])
-        for _ in range(2):
-            time.sleep(0.05)
-            workers(process)[0].kill()
+        time.sleep(0.05)
+        workers(process)[0].kill()
         assert graded.result() == [["ok"] * 500] * 10
     for worker in workers(process):
         worker.kill()
