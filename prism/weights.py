@@ -52,7 +52,8 @@ class Manifest(BaseModel):
         return self.attempt, self.version
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of a file that may be larger than memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -61,7 +62,7 @@ def seal(root: Path, path: str, *, model: str, version: int, attempt: int, probe
     """Describe the finished folder ``root/path`` and write its manifest into it, last: it marks the folder as ready."""
     folder = root / path
     files = {
-        file.name: WeightFile(sha256=_sha256(file), bytes=file.stat().st_size)
+        file.name: WeightFile(sha256=file_sha256(file), bytes=file.stat().st_size)
         for file in sorted(folder.iterdir())
         if file.is_file() and file.name != MANIFEST
     }
@@ -91,7 +92,7 @@ def _verify(root: Path, manifest: Manifest) -> Path:
         file = folder / name
         if Path(name).name != name or not file.is_file():
             raise WeightsError(f"weights file {name!r} is missing from {manifest.path!r}")
-        if file.stat().st_size != expected.bytes or _sha256(file) != expected.sha256:
+        if file.stat().st_size != expected.bytes or file_sha256(file) != expected.sha256:
             raise WeightsError(f"weights file {name!r} of {manifest.path!r} does not match its sha256")
     return folder
 

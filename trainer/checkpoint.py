@@ -4,7 +4,6 @@
 tensors are safetensors or are loaded with ``weights_only``.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prism.errors import WeightsError
+from prism.weights import file_sha256
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -30,7 +30,7 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callabl
     try:
         write(partial)
         (partial / STATE).write_text(json.dumps(state, indent=1))
-        files = {str(file.relative_to(partial)): _sha256(file) for file in _files(partial)}
+        files = {str(file.relative_to(partial)): file_sha256(file) for file in _files(partial)}
         (partial / MANIFEST).write_text(json.dumps(files, indent=1))
         for file in _files(partial):
             with file.open("rb") as opened:
@@ -67,15 +67,10 @@ def newest_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
         files = {MANIFEST: "unreadable"}
     for name, sha256 in files.items():
         file = folder / name
-        if not file.is_file() or _sha256(file) != sha256:
+        if not file.is_file() or file_sha256(file) != sha256:
             raise WeightsError(f"checkpoint {folder} is damaged at {name}: delete the folder to use the one before it")
     return folder, json.loads((folder / STATE).read_text())
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

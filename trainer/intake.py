@@ -67,12 +67,6 @@ class StepRollouts:
 
 
 @dataclass
-class _Arrived:
-    entry_id: bytes
-    group: pb.RolloutGroup
-
-
-@dataclass
 class Intake:
     """What is between the prompts and the groups of one stage; ``state`` belongs into the checkpoint."""
 
@@ -85,7 +79,7 @@ class Intake:
     position: int = 0
     """The first position that no step was admitted for."""
     _asked: dict[int, list[int]] = field(default_factory=dict)  # step -> positions not yet trained or dropped
-    _arrived: dict[int, _Arrived] = field(default_factory=dict)  # position -> group
+    _arrived: dict[int, pb.RolloutGroup] = field(default_factory=dict)  # position -> group
     _entries: dict[str, dict[int, bytes]] = field(default_factory=dict)  # learner -> position -> entry
     _done: dict[str, list[bytes]] = field(default_factory=dict)  # learner -> entries the next checkpoint contains
     _consumed: set[int] = field(default_factory=set)  # positions at or after the cursor that a finished step used up
@@ -177,7 +171,7 @@ class Intake:
         lost = [self._lost[p] for p in wanted if p in self._lost]
         if lost and len(lost) == len(wanted):
             raise ServiceError(f"all {len(lost)} groups of step {step + 1} were given up; the first: {lost[0].reason}")
-        groups = [self._arrived[p].group for p in wanted if p not in self._lost]
+        groups = [self._arrived[p] for p in wanted if p not in self._lost]
         return StepRollouts(groups, lost, time.monotonic() - started)
 
     def finish(self, step: int) -> None:
@@ -240,7 +234,7 @@ class Intake:
         if position in self._entries.setdefault(learner, {}):
             return False
         self._entries[learner][position] = entry_id
-        self._arrived.setdefault(position, _Arrived(entry_id, group))
+        self._arrived.setdefault(position, group)
         return True
 
     def _lose(self, letter: DeadLetter) -> None:
