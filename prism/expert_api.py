@@ -20,7 +20,13 @@ IMAGE = "`data:image/...;base64,...`, `sha256:...` of an image in the blob store
 
 
 class Wire(BaseModel):
+    """What a caller sends: an unknown key is a mistake that is named."""
+
     model_config = ConfigDict(extra="forbid")
+
+
+class Answer(BaseModel):
+    """What a service answers: read leniently, so that an older client can talk to a newer service."""
 
 
 class TextPart(Wire):
@@ -96,14 +102,14 @@ class ScoreRequest(Judging):
     items: list[ScoreItem] = Field(min_length=1)
 
 
-class Percentile(Wire):
+class Percentile(Answer):
     """Share of the reference's scores that lie below this one, ties counted half, in percent [0, 100]."""
 
     teacher: float
     policy: float
 
 
-class ResponseScore(Wire):
+class ResponseScore(Answer):
     status: Status
     score: float | None = Field(description="raw Bradley-Terry score; null unless status is ok")
     section: Judged = Field(description="what was judged")
@@ -117,11 +123,11 @@ class ResponseScore(Wire):
     detail: str | None = Field(default=None, description="what is wrong, where status is not ok")
 
 
-class ItemScores(Wire):
+class ItemScores(Answer):
     scores: list[ResponseScore] = Field(description="one for each response, in order")
 
 
-class Judge(Wire):
+class Judge(Answer):
     """Who judged: every answer names the one version of one expert that judged all of it."""
 
     expert: Section
@@ -157,18 +163,18 @@ class MixtureRequest(ScoreRequest):
     alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the perception expert")
 
 
-class MixedScore(Wire):
+class MixedScore(Answer):
     status: Status = Field(description="ok where both experts scored; else what is wrong, perception's first")
     score: float | None = Field(description="alpha · perception + (1 − alpha) · reasoning; null unless status is ok")
     perception: ResponseScore
     reasoning: ResponseScore
 
 
-class MixedItem(Wire):
+class MixedItem(Answer):
     scores: list[MixedScore]
 
 
-class MixtureAnswer(Wire):
+class MixtureAnswer(Answer):
     alpha: float
     perception: Judge
     reasoning: Judge
@@ -193,7 +199,7 @@ class CalibrationRequest(Wire):
     policy: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=2, max_length=200_000)
 
 
-class CalibrationState(Wire):
+class CalibrationState(Answer):
     reference: Reference
     version: int
     attempt: int
@@ -217,7 +223,7 @@ class ModelInfo(Judge):
     calibration: CalibrationState | None
 
 
-class SwapAnswer(Wire):
+class SwapAnswer(Answer):
     version: int
     attempt: int
     sync_total_seconds: float = Field(description="from the request to the new weights in use")
