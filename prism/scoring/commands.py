@@ -49,6 +49,7 @@ SectionOption = Annotated[
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="rows a request")]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="requests at a time")]
+Patience = Annotated[float, typer.Option("--patience", min=0, help="seconds a service may be away or busy")]
 
 # A blank line before each paragraph; \b keeps typer from re-wrapping the examples.
 SCORE_HELP = """Score responses with the discriminator experts: JSON Lines in, a table or JSON Lines out.
@@ -103,11 +104,13 @@ def score(
     reasoning_url: ReasoningUrl = None,
     batch: Batch = 8,
     concurrency: Concurrency = 4,
+    patience: Patience = 120,
     mixed_versions: Annotated[
         bool, typer.Option("--mixed-versions", help="go on when weights change; every line names those that judged it")
     ] = False,
 ) -> None:
     how = judging(expert.value, section.value, alpha)
+    _require_file(file)
     if out is not None and out.exists() and out.samefile(file):
         raise DataError(f"{out} is the input: name another file to write to")
     summary, few, failed = Summary(), list[Line](), 0
@@ -115,7 +118,7 @@ def score(
 
     async def work() -> None:
         nonlocal failed
-        async with Experts.of_run(run, perception_url=perception_url, reasoning_url=reasoning_url) as experts:
+        async with _experts(run, perception_url, reasoning_url, patience) as experts:
             infos: dict[Section, ModelInfo] = {name: await experts.model(name) for name in how.experts}
             weights: dict[Section, Weights] = {name: weights_of(info, how.section) for name, info in infos.items()}
             if output is not None:
@@ -168,11 +171,13 @@ def calibrate(
     reasoning_url: ReasoningUrl = None,
     batch: Batch = 8,
     concurrency: Concurrency = 4,
+    patience: Patience = 120,
 ) -> None:
     how = judging(expert.value, section.value)
+    _require_file(file)
 
     async def work() -> tuple[dict[Section, CalibrationState], dict[Section, "Sides"], int]:
-        async with Experts.of_run(run, perception_url=perception_url, reasoning_url=reasoning_url) as experts:
+        async with _experts(run, perception_url, reasoning_url, patience) as experts:
             experts.require_admin()
             infos: dict[Section, ModelInfo] = {name: await experts.model(name) for name in how.experts}
             sides: dict[Section, Sides] = {name: Sides() for name in how.experts}
@@ -215,6 +220,18 @@ def calibrate(
             f"sides weighed alike; 50 % is chance)\n"
             f"  {sides[name].left_out(unread)}"
         )
+
+
+def _require_file(file: Path) -> None:
+    """Raises DataError unless it is a file that can be read twice: to count its rows, and to score them."""
+    if not file.is_file():
+        raise DataError(f"data file {file} does not exist or is no file")
+
+
+def _experts(run: Path, perception_url: str | None, reasoning_url: str | None, patience: float) -> Experts:
+    return Experts.of_run(
+        run, perception_url=perception_url, reasoning_url=reasoning_url, patience_seconds=patience
+    )
 
 
 class Sides:
