@@ -161,7 +161,9 @@ class Stack:
         for index, expert in enumerate(SECTIONS, 2):
             threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
             seed = {"PRISM_SEED": str(self.config.seed), "PRISM_BLOBS": str(self._run_dir / "blobs")}
-            services.append(self._service(index, expert, [expert], weights | threads | seed))
+            (other,) = set(SECTIONS) - {expert}
+            peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
+            services.append(self._service(index, expert, [expert], weights | threads | seed | peer))
         services.append(self._service(4, "grader", ["grader"], {}))
         for worker in range(config.rollout_workers):
             name = f"rollouts-{worker + 1}"

@@ -7,18 +7,15 @@ made by the scoring thread, so no request is dropped and none is judged by two v
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from prism.errors import ServiceError, WeightsError
-from prism.expert_model import WEIGHTS_FILE, ExpertModel, load_tensors
+from prism.errors import ConfigError, ServiceError, WeightsError
+from prism.expert_model import ExpertModel, load_expert
 from prism.inputs import Example, InputBuilder, distinct
 from prism.weights import Manifest, verify
 from services.experts import metrics
@@ -31,11 +28,32 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Job:
-    """The examples of one request; they are judged by one version, in the order given."""
+class Group:
+    """Responses to one prompt, which is computed once for all of them."""
 
-    examples: list[Example]
-    result: Future[tuple[list[float], Version]]
+    prompt: Example
+    """The prompt alone."""
+    key: str
+    """Equal keys mean equal prompts, images included."""
+    image_keys: tuple[str, ...]
+    """sha256 of each image's bytes, in the order of the prompt."""
+    responses: list[list[int]]
+    """Token ids of each, end token included."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    scores: list[list[float]]
+    """As the groups' responses."""
+    version: Version
+
+
+@dataclass(frozen=True)
+class Job:
+    """The groups of one request; they are judged by one version, in the order given."""
+
+    groups: Sequence[Group]
+    result: Future[Scored]
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,6 @@ class ScoringEngine:
         self.name, self.inputs, self.device = name, inputs, device
         self.version = Version(0, 0)
         self._model = model.to(device).eval()
-        self._spare = deepcopy(self._model)
         self._max_batch_tokens = max_batch_tokens
         self._queue: queue.Queue[Job | Swap | None] = queue.Queue()
         self._max_queue = max_queue
@@ -69,12 +86,16 @@ class ScoringEngine:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def submit(self, examples: list[Example]) -> Future[tuple[list[float], Version]]:
-        """Scores of one request's examples and the version that gave them. Raises Overloaded if the queue is full."""
+    @property
+    def model(self) -> ExpertModel:
+        return self._model
+
+    def submit(self, groups: Sequence[Group]) -> Future[Scored]:
+        """Scores of one request and the version that gave them. Raises Overloaded if the queue is full."""
         if self._queue.qsize() >= self._max_queue:
             raise Overloaded(f"{self._max_queue} requests are waiting already")
-        result: Future[tuple[list[float], Version]] = Future()
-        self._queue.put(Job(examples, result))
+        result: Future[Scored] = Future()
+        self._queue.put(Job(groups, result))
         return result
 
     def swap(self, root: Path, manifest: Manifest) -> float:
@@ -95,21 +116,19 @@ class ScoringEngine:
                 )
             folder = verify(root, manifest)
             try:
-                tensors = load_file(folder / WEIGHTS_FILE, device=self.device)
-            except (OSError, SafetensorError) as error:
-                raise WeightsError(f"{WEIGHTS_FILE} of {manifest.path!r} cannot be loaded: {error}") from None
-            load_tensors(self._spare, tensors)
+                spare = load_expert(folder, dtype=self._model.score.weight.dtype, strict=True).to(self.device).eval()
+            except ConfigError as error:
+                raise WeightsError(str(error)) from None
             paused = [0.0]
 
             def apply() -> None:
                 started = time.perf_counter()
-                self._model, self._spare = self._spare, self._model
+                self._model = spare
                 self.version = Version(manifest.version, manifest.attempt)
                 paused[0] = time.perf_counter() - started
 
             result: Future[None] = Future()
             self._queue.put(Swap(apply, result))
-            # The lock is held until the thread has switched: the spare must not be written to before.
             while not result.done():
                 if not self.alive:
                     raise ServiceError("the scoring thread has died")
@@ -128,14 +147,14 @@ class ScoringEngine:
                 work.result.set_result(None)
                 continue
             try:
-                work.result.set_result((self._score(work.examples), self.version))
+                work.result.set_result(Scored(self._score(work.groups), self.version))
             except Exception as error:  # the request fails, the thread that serves all others must not
                 work.result.set_exception(error)
 
     @torch.inference_mode()
-    def _score(self, examples: list[Example]) -> list[float]:
+    def _score(self, groups: Sequence[Group]) -> list[list[float]]:
         """Scores in order; sequences of like length share a forward pass, so little of it is padding."""
-        examples, rows = distinct(examples)
+        examples, rows = distinct([self.inputs.with_ids(g.prompt, r) for g in groups for r in g.responses])
         scores = [0.0] * len(examples)
         order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids), reverse=True)
         while order:
@@ -146,4 +165,5 @@ class ScoringEngine:
             metrics.BATCH_SEQUENCES.labels(self.name).observe(len(chunk))
             for i, score in zip(chunk, self._model(batch).tolist(), strict=True):
                 scores[i] = score
-        return [scores[row] for row in rows]
+        each = iter(rows)
+        return [[scores[next(each)] for _ in group.responses] for group in groups]
