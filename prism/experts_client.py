@@ -231,10 +231,7 @@ def parse_item(value: Mapping[str, Any], folder: Path | str = "") -> ScoreItem:
 def image_uri(image: ImageSource, folder: Path | str = "") -> str:
     """An image as it goes over the wire. Raises DataError for a file that cannot be read."""
     if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
-        plain.save(buffer, "PNG", exif=image.getexif())  # which may say that it is rotated
-        return data_uri(buffer.getvalue())
+        return data_uri(_png(image))
     if isinstance(image, bytes):
         return data_uri(image)
     if isinstance(image, str) and image.startswith(WIRE_IMAGES):
@@ -243,3 +240,13 @@ def image_uri(image: ImageSource, folder: Path | str = "") -> str:
         return data_uri((Path(folder) / image).read_bytes())
     except (OSError, ValueError) as error:  # ValueError: no path at all (null bytes)
         raise DataError(f"image {str(image)[:200]!r}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _png(image: Image.Image) -> bytes:
+    if image.mode in ("I", "F"):
+        raise DataError("pixels of 32 bits have no agreed range: convert the image to 8 or 16 bits")
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=image.getexif())  # which may say that it is rotated
+    return buffer.getvalue()

@@ -157,7 +157,7 @@ def score(
     bad = failed + summary.rows_with_errors
     if bad:
         raise DataError(
-            f"{bad} of {failed + summary.rows} rows in {file} failed: {failed} are named above and have no scores, "
+            f"{bad} of {failed + summary.rows} rows in {file} failed: {failed} have no scores, "
             f"{summary.rows_with_errors} have a response with status error"
         )
 
@@ -229,9 +229,7 @@ def _require_file(file: Path) -> None:
 
 
 def _experts(run: Path, perception_url: str | None, reasoning_url: str | None, patience: float) -> Experts:
-    return Experts.of_run(
-        run, perception_url=perception_url, reasoning_url=reasoning_url, patience_seconds=patience
-    )
+    return Experts.of_run(run, perception_url=perception_url, reasoning_url=reasoning_url, patience_seconds=patience)
 
 
 class Sides:
@@ -293,7 +291,16 @@ def _same_weights(scored: Scored, infos: dict[Section, ModelInfo], what_to_do: s
 
 
 def _problem(file: Path, outcome: Scored | Failed) -> str | None:
-    return f"{file}:{outcome.line.number}: {outcome.reason}" if isinstance(outcome, Failed) else None
+    """What to say of a row that failed, as a whole or in one of its responses."""
+    if isinstance(outcome, Failed):
+        return f"{file}:{outcome.line.number}: {outcome.reason}"
+    errors = {
+        score.detail or "no score, and no reason given"
+        for judgement in outcome.judgements
+        for score in judgement.experts.values()
+        if score.status == "error"
+    }
+    return f"{file}:{outcome.row.line.number}: {'; '.join(sorted(errors))}" if errors else None
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def test_an_image_is_a_path_bytes_a_picture_or_what_travels_as_it_is(tmp_path: P
         assert image_uri(travels, tmp_path) == travels
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "PA", "I;16"])
 def test_a_picture_of_any_mode_arrives(mode: str) -> None:
     sent = image_uri(Image.new(mode, (4, 2)))
     assert open_image(base64.b64decode(sent.partition(",")[2])).size == (4, 2)
@@ -171,6 +171,7 @@ def test_images_go_before_a_plain_prompt_and_stay_in_their_message(tmp_path: Pat
         (lambda: item("?", ["x"], images=["nowhere.png"]), "image 'nowhere.png': No such file"),
         (lambda: item("?", ["x"], images=["."]), "image '.': Is a directory"),
         (lambda: item("?", ["x"], images=["a\0b"]), "null byte"),
+        (lambda: item("?", ["x"], images=[Image.new("F", (2, 2))]), "pixels of 32 bits have no agreed range"),
         (lambda: item([{"role": "assistant", "content": "a"}], ["x"]), "the last message must be the user's"),
         (lambda: parse_item({"responses": ["x"]}), "give either messages or prompt"),
         (lambda: parse_item({"prompt": "?", "responses": ["x"], "colour": 1}), "colour: is not a known key"),
