@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 from prism.clients import Refused
@@ -16,6 +17,27 @@ from prism.scoring.rows import RowLine, ScoringRow
 
 # Something about the rows is wrong or too much. Any other refusal would meet every row.
 BLAMES_ROWS = (400, 413, 422)
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where the experts are, and how much is asked of them at a time."""
+
+    run: Path
+    perception_url: str | None
+    reasoning_url: str | None
+    patience_seconds: float
+    batch: int
+    concurrency: int
+
+    def experts(self) -> Experts:
+        """Raises ConfigError if no token is found."""
+        return Experts.of_run(
+            self.run,
+            perception_url=self.perception_url,
+            reasoning_url=self.reasoning_url,
+            patience_seconds=self.patience_seconds,
+        )
 
 
 @dataclass(frozen=True)
@@ -57,12 +79,10 @@ class Failed:
 
 async def score_lines(
     experts: Experts,
+    service: Service,
     how: Judging,
     lines: Iterable[RowLine],
     read: Callable[[RowLine], ScoringRow],
-    *,
-    batch: int,
-    concurrency: int,
 ) -> AsyncGenerator[Scored | Failed, None]:
     """One outcome for each line, in order.
 
@@ -70,9 +90,9 @@ async def score_lines(
     """
     pending: deque[asyncio.Task[list[Scored | Failed]]] = deque()
     try:
-        for group in _batches(iter(lines), batch):
+        for group in _batches(iter(lines), service.batch):
             pending.append(asyncio.create_task(_score_batch(experts, how, group, read)))
-            if len(pending) >= concurrency:
+            if len(pending) >= service.concurrency:
                 for outcome in await pending.popleft():
                     yield outcome
         while pending:

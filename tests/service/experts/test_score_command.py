@@ -100,6 +100,8 @@ def test_a_file_is_scored_through_an_interrupt_and_a_calibration(
     run_dir: Path, teacher_rows: DataFile, tmp_path: Path
 ) -> None:
     file, out, whole = tmp_path / "rows.jsonl", tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    first = teacher_rows.rows[0]
+    text, picture = first.teacher or "", teacher_rows.image(first.image_paths[0])
     with file.open("w") as rows:
         for number in range(ROWS):
             row = teacher_rows.rows[number % len(teacher_rows.rows)]
@@ -137,7 +139,7 @@ def test_a_file_is_scored_through_an_interrupt_and_a_calibration(
     status, said = finish(prism("calibrate", file, "--run", run_dir))
     assert status == 0, said
     assert said.count(f"percentiles are among {ROWS} responses of the teacher and {ROWS} of the policy") == 2
-    assert said.count(f"left out: {ROWS} policy invalid_format") == 2
+    assert said.count(f"left out: {ROWS} of the policy (invalid_format)") == 2
     status, said = finish(prism(*command, "--out", out))
     assert (status, "not calibrated), now it is" in said.replace("\n", " ")) == (1, True), said
 
@@ -149,11 +151,9 @@ def test_a_file_is_scored_through_an_interrupt_and_a_calibration(
         assert 0 < score["probability"] < 1
         assert 0 < score["percentile"]["policy"] < 100  # it is one of them
 
-    text = teacher_rows.rows[0].teacher or ""
-
     async def from_python() -> None:
         async with Experts.of_run(run_dir) as experts:
-            pair = item("Sum?", [text, worse(text)], images=[image])
+            pair = item("Sum?", [text, worse(text)], images=[picture])
             compared = await experts.compare(pair, expert="perception")
             scored = await experts.mixture([pair])
             first, second = scored.items[0].scores

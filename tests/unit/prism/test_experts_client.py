@@ -23,9 +23,15 @@ TEXT = "the response"
 
 
 def connect(fake: Any, **more: Any) -> Experts:
-    urls = {"perception_url": "http://fake/perception", "reasoning_url": "http://fake/reasoning"}
-    values = {"token": DATA, "admin_token": ADMIN, "patience_seconds": 2, "transport": httpx.ASGITransport(fake.app)}
-    return Experts(**urls | values | more)
+    values: dict[str, Any] = {
+        "perception_url": "http://fake/perception",
+        "reasoning_url": "http://fake/reasoning",
+        "token": DATA,
+        "admin_token": ADMIN,
+        "patience_seconds": 2,
+        "transport": httpx.ASGITransport(fake.app),
+    }
+    return Experts(**values | more)
 
 
 @pytest.fixture

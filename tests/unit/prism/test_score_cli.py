@@ -271,8 +271,8 @@ def test_a_reference_gives_scores_their_meaning(prism: Command, fake: Any) -> No
     assert "rows.jsonl:3: policy or responses or response is missing" in result.stderr
     assert "percentiles are among 3 responses of the teacher and 2 of the policy" in result.output
     assert "right for 87.5% of the reference" in result.output
-    why = "left out: 1 policy error, 1 policy invalid_format, 1 teacher invalid_format, 1 whole rows, named above"
-    assert result.output.count(why) == 2
+    why = "1 of the policy (error), 1 of the policy (invalid_format), 1 of the teacher (invalid_format), "
+    assert result.output.count(f"left out: {why}1 rows that could not be scored, named above") == 2
     state = fake.calibrations["perception"]
     assert (state.version, state.attempt, state.section, state.reference.name) == (3, 1, "own", "rows.jsonl")
     assert len(state.reference.sha256) == 64
@@ -292,7 +292,7 @@ def test_what_cannot_calibrate_calibrates_nothing(prism: Command, fake: Any, mon
     few = write([{"prompt": "?", "teacher": ["a", "b"], "policy": ["bad", "c"]}])
     said = error(prism("calibrate", few))
     assert "expert scored 1 responses of the policy, a calibration needs 2 or more" in said
-    assert "left out: 1 policy invalid_format" in said
+    assert "left out: 1 of the policy (invalid_format)" in said
 
     def push(_: list[Any]) -> None:
         fake.version += 1
