@@ -7,7 +7,7 @@
 
     async def main() -> None:
         async with Experts.of_run("runs/demo") as experts:
-            answer = await experts.mixture([item("Sum of the first row?", ["<caption>..."], images=["grid.png"])])
+            answer = await experts.mixture([item("What is the sum?", ["<caption>..."], images=["grid.png"])])
             print(answer.items[0].scores[0])
 
     asyncio.run(main())

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import textwrap
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from fastapi import HTTPException
 from PIL import Image
 
+from prism import experts_client
 from prism.clients import Refused, Unavailable
 from prism.data import open_image
 from prism.errors import ConfigError, DataError
@@ -130,6 +132,29 @@ async def test_a_run_is_found_by_its_stack_file_and_variables_go_before_it(
         assert (await experts.model("perception")).base == (await experts.model("reasoning")).base == "the-model"
         await experts.calibrate("reasoning", reference(3))
     assert fake.calibrations.keys() == {"reasoning"}
+
+
+@pytest.mark.parametrize("where", ["docstring", "readme"])
+def test_the_example_works(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fake: Any,
+    fake_url: str,
+    where: str,
+) -> None:
+    if where == "docstring":
+        example = textwrap.dedent((experts_client.__doc__ or "").partition("::\n")[2])
+    else:
+        example = Path("README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    for name in ("PERCEPTION", "REASONING"):
+        monkeypatch.setenv(f"PRISM_{name}_URL", f"{fake_url}/{name.lower()}")
+    monkeypatch.setenv("PRISM_TOKEN", DATA)
+    Path("grid.png").write_bytes(picture())
+    exec(example, {})  # noqa: S102
+    assert "status='ok' score=0.0" in capsys.readouterr().out
+    assert fake.requests[0].items[0].images == [image_uri("grid.png")]
 
 
 def picture(kind: str = "PNG", **more: Any) -> bytes:
