@@ -23,7 +23,7 @@ import httpx
 from PIL import Image
 from pydantic import ValidationError
 
-from prism.clients import ExpertClient, Refused, data_uri
+from prism.clients import ExpertClient, data_uri
 from prism.endpoints import ExpertEndpoints, load_endpoints
 from prism.errors import ConfigError, DataError
 from prism.expert_api import (
@@ -162,7 +162,10 @@ class Experts:
             section=section,
             min_version=min_version,
         )
-        return await self._of(expert).ask(CompareAnswer, "POST", "/v1/compare", request)
+        client = self._of(expert)
+        answer = await client.ask(CompareAnswer, "POST", "/v1/compare", request)
+        client.check_expert(expert, answer)
+        return answer
 
     async def calibrate(self, expert: Section, request: CalibrationRequest) -> CalibrationState:
         """From now on scores by these weights carry percentiles and a probability.
@@ -177,8 +180,7 @@ class Experts:
         """Who judges: version, architecture, limits, calibration. Raises Refused if it is not that expert."""
         client = self._of(expert)
         info = await client.ask(ModelInfo, "GET", "/v1/model")
-        if info.expert != expert:
-            raise Refused(f"{client.url} is the {info.expert} expert, not the {expert} expert: check its address")
+        client.check_expert(expert, info)
         return info
 
     def require_admin(self) -> None:

@@ -8,15 +8,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from pydantic import BaseModel
+
 from prism.clients import Refused
 from prism.errors import DataError
-from prism.expert_api import Judge, ResponseScore, ScoreItem, Status
+from prism.expert_api import Judge, ModelInfo, ResponseScore, ScoreItem, Status
 from prism.expert_section import SECTIONS, Section
 from prism.experts_client import Experts, JudgedPart
 from prism.scoring.rows import RowLine, ScoringRow
 
 # Something about the rows is wrong or too much. Any other refusal would meet every row.
 BLAMES_ROWS = (400, 413, 422)
+FIRST_CONTACT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,18 @@ class Service:
     batch: int
     concurrency: int
 
-    def experts(self) -> Experts:
+    async def models(self, how: "Judging") -> dict[Section, ModelInfo]:
+        """Who judges. Soon Unavailable where nothing answers: patience is for services that were there."""
+        async with self.experts(min(FIRST_CONTACT_SECONDS, self.patience_seconds)) as experts:
+            return {name: await experts.model(name) for name in how.experts}
+
+    def experts(self, patience_seconds: float | None = None) -> Experts:
         """Raises ConfigError if no token is found."""
         return Experts.of_run(
             self.run,
             perception_url=self.perception_url,
             reasoning_url=self.reasoning_url,
-            patience_seconds=self.patience_seconds,
+            patience_seconds=self.patience_seconds if patience_seconds is None else patience_seconds,
         )
 
 
@@ -53,8 +61,7 @@ def judging(expert: Section | Literal["both"], section: JudgedPart, alpha: float
     return Judging(SECTIONS, section, alpha) if expert == "both" else Judging((expert,), section, None)
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(BaseModel):
     """Of one response. ``status`` and ``score`` are the mixture's, or the single expert's own."""
 
     status: Status
@@ -147,12 +154,17 @@ async def _ask(
         [expert] = how.experts
         answer = await experts.score(items, expert=expert, section=how.section)
         return {expert: answer}, [
-            [Judgement(score.status, score.score, {expert: score}) for score in item.scores] for item in answer.items
+            [Judgement(status=score.status, score=score.score, experts={expert: score}) for score in item.scores]
+            for item in answer.items
         ]
     answer = await experts.mixture(items, alpha=how.alpha, section=how.section)
     return {"perception": answer.perception, "reasoning": answer.reasoning}, [
         [
-            Judgement(mixed.status, mixed.score, {"perception": mixed.perception, "reasoning": mixed.reasoning})
+            Judgement(
+                status=mixed.status,
+                score=mixed.score,
+                experts={"perception": mixed.perception, "reasoning": mixed.reasoning},
+            )
             for mixed in item.scores
         ]
         for item in answer.items

@@ -25,7 +25,7 @@ def calibrate_on(file: Path, service: Service, how: Judging) -> None:
     async def work() -> tuple[dict[Section, CalibrationState], dict[Section, "Sides"], int]:
         async with service.experts() as experts:
             experts.require_admin()
-            infos: dict[Section, ModelInfo] = {name: await experts.model(name) for name in how.experts}
+            infos = await service.models(how)
             sides: dict[Section, Sides] = {name: Sides() for name in how.experts}
             unread = 0
             with progress_of("scoring the reference", sum(1 for _ in row_lines(file)), 0) as tell:

@@ -6,7 +6,6 @@ from pathlib import Path
 from rich.console import Console
 
 from prism.errors import DataError
-from prism.expert_api import ModelInfo
 from prism.expert_section import Section
 from prism.scoring.batches import Failed, Judging, Service, score_lines
 from prism.scoring.output import Line, Output, Weights, to_line, weights_of
@@ -28,7 +27,7 @@ def score_file(file: Path, out: Path | None, service: Service, how: Judging, *, 
     async def work() -> None:
         nonlocal failed
         async with service.experts() as experts:
-            infos: dict[Section, ModelInfo] = {name: await experts.model(name) for name in how.experts}
+            infos = await service.models(how)
             weights: dict[Section, Weights] = {name: weights_of(info, how.section) for name, info in infos.items()}
             if output is not None:
                 output.require(how, None if mixed_versions else weights)

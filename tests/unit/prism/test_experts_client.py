@@ -113,7 +113,11 @@ async def test_an_address_that_is_missing_or_another_experts_is_named(fake: Any)
         with pytest.raises(ConfigError, match="reasoning expert's address is not known: set PRISM_REASONING_URL"):
             await one.score([item("?", ["a"])], expert="reasoning")
     async with connect(fake, perception_url="http://fake/reasoning") as crossed:
-        for call in (crossed.score([item("?", ["a"])], expert="perception"), crossed.model("perception")):
+        for call in (
+            crossed.score([item("?", ["a"])], expert="perception"),
+            crossed.compare(item("?", ["a", "b"]), expert="perception"),
+            crossed.model("perception"),
+        ):
             with pytest.raises(Refused, match="is the reasoning expert, not the perception expert"):
                 await call
 

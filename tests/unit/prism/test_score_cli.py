@@ -81,7 +81,17 @@ def test_few_rows_are_shown_one_by_one_and_all_are_summed_up(prism: Command) -> 
     shown = [line.split() for line in result.output.replace("│", " ").splitlines()]
     assert ["q1", "1", "2.000"] in shown
     assert ["q1", "2", "–", "bad:", "no", "<think>"] in shown
-    assert ["perception", "3", "3", "3", "0", "0", "1.000", "1.200", "2.000", "2.800", "3.000"] in shown
+    summed = [["version", "3"], ["ok", "3"], ["invalid_format", "3"], ["too_long", "0"], ["error", "0"]]
+    spread = [["min", "1.000"], ["10", "%", "1.200"], ["median", "2.000"], ["90", "%", "2.800"], ["max", "3.000"]]
+    assert all(row in shown for row in summed + spread)
+
+
+def test_an_expert_that_is_not_there_is_named_and_what_to_do(prism: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(rows(1))
+    wrong = ("--perception-url", "http://127.0.0.1:9", "--patience", "0.2")
+    assert "http://127.0.0.1:9/v1/model: ConnectError" in error(prism("score", file, *wrong))
+    monkeypatch.delenv("PRISM_TOKEN")
+    assert "PRISM_TOKEN: is not set, and runs/demo/stack.json does not tell" in error(prism("score", file))
 
 
 def test_rows_come_in_every_form_of_training_data(prism: Command, fake: Any) -> None:
