@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from prism.clients import Refused
 from prism.errors import DataError
-from prism.expert_api import Judge, ModelInfo, ResponseScore, ScoreItem, Status
+from prism.expert_api import Judge, MixedScore, ModelInfo, ResponseScore, ScoreItem, Status
 from prism.expert_section import SECTIONS, Section
 from prism.experts_client import Experts, JudgedPart
 from prism.scoring.rows import RowLine, ScoringRow
@@ -153,19 +153,16 @@ async def _ask(
     if how.alpha is None:
         [expert] = how.experts
         answer = await experts.score(items, expert=expert, section=how.section)
-        return {expert: answer}, [
-            [Judgement(status=score.status, score=score.score, experts={expert: score}) for score in item.scores]
-            for item in answer.items
-        ]
+        return {expert: answer}, [[_of_one(expert, score) for score in item.scores] for item in answer.items]
     answer = await experts.mixture(items, alpha=how.alpha, section=how.section)
-    return {"perception": answer.perception, "reasoning": answer.reasoning}, [
-        [
-            Judgement(
-                status=mixed.status,
-                score=mixed.score,
-                experts={"perception": mixed.perception, "reasoning": mixed.reasoning},
-            )
-            for mixed in item.scores
-        ]
-        for item in answer.items
-    ]
+    judges: dict[Section, Judge] = {"perception": answer.perception, "reasoning": answer.reasoning}
+    return judges, [[_of_both(score) for score in item.scores] for item in answer.items]
+
+
+def _of_one(expert: Section, score: ResponseScore) -> Judgement:
+    return Judgement(status=score.status, score=score.score, experts={expert: score})
+
+
+def _of_both(mixed: MixedScore) -> Judgement:
+    experts: dict[Section, ResponseScore] = {"perception": mixed.perception, "reasoning": mixed.reasoning}
+    return Judgement(status=mixed.status, score=mixed.score, experts=experts)
