@@ -232,7 +232,8 @@ def test_weights_that_change_in_the_middle_stop_it(prism: Command, fake: Any) ->
         fake.version += items[0].responses[0] == "aaa"
 
     fake.before = push
-    command = ("score", write(rows(4)), "--out", "out.jsonl", "--expert", "reasoning", "--batch", "1")
+    one_by_one = ("--batch", "1", "--concurrency", "1")
+    command = ("score", write(rows(4)), "--out", "out.jsonl", "--expert", "reasoning", *one_by_one)
     said = error(prism(*command))
     assert "the reasoning expert's weights changed from version 3 (attempt 1) to 4 (1) in the middle" in said
     assert [line["weights"]["reasoning"]["version"] for line in lines()] == [3, 3]
