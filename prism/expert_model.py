@@ -31,6 +31,7 @@ from transformers import (  # noqa: E402  (torchvision must find its operators d
     Qwen3VLMoePreTrainedModel,
     Qwen3VLPreTrainedModel,
 )
+from transformers.initialization import no_init_weights  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 HEAD_STD = 0.02
@@ -182,9 +183,10 @@ def upcycle(
         raise ConfigError(f"{folder} is a mixture of experts already: upcycling starts from a dense Qwen3-VL")
     if not 1 <= top_k <= experts:
         raise ConfigError(f"top_k = {top_k}: a token goes to 1 to {experts} of {experts} experts")
-    mixture: Any = MixtureExpert._from_config(
-        _mixture_config(dense.config, experts, top_k), dtype=dtype, attn_implementation=attention
-    )
+    with no_init_weights():  # all of them are set below
+        mixture: Any = MixtureExpert._from_config(
+            _mixture_config(dense.config, experts, top_k), dtype=dtype, attn_implementation=attention
+        )
     random = torch.Generator().manual_seed(seed)
 
     def normal(shape: torch.Size, std: float) -> torch.Tensor:

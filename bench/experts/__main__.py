@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.experts.plain import PlainLoop
-from bench.experts.servers import Server, client, prism_scores, prism_server, vllm_scores, vllm_server
+from bench.experts.servers import DidNotStart, Server, client, prism_scores, prism_server, vllm_scores, vllm_server
 from bench.experts.workload import RESPONSES, SIZES, Group, make_groups, make_model
 
 AT_ONCE = 8  # groups in flight
@@ -76,8 +76,11 @@ def measure(folder: Path, options: argparse.Namespace, console: Console) -> dict
     timed("transformers", plain.score)
     del plain
     if not options.without_vllm:
-        with vllm_server(model, options.device, dtype, options.threads) as server:
-            timed("vllm", lambda part: asyncio.run(vllm_scores(server, part, AT_ONCE, end)))
+        try:
+            with vllm_server(model, options.device, dtype, options.threads) as server:
+                timed("vllm", lambda part: asyncio.run(vllm_scores(server, part, AT_ONCE, end)))
+        except DidNotStart as error:
+            console.print(f"vllm: no figure, {error}", markup=False)
     results["difference"] = {
         name: max(abs(a - b) for ours, theirs in zip(scores["prism"], other, strict=True)
                   for a, b in zip(ours, theirs, strict=True))

@@ -24,6 +24,10 @@ from services.policy.launcher import ROOT, SITE
 START_SECONDS = 600.0
 
 
+class DidNotStart(Exception):
+    """A server ended, or was not ready in time; the end of what it printed."""
+
+
 @dataclass
 class Server:
     url: str
@@ -106,7 +110,7 @@ def _started(
                 if process.poll() is not None or time.monotonic() > give_up:
                     log.seek(0)
                     end = log.read()[-4000:].decode(errors="replace")
-                    raise SystemExit(f"{' '.join(command[:4])} did not start:\n{end}")
+                    raise DidNotStart(f"{' '.join(command[:4])} did not start:\n{end}")
                 time.sleep(0.2)
             yield server
         finally:
