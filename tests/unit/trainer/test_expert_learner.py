@@ -76,7 +76,7 @@ def weights(learner: ExpertLearner) -> torch.Tensor:
 
 def figures(learner: ExpertLearner, groups: Sequence[pb.RolloutGroup], prompts: list[Example], examples: Any) -> Any:
     """Of one update, without the expert's name."""
-    made = learner.update(groups, prompts[: len(groups)], examples)
+    made = learner.update(groups, prompts[: len(groups)], examples.inputs)
     assert all(name.startswith(f"{learner.expert}_") for name in made)
     return {name.removeprefix(f"{learner.expert}_"): value for name, value in made.items()}
 
@@ -200,7 +200,7 @@ def test_a_loaded_learner_goes_on_as_the_saved_one(
 ) -> None:
     one = learner()
     figures(one, groups(WRONG), prompts, examples)
-    one.save(tmp_path, examples)
+    one.save(tmp_path, examples.inputs)
     two = learner()
     assert not torch.equal(weights(two), weights(one))
     two.load(tmp_path, one.version)
