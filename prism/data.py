@@ -56,18 +56,7 @@ class Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _demonstration_in_messages(cls, value: object) -> object:
-        """An assistant's last turn is the response; a copy is made, the caller's row stays as it was."""
-        if isinstance(value, dict) and isinstance(messages := value.get("messages"), list) and messages:
-            last = messages[-1]
-            if isinstance(last, dict) and last.get("role") == "assistant" and "response" not in value:
-                content = last.get("content")
-                if isinstance(content, list):
-                    texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-                    content = "".join(text for text in texts if isinstance(text, str))
-                    if len(texts) != sum(isinstance(text, str) for text in texts):
-                        raise ValueError("the assistant's message must consist of text parts")
-                return {**value, "messages": messages[:-1], "response": content}
-        return value
+        return take_demonstration(value)
 
     @model_validator(mode="after")
     def _ends_with_user(self) -> "Row":
@@ -78,6 +67,24 @@ class Row(BaseModel):
     @property
     def image_paths(self) -> list[str]:
         return [part.image for message in self.messages for part in message.parts if isinstance(part, ImagePart)]
+
+
+def take_demonstration(value: object) -> object:
+    """The row with an assistant's last turn as its response; a copy, the caller's row stays as it was.
+
+    Raises ValueError if that turn is not text.
+    """
+    if isinstance(value, dict) and isinstance(messages := value.get("messages"), list) and messages:
+        last = messages[-1]
+        if isinstance(last, dict) and last.get("role") == "assistant" and "response" not in value:
+            content = last.get("content")
+            if isinstance(content, list):
+                texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+                content = "".join(text for text in texts if isinstance(text, str))
+                if len(texts) != sum(isinstance(text, str) for text in texts):
+                    raise ValueError("the assistant's message must consist of text parts")
+            return {**value, "messages": messages[:-1], "response": content}
+    return value
 
 
 @dataclass
@@ -103,9 +110,9 @@ def read_rows(path: Path, on_bad_row: Literal["skip", "fail"], require: tuple[st
     result = DataFile(path)
     checked: set[str] = set()
     seen: set[str] = set()
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
-            row = Row.model_validate(_parse(line))
+            row = Row.model_validate(parse_line(line))
             missing = [key for key in require if getattr(row, key) is None]
             if missing:
                 raise DataError(f"{', '.join(missing)} is missing, which this stage needs")
@@ -131,14 +138,15 @@ def read_rows(path: Path, on_bad_row: Literal["skip", "fail"], require: tuple[st
     return result
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not empty, counted from 1 with those that are."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, line
 
 
-def _parse(line: bytes) -> object:
+def parse_line(line: bytes) -> object:
     """Raises UnicodeError for what is no text: bytes that are no UTF-8, or half a surrogate pair in an escape."""
     value = json.loads(line.decode())
     if b"\\ud" in line.lower():
