@@ -6,19 +6,22 @@ A row's ``messages`` end with the user's turn, or with the assistant's, which is
 
 import io
 import json
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prism.blobs import BlobStore
 from prism.errors import DataError
 from prism.settings import describe
 from prism.v1 import rollout_pb2 as pb
+
+# What users bring; Pillow reads many more, some by starting other programs.
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 
 
 class TextPart(BaseModel):
@@ -162,19 +165,37 @@ def _check_image(data: DataFile, name: str) -> None:
 
 
 def open_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
-    """An image as the model sees it: RGB. Raises DataError if the bytes are no image or hold too many pixels."""
+    """An image as the model sees it: its first frame, turned as its EXIF says, in 8-bit RGB, what is transparent white.
+
+    The policy server does the same to the bytes it is sent, but for 16 bits, which it clips instead of scaling them.
+    Raises DataError if the bytes are no image, hold too many pixels or none, or have no agreed meaning as colours.
+    """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if not image.width * image.height:
+            raise DataError("the image has no pixels")
         if image.width * image.height > max_pixels:
             raise DataError(f"the image has {image.width}x{image.height} pixels, over the limit of {max_pixels}")
-        return image.convert("RGB")
+        if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+            raise DataError("pixels of 32 bits have no agreed range: convert the image to 8 or 16 bits")
+        return _rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError("not an image of a known format") from None
-    # Pillow's readers raise what they come upon; SyntaxError is how a broken PNG chunk is reported.
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise DataError(f"not an image of a known format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # a reader raises whatever it comes upon in broken bytes; none says what it may be
         raise DataError(f"not a readable image: {error}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips them at 255, and nearly all would be white
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        opaque = Image.new("RGB", image.size, "white")
+        image = image.convert("RGBA")
+        opaque.paste(image, mask=image.getchannel("A"))
+        return opaque
+    return image.convert("RGB")
 
 
 def to_prompt(row: Row, data: DataFile, blobs: BlobStore) -> pb.Prompt:

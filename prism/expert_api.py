@@ -5,7 +5,7 @@ mean something, until a calibration gives it a percentile and a probability. Wha
 and no number.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -90,14 +90,15 @@ class Judging(Wire):
     )
 
 
-_EXAMPLE_PROMPT = {"prompt": "What is 2 + 2?"}
+_EXAMPLE_PROMPT: dict[str, Any] = {"prompt": "What is 2 + 2?"}
 _EXAMPLE_RESPONSE = "<caption>- two numbers</caption><think>2 + 2 = 4</think><answer>4</answer>"
+_EXAMPLE_ITEM: dict[str, Any] = _EXAMPLE_PROMPT | {"responses": [_EXAMPLE_RESPONSE]}
 
 
 class ScoreRequest(Judging):
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"example": {"items": [_EXAMPLE_PROMPT | {"responses": [_EXAMPLE_RESPONSE]}]}},
+        json_schema_extra={"example": {"items": [_EXAMPLE_ITEM]}},
     )
     items: list[ScoreItem] = Field(min_length=1)
 
@@ -184,8 +185,11 @@ class MixtureAnswer(Answer):
 class Reference(Wire):
     """Where the scores of a calibration come from."""
 
-    name: str = Field(min_length=1, max_length=200, description="such as the data file's name")
+    name: Text = Field(min_length=1, max_length=200, description="such as the data file's name")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the data file")
+
+
+RawScore = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 
 class CalibrationRequest(Wire):
@@ -195,8 +199,8 @@ class CalibrationRequest(Wire):
     version: int = Field(ge=0)
     attempt: int = Field(ge=0)
     section: Literal["own", "all"] = "own"
-    teacher: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=2, max_length=200_000)
-    policy: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=2, max_length=200_000)
+    teacher: list[RawScore] = Field(min_length=2, max_length=200_000)
+    policy: list[RawScore] = Field(min_length=2, max_length=200_000)
 
 
 class CalibrationState(Answer):
@@ -228,3 +232,15 @@ class SwapAnswer(Answer):
     attempt: int
     sync_total_seconds: float = Field(description="from the request to the new weights in use")
     sync_paused_seconds: float = Field(description="time in which no batch could be scored")
+
+
+class Problem(Answer):
+    """One thing that is wrong with a request, and where it stands."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+class Refusal(Answer):
+    detail: str | list[Problem]

@@ -110,6 +110,14 @@ class InputBuilder:
             raise DataError(f"the image cannot be processed: {error}") from None
         return out["pixel_values"], out["image_grid_thw"]
 
+    def image_tokens(self, image: Image.Image) -> int:
+        """Placeholders that the image will take in a prompt. Raises DataError as ``images`` does."""
+        try:
+            patches: int = self.processor.image_processor.get_number_of_image_patches(image.height, image.width)
+        except ValueError as error:
+            raise DataError(f"the image cannot be processed: {error}") from None
+        return patches // self._merge
+
     def prompt(self, messages: Sequence[pb.Message], images: Sequence[Image.Image]) -> Example:
         """The prompt alone, ready for a response. Raises DataError if it does not name exactly these images."""
         pixel_values, grid = self.images(images) if images else (None, None)

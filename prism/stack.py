@@ -159,7 +159,9 @@ class Stack:
             threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
             own = {"PRISM_MODEL": str(self._expert_model), "PRISM_SEED": str(self.config.seed)}
             own |= {"PRISM_BLOBS": str(self._run_dir / "blobs")}
-            services.append(self._service(index, expert, [expert], weights | threads | own))
+            (other,) = set(SECTIONS) - {expert}
+            peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
+            services.append(self._service(index, expert, [expert], weights | threads | own | peer))
         services.append(self._service(4, "grader", ["grader"], {}))
         for worker in range(config.rollout_workers):
             name = f"rollouts-{worker + 1}"
