@@ -104,6 +104,12 @@ class ExpertLearnerConfig(Strict):
     margin: float = Field(0.0, ge=0)
     skip_above_accuracy: float = Field(1.0, gt=0.5, le=1)
     """Pair accuracy above which an online update is skipped; 1 never skips. A warm-up is never skipped."""
+    mismatch: float = Field(0.0, ge=0)
+    """Weight of a second kind of pair: the teacher's response against what it said to another prompt of the batch.
+
+    Pairs with the policy alone teach what the policy tends to write; these teach to look at prompt and image. (A
+    matching-aware discriminator, arXiv 1605.05396; not in the published method, which has 0.)
+    """
     load_balance: float = Field(0.01, ge=0)
     """Weight of the routers' load balance in the warm-up; nothing without a mixture."""
     load_balance_online: float = Field(0.0, ge=0)

@@ -23,6 +23,7 @@ from prism.data import read_rows, to_prompt
 from prism.endpoints import load_endpoints
 from prism.errors import ServiceError
 from prism.expert_section import SECTIONS as EXPERTS
+from prism.expert_section import Section
 from prism.v1 import rollout_pb2 as pb
 from trainer import corrupt
 from trainer.corrupt import Lies
@@ -102,7 +103,7 @@ async def _changes(
     room = asyncio.Semaphore(CONCURRENCY)
     limits = httpx.Timeout(patience, connect=5)
     async with httpx.AsyncClient(timeout=limits) as http:
-        clients = {
+        clients: dict[Section, ExpertClient] = {
             expert: ExpertClient(http, endpoints.expert_url(expert), endpoints.token.get_secret_value(), patience)
             for expert in EXPERTS
         }

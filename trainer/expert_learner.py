@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,25 @@ from trainer.router import RouterLoad, load_balance
 
 @dataclass(frozen=True)
 class _Pairs:
-    """One prompt's sections: the teacher's, and the students' it is paired with."""
+    """One prompt's sections: the teacher's, and those it is paired with."""
 
     teacher: Example
     students: list[Example]
+    mismatched: Example | None = None
+    """What the teacher said to another prompt, as if it were said to this one."""
+
+    @property
+    def sequences(self) -> list[Example]:
+        return [self.teacher, *self.students, *([self.mismatched] if self.mismatched else [])]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The scores of one prompt's sequences."""
+
+    teacher: torch.Tensor  # []
+    students: torch.Tensor  # [students]
+    mismatched: torch.Tensor  # [1], or [0] without
 
 
 class ExpertLearner:
@@ -53,35 +68,43 @@ class ExpertLearner:
         config = self.config
         pairs = [self._pairs(group, prompt, inputs) for group, prompt in zip(groups, prompts, strict=True)]
         used = [p for p in pairs if p is not None and p.students]
+        if config.mismatch:
+            used = _with_mismatches(used, inputs)
         total_pairs = sum(len(p.students) for p in used)
-        total_scores = total_pairs + len(used)
+        total_mismatches = sum(p.mismatched is not None for p in used)
+        total_scores = sum(len(p.sequences) for p in used)
         possible = sum(len(group.samples) for group in groups)
         balance = config.load_balance if warming_up else config.load_balance_online
         load = RouterLoad(self.model.mixture)
-        scores_of: list[tuple[float, list[float]]] = []  # of each prompt: the teacher's, the students'
+        scores_of: list[_Scores] = []
         loss_sum = 0.0
         self.model.train()
         for chunk in _chunks(used, config.micro_batch):
-            once, rows = distinct([example for p in chunk for example in (p.teacher, *p.students)])
+            once, rows = distinct([example for p in chunk for example in p.sequences])
             batch = inputs.collate(once, self.model.score.weight.device)
             judged = self.model.judge(batch, router_logits=True)
             scores = judged.scores[rows]  # [sequences]
-            teacher, student = _aligned(scores, chunk)  # [pairs] each, the teacher's score repeated
+            of_chunk = _split(scores, chunk)
             loss = bradley_terry(
-                teacher,
-                student,
+                torch.cat(
+                    [s.teacher.expand(len(s.students)) for s in of_chunk]
+                ),  # [pairs]: beside each of its students
+                torch.cat([s.students for s in of_chunk]),
                 label_smoothing=config.label_smoothing,
                 margin=config.margin,
                 total_pairs=total_pairs,
             ) + config.score_regularisation * score_regularisation(scores, total_scores=total_scores)
+            if total_mismatches:
+                teachers = torch.cat([s.teacher.expand(len(s.mismatched)) for s in of_chunk])
+                others = torch.cat([s.mismatched for s in of_chunk])
+                loss = loss + config.mismatch * bradley_terry(teachers, others, total_pairs=total_mismatches)
             if balance and self.model.mixture:
                 share = len(scores) / total_scores
                 loss = loss + balance * share * load_balance(judged, batch.attention_mask, self.model.mixture)
             loss.backward()
             loss_sum += loss.item()
             load.add(judged, batch.attention_mask)
-            each = iter(scores.tolist())
-            scores_of += [(next(each), [next(each) for _ in p.students]) for p in chunk]
+            scores_of += _split(scores.detach().cpu(), chunk)
         measured = _measured(used, scores_of)
         accuracy = measured["pair_accuracy"]
         norm, updated = None, False
@@ -128,7 +151,7 @@ def _chunks(pairs: Sequence[_Pairs], size: int) -> list[list[_Pairs]]:
     chunks: list[list[_Pairs]] = []
     room = 0
     for p in pairs:
-        sequences = 1 + len(p.students)
+        sequences = len(p.sequences)
         if sequences > room:
             chunks.append([])
             room = max(size, sequences)
@@ -137,48 +160,56 @@ def _chunks(pairs: Sequence[_Pairs], size: int) -> list[list[_Pairs]]:
     return chunks
 
 
-def _aligned(scores: torch.Tensor, chunk: Sequence[_Pairs]) -> tuple[torch.Tensor, torch.Tensor]:
-    """[sequences] -> teacher [P], student [P]: each student's score beside its own teacher's."""
-    teacher: list[torch.Tensor] = []
-    student: list[torch.Tensor] = []
-    position = 0
-    for p in chunk:
-        count = len(p.students)
-        teacher.append(scores[position].expand(count))
-        student.append(scores[position + 1 : position + 1 + count])
-        position += 1 + count
-    return torch.cat(teacher), torch.cat(student)
-
-
-def _measured(pairs: Sequence[_Pairs], scores: Sequence[tuple[float, Sequence[float]]]) -> dict[str, float | None]:
-    """Figures of the scores, each None where there is nothing to compute it from."""
-    teachers = [teacher for teacher, _ in scores]
-    students = [student for _, of_prompt in scores for student in of_prompt]
-    gaps = [teacher - student for teacher, of_prompt in scores for student in of_prompt]
-    student_lengths = [len(student.response_ids) for p in pairs for student in p.students]
-    # Scores of different prompts cannot be compared: what is correlated over both sides are distances from the mean of
-    # the prompt, so that neither hard prompts nor long ones count.
-    sides = [
-        _centred((teacher, *of_prompt), [len(e.response_ids) for e in (p.teacher, *p.students)])
-        for p, (teacher, of_prompt) in zip(pairs, scores, strict=True)
+def _with_mismatches(pairs: Sequence[_Pairs], inputs: InputBuilder) -> list[_Pairs]:
+    """Each prompt with the teacher's section for the prompt most like it in length: only what is said gives it away."""
+    if len(pairs) < 2:
+        return list(pairs)
+    order = sorted(range(len(pairs)), key=lambda i: (pairs[i].teacher.prompt_length, len(pairs[i].teacher.input_ids)))
+    other = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [
+        replace(p, mismatched=inputs.with_ids(p.teacher, pairs[other[i]].teacher.response_ids))
+        for i, p in enumerate(pairs)
     ]
+
+
+def _split(scores: torch.Tensor, chunk: Sequence[_Pairs]) -> list[_Scores]:
+    """[sequences] of a chunk, prompt by prompt."""
+    of_prompts = scores.split([len(p.sequences) for p in chunk])
+    return [
+        _Scores(s[0], s[1 : 1 + len(p.students)], s[1 + len(p.students) :])
+        for p, s in zip(chunk, of_prompts, strict=True)
+    ]
+
+
+def _measured(pairs: Sequence[_Pairs], scores: Sequence[_Scores]) -> dict[str, float | None]:
+    """Figures of the scores, each None where there is nothing to compute it from."""
+    teachers = [s.teacher.item() for s in scores]
+    students: list[list[float]] = [s.students.tolist() for s in scores]
+    gaps = [teacher - student for teacher, group in zip(teachers, students, strict=True) for student in group]
+    mismatches = [(s.teacher - s.mismatched).item() for s in scores if len(s.mismatched)]
+    flat = [student for group in students for student in group]
+    lengths = [len(student.response_ids) for p in pairs for student in p.students]
+    # Scores of different prompts cannot be compared. So what is correlated over both sides are distances from the
+    # teacher, its own included: hard prompts and long ones do not count.
+    score_distances, length_distances = list[float](), list[int]()
+    for p, teacher, group in zip(pairs, teachers, students, strict=True):
+        score_distances += [0.0, *(student - teacher for student in group)]
+        length_distances += [0, *(len(s.response_ids) - len(p.teacher.response_ids) for s in p.students)]
     return {
-        "pair_accuracy": statistics.fmean(float(gap > 0) for gap in gaps) if gaps else None,
+        "pair_accuracy": _share_won(gaps),
+        "mismatch_accuracy": _share_won(mismatches),
         "gap": statistics.fmean(gaps) if gaps else None,
         "teacher_score": statistics.fmean(teachers) if teachers else None,
         "teacher_score_std": statistics.pstdev(teachers) if teachers else None,
-        "student_score": statistics.fmean(students) if students else None,
-        "student_score_std": statistics.pstdev(students) if students else None,
-        "length_correlation": _correlation(students, student_lengths),
-        "length_correlation_both": _correlation(
-            [score for scores_p, _ in sides for score in scores_p], [n for _, lengths in sides for n in lengths]
-        ),
+        "student_score": statistics.fmean(flat) if flat else None,
+        "student_score_std": statistics.pstdev(flat) if flat else None,
+        "length_correlation": _correlation(flat, lengths),
+        "length_correlation_both": _correlation(score_distances, length_distances),
     }
 
 
-def _centred(scores: Sequence[float], lengths: Sequence[int]) -> tuple[list[float], list[float]]:
-    mean_score, mean_length = statistics.fmean(scores), statistics.fmean(lengths)
-    return [score - mean_score for score in scores], [length - mean_length for length in lengths]
+def _share_won(gaps: Sequence[float]) -> float | None:
+    return statistics.fmean(float(gap > 0) for gap in gaps) if gaps else None
 
 
 def _correlation(scores: Sequence[float], lengths: Sequence[float]) -> float | None:

@@ -1,5 +1,7 @@
 """The routers of a mixture-of-experts expert: the loss that balances their load, and the load that is watched."""
 
+from typing import Any
+
 import torch
 
 from prism import torchvision_cpu
@@ -17,7 +19,8 @@ def load_balance(judged: Judgement, attention_mask: torch.Tensor, mixture: tuple
     It is no sum over tokens: of micro-batches each is balanced by itself, as is usual.
     """
     experts, top_k = mixture
-    loss = load_balancing_loss_func(judged.router_logits, experts, top_k, attention_mask)
+    logits: Any = judged.router_logits  # its signature says one layer, it takes all
+    loss = load_balancing_loss_func(logits, experts, top_k, attention_mask)
     assert isinstance(loss, torch.Tensor)
     return loss
 

@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from prism.report.reading import StageData
-from prism.report.records import Evaluation
+from prism.report.records import Change, Evaluation
 from prism.report.totals import Totals
 
 KINDS = {"sft": "Supervised fine-tuning", "align": "Alignment", "rlvr": "Reinforcement learning"}
 EXPERTS = ("perception", "reasoning")
 NBSP = "\u00a0"
+DISENTANGLED = (
+    "Mean change of the raw score ± one standard error; below 0 the corruption is noticed. Told apart: how often the "
+    "original scores higher, 50 % is a coin. An expert never sees the other's section: there the change is 0 by "
+    "construction, while what an expert notices in its own section it has learnt."
+)
 WINDOW = 5  # steps at either end of a curve that a "from … to …" averages
 
 
@@ -45,6 +50,12 @@ def called(stage: StageData, stages: Sequence[StageData]) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     return "no data" if value is None else f"{100 * value:.{digits}f}{NBSP}%"
+
+
+def change(cell: Change) -> str:
+    if cell.change is None:
+        return "no data"
+    return f"{cell.change:+.2f}" + (f" ± {cell.stderr:.2f}" if cell.stderr is not None else "")
 
 
 def points(value: float) -> str:
