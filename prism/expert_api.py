@@ -20,7 +20,7 @@ IMAGE = "`data:image/...;base64,...`, `sha256:...` of an image in the blob store
 
 
 class Wire(BaseModel):
-    """What a caller sends: an unknown key is a mistake that is named."""
+    """What a caller sends: an unknown key is a mistake that is named, and true or "1" is no number."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -86,7 +86,7 @@ class Judging(Wire):
         "all: the whole text, whatever its format",
     )
     min_version: int | None = Field(
-        default=None, ge=0, description="refuse (409) to score with weights older than this"
+        default=None, ge=0, strict=True, description="refuse (409) to score with weights older than this"
     )
 
 
@@ -161,7 +161,7 @@ class CompareAnswer(Judge):
 
 
 class MixtureRequest(ScoreRequest):
-    alpha: float = Field(default=0.5, ge=0, le=1, description="weight of the perception expert")
+    alpha: float = Field(default=0.5, ge=0, le=1, strict=True, description="weight of the perception expert")
 
 
 class MixedScore(Answer):
@@ -189,15 +189,15 @@ class Reference(Wire):
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the data file")
 
 
-RawScore = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+RawScore = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False, strict=True)]
 
 
 class CalibrationRequest(Wire):
     """Raw scores of reference responses by the weights that are to be calibrated."""
 
     reference: Reference
-    version: int = Field(ge=0)
-    attempt: int = Field(ge=0)
+    version: int = Field(ge=0, strict=True)
+    attempt: int = Field(ge=0, strict=True)
     section: Literal["own", "all"] = "own"
     teacher: list[RawScore] = Field(min_length=2, max_length=200_000)
     policy: list[RawScore] = Field(min_length=2, max_length=200_000)

@@ -86,6 +86,7 @@ class ExpertModel(nn.Module):
     def _add_head(self, backbone: Any, config: Any) -> None:
         self.model = backbone
         self.dropout = nn.Dropout(0.0)
+        config.num_labels = config.text_config.num_labels = 1  # for servers that size the head by it
         self.score = nn.Linear(config.text_config.hidden_size, 1, bias=False)
 
 

@@ -20,10 +20,13 @@ ADMIN_PATHS = frozenset({"/weights", "/v1/calibration"})
 
 
 class BodyLimit:
-    """ASGI middleware: a request body over ``limit`` bytes gets 413, whether or not it announces its length."""
+    """ASGI middleware: a request body over ``limit`` bytes gets 413, whether or not it announces its length.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    ``variable`` is what sets the limit.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, variable: str) -> None:
+        self.app, self.limit, self.variable = app, limit, variable
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,7 +39,8 @@ class BodyLimit:
             messages.append(message)
             size += len(message.get("body", b""))
             if size > self.limit:
-                refused = JSONResponse({"detail": f"request body is over the limit of {self.limit} bytes"}, 413)
+                detail = f"request body is over the limit of {self.limit} bytes ({self.variable})"
+                refused = JSONResponse({"detail": detail}, 413)
                 await refused(scope, receive, send)
                 return
             if not message.get("more_body"):
@@ -61,7 +65,7 @@ def create_app(
     ``not_ready()`` returns why the service cannot serve yet, or None once it can.
     """
     app = FastAPI(title=title, docs_url="/docs", redoc_url=None, **fastapi)
-    app.add_middleware(BodyLimit, limit=body_limit)
+    app.add_middleware(BodyLimit, limit=body_limit, variable="PRISM_MAX_BODY_BYTES")
     app.add_middleware(
         BearerAuth,
         data_token=settings.token.get_secret_value(),

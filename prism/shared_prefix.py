@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import AuxRequest, varlen_attn
 from transformers import AttentionInterface
 
 NAME = "prism_shared_prefix"
-CAUSAL, WHOLE = (-1, 0), (-1, -1)  # windows: how far back and ahead a token looks
 
 
 @dataclass
@@ -46,13 +44,13 @@ class Layout:
         self.response_tokens = [starts[b] - starts[a] for a, b in pairwise(ends)]
         """Tokens of all responses to each prompt; empty for prompts."""
         self.prompt_tokens = [prefix.tokens for prefix in prefixes]
-        self._offsets: dict[str, Tensor] = {}
+        self._offsets: dict[int, Tensor] = {}
 
-    def offsets(self, name: str, lengths: list[int], device: torch.device) -> Tensor:
-        """Cumulative lengths [n + 1] as the fused kernels take them, made once for all layers."""
-        if name not in self._offsets:
-            self._offsets[name] = torch.tensor(_starts(lengths), dtype=torch.int32, device=device)
-        return self._offsets[name]
+    def offsets(self, lengths: list[int], device: torch.device) -> Tensor:
+        """Cumulative lengths [n + 1] of one of the lists here, as the kernels take them; made once for all layers."""
+        if id(lengths) not in self._offsets:
+            self._offsets[id(lengths)] = torch.tensor(_starts(lengths), dtype=torch.int32, device=device)
+        return self._offsets[id(lengths)]
 
 
 def attention(
@@ -69,7 +67,7 @@ def attention(
     """transformers' attention interface; ``layout`` comes through the model's keyword arguments."""
     assert attention_mask is None, "the layout says who sees whom"
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
-    own, own_lse = _packed(q, k, v, layout, "own", layout.lengths, layout.lengths, CAUSAL, scaling)
+    own, own_lse = _packed(q, k, v, layout, layout.lengths, layout.lengths, scaling, causal=True)
     if not layout.response_tokens:
         parts = zip(layout.prefixes, k.split(layout.lengths), v.split(layout.lengths), strict=True)
         for prefix, keys, values in parts:
@@ -82,11 +80,10 @@ def attention(
         torch.cat([prefix.keys[layer] for prefix in layout.prefixes]),
         torch.cat([prefix.values[layer] for prefix in layout.prefixes]),
         layout,
-        "shared",
         layout.response_tokens,
         layout.prompt_tokens,
-        WHOLE,
         scaling,
+        causal=False,
     )
     weight = torch.sigmoid(shared_lse - own_lse)[..., None]  # [T, heads, 1]: the prompt's share of the softmax
     merged = torch.lerp(own.float(), shared.float(), weight)
@@ -98,35 +95,28 @@ def _packed(
     k: Tensor,
     v: Tensor,
     layout: Layout,
-    name: str,
     q_lengths: list[int],
     k_lengths: list[int],
-    window: tuple[int, int],
     scale: float,
+    *,
+    causal: bool,
 ) -> tuple[Tensor, Tensor]:
     """Attention of the i-th run of ``q`` to the i-th of ``k``: output [T, heads, D], log-sum-exp [T, heads] float32."""
+    # The fused kernels behind scaled_dot_product_attention, called by name for the log-sum-exp that it drops. Both take
+    # fewer key-value heads than heads.
     if q.device.type == "cpu":
+        runs = zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True)
         parts = [
-            # The fused kernel that scaled_dot_product_attention calls on a CPU, for the log-sum-exp that it drops.
             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *(part.transpose(0, 1)[None] for part in run), 0.0, window == CAUSAL, scale=scale
+                *(part.transpose(0, 1)[None] for part in run), 0.0, causal, scale=scale
             )
-            for run in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True)
+            for run in runs
         ]
         out = torch.cat([part[0][0] for part in parts], dim=1).transpose(0, 1)  # [heads, T, D] ->
         return out, torch.cat([part[1][0] for part in parts], dim=1).transpose(0, 1)  # [heads, T] ->
-    out, lse = varlen_attn(
-        q,
-        k,
-        v,
-        layout.offsets(f"{name} q", q_lengths, q.device),
-        layout.offsets(f"{name} k", k_lengths, q.device),
-        max(q_lengths),
-        max(k_lengths),
-        return_aux=AuxRequest(lse=True),
-        scale=scale,
-        window_size=window,
-        enable_gqa=True,
+    q_offsets, k_offsets = (layout.offsets(lengths, q.device) for lengths in (q_lengths, k_lengths))
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        q, k, v, q_offsets, k_offsets, max(q_lengths), max(k_lengths), 0.0, causal, False, scale=scale
     )
     return out, lse.transpose(0, 1)  # [heads, T] ->
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI, HTTPException
 
-from prism.errors import PrismError, WeightsError
+from prism.errors import PrismError, ServiceError, WeightsError
 from prism.expert_api import (
     CalibrationRequest,
     CalibrationState,
@@ -103,6 +103,10 @@ def create_app(settings: ExpertSettings) -> FastAPI:
         except Overloaded as error:
             metrics.REFUSED.labels(settings.expert, route, 429).inc()
             raise HTTPException(429, str(error), headers={"Retry-After": "1"}) from None
+        except ServiceError as error:
+            log.error("%s: %s", route, error)
+            metrics.REFUSED.labels(settings.expert, route, 500).inc()
+            raise HTTPException(500, str(error)) from None
         except HTTPException as error:
             metrics.REFUSED.labels(settings.expert, route, error.status_code).inc()
             raise

@@ -52,6 +52,8 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """Raises DataError for a host that has an address which is not permitted, ConnectError if none answers."""
+        if not 0 < port < 2**16:
+            raise httpcore.ConnectError(f"there is no port {port}")
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:

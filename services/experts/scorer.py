@@ -50,11 +50,12 @@ class Scorer:
         self.calibration: Calibration | None = read_kept(settings.state_dir, self.base)
         self.engine = ScoringEngine(
             settings.expert,
-            load_expert(settings.model, seed=settings.seed),
+            load_expert(settings.model, seed=settings.seed, dtype=getattr(torch, settings.dtype)),
             self.inputs,
             device=settings.device,
             max_batch_tokens=settings.max_batch_tokens,
             max_queue=settings.max_queue,
+            cache_tokens=settings.cache_tokens,
         )
         self._calibrating = asyncio.Lock()
         newest = read_newest(settings.state_dir)

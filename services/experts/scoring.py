@@ -4,6 +4,8 @@ What was computed of images and prompts, and which score a text got, is remember
 new weights come with a new ``PrefixScorer``. One thread calls it.
 """
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +51,7 @@ class PrefixScorer:
         self._device = model.score.weight.device
         self._prefixes: LRUCache[str, Prefix] = LRUCache(cache_tokens, getsizeof=lambda prefix: prefix.tokens)
         self._images: LRUCache[str, ImageStates] = LRUCache(cache_tokens, getsizeof=lambda image: len(image.embeds))
-        self._known: LRUCache[tuple[str, tuple[int, ...]], float] = LRUCache(KNOWN_SCORES)
+        self._known: LRUCache[bytes, float] = LRUCache(KNOWN_SCORES)
 
     @torch.inference_mode()
     def score(self, batch: Sequence[Branches]) -> list[list[float]]:
@@ -58,7 +60,7 @@ class PrefixScorer:
         todo: list[tuple[Branches, list[tuple[int, ...]]]] = []
         for entry in batch:
             texts = dict.fromkeys(entry.responses)
-            known = {text: score for text in texts if (score := self._known.get((entry.key, text))) is not None}
+            known = {text: score for text in texts if (score := self._known.get(_name(entry, text))) is not None}
             scores.append(known)
             if new := [text for text in texts if text not in known]:
                 todo.append((entry, new))
@@ -66,11 +68,11 @@ class PrefixScorer:
         if todo:
             prefixes = self._prefixes_of([entry for entry, _ in todo])
             fresh = self._branch_scores(prefixes, [texts for _, texts in todo])
-            keys = [(entry.key, text) for entry, texts in todo for text in texts]
-            computed = dict(zip(keys, fresh, strict=True))
+            names = [_name(entry, text) for entry, texts in todo for text in texts]
+            computed = dict(zip(names, fresh, strict=True))
             self._known.update(computed)
             for entry, known in zip(batch, scores, strict=True):
-                known |= {text: computed[entry.key, text] for text in entry.responses if text not in known}
+                known |= {text: computed[_name(entry, text)] for text in entry.responses if text not in known}
         return [[known[text] for text in entry.responses] for entry, known in zip(batch, scores, strict=True)]
 
     def _prefixes_of(self, entries: Sequence[Branches]) -> list[Prefix]:
@@ -161,6 +163,11 @@ class PrefixScorer:
                     self._images[key] = states
         every = [found[key] for entry in entries if entry.prompt.image_grid_thw is not None for key in entry.image_keys]
         return [image for image in every if image]
+
+
+def _name(entry: Branches, text: tuple[int, ...]) -> bytes:
+    """Of a text after its prompt: shorter than the text, of which many are remembered."""
+    return hashlib.sha256(entry.key.encode() + array("q", text).tobytes()).digest()
 
 
 def _positions(backbone: Any, ids: Tensor, is_image: Tensor, grid: Tensor | None) -> Tensor:

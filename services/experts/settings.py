@@ -1,6 +1,6 @@
 """Settings of one expert's scoring API (``PRISM_*``)."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, IPvAnyNetwork
 from pydantic_settings import NoDecode
@@ -16,6 +16,7 @@ def _by_comma(value: object) -> object:
 class ExpertSettings(WeightsSettings):
     expert: Section = Field(description="which section of a response this deployment judges")
     blobs: str | None = Field(None, description="blob store for images named by sha256; unset: no such images")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the weights; bfloat16 on GPUs")
     seed: int = Field(0, description="seed of a new head, where the model folder has none")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; unset: torch's choice")
 
@@ -39,7 +40,8 @@ class ExpertSettings(WeightsSettings):
     max_image_pixels: int = Field(16_000_000, ge=1)
     max_text_chars: int = Field(1_000_000, ge=1, description="characters of a prompt or a response; more is too_long")
     max_tokens: int = Field(8192, ge=1, description="tokens of prompt and section together; more is too_long")
-    max_batch_tokens: int = Field(16_384, ge=1, description="tokens of one forward pass, padding included")
+    max_batch_tokens: int = Field(16_384, ge=1, description="tokens that go through the model together")
+    cache_tokens: int = Field(16_384, ge=0, description="tokens of prompts, and of images, whose states are kept")
     max_queue: int = Field(256, ge=1, description="requests being worked on or waiting; one more gets 429")
 
     @property

@@ -34,11 +34,15 @@ async def serving(settings: ExpertSettings) -> AsyncIterator[httpx.AsyncClient]:
             timeout=30,
         ) as client,
     ):
-        async with asyncio.timeout(30):
-            while (await client.get("/readyz")).status_code != 200:
-                assert not hasattr(app.state, "error"), app.state.error
-                await asyncio.sleep(0.02)
+        await until_ready(client, app)
         yield client
+
+
+async def until_ready(client: httpx.AsyncClient, app: FastAPI) -> None:
+    async with asyncio.timeout(30):
+        while (await client.get("/readyz")).status_code == 503:
+            assert not hasattr(app.state, "error"), app.state.error
+            await asyncio.sleep(0.02)
 
 
 def png(width: int = 64, height: int = 64) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 from expert_app import ADMIN, DATA, GOOD, OTHER, ask, item, png, score, serving, uri
 
 from prism.blobs import BlobStore
+from prism.errors import ServiceError
 from prism.inputs import InputBuilder
 from services.experts.engine import Group, Scored, ScoringEngine, Version
 from services.experts.settings import ExpertSettings
@@ -174,13 +175,13 @@ async def test_what_fails_one_request_leaves_the_others_served(
 ) -> None:
     def fail(_: ScoringEngine, groups: Sequence[Group]) -> Future[Scored]:
         future: Future[Scored] = Future()
-        future.set_exception(RuntimeError("out of memory"))
+        future.set_exception(ServiceError("scoring failed: out of memory"))
         return future
 
     with monkeypatch.context() as patch:
         patch.setattr(ScoringEngine, "submit", fail)
-        with pytest.raises(RuntimeError, match="out of memory"):  # what a server answers with 500
-            await client.post("/v1/score", json={"items": [item()]})
+        failed = await client.post("/v1/score", json={"items": [item()]})
+        assert (failed.status_code, failed.json()["detail"]) == (500, "scoring failed: out of memory")
     assert (await score(client))[0]["status"] == "ok"
     assert (await client.get("/readyz")).status_code == 200
     assert 'prism_expert_queue_requests{expert="perception"} 0.0' in (await client.get("/metrics")).text
