@@ -26,13 +26,13 @@ class StageData:
     planned_steps: int | None = None
     result: StageResult | None = None
     evaluation: Evaluation | None = None
-    disentanglement: Disentanglement | None = None
     steps: list[Step] = field(default_factory=list)
     """Surviving steps, in order."""
     attempts: list[int] = field(default_factory=list)
     """Of the run, that worked on this stage."""
     superseded: int = 0
     """Lines of steps that were done again after a resume."""
+    disentanglement: Disentanglement | None = None
 
 
 @dataclass
