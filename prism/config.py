@@ -165,11 +165,11 @@ class PrepareConfig(Strict):
 class DisentangleConfig(Strict):
     """Held-out responses of the teacher, scored beside copies with other numbers in one section alone."""
 
-    rows: int = Field(128, gt=1)
+    rows: int = Field(default=128, gt=1)
     """Rows of the held-out data that are tried, in order; they need a teacher's response."""
     words: list[list[str]] = []
     """Vocabularies beside digits: words that stand in for one another in a corrupted section."""
-    share: float = Field(1.0, gt=0, le=1)
+    share: float = Field(default=1.0, gt=0, le=1)
     """Share of a section's numbers and words that are changed, at least one."""
 
     @model_validator(mode="after")

@@ -28,6 +28,7 @@ from trainer.policy_model import load_policy, save_policy
 from trainer.publish import Publisher
 from trainer.recorder import Recorder
 from trainer.result import start_version
+from trainer.router import place
 from trainer.stage import loss_options, mean, push_policy, rollout_figures, usable_groups
 
 WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still
@@ -113,7 +114,7 @@ def _new_expert(
         dtype=getattr(torch, config.dtype),
         attention=config.attention,
     )
-    return ExpertLearner(expert, model.to(config.device), stage.experts, updates)
+    return ExpertLearner(expert, place(model, config.device), stage.experts, updates)
 
 
 def _admit_ahead(

@@ -29,6 +29,7 @@ from trainer.checkpoint import newest_checkpoint, save_checkpoint
 from trainer.expert_learner import ExpertLearner
 from trainer.make_experts import refuse_existing, write_whole
 from trainer.recorder import Recorder
+from trainer.router import place
 from trainer.sft import Order, report_problems, row_messages
 
 KEEP_CHECKPOINTS = 2
@@ -82,7 +83,7 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
     )
     pairs = round(config.epochs * len(file.rows))
     total = max(1, math.ceil(pairs / config.batch))
-    learner = ExpertLearner(config.expert, model.to(config.device), config.learner, total)
+    learner = ExpertLearner(config.expert, place(model, config.device), config.learner, total)
     order = Order(len(file.rows), config.batch, config.seed)
     first = _resume(work, learner, console)
     recorder = Recorder(work, config.expert, total, console=console)

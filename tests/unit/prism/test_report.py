@@ -300,6 +300,11 @@ def test_what_experts_notice_is_on_the_page_and_at_the_terminal(run: Path) -> No
         assert shown in table
     assert "by construction" in page
     assert 'id="chart-router"' in page
+    said = "The perception expert notices corrupted captions (change of score -2.50 ± 0.22, told apart 75\u00a0%)."
+    assert said in report.sentences
+    blind = disentanglement()["caption"]["reasoning"]
+    append(run / "disentanglement.jsonl", disentanglement() | {"caption": {"perception": blind}})
+    assert "perception expert does not notice corrupted captions" in load_report(run).sentences[-1]
     (run / "disentanglement.jsonl").unlink()
     report = write_report(run)
     assert report.problems == [], "most runs do not measure it"

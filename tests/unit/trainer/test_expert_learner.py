@@ -22,6 +22,7 @@ from services.experts.planner import Planner
 from services.experts.settings import ExpertSettings
 from trainer.examples import GroupExamples
 from trainer.expert_learner import ExpertLearner
+from trainer.router import place
 
 MEASURED = (
     "loss",
@@ -388,6 +389,19 @@ def test_a_warm_up_balances_the_routers_and_is_not_skipped(
     history = [figures(one, groups(WRONG), prompts, examples, warming_up=True) for _ in range(15)]
     assert history[-1]["pair_accuracy"] == 1.0
     assert all(made["updated"] for made in history)
+
+
+@torch.no_grad()
+def test_experts_one_by_one_compute_what_grouped_ones_do(
+    tiny_model: Path, prompts: list[Example], examples: Any
+) -> None:
+    model = upcycle(tiny_model, noise=0.05).eval()
+    batch = examples.inputs.collate([examples.inputs.with_text(prompt, WRONG) for prompt in prompts])
+    grouped = model(batch)
+    assert model.config.text_config._experts_implementation == "grouped_mm"
+    place(model, "cpu")
+    assert model.config.text_config._experts_implementation == "eager"
+    torch.testing.assert_close(model(batch), grouped, rtol=0, atol=1e-5)
 
 
 def test_router_load_counts_real_tokens_layer_by_layer(
