@@ -5,7 +5,7 @@ Whatever is not a number stays as it is, so what comes out keeps its format, its
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,7 +57,6 @@ class Lies:
 def _other_number(number: str, random_: random.Random) -> str:
     """Another number of as many digits; a leading zero, which nobody writes, would give it away."""
     low = 10 ** (len(number) - 1) if len(number) > 1 else 0
-    draw: Callable[[], str] = lambda: str(random_.randrange(low, 10 ** len(number)))  # noqa: E731
-    while (drawn := draw()) == number:
+    while (drawn := str(random_.randrange(low, 10 ** len(number)))) == number:
         pass
     return drawn
