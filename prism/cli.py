@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from prism import score_cli
 from prism.errors import ConfigError, PrismError
-from prism.scoring import commands as scoring
 from trainer.experts_cli import experts
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ app = typer.Typer(
 serve = typer.Typer(no_args_is_help=True, help="Run one service in the foreground, configured by PRISM_* variables.")
 app.add_typer(serve, name="serve")
 app.add_typer(experts, name="experts")
-scoring.register(app)
+score_cli.register(app)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="a run's TOML file, such as configs/demo.toml")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="a run's TOML file, such as configs/demo.toml")]

@@ -17,7 +17,7 @@ from tenacity import (
 )
 
 from prism.errors import ServiceError
-from prism.expert_api import ImagePart, Message, ScoreAnswer, ScoreItem, ScoreRequest, TextPart
+from prism.expert_api import ImagePart, Judge, Message, ScoreAnswer, ScoreItem, ScoreRequest, TextPart
 from prism.expert_section import Section
 from prism.settings import describe
 from prism.v1 import rollout_pb2 as pb
@@ -110,8 +110,7 @@ class ServiceClient:
         except httpx.TransportError as error:
             raise Unavailable(f"{self.url}{path}: {type(error).__name__}: {error}") from None
         status = response.status_code
-        passes = status in (408, 425, 429) or status >= 500 or (status == 409 and conflict_passes)
-        if passes:
+        if status in (408, 425, 429) or status >= 500 or (status == 409 and conflict_passes):
             raise Unavailable(f"{self.url}{path}: {status} {_reason(response)}", _retry_after(response))
         if response.is_error:
             raise Refused(f"{self.url}{path}: {status} {_reason(response)}", status)
@@ -182,10 +181,13 @@ class ExpertClient(ServiceClient):
     async def judge(self, expert: Section, request: ScoreRequest) -> ScoreAnswer:
         """Raises Refused also if another expert answers there, or not one score comes for each response."""
         answer = await self.ask(ScoreAnswer, "POST", "/v1/score", request)
-        if answer.expert != expert:
-            raise Refused(f"{self.url} is the {answer.expert} expert, not the {expert} expert: check its address")
+        self.check_expert(expert, answer)
         self.check_counts(request.items, [len(item.scores) for item in answer.items])
         return answer
+
+    def check_expert(self, expert: Section, answer: Judge) -> None:
+        if answer.expert != expert:
+            raise Refused(f"{self.url} is the {answer.expert} expert, not the {expert} expert: check its address")
 
     def check_counts(self, items: Iterable[ScoreItem], given: list[int]) -> None:
         asked = [len(item.responses) for item in items]

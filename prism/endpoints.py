@@ -30,7 +30,7 @@ class Endpoints(BaseSettings):
 
 
 class ExpertEndpoints(BaseSettings):
-    """Read by who only wants scores. One expert may be all there is."""
+    """Read by whoever only wants scores. One expert may be all there is."""
 
     model_config = SettingsConfigDict(env_prefix="PRISM_", extra="ignore")
 

@@ -188,7 +188,8 @@ def upcycle(
     random = torch.Generator().manual_seed(seed)
 
     def normal(shape: torch.Size, std: float) -> torch.Tensor:
-        return (torch.randn(shape, generator=random) * std).to(dtype)
+        drawn = torch.randn(shape, generator=random) if std else torch.zeros(shape)
+        return (drawn * std).to(dtype)
 
     tensors = dense.state_dict()
     for index, layer in enumerate(mixture.model.language_model.layers):

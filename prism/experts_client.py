@@ -7,7 +7,7 @@
 
     async def main() -> None:
         async with Experts.of_run("runs/demo") as experts:
-            answer = await experts.mixture([item("Sum of the first row?", ["<caption>..."], images=["grid.png"])])
+            answer = await experts.mixture([item("What is the sum?", ["<caption>..."], images=["grid.png"])])
             print(answer.items[0].scores[0])
 
     asyncio.run(main())
@@ -23,7 +23,7 @@ import httpx
 from PIL import Image
 from pydantic import ValidationError
 
-from prism.clients import ExpertClient, Refused, data_uri
+from prism.clients import ExpertClient, data_uri
 from prism.endpoints import ExpertEndpoints, load_endpoints
 from prism.errors import ConfigError, DataError
 from prism.expert_api import (
@@ -162,7 +162,10 @@ class Experts:
             section=section,
             min_version=min_version,
         )
-        return await self._of(expert).ask(CompareAnswer, "POST", "/v1/compare", request)
+        client = self._of(expert)
+        answer = await client.ask(CompareAnswer, "POST", "/v1/compare", request)
+        client.check_expert(expert, answer)
+        return answer
 
     async def calibrate(self, expert: Section, request: CalibrationRequest) -> CalibrationState:
         """From now on scores by these weights carry percentiles and a probability.
@@ -177,8 +180,7 @@ class Experts:
         """Who judges: version, architecture, limits, calibration. Raises Refused if it is not that expert."""
         client = self._of(expert)
         info = await client.ask(ModelInfo, "GET", "/v1/model")
-        if info.expert != expert:
-            raise Refused(f"{client.url} is the {info.expert} expert, not the {expert} expert: check its address")
+        client.check_expert(expert, info)
         return info
 
     def require_admin(self) -> None:
@@ -231,10 +233,7 @@ def parse_item(value: Mapping[str, Any], folder: Path | str = "") -> ScoreItem:
 def image_uri(image: ImageSource, folder: Path | str = "") -> str:
     """An image as it goes over the wire. Raises DataError for a file that cannot be read."""
     if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
-        plain.save(buffer, "PNG", exif=image.getexif())  # which may say that it is rotated
-        return data_uri(buffer.getvalue())
+        return data_uri(_png(image))
     if isinstance(image, bytes):
         return data_uri(image)
     if isinstance(image, str) and image.startswith(WIRE_IMAGES):
@@ -243,3 +242,13 @@ def image_uri(image: ImageSource, folder: Path | str = "") -> str:
         return data_uri((Path(folder) / image).read_bytes())
     except (OSError, ValueError) as error:  # ValueError: no path at all (null bytes)
         raise DataError(f"image {str(image)[:200]!r}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _png(image: Image.Image) -> bytes:
+    if image.mode in ("I", "F"):
+        raise DataError("pixels of 32 bits have no agreed range: convert the image to 8 or 16 bits")
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=image.getexif())  # which may say that it is rotated
+    return buffer.getvalue()

@@ -106,9 +106,7 @@ class Stack:
                 process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
         for process in started:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, deadline - time.monotonic()))
-            _kill_group(process)
+            end_group(process, max(0.1, deadline - time.monotonic()))
         for service in self.services:
             service.process = None  # a second call must not look for groups whose numbers others may have by then
         self._file.unlink(missing_ok=True)
@@ -274,7 +272,10 @@ def _refuse_taken_port(service: Service) -> None:
             ) from None
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes], patience_seconds: float) -> None:
+    """Wait for a process of ``start_process`` that was told to end, then kill it and whatever it has left behind."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(patience_seconds)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

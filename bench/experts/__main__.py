@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), default="8m")
     parser.add_argument("--experts", type=int, default=0, help="experts of each layer; 0: dense")
     parser.add_argument("--groups", type=int, default=16)
+    parser.add_argument("--warm-up", type=int, default=2, help="groups that are not counted, before each measurement")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads of each contestant")
     parser.add_argument("--requests", type=int, default=10_000, help="small requests over which memory must stay flat")
@@ -52,13 +53,13 @@ def main() -> None:
 def measure(folder: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     inputs = make_model(folder, options.size, options.experts, options.device)
     dtype = SIZES[options.size].dtype
-    groups, warm = make_groups(inputs, options.groups, seed=1), make_groups(inputs, 2, seed=2)
+    groups, warm = make_groups(inputs, options.groups, seed=1), make_groups(inputs, options.warm_up, seed=2)
     model, end = folder / "expert", inputs.tokenizer.eos_token
     results: dict[str, Any] = {"size": options.size, "experts": options.experts, "device": device_name(options.device)}
     scores: dict[str, list[list[float]]] = {}
 
     def timed(name: str, work: Callable[[list[Group]], list[list[float]]]) -> None:
-        work(warm)
+        work(warm)  # caches are for prompts: none of these come again
         started = time.perf_counter()
         scores[name] = work(groups)
         results[name] = len(groups) * RESPONSES / (time.perf_counter() - started)

@@ -9,15 +9,21 @@ import torch
 from PIL import Image
 
 from bench.experts.workload import Group
+from prism import torchvision_cpu
 from prism.expert_model import ExpertModel, load_expert
 from prism.inputs import InputBuilder
+
+torchvision_cpu.install()
+
+from transformers import AutoConfig  # noqa: E402  (torchvision must find its operators declared)
 
 
 class PlainLoop:
     """One padded batch a group: as many sequences as responses, each with the picture and the prompt again."""
 
     def __init__(self, folder: Path, inputs: InputBuilder, device: str, batch: int) -> None:
-        self.model: ExpertModel = load_expert(folder, dtype=_dtype(folder), strict=True).to(device).eval()
+        dtype: Any = AutoConfig.from_pretrained(folder).dtype
+        self.model: ExpertModel = load_expert(folder, dtype=dtype, strict=True).to(device).eval()
         self.processor, self.end, self.device, self.batch = inputs.processor, inputs.tokenizer.eos_token, device, batch
 
     def score(self, groups: Sequence[Group]) -> list[list[float]]:
@@ -45,9 +51,3 @@ class PlainLoop:
         hidden = backbone(**inputs, use_cache=False).last_hidden_state  # [B, L, H]
         last = inputs["attention_mask"].sum(-1) - 1
         return self.model.read(hidden[torch.arange(len(hidden), device=hidden.device), last]).tolist()
-
-
-def _dtype(folder: Path) -> torch.dtype:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder).dtype

@@ -18,7 +18,7 @@ import psutil
 
 from bench.experts.workload import Group
 from prism.clients import data_uri
-from prism.stack import start_process
+from prism.stack import end_group, start_process
 from services.policy.launcher import ROOT, SITE
 
 START_SECONDS = 600.0
@@ -110,14 +110,8 @@ def _started(
                 time.sleep(0.2)
             yield server
         finally:
-            children = server.process.children(recursive=True)
             process.terminate()
-            try:
-                process.wait(30)
-            finally:
-                for child in children:
-                    if child.is_running():
-                        child.kill()
+            end_group(process, patience_seconds=30)
 
 
 async def prism_scores(server: Server, groups: Sequence[Group], at_once: int) -> list[list[float]]:

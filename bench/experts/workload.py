@@ -47,7 +47,7 @@ def make_model(folder: Path, size: str, experts: int, device: str) -> InputBuild
     with torch.device(device):
         save_model(dense, task.corpus(), task.TAGS, 0, SIZES[size])
     dtype: torch.dtype = getattr(torch, SIZES[size].dtype)
-    expert = upcycle(dense, experts=experts, dtype=dtype) if experts else load_expert(dense, dtype=dtype)
+    expert = upcycle(dense, experts=experts, noise=0, dtype=dtype) if experts else load_expert(dense, dtype=dtype)
     inputs = InputBuilder(dense)
     save_expert(expert, folder / "expert", inputs)
     return inputs

@@ -5,17 +5,47 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Literal
+
+from pydantic import BaseModel
 
 from prism.clients import Refused
 from prism.errors import DataError
-from prism.expert_api import Judge, ResponseScore, ScoreItem, Status
+from prism.expert_api import Judge, MixedScore, ModelInfo, ResponseScore, ScoreItem, Status
 from prism.expert_section import SECTIONS, Section
 from prism.experts_client import Experts, JudgedPart
 from prism.scoring.rows import RowLine, ScoringRow
 
 # Something about the rows is wrong or too much. Any other refusal would meet every row.
 BLAMES_ROWS = (400, 413, 422)
+FIRST_CONTACT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where the experts are, and how much is asked of them at a time."""
+
+    run: Path
+    perception_url: str | None
+    reasoning_url: str | None
+    patience_seconds: float
+    batch: int
+    concurrency: int
+
+    async def models(self, how: "Judging") -> dict[Section, ModelInfo]:
+        """Who judges. Soon Unavailable where nothing answers: patience is for services that were there."""
+        async with self.experts(min(FIRST_CONTACT_SECONDS, self.patience_seconds)) as experts:
+            return {name: await experts.model(name) for name in how.experts}
+
+    def experts(self, patience_seconds: float | None = None) -> Experts:
+        """Raises ConfigError if no token is found."""
+        return Experts.of_run(
+            self.run,
+            perception_url=self.perception_url,
+            reasoning_url=self.reasoning_url,
+            patience_seconds=self.patience_seconds if patience_seconds is None else patience_seconds,
+        )
 
 
 @dataclass(frozen=True)
@@ -31,8 +61,7 @@ def judging(expert: Section | Literal["both"], section: JudgedPart, alpha: float
     return Judging(SECTIONS, section, alpha) if expert == "both" else Judging((expert,), section, None)
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(BaseModel):
     """Of one response. ``status`` and ``score`` are the mixture's, or the single expert's own."""
 
     status: Status
@@ -57,12 +86,10 @@ class Failed:
 
 async def score_lines(
     experts: Experts,
+    service: Service,
     how: Judging,
     lines: Iterable[RowLine],
     read: Callable[[RowLine], ScoringRow],
-    *,
-    batch: int,
-    concurrency: int,
 ) -> AsyncGenerator[Scored | Failed, None]:
     """One outcome for each line, in order.
 
@@ -70,9 +97,9 @@ async def score_lines(
     """
     pending: deque[asyncio.Task[list[Scored | Failed]]] = deque()
     try:
-        for group in _batches(iter(lines), batch):
+        for group in _batches(iter(lines), service.batch):
             pending.append(asyncio.create_task(_score_batch(experts, how, group, read)))
-            if len(pending) >= concurrency:
+            if len(pending) >= service.concurrency:
                 for outcome in await pending.popleft():
                     yield outcome
         while pending:
@@ -126,14 +153,16 @@ async def _ask(
     if how.alpha is None:
         [expert] = how.experts
         answer = await experts.score(items, expert=expert, section=how.section)
-        return {expert: answer}, [
-            [Judgement(score.status, score.score, {expert: score}) for score in item.scores] for item in answer.items
-        ]
+        return {expert: answer}, [[_of_one(expert, score) for score in item.scores] for item in answer.items]
     answer = await experts.mixture(items, alpha=how.alpha, section=how.section)
-    return {"perception": answer.perception, "reasoning": answer.reasoning}, [
-        [
-            Judgement(mixed.status, mixed.score, {"perception": mixed.perception, "reasoning": mixed.reasoning})
-            for mixed in item.scores
-        ]
-        for item in answer.items
-    ]
+    judges: dict[Section, Judge] = {"perception": answer.perception, "reasoning": answer.reasoning}
+    return judges, [[_of_both(score) for score in item.scores] for item in answer.items]
+
+
+def _of_one(expert: Section, score: ResponseScore) -> Judgement:
+    return Judgement(status=score.status, score=score.score, experts={expert: score})
+
+
+def _of_both(mixed: MixedScore) -> Judgement:
+    experts: dict[Section, ResponseScore] = {"perception": mixed.perception, "reasoning": mixed.reasoning}
+    return Judgement(status=mixed.status, score=mixed.score, experts=experts)

@@ -8,10 +8,10 @@ from typing import IO
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prism.errors import DataError
-from prism.expert_api import ModelInfo, ResponseScore, Status
+from prism.expert_api import ModelInfo
 from prism.expert_section import Section
 from prism.experts_client import JudgedPart
-from prism.scoring.batches import Judging, Scored
+from prism.scoring.batches import Judgement, Judging, Scored
 from prism.scoring.rows import RowLine
 
 
@@ -26,23 +26,17 @@ class Weights(BaseModel):
     """sha256 of the reference that percentiles and probabilities speak of."""
 
 
-class ResponseLine(BaseModel):
-    status: Status
-    score: float | None
-    experts: dict[Section, ResponseScore]
-
-
 class Line(BaseModel):
     """One row's scores."""
 
     index: int
     id: str
     input: str
-    """Digest of the row as it stood in the file."""
+    """Digest of the row as it stood in the file; what its image files hold is not in it."""
     section: JudgedPart
     alpha: float | None
     weights: dict[Section, Weights]
-    responses: list[ResponseLine]
+    responses: list[Judgement]
 
 
 def weights_of(info: ModelInfo, section: JudgedPart) -> Weights:
@@ -71,7 +65,7 @@ def to_line(scored: Scored, how: Judging, known: dict[Section, Weights]) -> Line
         section=how.section,
         alpha=how.alpha,
         weights=weights,
-        responses=[ResponseLine(status=one.status, score=one.score, experts=one.experts) for one in scored.judgements],
+        responses=scored.judgements,
     )
 
 

@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from prism.expert_api import ResponseScore, Status
-from prism.scoring.output import Line, ResponseLine
+from prism.scoring.batches import Judgement
+from prism.scoring.output import Line
 
 STATUSES: tuple[Status, ...] = ("ok", "invalid_format", "too_long", "error")
 QUANTILES = {"min": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1.0}
@@ -36,22 +37,22 @@ class Summary:
                     self._scores[judge].append(score)
 
     def table(self) -> Table:
-        table = Table(title=f"{self.rows} rows")
-        for name in ("scores of", "version", *STATUSES, *QUANTILES):
-            table.add_column(name, justify="left" if name == "scores of" else "right")
-        for judge, statuses in self._statuses.items():
-            scores = self._scores[judge]
-            quantiles = np.quantile(scores, list(QUANTILES.values())) if scores else []
-            table.add_row(
-                judge,
-                ", ".join(str(version) for version in sorted(self._versions[judge])),
-                *(str(statuses[status]) for status in STATUSES),
-                *(f"{value:.3f}" for value in quantiles),
-            )
+        table = Table("", title=f"{self.rows} rows")
+        judges = list(self._statuses)
+        for judge in judges:
+            table.add_column(judge, justify="right")
+        table.add_row(
+            "version", *(", ".join(str(version) for version in sorted(self._versions[judge])) for judge in judges)
+        )
+        for status in STATUSES:
+            table.add_row(status, *(str(self._statuses[judge][status]) for judge in judges))
+        for name, share in QUANTILES.items():
+            scores = (self._scores[judge] for judge in judges)
+            table.add_row(name, *(_number(float(np.quantile(one, share)) if one else None) for one in scores))
         return table
 
 
-def _judges(response: ResponseLine, *, mixed: bool) -> Iterator[tuple[str, Status, float | None]]:
+def _judges(response: Judgement, *, mixed: bool) -> Iterator[tuple[str, Status, float | None]]:
     for expert, one in response.experts.items():
         yield expert, one.status, one.score
     if mixed:
@@ -67,9 +68,9 @@ def rows_table(lines: Iterable[Line]) -> Table:
     table.add_column("id")
     table.add_column("response", justify="right")
     for expert in experts:
-        table.add_column(expert, justify="right")
+        table.add_column(expert, justify="right", no_wrap=True)
     if mixed:
-        table.add_column("mixture", justify="right")
+        table.add_column("mixture", justify="right", no_wrap=True)
     table.add_column("what is wrong")
     for line in lines:
         for number, response in enumerate(line.responses, 1):

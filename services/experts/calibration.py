@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
 
 from prism.expert_api import CalibrationRequest, CalibrationState, Percentile
 
@@ -21,6 +19,10 @@ class Calibration:
     """Made for one version of one expert, and for one way of judging. Nothing else may be read by it."""
 
     def __init__(self, request: CalibrationRequest) -> None:
+        # Here, for they take 2 s and 100 MB, and most experts are never calibrated.
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import balanced_accuracy_score
+
         self.request = request
         self._teacher, self._policy = np.sort(request.teacher), np.sort(request.policy)
         scores = np.concatenate([self._teacher, self._policy])  # [references]

@@ -91,21 +91,23 @@ class PrefixScorer:
     def _compute_prefixes(self, entries: Sequence[Branches]) -> list[Prefix]:
         backbone = self.model.model
         lengths = [len(entry.prompt.input_ids) for entry in entries]
-        row = torch.tensor([[token for entry in entries for token in entry.prompt.input_ids]], device=self._device)
+        row = torch.tensor([[token for entry in entries for token in entry.prompt.input_ids]])
         at = row == self._image_token_id  # [1, T]: where image tokens stand
+        # On the CPU: the model's rule looks at single numbers, each of which a GPU would be waited for.
         positions = [
             _positions(backbone, ids, is_image, entry.prompt.image_grid_thw)
             for entry, ids, is_image in zip(entries, row.split(lengths, 1), at.split(lengths, 1), strict=True)
         ]
         prefixes = [Prefix(length, int(taken.max()) + 1) for length, taken in zip(lengths, positions, strict=True)]
-        embeds = backbone.get_input_embeddings()(row)  # [1, T, H]
+        at = at.to(self._device)
+        embeds = backbone.get_input_embeddings()(row.to(self._device))  # [1, T, H]
         images = self._images_of(entries)
         vision: dict[str, Any] = {}
         if images:
             embeds = embeds.masked_scatter(at[..., None], torch.cat([image.embeds for image in images]))
             layers = zip(*(image.deepstack for image in images), strict=True)
             vision = {"visual_pos_masks": at, "deepstack_visual_embeds": [torch.cat(layer) for layer in layers]}
-        self._run(embeds, torch.cat(positions, -1), Layout(lengths, prefixes), **vision)
+        self._run(embeds, torch.cat(positions, -1).to(self._device), Layout(lengths, prefixes), **vision)
         return prefixes
 
     def _branch_scores(self, prefixes: Sequence[Prefix], texts: Sequence[Sequence[tuple[int, ...]]]) -> list[float]:
@@ -173,7 +175,7 @@ def _name(entry: Branches, text: tuple[int, ...]) -> bytes:
 def _positions(backbone: Any, ids: Tensor, is_image: Tensor, grid: Tensor | None) -> Tensor:
     """Rotary positions [3, 1, L] of one prompt, ids [1, L], by the model's own rule."""
     if grid is None:
-        return torch.arange(ids.shape[1], device=ids.device).expand(3, 1, -1)
+        return torch.arange(ids.shape[1]).expand(3, 1, -1)
     positions, _ = backbone.get_rope_index(
         ids, is_image.int(), image_grid_thw=grid, attention_mask=torch.ones_like(ids)
     )

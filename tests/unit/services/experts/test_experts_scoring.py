@@ -147,9 +147,12 @@ async def test_a_full_queue_is_429_and_what_was_taken_is_answered(
     settings: Callable[..., ExpertSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[Future[Scored]] = []
+    all_held = asyncio.Event()
 
     def hold(_: ScoringEngine, groups: Sequence[Group]) -> Future[Scored]:
         held.append(Future())
+        if len(held) == 3:
+            all_held.set()
         return held[-1]
 
     async with serving(settings(max_queue=3)) as client:
@@ -161,9 +164,7 @@ async def test_a_full_queue_is_429_and_what_was_taken_is_answered(
         assert refused[0].headers["retry-after"] == "1"
         assert (await client.get("/healthz")).status_code == 200
         assert 'prism_expert_queue_requests{expert="perception"} 3.0' in (await client.get("/metrics")).text
-        async with asyncio.timeout(20):
-            while len(held) < 3:
-                await client.get("/healthz")
+        await asyncio.wait_for(all_held.wait(), 20)
         for future in held:
             future.set_result(Scored([[0.5]], Version(0, 0)))
         assert sorted([(await request).status_code for request in requests]) == [200] * 3 + [429] * 3
