@@ -88,8 +88,14 @@ def test_the_demo_loads() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.game.experts.mixture={top_k = 5}", "mixture: top_k: a token cannot be sent to 5 of 4 experts"),
-        ('evaluate.disentangle={words = [["one"]]}', "holds no other word to put in place of one"),
+        (
+            "stages.game.experts.mixture={top_k = 5}",
+            "stages.game.experts.mixture: top_k: a token cannot be sent to 5 of 4 experts",
+        ),
+        (
+            'evaluate.disentangle={words = [["one"]]}',
+            "evaluate.disentangle: words: ['one'] holds no other word to put in place of one",
+        ),
         ("bogus=1", "bogus: is not a known key"),
         ("stages.game.bogus=1", "stages.game.bogus: is not a known key"),
         ("stages.game.rollouts.bogus=1", "stages.game.rollouts.bogus: is not a known key"),
