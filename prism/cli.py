@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from prism import score_cli
 from prism.errors import ConfigError, PrismError
+from trainer.experts_cli import experts
 
 if TYPE_CHECKING:
     from prism.config import RunConfig
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 serve = typer.Typer(no_args_is_help=True, help="Run one service in the foreground, configured by PRISM_* variables.")
 app.add_typer(serve, name="serve")
+app.add_typer(experts, name="experts")
 score_cli.register(app)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="a run's TOML file, such as configs/demo.toml")]
@@ -125,12 +127,13 @@ def up(config: ConfigArgument, overrides: Overrides = None) -> None:
     """All services of a run as processes of this machine, until Ctrl-C."""
     from prism.config import load_config
     from prism.stack import Stack
+    from trainer.expert_start import served_experts
     from trainer.pipeline import prepare, served_model
 
     console = Console(highlight=False)
     resolved = load_config(config, overrides)
     prepare(resolved, console)
-    with Stack(resolved, served_model(resolved), console) as stack:
+    with Stack(resolved, served_model(resolved), console, experts=served_experts(resolved)) as stack:
         console.print(f"addresses and tokens are in {resolved.run_dir / 'stack.json'}; Ctrl-C stops everything")
         while True:
             stack.check()

@@ -76,16 +76,44 @@ class PolicyLearnerConfig(Strict):
     """Sequences of one forward and backward pass; changes memory, not results."""
 
 
+class MixtureConfig(Strict):
+    """Sparse upcycling: every MLP of a dense model becomes several experts, of which each token is sent to a few."""
+
+    experts: int = Field(4, ge=2)
+    top_k: int = Field(2, ge=1)
+    """Experts a token is sent to."""
+    noise: float = Field(0.01, ge=0)
+    """Standard deviation of what is added to the dense weights, so that experts differ."""
+
+    @model_validator(mode="after")
+    def _top_k_fits(self) -> Self:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k: a token cannot be sent to {self.top_k} of {self.experts} experts")
+        return self
+
+
 class ExpertLearnerConfig(Strict):
     """Bradley-Terry learning of one expert, online."""
 
     optimizer: OptimizerConfig
+    mixture: MixtureConfig | None = None
+    """Start from mixtures of experts, upcycled from the model the stage starts from; without it experts are dense."""
     dropout: float = Field(0.1, ge=0, lt=1)
     score_regularisation: float = Field(0.001, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     margin: float = Field(0.0, ge=0)
     skip_above_accuracy: float = Field(1.0, gt=0.5, le=1)
-    """Pair accuracy above which an online update is skipped; 1 never skips."""
+    """Pair accuracy above which an online update is skipped; 1 never skips. A warm-up is never skipped."""
+    mismatch: float = Field(0.0, ge=0)
+    """Weight of a second kind of pair: the teacher's response against what it said to another prompt of the batch.
+
+    Pairs with the policy alone teach what the policy tends to write; these teach to look at prompt and image. (A
+    matching-aware discriminator, arXiv 1605.05396; not in the published method, which has 0.)
+    """
+    load_balance: float = Field(0.01, ge=0)
+    """Weight of the routers' load balance in the warm-up; nothing without a mixture."""
+    load_balance_online: float = Field(0.0, ge=0)
+    """The same after the warm-up."""
     micro_batch: int = Field(64, gt=0)
 
 
@@ -134,12 +162,32 @@ class PrepareConfig(Strict):
     options: dict[str, str | int | float] = {}
 
 
+class DisentangleConfig(Strict):
+    """Held-out responses of the teacher, scored beside copies with other numbers in one section alone."""
+
+    rows: int = Field(default=128, gt=1)
+    """Rows of the held-out data that are tried, in order; they need a teacher's response."""
+    words: list[list[str]] = []
+    """Vocabularies beside digits: words that stand in for one another in a corrupted section."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of a section's numbers and words that are changed, at least one."""
+
+    @model_validator(mode="after")
+    def _words_have_others(self) -> Self:
+        for words in self.words:
+            if len(set(words)) < 2:
+                raise ValueError(f"words: {words} holds no other word to put in place of one")
+        return self
+
+
 class EvaluateConfig(Strict):
     """Measured through the live policy server after each stage, greedily."""
 
     data: str
     questions: int = Field(256, gt=0)
     max_tokens: int = Field(gt=0)
+    disentangle: DisentangleConfig | None = None
+    """After an alignment: whether each expert notices lies in its own section and not in the other's."""
 
 
 class StackConfig(Strict):

@@ -51,9 +51,10 @@ class Stack:
     kernel ends the services.
     """
 
-    def __init__(self, config: RunConfig, model: Path, console: Console) -> None:
+    def __init__(self, config: RunConfig, model: Path, console: Console, *, experts: Path | None = None) -> None:
+        """``model`` is what the policy starts from, and the experts too unless they have a folder of their own."""
         self.config, self.console = config, console
-        self._model = model.resolve()
+        self._model, self._expert_model = model.resolve(), (experts or model).resolve()
         self._run_dir = config.run_dir.resolve()
         self._file = self._run_dir / "stack.json"
         self._tokens = self._known_tokens()
@@ -145,23 +146,20 @@ class Stack:
     def _describe(self) -> list[Service]:
         config = self.config.stack
         weights = {
-            "PRISM_MODEL": str(self._model),
             "PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"),
             "PRISM_DEVICE": config.device,
         }
         services = [] if os.environ.get("PRISM_REDIS_URL") else [self._redis()]
-        policy = {f"PRISM_{name.upper()}": value for name, value in config.policy_options.items()}
-        services.append(
-            self._service(
-                1, "policy", ["policy"], weights | {"PRISM_MAX_MODEL_LEN": str(config.max_model_len)} | policy
-            )
-        )
+        policy = {"PRISM_MODEL": str(self._model), "PRISM_MAX_MODEL_LEN": str(config.max_model_len)}
+        policy |= {f"PRISM_{name.upper()}": value for name, value in config.policy_options.items()}
+        services.append(self._service(1, "policy", ["policy"], weights | policy))
         for index, expert in enumerate(SECTIONS, 2):
             threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
-            seed = {"PRISM_SEED": str(self.config.seed), "PRISM_BLOBS": str(self._run_dir / "blobs")}
+            own = {"PRISM_MODEL": str(self._expert_model), "PRISM_SEED": str(self.config.seed)}
+            own |= {"PRISM_BLOBS": str(self._run_dir / "blobs")}
             (other,) = set(SECTIONS) - {expert}
             peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
-            services.append(self._service(index, expert, [expert], weights | threads | seed | peer))
+            services.append(self._service(index, expert, [expert], weights | threads | own | peer))
         services.append(self._service(4, "grader", ["grader"], {}))
         for worker in range(config.rollout_workers):
             name = f"rollouts-{worker + 1}"

@@ -20,6 +20,7 @@ from trainer.advantages import Advantages, ExpertScores, alignment_advantages
 from trainer.checkpoint import newest_checkpoint, save_checkpoint
 from trainer.context import Context, open_context
 from trainer.expert_learner import ExpertLearner
+from trainer.expert_start import expert_start
 from trainer.intake import POLICY, Admission, Intake
 from trainer.losses import Algorithm
 from trainer.policy_learner import PolicyLearner, training_samples
@@ -27,6 +28,7 @@ from trainer.policy_model import load_policy, save_policy
 from trainer.publish import Publisher
 from trainer.recorder import Recorder
 from trainer.result import start_version
+from trainer.router import place
 from trainer.stage import loss_options, mean, push_policy, rollout_figures, usable_groups
 
 WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still
@@ -50,7 +52,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
         updates=stage.steps,
         version=base,
     )
-    experts = [_new_expert(expert, config, stage, start, total) for expert in SECTIONS]
+    experts = [_new_expert(expert, config, stage, expert_start(config, name, stage), total) for expert in SECTIONS]
     intake = context.intake(stage.rollouts, (POLICY, *SECTIONS), require=("teacher",))
     first = _resume(context, policy, experts, intake)
     publishers = {name: context.publisher(name) for name in (POLICY, *SECTIONS)}
@@ -69,9 +71,9 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
         groups, prompts = usable_groups(context, intake, rollouts)
         figures = rollout_figures(groups, rollouts, policy.version)
 
-        for expert in experts:
-            figures |= expert.update(groups, prompts, context.examples)
         warming_up = step < stage.warmup_steps
+        for expert in experts:
+            figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
         if not warming_up:
             advantages = _advantages(groups, stage.alpha)
             samples, unplaceable = training_samples(
@@ -94,7 +96,12 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     save_policy(policy.model, output, context.inputs)
     for expert in experts:
         save_expert(expert.model, output / "experts" / expert.expert, context.inputs)
-    return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
+    return {
+        "version": policy.version,
+        "expert_version": experts[0].version,
+        "steps": stage.steps,
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def _new_expert(
@@ -107,7 +114,7 @@ def _new_expert(
         dtype=getattr(torch, config.dtype),
         attention=config.attention,
     )
-    return ExpertLearner(expert, model.to(config.device), stage.experts, updates)
+    return ExpertLearner(expert, place(model, config.device), stage.experts, updates)
 
 
 def _admit_ahead(
@@ -202,7 +209,7 @@ def _save(context: Context, step: int, policy: PolicyLearner, experts: Sequence[
     def write(folder: Path) -> None:
         policy.save(folder / POLICY)
         for expert in experts:
-            expert.save(folder / expert.expert, context.examples)
+            expert.save(folder / expert.expert, context.inputs)
         torch.save({"rng": torch.get_rng_state()}, folder / "random.pt")
 
     save_checkpoint(context.checkpoints, step, state, write, keep=context.config.keep_checkpoints)

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,35 @@ import torch
 from prism.config import ExpertLearnerConfig
 from prism.expert_model import ExpertModel, load_expert, save_expert
 from prism.expert_section import Section, section_of
-from prism.inputs import Example, distinct
+from prism.inputs import Example, InputBuilder, distinct
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
-from trainer.examples import GroupExamples
 from trainer.losses import bradley_terry, score_regularisation
 from trainer.optimizer import Optimizer
+from trainer.router import RouterLoad, load_balance
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """One prompt's sections: the teacher's, and the students' it is paired with."""
+    """One prompt's sections: the teacher's, and those it is paired with."""
 
     teacher: Example
     students: list[Example]
+    mismatched: Example | None = None
+    """What the teacher said to another prompt, as if it were said to this one."""
+
+    @property
+    def sequences(self) -> list[Example]:
+        return [self.teacher, *self.students, *([self.mismatched] if self.mismatched else [])]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The scores of one prompt's sequences."""
+
+    teacher: torch.Tensor  # []
+    students: torch.Tensor  # [students]
+    mismatched: torch.Tensor  # [1], or [0] without
 
 
 class ExpertLearner:
@@ -37,78 +52,92 @@ class ExpertLearner:
         self._optimizer = Optimizer(model.parameters(), config.optimizer, updates)
 
     def update(
-        self, groups: Sequence[pb.RolloutGroup], prompts: Sequence[Example], examples: GroupExamples
+        self,
+        groups: Sequence[pb.RolloutGroup],
+        prompts: Sequence[Example],
+        inputs: InputBuilder,
+        *,
+        warming_up: bool = False,
     ) -> dict[str, Any]:
         """One update on all valid pairs of these groups; figures are of the scores before it.
 
-        Without a valid pair nothing is learnt and every figure is None: no data is reported as no data.
+        A warm-up balances the routers' load and is never skipped. Sections are judged whole, however long: nothing is
+        ever truncated. Without a valid pair nothing is learnt and every figure is None: no data is reported as no data.
         """
         started = time.perf_counter()
-        pairs = [self._pairs(group, prompt, examples) for group, prompt in zip(groups, prompts, strict=True)]
+        config = self.config
+        pairs = [self._pairs(group, prompt, inputs) for group, prompt in zip(groups, prompts, strict=True)]
         used = [p for p in pairs if p is not None and p.students]
+        if config.mismatch:
+            used = _with_mismatches(used, inputs)
         total_pairs = sum(len(p.students) for p in used)
+        total_mismatches = sum(p.mismatched is not None for p in used)
+        total_scores = sum(len(p.sequences) for p in used)
         possible = sum(len(group.samples) for group in groups)
-        teacher_scores: list[float] = []
-        student_scores: list[float] = []
-        gaps: list[float] = []
+        balance = config.load_balance if warming_up else config.load_balance_online
+        load = RouterLoad(self.model.mixture)
+        scores_of: list[_Scores] = []
         loss_sum = 0.0
         self.model.train()
-        for chunk in _chunks(used, self.config.micro_batch):
-            once, rows = distinct([example for p in chunk for example in (p.teacher, *p.students)])
-            scores = self.model(examples.inputs.collate(once, self.model.score.weight.device))[rows]  # [sequences]
-            teacher, student = _aligned(scores, chunk)  # [pairs] each, the teacher's score repeated
+        for chunk in _chunks(used, config.micro_batch):
+            once, rows = distinct([example for p in chunk for example in p.sequences])
+            batch = inputs.collate(once, self.model.score.weight.device)
+            judged = self.model.judge(batch, router_logits=True)
+            scores = judged.scores[rows]  # [sequences]
+            of_chunk = _split(scores, chunk)
             loss = bradley_terry(
-                teacher,
-                student,
-                label_smoothing=self.config.label_smoothing,
-                margin=self.config.margin,
+                torch.cat(
+                    [s.teacher.expand(len(s.students)) for s in of_chunk]
+                ),  # [pairs]: beside each of its students
+                torch.cat([s.students for s in of_chunk]),
+                label_smoothing=config.label_smoothing,
+                margin=config.margin,
                 total_pairs=total_pairs,
-            ) + self.config.score_regularisation * score_regularisation(scores, total_scores=total_pairs + len(used))
+            ) + config.score_regularisation * score_regularisation(scores, total_scores=total_scores)
+            if total_mismatches:
+                teachers = torch.cat([s.teacher.expand(len(s.mismatched)) for s in of_chunk])
+                others = torch.cat([s.mismatched for s in of_chunk])
+                loss = loss + config.mismatch * bradley_terry(teachers, others, total_pairs=total_mismatches)
+            if balance and self.model.mixture:
+                share = len(scores) / total_scores
+                loss = loss + balance * share * load_balance(judged, batch.attention_mask, self.model.mixture)
             loss.backward()
             loss_sum += loss.item()
-            gaps += (teacher - student).tolist()
-            student_scores += student.tolist()
-            position = 0
-            for p in chunk:
-                teacher_scores.append(scores[position].item())
-                position += 1 + len(p.students)
-        accuracy = statistics.fmean(float(gap > 0) for gap in gaps) if gaps else None
+            load.add(judged, batch.attention_mask)
+            scores_of += _split(scores.detach().cpu(), chunk)
+        measured = _measured(used, scores_of)
+        accuracy = measured["pair_accuracy"]
         norm, updated = None, False
-        if accuracy is not None and accuracy <= self.config.skip_above_accuracy:
+        if accuracy is not None and (warming_up or accuracy <= config.skip_above_accuracy):
             norm, updated = self._optimizer.step()
         else:
             self.model.zero_grad(set_to_none=True)
         self.version += 1
         figures = {
             "version": self.version,
-            "loss": loss_sum if gaps else None,
+            "loss": loss_sum if used else None,
             "grad_norm": norm,
             "updated": int(updated),
-            "pair_accuracy": accuracy,
-            "gap": statistics.fmean(gaps) if gaps else None,
-            "teacher_score": statistics.fmean(teacher_scores) if teacher_scores else None,
-            "teacher_score_std": statistics.pstdev(teacher_scores) if teacher_scores else None,
-            "student_score": statistics.fmean(student_scores) if student_scores else None,
-            "student_score_std": statistics.pstdev(student_scores) if student_scores else None,
-            "length_correlation": _length_correlation(used, student_scores),
+            **measured,
+            **load.figures(),
             "valid_pairs": total_pairs / possible if possible else None,
             "update_seconds": time.perf_counter() - started,
         }
         return {f"{self.expert}_{name}": value for name, value in figures.items()}
 
-    def _pairs(self, group: pb.RolloutGroup, prompt: Example, examples: GroupExamples) -> _Pairs | None:
-        teacher = self._section(group.request.prompt.teacher, prompt, examples)
+    def _pairs(self, group: pb.RolloutGroup, prompt: Example, inputs: InputBuilder) -> _Pairs | None:
+        teacher = self._section(group.request.prompt.teacher, prompt, inputs)
         if teacher is None:
             return None
-        students = [self._section(sample.text, prompt, examples) for sample in group.samples]
+        students = [self._section(sample.text, prompt, inputs) for sample in group.samples]
         return _Pairs(teacher, [student for student in students if student is not None])
 
-    def _section(self, text: str, prompt: Example, examples: GroupExamples) -> Example | None:
+    def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
         parsed = parse_response(text)
-        return examples.inputs.with_text(prompt, section_of(parsed, self.expert)) if parsed.valid else None
+        return inputs.with_text(prompt, section_of(parsed, self.expert)) if parsed.valid else None
 
-    def save(self, folder: Path, examples: GroupExamples) -> None:
-        save_expert(self.model, folder, examples.inputs)
+    def save(self, folder: Path, inputs: InputBuilder) -> None:
+        save_expert(self.model, folder, inputs)
         torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
 
     def load(self, folder: Path, version: int) -> None:
@@ -122,7 +151,7 @@ def _chunks(pairs: Sequence[_Pairs], size: int) -> list[list[_Pairs]]:
     chunks: list[list[_Pairs]] = []
     room = 0
     for p in pairs:
-        sequences = 1 + len(p.students)
+        sequences = len(p.sequences)
         if sequences > room:
             chunks.append([])
             room = max(size, sequences)
@@ -131,22 +160,60 @@ def _chunks(pairs: Sequence[_Pairs], size: int) -> list[list[_Pairs]]:
     return chunks
 
 
-def _aligned(scores: torch.Tensor, chunk: Sequence[_Pairs]) -> tuple[torch.Tensor, torch.Tensor]:
-    """[sequences] -> teacher [P], student [P]: each student's score beside its own teacher's."""
-    teacher: list[torch.Tensor] = []
-    student: list[torch.Tensor] = []
-    position = 0
-    for p in chunk:
-        count = len(p.students)
-        teacher.append(scores[position].expand(count))
-        student.append(scores[position + 1 : position + 1 + count])
-        position += 1 + count
-    return torch.cat(teacher), torch.cat(student)
+def _with_mismatches(pairs: Sequence[_Pairs], inputs: InputBuilder) -> list[_Pairs]:
+    """Each prompt with the teacher's section for the prompt most like it in length: only what is said gives it away."""
+    if len(pairs) < 2:
+        return list(pairs)
+    order = sorted(range(len(pairs)), key=lambda i: (pairs[i].teacher.prompt_length, len(pairs[i].teacher.input_ids)))
+    other = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [
+        replace(p, mismatched=inputs.with_ids(p.teacher, pairs[other[i]].teacher.response_ids))
+        for i, p in enumerate(pairs)
+    ]
 
 
-def _length_correlation(pairs: Sequence[_Pairs], student_scores: Sequence[float]) -> float | None:
-    """Pearson's r between a student section's tokens and its score: near ±1, the expert counts tokens."""
-    lengths = [float(len(student.response_ids)) for p in pairs for student in p.students]
-    if len(lengths) < 3 or len(set(lengths)) < 2 or len(set(student_scores)) < 2:
+def _split(scores: torch.Tensor, chunk: Sequence[_Pairs]) -> list[_Scores]:
+    """[sequences] of a chunk, prompt by prompt."""
+    of_prompts = scores.split([len(p.sequences) for p in chunk])
+    return [
+        _Scores(s[0], s[1 : 1 + len(p.students)], s[1 + len(p.students) :])
+        for p, s in zip(chunk, of_prompts, strict=True)
+    ]
+
+
+def _measured(pairs: Sequence[_Pairs], scores: Sequence[_Scores]) -> dict[str, float | None]:
+    """Figures of the scores, each None where there is nothing to compute it from."""
+    teachers = [s.teacher.item() for s in scores]
+    students: list[list[float]] = [s.students.tolist() for s in scores]
+    gaps = [teacher - student for teacher, group in zip(teachers, students, strict=True) for student in group]
+    mismatches = [(s.teacher - s.mismatched).item() for s in scores if len(s.mismatched)]
+    flat = [student for group in students for student in group]
+    lengths = [len(student.response_ids) for p in pairs for student in p.students]
+    # Scores of different prompts cannot be compared. So what is correlated over both sides are distances from the
+    # teacher, its own included: hard prompts and long ones do not count.
+    score_distances, length_distances = list[float](), list[int]()
+    for p, teacher, group in zip(pairs, teachers, students, strict=True):
+        score_distances += [0.0, *(student - teacher for student in group)]
+        length_distances += [0, *(len(s.response_ids) - len(p.teacher.response_ids) for s in p.students)]
+    return {
+        "pair_accuracy": _share_won(gaps),
+        "mismatch_accuracy": _share_won(mismatches),
+        "gap": statistics.fmean(gaps) if gaps else None,
+        "teacher_score": statistics.fmean(teachers) if teachers else None,
+        "teacher_score_std": statistics.pstdev(teachers) if teachers else None,
+        "student_score": statistics.fmean(flat) if flat else None,
+        "student_score_std": statistics.pstdev(flat) if flat else None,
+        "length_correlation": _correlation(flat, lengths),
+        "length_correlation_both": _correlation(score_distances, length_distances),
+    }
+
+
+def _share_won(gaps: Sequence[float]) -> float | None:
+    return statistics.fmean(float(gap > 0) for gap in gaps) if gaps else None
+
+
+def _correlation(scores: Sequence[float], lengths: Sequence[float]) -> float | None:
+    """Pearson's r of a section's score and its tokens: near 1 or -1, the expert counts tokens."""
+    if len(lengths) < 3 or len(set(lengths)) < 2 or len(set(scores)) < 2:
         return None
-    return statistics.correlation(lengths, student_scores)
+    return statistics.correlation(lengths, scores)

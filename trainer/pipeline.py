@@ -14,11 +14,14 @@ from typing import Any
 
 from rich.console import Console
 
-from prism.config import RunConfig, SftConfig, save_resolved
+from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, save_resolved
 from prism.endpoints import load_endpoints
 from prism.errors import ConfigError, ServiceError
+from prism.expert_section import SECTIONS
 from prism.stack import Stack, start_process
+from trainer.disentangle import disentangle, disentangled_stages, print_disentanglement
 from trainer.evaluate import evaluate, evaluated_stages, print_figures
+from trainer.expert_start import served_experts
 from trainer.publish import open_publisher
 from trainer.result import next_attempt, stage_folder, stage_result, start_of
 
@@ -47,19 +50,23 @@ def run(
             break
         console.print(f"[bold]{name}[/]: supervised fine-tuning, {stage.steps} steps of {stage.batch}")
         train_in_process([*command, name, *options], name, None)
-    pending = [n for n in config.stages if not stage_result(config, n) or n not in evaluated_stages(config.run_dir)]
-    if not pending and at_end is None:
+    if at_end is None and not any(_is_pending(config, name) for name in config.stages):
         return
-    with Stack(config, served_model(config), console) as stack:
+    with Stack(config, served_model(config), console, experts=served_experts(config)) as stack:
         for name, stage in config.stages.items():
             if not stage_result(config, name):
                 console.print(f"[bold]{name}[/]: {_describe(stage)}")
                 train_in_process([*command, name, *options], name, stack)
+            result = stage_result(config, name)
+            assert result
             if name not in evaluated_stages(config.run_dir):
-                result = stage_result(config, name)
-                assert result
-                _serve(config, name, result["version"])
+                _serve(config, "policy", stage_folder(config, name), result["version"])
                 print_figures(console, evaluate(config, name, stage.kind, result["version"]))
+            if (settings := _disentangled(config, name)) and name not in disentangled_stages(config.run_dir):
+                for expert in SECTIONS:
+                    folder = stage_folder(config, name) / "experts" / expert
+                    _serve(config, expert, folder, result["expert_version"])
+                print_disentanglement(console, disentangle(config, name, settings, result["expert_version"]))
         if at_end:
             at_end()
 
@@ -101,6 +108,17 @@ def start_over(config: RunConfig) -> None:
     shutil.rmtree(config.run_dir, ignore_errors=True)
 
 
+def _is_pending(config: RunConfig, name: str) -> bool:
+    if not stage_result(config, name) or name not in evaluated_stages(config.run_dir):
+        return True
+    return _disentangled(config, name) is not None and name not in disentangled_stages(config.run_dir)
+
+
+def _disentangled(config: RunConfig, name: str) -> DisentangleConfig | None:
+    """How the experts of the stage are to be measured; None if they are not."""
+    return config.evaluate.disentangle if isinstance(config.stages[name], AlignConfig) else None
+
+
 def _describe(stage: Any) -> str:
     if isinstance(stage, SftConfig):
         return f"supervised fine-tuning, {stage.steps} steps of {stage.batch}"
@@ -140,13 +158,12 @@ def train_in_process(command: list[str], name: str, stack: Stack | None) -> None
         )
 
 
-def _serve(config: RunConfig, name: str, version: int) -> None:
-    """Give a finished stage's weights to the policy server, whatever it serves now."""
-    folder = stage_folder(config, name)
+def _serve(config: RunConfig, model: str, folder: Path, version: int) -> None:
+    """Give finished weights to their server, whatever it serves now."""
 
     def write(target: Path) -> None:
         for file in [*folder.glob("*.safetensors*"), folder / "config.json"]:
             shutil.copyfile(file, target / file.name)
 
     endpoints = load_endpoints(config.run_dir / "stack.json")
-    open_publisher(config, endpoints, "policy", next_attempt(config.run_dir)).push(version, write)
+    open_publisher(config, endpoints, model, next_attempt(config.run_dir)).push(version, write)

@@ -41,26 +41,30 @@ class Demonstrations:
     def _build(self, index: int) -> Example:
         file, row = self._rows[index]
         text: str = getattr(row, self._target)
-        messages = [
-            pb.Message(
-                role=message.role,
-                parts=[
-                    pb.Part(text=part.text) if part.type == "text" else pb.Part(image_sha256=part.image)
-                    for part in message.parts
-                ],
-            )
-            for message in row.messages
-        ]
         processed = [self._image(file, name) for name in row.image_paths]
         pixels = torch.cat([pixels for pixels, _ in processed]) if processed else None
         grids = torch.cat([grid for _, grid in processed]) if processed else None
-        return self._inputs.with_text(self._inputs.prompt_of(messages, pixels, grids), text)
+        return self._inputs.with_text(self._inputs.prompt_of(row_messages(row), pixels, grids), text)
 
     def _image(self, file: DataFile, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         key = (file.path.parent, name)
         if key not in self._images:
             self._images[key] = self._inputs.images([open_image(file.image(name))])
         return self._images[key]
+
+
+def row_messages(row: Row) -> list[pb.Message]:
+    """The prompt of a row; its images are named by their paths."""
+    return [
+        pb.Message(
+            role=message.role,
+            parts=[
+                pb.Part(text=part.text) if part.type == "text" else pb.Part(image_sha256=part.image)
+                for part in message.parts
+            ],
+        )
+        for message in row.messages
+    ]
 
 
 class Order:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from prism.report.reading import RunData, StageData, read_run
-from prism.report.records import Evaluation, Figure
+from prism.report.records import Disentanglement, Evaluation, Figure
 from prism.report.totals import Strict, Totals, compute_totals, total, values
 from prism.report.words import Words, headline
 
@@ -35,6 +35,8 @@ class StageReport(Strict):
     evaluation: Evaluation | None
     format_rate_stderr: Figure
     """Binomial standard error of the held-out format rate."""
+    disentanglement: Disentanglement | None
+    """Of an alignment, if it was measured."""
 
 
 class Report(Strict):
@@ -111,6 +113,7 @@ def _stage(stage: StageData) -> StageReport:
         superseded_steps=stage.superseded,
         evaluation=evaluation,
         format_rate_stderr=_binomial(evaluation.format_rate, evaluation.questions) if evaluation else None,
+        disentanglement=stage.disentanglement,
     )
 
 

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from prism.errors import DataError
-from prism.report.records import Evaluation, Sample, StageResult, Step
+from prism.report.records import Disentanglement, Evaluation, Sample, StageResult, Step
 from prism.report.steps import surviving
 
 T = TypeVar("T")
+DISENTANGLED = "disentanglement.jsonl"
 NAMED_LINES = 3  # broken lines of a file that are named one by one
 
 
@@ -31,6 +32,7 @@ class StageData:
     """Of the run, that worked on this stage."""
     superseded: int = 0
     """Lines of steps that were done again after a resume."""
+    disentanglement: Disentanglement | None = None
 
 
 @dataclass
@@ -59,6 +61,10 @@ def read_run(folder: Path) -> RunData:
     steps = read_lines(folder / "metrics.jsonl", Step.read, problems)
     evaluations = read_lines(folder / "evaluations.jsonl", Evaluation.model_validate, problems)
     samples = read_lines(folder / "samples.jsonl", Sample.model_validate, problems)
+    measured: dict[str, Disentanglement] = {}
+    if (folder / DISENTANGLED).is_file():  # most runs do not measure it
+        lines = read_lines(folder / DISENTANGLED, Disentanglement.model_validate, problems)
+        measured = {line.stage: line for line in lines}
     results = _read_results(folder, problems)
     planned = _planned(config)
     names = [*planned, *(step.stage for step in steps), *(e.stage for e in evaluations), *results]
@@ -66,6 +72,8 @@ def read_run(folder: Path) -> RunData:
         _stage(name, planned.get(name, {}), [s for s in steps if s.stage == name], results.get(name), evaluations)
         for name in dict.fromkeys(names)
     ]
+    for stage in stages:
+        stage.disentanglement = measured.get(stage.name)
     return RunData(folder, config, stages, list(_last_of_each(samples).values()), problems)
 
 

@@ -45,6 +45,28 @@ class Evaluation(Record):
     seconds: Figure = None
 
 
+class Change(Record):
+    """How an expert's scores of held-out responses change when one section is corrupted."""
+
+    rows: int
+    change: Figure = None
+    std: Figure = None
+    stderr: Figure = None
+    accuracy: Figure = None
+    """Share of responses that score higher than their corrupted copy; a tie is half."""
+
+
+class Disentanglement(Record):
+    """Corrupted held-out responses, scored by the experts that an alignment ended with: expert to change."""
+
+    stage: str
+    expert_version: int
+    share: Figure = None
+    """Of a section's numbers that were changed."""
+    caption: dict[str, Change]
+    steps: dict[str, Change]
+
+
 class Score(Record):
     expert: str
     version: int | None = None
@@ -103,7 +125,7 @@ class Step(Record):
         figures = {
             key: finite_or_none(value)
             for key, value in line.items()
-            if key not in cls.model_fields and (value is None or _is_number(value))
+            if key not in cls.model_fields and (value is None or _is_number(value))  # lists stay in metrics.jsonl
         }
         return cls.model_validate({**named, "figures": figures})
 

@@ -6,7 +6,8 @@ from rich.table import Table
 
 from prism.report.arms import METRICS, Comparison, Summary
 from prism.report.model import Report, StageReport
-from prism.report.words import KINDS, percent, seconds
+from prism.report.records import Change, Disentanglement
+from prism.report.words import DISENTANGLED, EXPERTS, KINDS, change, percent, seconds
 
 
 def print_table(report: Report, console: Console) -> None:
@@ -19,11 +20,31 @@ def print_table(report: Report, console: Console) -> None:
     for stage in report.stages:
         table.add_row(escape(stage.name), KINDS.get(stage.kind, escape(stage.kind)), *_row(stage))
     console.print(table)
+    for stage in report.stages:
+        if stage.disentanglement:
+            _print_disentanglement(stage.name, stage.disentanglement, console)
     console.print(escape(report.headline), style="bold", highlight=False)
     for sentence in (*report.sentences, *report.platform):
         console.print(escape(sentence), highlight=False)
     for warning in (*report.warnings, *report.problems):
         console.print(escape(warning), style="yellow", highlight=False)
+
+
+def _print_disentanglement(name: str, measured: Disentanglement, console: Console) -> None:
+    title = f"Experts after {escape(name)}: change of score when one section of the teacher's response is corrupted"
+    table = Table(title=title, title_justify="left", caption=DISENTANGLED, caption_justify="left")
+    table.add_column("corrupted")
+    for expert in EXPERTS:
+        table.add_column(f"{expert} expert", justify="right")
+    for section, changes in (("caption", measured.caption), ("steps", measured.steps)):
+        table.add_row(section, *(_change(changes.get(expert)) for expert in EXPERTS))
+    console.print(table)
+
+
+def _change(cell: Change | None) -> str:
+    if cell is None or cell.change is None:
+        return "no data"
+    return f"{change(cell)}\n[dim]std {cell.std or 0:.2f}, told apart {percent(cell.accuracy, 0)}, n = {cell.rows}[/]"
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:

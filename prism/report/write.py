@@ -14,7 +14,7 @@ from prism.report.model import Report, build_report
 from prism.report.panels import draw_panels
 from prism.report.reading import read_run
 from prism.report.rollouts import rollouts
-from prism.report.words import KINDS, called, percent, seconds
+from prism.report.words import DISENTANGLED, EXPERTS, KINDS, called, change, percent, seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -78,8 +78,8 @@ def _render(template: str, **values: Any) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": percent, "seconds": seconds}
-    environment.globals |= {"kind_names": KINDS}
+    environment.filters |= {"percent": percent, "seconds": seconds, "change": change}
+    environment.globals |= {"kind_names": KINDS, "expert_names": EXPERTS, "disentangled": DISENTANGLED}
     return environment.get_template(template).render(**values)
 
 

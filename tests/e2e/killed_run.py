@@ -6,6 +6,7 @@ version behind (its vLLM server is killed with SIGKILL). Small, but nothing in i
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,14 +23,21 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "demo.toml"
 ALIGN_STEPS, WARMUP_STEPS, RLVR_STEPS = 8, 4, 8
+PORTS = 6  # of the stack's services
 DEADLINE = 300  # seconds for any one thing that is waited for
 
 
 def free_base_port() -> int:
-    """A port that is free, with the next ones free as well as far as one can tell."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return min(probe.getsockname()[1], 64000)
+    """A port that is free, as are the next ones; below those that the system gives to outgoing connections."""
+    while True:
+        base = random.randrange(10_000, 30_000)
+        try:
+            for port in range(base, base + PORTS):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return base
 
 
 @dataclass

@@ -14,8 +14,8 @@ CHROMIUM = Path("/usr/bin/chromium")
 ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 WIDTHS = (1280, 400)
 CHARTS = (
-    "loss", "reward", "caption", "perception", "reasoning", "gap", "pairs", "correlation", "tokens", "staleness",
-    "mismatch", "push", "idle", "time",
+    "loss", "reward", "caption", "perception", "reasoning", "gap", "pairs", "correlation", "router", "tokens",
+    "staleness", "mismatch", "push", "idle", "time",
 )  # fmt: skip
 PAST_THE_EDGE = """() => [...document.querySelectorAll('body *')]
     .filter(e => !e.closest('svg') && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)

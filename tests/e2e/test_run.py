@@ -8,6 +8,7 @@ import pytest
 from killed_run import ALIGN_STEPS, RLVR_STEPS, WARMUP_STEPS, Run
 from safetensors.torch import load_file
 
+from prism.expert_model import load_expert
 from prism.weights import Manifest, verify
 
 pytestmark = pytest.mark.timeout(900)  # the first test makes the run
@@ -73,6 +74,32 @@ def test_experts_that_score_are_the_ones_that_were_pushed(run: Run) -> None:
     for expert in ("perception", "reasoning"):
         assert [line[f"served_{expert}_version"] for line in scored] == [line["step"] - 1 for line in scored]
     assert any(line["served_perception_gap"] is not None for line in scored)
+
+
+def test_experts_are_mixtures_wherever_they_live(run: Run) -> None:
+    start = run.folder / "experts" / "align"
+    for expert in ("perception", "reasoning"):
+        result = run.folder / "stages" / "align" / "experts" / expert
+        newest = Manifest.model_validate_json((run.folder / "services" / expert / "newest.json").read_bytes())
+        assert newest.version == WARMUP_STEPS + ALIGN_STEPS
+        served = verify(run.folder / "weights", newest)
+        for folder in (start, result, served):
+            assert load_expert(folder, strict=True).mixture == (4, 2), folder
+        pushed, trained, before = (load_file(f / "model.safetensors") for f in (served, result, start))
+        assert all((pushed[name] == trained[name]).all() for name in trained)
+        router = "model.language_model.layers.0.mlp.gate.weight"
+        assert (trained[router] != before[router]).any()
+    for line in final(run, "align"):
+        assert sum(line["perception_router_load"]) == pytest.approx(1)
+
+
+def test_what_the_experts_notice_was_measured_with_their_last_weights(run: Run) -> None:
+    (line,) = [json.loads(one) for one in (run.folder / "disentanglement.jsonl").read_text().splitlines()]
+    assert (line["stage"], line["expert_version"]) == ("align", WARMUP_STEPS + ALIGN_STEPS)
+    assert line["rows"] == 40
+    for section, other in (("caption", "reasoning"), ("steps", "perception")):
+        assert (line[section][other]["change"], line[section][other]["std"]) == (0.0, 0.0)
+    assert line["caption"]["perception"]["std"] > 0
 
 
 def test_the_policy_server_came_back_with_the_newest_weights(run: Run) -> None:

@@ -20,6 +20,8 @@ COMMANDS = [
     ["report"],
     ["score"],
     ["calibrate"],
+    ["experts"],
+    *(["experts", command] for command in ("upcycle", "warmup")),
     ["serve"],
     *(["serve", service] for service in ("policy", "perception", "reasoning", "grader", "rollouts")),
 ]
@@ -30,8 +32,10 @@ def names(app: object) -> set[str]:
 
 
 def test_all_commands_are_tested_here() -> None:
-    assert names(cli.app) | {"serve"} == {command[0] for command in COMMANDS if command}
-    assert names(cli.serve) == {command[1] for command in COMMANDS if len(command) == 2}
+    groups = {"serve": cli.serve, "experts": cli.experts}
+    assert names(cli.app) | set(groups) == {command[0] for command in COMMANDS if command}
+    for name, group in groups.items():
+        assert names(group) == {command[1] for command in COMMANDS if len(command) == 2 and command[0] == name}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "prism")
@@ -74,6 +78,11 @@ def prism(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             "error: no processor can be loaded from ./nowhere: ",
         ),
         (["demo"], "error: configs/demo.toml is not here"),
+        (["experts", "upcycle", "./nowhere", "out"], "error: no processor can be loaded from ./nowhere: "),
+        (
+            ["experts", "warmup", "./nowhere", "nowhere.jsonl", "out", "--expert", "reasoning"],
+            "error: data file nowhere.jsonl does not exist",
+        ),
         (["report", "nowhere"], "error: nowhere is not a folder"),
         (["serve", "perception"], "error: PRISM_PORT: is not set"),
         (["serve", "grader"], "error: PRISM_PORT: is not set"),

@@ -64,9 +64,18 @@ def test_a_minimal_file_gets_the_defaults(file: Path) -> None:
     assert align.rollouts.temperature == 1.0
     assert (align.policy.minibatches, align.policy.epochs) == (1, 1)
     assert align.experts.skip_above_accuracy == 1.0
+    assert align.experts.mixture is None
+    assert (align.experts.load_balance, align.experts.load_balance_online, align.experts.mismatch) == (0.01, 0, 0)
     assert align.alpha == 0.5
     assert rlvr.loss == "grpo"
     assert config.push.deadline_seconds == 120
+
+
+def test_a_mixture_has_the_published_shape_unless_told_otherwise(file: Path) -> None:
+    stage = load_config(file, ["stages.game.experts.mixture={}"]).stages["game"]
+    assert isinstance(stage, AlignConfig)
+    assert stage.experts.mixture
+    assert stage.experts.mixture.model_dump() == {"experts": 4, "top_k": 2, "noise": 0.01}
 
 
 def test_the_demo_loads() -> None:
@@ -79,6 +88,14 @@ def test_the_demo_loads() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        (
+            "stages.game.experts.mixture={top_k = 5}",
+            "stages.game.experts.mixture: top_k: a token cannot be sent to 5 of 4 experts",
+        ),
+        (
+            'evaluate.disentangle={words = [["one"]]}',
+            "evaluate.disentangle: words: ['one'] holds no other word to put in place of one",
+        ),
         ("bogus=1", "bogus: is not a known key"),
         ("stages.game.bogus=1", "stages.game.bogus: is not a known key"),
         ("stages.game.rollouts.bogus=1", "stages.game.rollouts.bogus: is not a known key"),

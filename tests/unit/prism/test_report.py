@@ -43,7 +43,18 @@ def build_run(folder: Path, stages: tuple[str, ...] = ("sft", "align", "rlvr"), 
         result = {"kind": name, "version": 40 * number, "steps": STEPS[name], "seconds": 300.0 - 90 * number}
         (folder / "stages" / name).mkdir(parents=True)
         (folder / "stages" / name / "stage.json").write_text(json.dumps(result))
+    if "align" in stages:
+        append(folder / "disentanglement.jsonl", disentanglement())
     return folder
+
+
+def disentanglement() -> dict[str, Any]:
+    noticed = {"rows": 128, "change": -2.5, "std": 3.52, "stderr": 0.22, "accuracy": 0.75}
+    blind = {"rows": 128, "change": 0.0, "std": 0.0, "stderr": 0.0, "accuracy": 0.5}
+    return {
+        "stage": "align", "expert_version": 80, "share": 1.0, "caption": {"perception": noticed, "reasoning": blind},
+        "steps": {"perception": blind, "reasoning": noticed | {"rows": 0, "change": None, "std": None}},
+    }  # fmt: skip
 
 
 def append(path: Path, *rows: dict[str, Any]) -> None:
@@ -74,7 +85,11 @@ def step_line(rng: random.Random, name: str, step: int) -> dict[str, Any]:
     if name == "align":
         line |= {"warmup": warm, "perception_gap": gap, "reasoning_gap": None if step == 50 else gap / 2}
         line |= {f"{expert}_pair_accuracy": 0.5 + gap / 9 for expert in ("perception", "reasoning")}
-        line |= {f"{expert}_length_correlation": rng.uniform(-0.2, 0.2) for expert in ("perception", "reasoning")}
+        line |= {f"{expert}_length_correlation_both": rng.uniform(-0.2, 0.2) for expert in ("perception", "reasoning")}
+        line |= {
+            f"perception_router_load_{end}": rng.uniform(low, low + 0.2) for end, low in (("max", 0.3), ("min", 0))
+        }
+        line |= {"perception_router_load": [0.25] * 4, "reasoning_router_load_max": None}
         for expert in () if warm else ("perception", "reasoning"):
             scores = {"teacher_score": 1.5 + gap / 2, "score": 1.5 - gap / 2, "gap": gap}
             line |= {f"served_{expert}_{key}": value for key, value in scores.items()}
@@ -159,9 +174,12 @@ def test_numbers_in_the_report_are_those_of_the_run(run: Path) -> None:
         assert curve["steps"] == [line["step"] for line in recorded]
         for figure, values in curve["figures"].items():
             assert values == [line.get(figure) for line in recorded]
+        assert "perception_router_load" not in curve["figures"], "a list is no curve"
     assert report["totals"]["paused_seconds"] == math.fsum(line.get("sync_paused_seconds", 0) for line in lines)
     assert report["totals"]["logprob_mismatch_max"] == max(line.get("logprob_mismatch", 0) for line in lines)
     assert report["problems"] == []
+    assert [stage["disentanglement"] is None for stage in report["stages"]] == [True, False, True]
+    assert report["stages"][1]["disentanglement"]["caption"] == disentanglement()["caption"]
     assert report["headline"] == "Held-out accuracy rose from 45.1\u00a0% to 90.2\u00a0%"
     assert report["rollouts"] == [f"test-{number:04d}" for number in range(12)]
     first = (run / "report.html").read_bytes(), (run / "report.json").read_bytes()
@@ -270,6 +288,27 @@ def test_the_table_shows_what_the_report_says(run: Path) -> None:
     console = Console(record=True, width=160, file=io.StringIO())
     print_table(load_report(run), console)
     assert re.search("77.9\u00a0% ± 1.8.*Held-out accuracy rose", console.export_text(), re.DOTALL)
+
+
+def test_what_experts_notice_is_on_the_page_and_at_the_terminal(run: Path) -> None:
+    console = Console(record=True, width=160, file=io.StringIO())
+    report = write_report(run)
+    print_table(report, console)
+    page, table = (run / "report.html").read_text(), console.export_text()
+    for shown in ("-2.50 ± 0.22", "+0.00 ± 0.00", "told apart 75\u00a0%", "n = 128", "no data"):
+        assert shown in page
+        assert shown in table
+    assert "by construction" in page
+    assert 'id="chart-router"' in page
+    said = "The perception expert notices corrupted captions (change of score -2.50 ± 0.22, told apart 75\u00a0%)."
+    assert said in report.sentences
+    blind = disentanglement()["caption"]["reasoning"]
+    append(run / "disentanglement.jsonl", disentanglement() | {"caption": {"perception": blind}})
+    assert "perception expert does not notice corrupted captions" in load_report(run).sentences[-1]
+    (run / "disentanglement.jsonl").unlink()
+    report = write_report(run)
+    assert report.problems == [], "most runs do not measure it"
+    assert "by construction" not in (run / "report.html").read_text()
 
 
 def test_a_comparison_says_who_wins_and_whether_beyond_the_spread(tmp_path: Path) -> None:

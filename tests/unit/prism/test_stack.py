@@ -99,6 +99,16 @@ def test_a_run_has_all_services_on_consecutive_ports_with_tokens_of_their_own(
     assert settings.stat().st_mode & 0o077 == 0
 
 
+def test_experts_start_from_a_folder_of_their_own_where_they_have_one(config: RunConfig, tmp_path: Path) -> None:
+    def models(**options: Path) -> dict[str, str]:
+        stack = Stack(config, tmp_path / "policy", Console(file=io.StringIO()), **options)
+        return {s.name: s.environment["PRISM_MODEL"] for s in stack.services if "PRISM_MODEL" in s.environment}
+
+    policy, mixture = str(tmp_path / "policy"), tmp_path / "mixture"
+    assert models() == {"policy": policy, "perception": policy, "reasoning": policy}
+    assert models(experts=mixture) == {"policy": policy, "perception": str(mixture), "reasoning": str(mixture)}
+
+
 def test_a_redis_of_ones_own_and_more_workers_are_taken(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

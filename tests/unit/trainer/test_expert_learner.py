@@ -1,21 +1,28 @@
 """An expert's learner on a real model: teacher and student are told apart by their words alone."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from prism.blobs import BlobStore
 from prism.config import ExpertLearnerConfig
 from prism.data import open_image
-from prism.expert_model import load_expert
-from prism.expert_section import Section
-from prism.inputs import Example, InputBuilder
+from prism.expert_api import ImagePart, Message, ScoreItem, ScoreRequest, TextPart
+from prism.expert_model import ExpertModel, Judgement, load_expert, upcycle
+from prism.expert_section import Section, section_of
+from prism.inputs import Batch, Example, InputBuilder
+from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
+from services.experts.planner import Planner
+from services.experts.settings import ExpertSettings
 from trainer.examples import GroupExamples
 from trainer.expert_learner import ExpertLearner
+from trainer.router import place
 
 MEASURED = (
     "loss",
@@ -27,6 +34,11 @@ MEASURED = (
     "student_score",
     "student_score_std",
     "length_correlation",
+    "length_correlation_both",
+    "mismatch_accuracy",
+    "router_load",
+    "router_load_max",
+    "router_load_min",
 )
 WRONG = "<caption>- a zero\n- b zero</caption><think>0+0=0</think><answer>0</answer>"
 NO_FORMAT = "the answer is 7"
@@ -62,9 +74,12 @@ def groups(teacher_prompts: list[pb.Prompt]) -> Callable[..., list[pb.RolloutGro
 
 @pytest.fixture
 def learner(tiny_model: Path) -> Callable[..., ExpertLearner]:
-    def make(expert: Section = "perception", **values: Any) -> ExpertLearner:
+    def make(expert: Section = "perception", model: Any = None, **values: Any) -> ExpertLearner:
         config = ExpertLearnerConfig.model_validate({"optimizer": {"lr": 1e-3}, "dropout": 0.0} | values)
-        model = load_expert(tiny_model, seed=0, dropout=config.dropout, attention="eager")
+        if config.mixture:
+            model = upcycle(tiny_model, **config.mixture.model_dump(), attention="eager")
+            model.dropout.p = config.dropout
+        model = model or load_expert(tiny_model, seed=0, dropout=config.dropout, attention="eager")
         return ExpertLearner(expert, model, config, 50)
 
     return make
@@ -74,9 +89,27 @@ def weights(learner: ExpertLearner) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in learner.model.parameters()])
 
 
-def figures(learner: ExpertLearner, groups: Sequence[pb.RolloutGroup], prompts: list[Example], examples: Any) -> Any:
+class TokenCounter(nn.Module):
+    """An expert that scores ``sign`` times the tokens of a response, and keeps what it was given."""
+
+    mixture = None
+
+    def __init__(self, sign: float = 1.0) -> None:
+        super().__init__()
+        self.score = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(self.score.weight, sign)
+        self.seen: list[list[int]] = []
+
+    def judge(self, batch: Batch, *, router_logits: bool = False) -> Judgement:
+        self.seen += [ids[:length].tolist() for ids, length in zip(batch.input_ids, batch.lengths, strict=True)]
+        return Judgement(self.score.weight[0, 0] * batch.response_mask.sum(-1).float(), ())
+
+
+def figures(
+    learner: ExpertLearner, groups: Sequence[pb.RolloutGroup], prompts: list[Example], examples: Any, **options: Any
+) -> Any:
     """Of one update, without the expert's name."""
-    made = learner.update(groups, prompts[: len(groups)], examples)
+    made = learner.update(groups, prompts[: len(groups)], examples.inputs, **options)
     assert all(name.startswith(f"{learner.expert}_") for name in made)
     return {name.removeprefix(f"{learner.expert}_"): value for name, value in made.items()}
 
@@ -169,16 +202,18 @@ def test_an_update_is_skipped_above_the_accuracy_asked_for(
     assert (made["updated"], made["grad_norm"], made["version"]) == (0, None, 13)
 
 
+@pytest.mark.parametrize("values", [{}, {"mismatch": 1.0, "mixture": {}}], ids=["dense", "mixture"])
 def test_an_update_does_not_depend_on_the_micro_batch(
     learner: Callable[..., ExpertLearner],
     groups: Any,
     prompts: list[Example],
     examples: Any,
     monkeypatch: pytest.MonkeyPatch,
+    values: Any,
 ) -> None:
     results: list[tuple[Any, torch.Tensor]] = []
     for size in (1, 64):
-        one = learner(micro_batch=size)
+        one = learner(micro_batch=size, **values)
         gradients: list[torch.Tensor] = []
 
         def keep(one: ExpertLearner = one, gradients: list[torch.Tensor] = gradients) -> tuple[float, bool]:
@@ -200,7 +235,7 @@ def test_a_loaded_learner_goes_on_as_the_saved_one(
 ) -> None:
     one = learner()
     figures(one, groups(WRONG), prompts, examples)
-    one.save(tmp_path, examples)
+    one.save(tmp_path, examples.inputs)
     two = learner()
     assert not torch.equal(weights(two), weights(one))
     two.load(tmp_path, one.version)
@@ -213,10 +248,187 @@ def test_a_loaded_learner_goes_on_as_the_saved_one(
     torch.testing.assert_close(weights(two), weights(one), rtol=0, atol=1e-6)
 
 
-def test_lengths_that_decide_the_score_are_noticed(
-    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+def test_a_resumed_mixture_goes_on_bit_for_bit(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    one = learner(mixture={}, dropout=0.1, mismatch=1.0)
+    figures(one, groups(WRONG), prompts, examples, warming_up=True)
+    one.save(tmp_path, examples.inputs)
+    random_state = torch.get_rng_state()
+    expected = figures(one, groups(WRONG), prompts, examples)
+    two = learner(mixture={"noise": 0.5}, dropout=0.1, mismatch=1.0)
+    two.load(tmp_path, 1)
+    torch.set_rng_state(random_state)
+    made = figures(two, groups(WRONG), prompts, examples)
+    assert {k: v for k, v in made.items() if k != "update_seconds"} == {
+        k: v for k, v in expected.items() if k != "update_seconds"
+    }
+    assert torch.equal(weights(two), weights(one))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_expert_that_counts_tokens_is_caught(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any, sign: float
 ) -> None:
     texts = [f"<caption>{'- a one ' * count}</caption><think>x</think><answer>1</answer>" for count in (1, 4, 9)]
-    correlation = figures(learner(), groups(*texts), prompts, examples)["length_correlation"]
-    assert -1 <= correlation <= 1
-    assert figures(learner(), groups(WRONG), prompts, examples)["length_correlation"] is None
+    made = figures(learner(model=TokenCounter(sign)), groups(*texts), prompts, examples)
+    assert made["length_correlation"] == pytest.approx(sign)
+    assert made["length_correlation_both"] == pytest.approx(sign)
+    # Students of one length tell nothing; beside teachers of another they do.
+    made = figures(learner(model=TokenCounter(sign)), groups(WRONG), prompts, examples)
+    assert made["length_correlation"] is None
+    assert made["length_correlation_both"] == pytest.approx(sign)
+    # All alike: no data.
+    made = figures(learner(model=TokenCounter(sign)), groups("", ""), prompts, examples)
+    assert made["length_correlation_both"] is None
+
+
+def test_score_means_and_spreads_are_of_each_side(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    batch = groups(WRONG, WRONG + "\n", count=2)  # white space around a response is not judged
+    made = figures(learner(model=TokenCounter()), batch, prompts, examples)
+
+    def tokens(text: str) -> int:
+        return len(examples.inputs.text_ids(section_of(parse_response(text), "perception"))) + 1
+
+    teachers = [tokens(group.request.prompt.teacher) for group in batch]
+    assert made["teacher_score"] == sum(teachers) / 2
+    assert made["teacher_score_std"] == abs(teachers[0] - teachers[1]) / 2
+    assert (made["student_score"], made["student_score_std"]) == (tokens(WRONG), 0.0)
+    assert made["gap"] == sum(teachers) / 2 - tokens(WRONG)
+
+
+def test_the_loss_is_the_sum_of_its_parts(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    """-(1-ε) log σ(gap - m) - ε log σ(-gap - m), plus the mean square of all scores."""
+    values = {"label_smoothing": 0.1, "margin": 0.5, "score_regularisation": 0.01}
+    one = learner(model=TokenCounter(0.01), **values)
+    made = figures(one, groups(WRONG, count=1), prompts, examples)
+    gap, scores = made["gap"], [made["teacher_score"], made["student_score"]]
+    pair = 0.9 * math.log1p(math.exp(-(gap - 0.5))) + 0.1 * math.log1p(math.exp(gap + 0.5))
+    assert made["loss"] == pytest.approx(pair + 0.01 * sum(s * s for s in scores) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("expert", ["perception", "reasoning"])
+def test_what_is_learnt_from_is_what_is_served(
+    learner: Callable[..., ExpertLearner],
+    groups: Any,
+    prompts: list[Example],
+    examples: Any,
+    blobs: BlobStore,
+    tiny_model: Path,
+    tmp_path: Path,
+    expert: Section,
+) -> None:
+    """The same token ids for one text: from the teacher's side, from the student's, and from the service."""
+    counter = TokenCounter()
+    (group,) = groups(WRONG, count=1)
+    as_student = pb.RolloutGroup(request=group.request, samples=[pb.Sample(text=group.request.prompt.teacher)])
+    as_student.request.prompt.teacher = WRONG
+    figures(learner(expert, model=counter), [group], prompts, examples)
+    figures(learner(expert, model=counter), [as_student], prompts, examples)
+    assert counter.seen[:2] == counter.seen[:1:-1]
+
+    tokens = {"token": "t" * 16, "admin_token": "a" * 16}
+    settings = ExpertSettings.model_validate(
+        {"port": 1, "model": tiny_model, "weights_root": tmp_path, "state_dir": tmp_path, "expert": expert} | tokens
+    )
+    message = group.request.prompt.messages[0]
+    sha256, question = message.parts[0].image_sha256, message.parts[1].text
+    content: list[Any] = [ImagePart(type="image", image="sha256:" + sha256), TextPart(type="text", text=question)]
+    item = ScoreItem(messages=[Message(role="user", content=content)], responses=[as_student.samples[0].text, WRONG])
+    sources: dict[str, Any] = {"sha256:" + sha256: blobs.get(sha256)}
+    (plan,) = Planner(settings, examples.inputs).plan(ScoreRequest(items=[item]), sources)
+    assert plan.group is not None
+    assert [plan.group.prompt.input_ids + list(response) for response in plan.group.responses] == counter.seen[:2]
+    assert plan.group.prompt.pixel_values is not None
+    assert prompts[0].pixel_values is not None
+    assert torch.equal(plan.group.prompt.pixel_values, prompts[0].pixel_values)
+
+
+def test_a_long_section_is_never_truncated(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    counter = TokenCounter()
+    long = f"<caption>{'- a one ' * 3000}</caption><think>x</think><answer>1</answer>"
+    made = figures(learner(model=counter), groups(long, count=1), prompts, examples)
+    section = examples.inputs.text_ids(section_of(parse_response(long), "perception"))
+    assert len(section) > 6000
+    assert counter.seen[1] == [*prompts[0].input_ids, *section, examples.inputs.end_token_id]
+    assert made["valid_pairs"] == 1.0
+
+
+def test_mismatched_pairs_teach_to_look_at_the_prompt(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    """Teacher and student say the same: only that a response belongs to its prompt can be learnt."""
+    one = learner(mismatch=1.0, optimizer={"lr": 3e-3})
+    batch = groups("", count=8)
+    history = [figures(one, batch, prompts, examples) for _ in range(25)]
+    assert history[-1]["mismatch_accuracy"] > 0.8
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["gap"] == 0.0
+    alone = figures(learner(mismatch=1.0), groups(WRONG, count=1), prompts, examples)
+    assert alone["mismatch_accuracy"] is None, "one prompt has no other"
+
+
+def test_a_warm_up_balances_the_routers_and_is_not_skipped(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    values = {"mixture": {"experts": 3, "top_k": 2}, "skip_above_accuracy": 0.9, "optimizer": {"lr": 3e-3}}
+    one = learner(**values)
+    online = figures(learner(**values), groups(WRONG), prompts, examples)
+    warm = figures(one, groups(WRONG), prompts, examples, warming_up=True)
+    # 2 is the least: two assignments a token, spread evenly.
+    assert 0.01 * 2 <= warm["loss"] - online["loss"] < 0.01 * 4
+    heavy = learner(**values, load_balance_online=0.5)
+    assert figures(heavy, groups(WRONG), prompts, examples)["loss"] > online["loss"] + 1
+    history = [figures(one, groups(WRONG), prompts, examples, warming_up=True) for _ in range(15)]
+    assert history[-1]["pair_accuracy"] == 1.0
+    assert all(made["updated"] for made in history)
+
+
+@torch.no_grad()
+def test_experts_one_by_one_compute_what_grouped_ones_do(
+    tiny_model: Path, prompts: list[Example], examples: Any
+) -> None:
+    model = upcycle(tiny_model, noise=0.05).eval()
+    batch = examples.inputs.collate([examples.inputs.with_text(prompt, WRONG) for prompt in prompts])
+    grouped = model(batch)
+    assert model.config.text_config._experts_implementation == "grouped_mm"
+    place(model, "cpu")
+    assert model.config.text_config._experts_implementation == "eager"
+    torch.testing.assert_close(model(batch), grouped, rtol=0, atol=1e-5)
+
+
+def test_router_load_counts_real_tokens_layer_by_layer(
+    learner: Callable[..., ExpertLearner],
+    groups: Any,
+    prompts: list[Example],
+    examples: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged: list[tuple[Judgement, torch.Tensor]] = []
+    judge = ExpertModel.judge
+
+    def keep(self: ExpertModel, batch: Batch, *, router_logits: bool = False) -> Judgement:
+        judged.append((judge(self, batch, router_logits=router_logits), batch.attention_mask))
+        return judged[-1][0]
+
+    monkeypatch.setattr(ExpertModel, "judge", keep)
+    made = figures(learner(mixture={}), groups(WRONG), prompts, examples)
+    counts = torch.zeros(4, 4)  # [layers, experts]
+    for one, mask in judged:
+        for layer, logits in enumerate(one.router_logits):
+            for token, real in zip(logits, mask.flatten(), strict=True):
+                if real:
+                    counts[layer, token.argsort(descending=True)[:2]] += 1
+    shares = counts / counts.sum(1, keepdim=True)
+    assert made["router_load"] == pytest.approx(shares.mean(0).tolist())
+    assert sum(made["router_load"]) == pytest.approx(1)
+    assert (made["router_load_max"], made["router_load_min"]) == pytest.approx(
+        (shares.max().item(), shares.min().item())
+    )

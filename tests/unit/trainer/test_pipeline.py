@@ -1,16 +1,19 @@
 """Runs as folders: what is refused, what is resumed, where a stage starts, and which arms are compared."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from prism.config import RunConfig, load_config
+from prism.config import AlignConfig, RunConfig, load_config
 from prism.errors import ConfigError, ServiceError
+from prism.expert_model import load_expert
 from trainer import pipeline
 from trainer.compare import load_compare, stage_overrides, teacher_texts
+from trainer.expert_start import expert_start, served_experts
 from trainer.result import finish_stage, next_attempt, stage_result, start_of, start_version
 from trainer.train import train_stage
 
@@ -57,6 +60,53 @@ def test_results_of_other_settings_are_refused_by_key(config: RunConfig, tmp_pat
     with pytest.raises(ConfigError, match=r"other settings \(stages\).*--fresh"):
         pipeline.refuse_changed(other)
     pipeline.refuse_changed(load_config(DEMO, [runs_dir, "stack.base_port=9000"]))  # results do not depend on it
+
+
+def copy(model: Path, folder: Path) -> dict[str, Any]:
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    return {"version": 0}
+
+
+def align_of(config: RunConfig) -> AlignConfig:
+    stage = config.stages["align"]
+    assert isinstance(stage, AlignConfig)
+    return stage
+
+
+def test_learners_and_services_take_the_same_mixture_made_once(config: RunConfig, tiny_model: Path) -> None:
+    assert served_experts(config) is None, "alignment's own start is not there yet"
+    finish_stage(config, "sft", "sft", lambda folder: copy(tiny_model, folder))
+    folder = config.run_dir / "experts" / "align"
+    assert served_experts(config) == folder
+    assert load_expert(folder, strict=True).mixture == (4, 2)
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    assert expert_start(config, "align", align_of(config)) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    dense = align_of(config).model_copy(
+        update={"experts": align_of(config).experts.model_copy(update={"mixture": None})}
+    )
+    assert expert_start(config, "align", dense) == config.run_dir / "stages" / "sft"
+
+
+def test_a_mixture_that_cannot_be_made_stops_the_run(config: RunConfig) -> None:
+    finish_stage(config, "sft", "sft", lambda folder: {})
+    with pytest.raises(ConfigError, match="no mixture of experts could be made of"):
+        served_experts(config)
+    assert not (config.run_dir / "experts" / "align").exists()
+
+
+def test_experts_are_measured_after_alignment_alone_and_only_if_asked_for(config: RunConfig) -> None:
+    (config.run_dir / "stages").mkdir(parents=True)
+    for name in config.stages:
+        finish_stage(config, name, name, lambda folder: {"version": 1})
+    with (config.run_dir / "evaluations.jsonl").open("w") as file:
+        file.writelines(json.dumps({"stage": name}) + "\n" for name in config.stages)
+    pending = {name: pipeline._is_pending(config, name) for name in config.stages}
+    assert pending == {"sft": False, "align": True, "rlvr": False}
+    unasked = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"disentangle": None})})
+    assert not pipeline._is_pending(unasked, "align")
+    (config.run_dir / "disentanglement.jsonl").write_text(json.dumps({"stage": "align"}) + "\n")
+    assert not pipeline._is_pending(config, "align")
 
 
 def test_a_preparation_that_fails_is_the_users_to_mend(config: RunConfig) -> None:

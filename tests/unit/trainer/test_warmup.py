@@ -1,0 +1,115 @@
+"""``prism experts warmup``: pairs in, an expert as a folder out, through an interruption if need be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from prism import cli
+from prism.errors import ConfigError, DataError
+from prism.expert_model import load_expert
+from trainer.make_experts import upcycle_folder
+from trainer.recorder import Recorder
+
+WRONG = "<caption>- a zero\n- b zero</caption><think>0+0=0</think><answer>0</answer>"
+FAST = ("--batch=3", "--lr=2e-3", "--attention=eager", "--checkpoint-every=2", "--epochs=2")
+
+
+@pytest.fixture(scope="module")
+def mixture(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from rich.console import Console
+
+    out = tmp_path_factory.mktemp("experts") / "mixture"
+    upcycle_folder(
+        str(tiny_model), out, experts=4, top_k=2, noise=0.01, seed=0, dtype="float32", console=Console(quiet=True)
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def pairs(demo_folder: Path) -> Path:
+    """The demo's 8 teacher rows with a policy's response each; one breaks the format."""
+    file = demo_folder / "data" / "teacher.jsonl"
+    rows = [json.loads(line) | {"response": WRONG} for line in file.read_text().splitlines()]
+    rows[2]["response"] = "seven"
+    out = file.with_name("pairs.jsonl")
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return out
+
+
+def warm_up(*arguments: Any) -> Any:
+    return CliRunner().invoke(cli.app, ["experts", "warmup", *FAST, *map(str, arguments)])
+
+
+def test_an_expert_learns_and_goes_on_bit_for_bit_after_an_interruption(
+    mixture: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    result = warm_up(mixture, pairs, whole, "--expert=perception")
+    assert result.exit_code == 0, result.output
+    assert "1 of 8 pairs break the response format" in result.output
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 16 pairs in threes
+    assert lines[-1]["perception_pair_accuracy"] == 1.0
+    assert lines[-1]["perception_loss"] < lines[0]["perception_loss"]
+    assert sum(lines[0]["perception_router_load"]) == pytest.approx(1)
+    assert load_expert(whole, strict=True).mixture == (4, 2)
+    assert json.loads((whole / "warmup.json").read_text())["pairs_sha256"]
+
+    step = Recorder.step
+
+    def power_cut(self: Recorder, number: int, *arguments: Any, **options: Any) -> None:
+        step(self, number, *arguments, **options)
+        if number == 5:
+            raise OSError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "step", power_cut)
+        assert isinstance(warm_up(mixture, pairs, broken, "--expert=perception").exception, OSError)
+    assert not broken.exists()
+    torch.manual_seed(99)
+    other = warm_up(mixture, pairs, broken, "--expert=perception", "--margin=0.5").exception
+    assert isinstance(other, ConfigError)
+    assert "broken.partial was begun with other settings (learner)" in str(other)
+    result = warm_up(mixture, pairs, broken, "--expert=perception")
+    assert "resumed after update 4" in result.output
+    expected, resumed = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "whole"]
+
+
+def test_experts_of_either_section_start_from_dense_models_too(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "reasoning"
+    assert warm_up(tiny_model, pairs, out, "--expert=reasoning").exit_code == 0
+    assert load_expert(out, strict=True).mixture is None
+    line = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["reasoning_router_load"] is None
+
+
+def test_mistakes_are_said_before_anything_is_trained(
+    tiny_model: Path, pairs: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "expert"
+
+    def refused(kind: type[Exception], match: str, *arguments: Any) -> None:
+        error = warm_up(*arguments, "--expert=perception").exception
+        assert isinstance(error, kind)
+        assert match in str(error)
+
+    out.mkdir()
+    refused(ConfigError, "exists already", tiny_model, pairs, out)
+    out.rmdir()
+    refused(DataError, "does not exist", tiny_model, tmp_path / "nowhere.jsonl", out)
+    refused(DataError, "no usable row", tiny_model, demo_folder / "data" / "prompts.jsonl", out)
+    refused(ConfigError, "learner.optimizer.lr: Input should be greater than 0", tiny_model, pairs, out, "--lr=0")
+    broken = pairs.with_name("broken.jsonl")
+    rows = [json.loads(line) | {"response": "seven"} for line in pairs.read_text().splitlines()]
+    broken.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused(DataError, "nothing to learn", tiny_model, broken, out)
+    assert "Missing option '--expert'" in CliRunner().invoke(cli.app, ["experts", "warmup", "a", "b", "c"]).output
+    assert not list(tmp_path.iterdir())

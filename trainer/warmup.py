@@ -1,0 +1,165 @@
+"""``prism experts warmup``: an expert's first training, on pairs that are there already.
+
+What an expert learns from is the learner of alignment: a pair is a group of one response.
+"""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from prism.config import ExpertLearnerConfig, Strict
+from prism.data import DataFile, Row, open_image, read_rows
+from prism.errors import ConfigError, DataError
+from prism.expert_model import load_expert, save_expert
+from prism.expert_section import Section
+from prism.inputs import Example, InputBuilder
+from prism.response import parse_response
+from prism.settings import describe
+from prism.v1 import rollout_pb2 as pb
+from prism.weights import file_sha256
+from trainer.checkpoint import newest_checkpoint, save_checkpoint
+from trainer.expert_learner import ExpertLearner
+from trainer.make_experts import refuse_existing, write_whole
+from trainer.recorder import Recorder
+from trainer.router import place
+from trainer.sft import Order, report_problems, row_messages
+
+KEEP_CHECKPOINTS = 2
+
+
+class WarmupConfig(Strict):
+    """Everything that the result depends on: a run that goes on must have begun with the same."""
+
+    model: str
+    pairs: Path
+    expert: Section
+    epochs: float = Field(gt=0)
+    batch: int = Field(gt=0)
+    learner: ExpertLearnerConfig
+    checkpoint_every: int = Field(gt=0)
+    on_bad_row: Literal["skip", "fail"]
+    seed: int
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["eager", "sdpa"]
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Raises ConfigError that names each value that is impossible."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError("\n".join(describe(error))) from None
+
+
+def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
+    """Train and write ``out``; goes on from the newest checkpoint in ``out``.partial.
+
+    Raises ConfigError if ``out`` exists or was begun with other settings, DataError for pairs that cannot be used.
+    """
+    refuse_existing(out)
+    file = read_rows(config.pairs, config.on_bad_row, require=("teacher", "response"))
+    report_problems(file, console)
+    _refuse_unusable(file, console)
+    work = out.with_name(f"{out.name}.partial")
+    _refuse_other_settings(config, work)
+
+    torch.manual_seed(config.seed)
+    inputs = InputBuilder(config.model)
+    model = load_expert(
+        config.model,
+        seed=config.seed,
+        dropout=config.learner.dropout,
+        dtype=getattr(torch, config.dtype),
+        attention=config.attention,
+    )
+    pairs = round(config.epochs * len(file.rows))
+    total = max(1, math.ceil(pairs / config.batch))
+    learner = ExpertLearner(config.expert, place(model, config.device), config.learner, total)
+    order = Order(len(file.rows), config.batch, config.seed)
+    first = _resume(work, learner, console)
+    recorder = Recorder(work, config.expert, total, console=console)
+    for step in range(first, total):
+        began = time.perf_counter()
+        rows = [file.rows[i] for i in order.at(step)[: max(1, pairs - step * config.batch)]]
+        prompts = [_prompt(row, file, inputs) for row in rows]
+        figures = learner.update([_group(row) for row in rows], prompts, inputs, warming_up=True)
+        figures["step_seconds"] = time.perf_counter() - began
+        recorder.step(step + 1, figures, show=tuple(f"{config.expert}_{name}" for name in ("pair_accuracy", "gap")))
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
+            _save(work, step + 1, learner, inputs)
+    recorder.close()
+
+    def write(folder: Path) -> None:
+        save_expert(learner.model, folder, inputs)
+        for name in ("metrics.jsonl", "settings.json"):
+            shutil.copyfile(work / name, folder / name.replace("settings", "warmup"))
+
+    write_whole(out, write)
+    shutil.rmtree(work)
+    console.print(f"the {config.expert} expert, warmed up on {pairs:,} pairs, is in {escape(str(out))}")
+
+
+def _refuse_unusable(file: DataFile, console: Console) -> None:
+    """Say how many pairs can be judged; raises DataError if none can."""
+    usable = sum(parse_response(row.teacher or "").valid and parse_response(row.response or "").valid
+                 for row in file.rows)  # fmt: skip
+    if not usable:
+        raise DataError(f"{file.path}: no row has a teacher and a response in the response format: nothing to learn")
+    if usable < len(file.rows):
+        console.print(f"[yellow]{len(file.rows) - usable} of {len(file.rows)} pairs break the response format[/]")
+
+
+def _refuse_other_settings(config: WarmupConfig, work: Path) -> None:
+    settings = config.model_dump(mode="json") | {"pairs_sha256": file_sha256(config.pairs)}
+    file = work / "settings.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed:
+            raise ConfigError(
+                f"{work} was begun with other settings ({', '.join(changed)}): delete it, or choose another folder"
+            )
+    work.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=1))
+
+
+def _prompt(row: Row, file: DataFile, inputs: InputBuilder) -> Example:
+    try:
+        return inputs.prompt(row_messages(row), [open_image(file.image(name)) for name in row.image_paths])
+    except DataError as error:
+        raise DataError(f"row {row.id} of {file.path}: {error}") from None
+
+
+def _group(row: Row) -> pb.RolloutGroup:
+    return pb.RolloutGroup(
+        request=pb.RolloutRequest(prompt=pb.Prompt(id=row.id, teacher=row.teacher or "")),
+        samples=[pb.Sample(text=row.response or "")],
+    )
+
+
+def _save(work: Path, step: int, learner: ExpertLearner, inputs: InputBuilder) -> None:
+    def write(folder: Path) -> None:
+        learner.save(folder / learner.expert, inputs)
+        torch.save({"rng": torch.get_rng_state()}, folder / "random.pt")
+
+    save_checkpoint(work / "checkpoints", step, {"step": step}, write, keep=KEEP_CHECKPOINTS)
+
+
+def _resume(work: Path, learner: ExpertLearner, console: Console) -> int:
+    newest = newest_checkpoint(work / "checkpoints")
+    if newest is None:
+        return 0
+    folder, state = newest
+    learner.load(folder / learner.expert, state["step"])
+    torch.set_rng_state(torch.load(folder / "random.pt", weights_only=True)["rng"])
+    console.print(f"resumed after update {state['step']}")
+    return state["step"]
