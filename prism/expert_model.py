@@ -151,6 +151,17 @@ def load_expert(
     return expert
 
 
+def place(expert: ExpertModel, device: str) -> ExpertModel:
+    """Move an expert to where it works, and compute its mixtures the way that is fastest there.
+
+    On a GPU that is one grouped matrix product for all experts of a layer. On a CPU torch's grouped product is 1.4 to
+    1.7 times slower, there and back, than transformers' own way, which gathers each expert's tokens.
+    """
+    if expert.mixture:
+        expert.model.set_experts_implementation("eager" if torch.device(device).type == "cpu" else "grouped_mm")
+    return expert.to(device)
+
+
 def save_expert(expert: ExpertModel, folder: Path, inputs: InputBuilder) -> None:
     """Write the expert as a folder, with the processor its inputs were built by."""
     model: Any = expert

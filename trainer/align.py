@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prism.config import AlignConfig, RunConfig
-from prism.expert_model import load_expert, save_expert
+from prism.expert_model import load_expert, place, save_expert
 from prism.expert_section import SECTIONS, Section
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
@@ -28,7 +28,6 @@ from trainer.policy_model import load_policy, save_policy
 from trainer.publish import Publisher
 from trainer.recorder import Recorder
 from trainer.result import start_version
-from trainer.router import place
 from trainer.stage import loss_options, mean, push_policy, rollout_figures, usable_groups
 
 WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still

@@ -5,21 +5,11 @@ from typing import Any
 import torch
 
 from prism import torchvision_cpu
-from prism.expert_model import ExpertModel, Judgement
+from prism.expert_model import Judgement
 
 torchvision_cpu.install()
 
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func  # noqa: E402
-
-
-def place(model: ExpertModel, device: str) -> ExpertModel:
-    """Move a model to where it learns, and compute its experts the way that is fastest there.
-
-    On a CPU grouped matrix products are emulated, three times slower there and back than one expert after the other.
-    """
-    if model.mixture:
-        model.model.set_experts_implementation("eager" if device == "cpu" else "grouped_mm")
-    return model.to(device)
 
 
 def load_balance(judged: Judgement, attention_mask: torch.Tensor, mixture: tuple[int, int]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from prism.config import ExpertLearnerConfig, Strict
 from prism.data import DataFile, Row, open_image, read_rows
 from prism.errors import ConfigError, DataError
-from prism.expert_model import load_expert, save_expert
+from prism.expert_model import load_expert, place, save_expert
 from prism.expert_section import Section
 from prism.inputs import Example, InputBuilder
 from prism.response import parse_response
@@ -29,7 +29,6 @@ from trainer.checkpoint import newest_checkpoint, save_checkpoint
 from trainer.expert_learner import ExpertLearner
 from trainer.make_experts import refuse_existing, write_whole
 from trainer.recorder import Recorder
-from trainer.router import place
 from trainer.sft import Order, report_problems, row_messages
 
 KEEP_CHECKPOINTS = 2

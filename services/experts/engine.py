@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prism.errors import ConfigError, ServiceError, WeightsError
-from prism.expert_model import ExpertModel, load_expert
+from prism.expert_model import ExpertModel, load_expert, place
 from prism.inputs import Example, InputBuilder
 from prism.weights import Manifest, verify
 from services.experts import metrics
@@ -204,7 +204,7 @@ class ScoringEngine:
 
     def _new_scorer(self, model: ExpertModel) -> PrefixScorer:
         return PrefixScorer(
-            self.name, model.to(self.device).eval(), self._image_token_id, cache_tokens=self._cache_tokens
+            self.name, place(model, self.device).eval(), self._image_token_id, cache_tokens=self._cache_tokens
         )
 
     def _done(self, _: Future[Scored]) -> None:

@@ -13,7 +13,7 @@ from prism.blobs import BlobStore
 from prism.config import ExpertLearnerConfig
 from prism.data import open_image
 from prism.expert_api import ImagePart, Message, ScoreItem, ScoreRequest, TextPart
-from prism.expert_model import ExpertModel, Judgement, load_expert, upcycle
+from prism.expert_model import ExpertModel, Judgement, load_expert, place, upcycle
 from prism.expert_section import Section, section_of
 from prism.inputs import Batch, Example, InputBuilder
 from prism.response import parse_response
@@ -22,7 +22,6 @@ from services.experts.planner import Planner
 from services.experts.settings import ExpertSettings
 from trainer.examples import GroupExamples
 from trainer.expert_learner import ExpertLearner
-from trainer.router import place
 
 MEASURED = (
     "loss",
