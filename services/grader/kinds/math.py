@@ -11,10 +11,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
+from latex2sympy2_extended.sets import FiniteSet
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 from sympy import MatrixBase, nan, zoo
 from sympy.core.basic import Basic
 
+from services.grader.extract import last_boxed
 from services.grader.kinds import arithmetic
 from services.grader.kinds.cost import too_costly
 from services.grader.kinds.text import REPLACEMENT
@@ -24,6 +27,8 @@ MAX_MATH_CHARS = 16_384
 MAX_NESTING = 40  # reading takes time that grows much faster than the depth
 _LATEX, _PLAIN = LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()
 _TARGETS = {"any": (_LATEX, _PLAIN), "latex": (_LATEX,), "plain": (_PLAIN,)}
+
+_SETS = (sympy.Set, sympy.Tuple, FiniteSet)
 
 arithmetic.install()
 # It says at each start that its timeouts are off; they are meant to be.
@@ -42,6 +47,10 @@ _SUPERSCRIPTS = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿˣ]+")
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿˣ", "0123456789-+nx")
 _SUBSCRIPTS = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_WORDS = [
+    (re.compile(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![\\a-zA-Z])(pi|sin|cos|tan|ln|log)(?![a-zA-Z])"), r"\\\1 "),
+]
 _ROOT = re.compile(r"\\sqrt (\d+|[a-z]|\([^()]*\))")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 _TEX = re.compile(r"\$|\\\(|\\\[|\\f?box(?:ed)?\s*\{")
@@ -55,6 +64,8 @@ class Parsed:
     """What math-verify read: sympy values, and the text between the delimiters."""
 
     values: tuple[Any, ...]
+    # Of several boxes, which math-verify makes a set of, the last: the answer, where the gold answer is no set.
+    last_box: tuple[Any, ...] = ()
 
     @property
     def understood(self) -> bool:
@@ -85,9 +96,11 @@ def _read(text: str, notation: str) -> Parsed:
         parsed = Parsed(tuple(parse(candidate, _TARGETS[notation], parsing_timeout=None)))
         if parsed.understood:
             break
+    if text.count("boxed{") > 1 and _is_set(parsed) and (box := last_boxed(text)):
+        parsed = Parsed(parsed.values, tuple(parse(f"${box}$", _TARGETS[notation], parsing_timeout=None)))
     if not parsed.values:
         raise Unreadable(f"not mathematics that can be parsed: {shown(text)!r}")
-    for value in parsed.values:
+    for value in parsed.values + parsed.last_box:
         if reason := too_costly(value):
             raise Unreadable(f"too large to compute with ({reason}): {shown(text)!r}")
     return parsed
@@ -108,10 +121,12 @@ def same(gold: Parsed, answer: Parsed, options: Options) -> Match:
             return Match(False, "math: not the same text")
         raise GoldUnreadable(f"not mathematics that can be parsed: {shown(str(sorted(gold.texts)))}")
 
+    values = answer.last_box if answer.last_box and not _is_set(gold) else answer.values
+
     def equal(raise_on_error: bool) -> bool:
         return verify(
             list(gold.values),
-            list(answer.values),
+            list(values),
             float_rounding=options.float_rounding,
             strict=options.strict,
             allow_set_relation_comp=options.set_relations,
@@ -127,6 +142,10 @@ def same(gold: Parsed, answer: Parsed, options: Options) -> Match:
             raise
         right = True
     return Match(right, "math: equal by math-verify" if right else "math: different by math-verify")
+
+
+def _is_set(parsed: Parsed) -> bool:
+    return any(isinstance(value, _SETS) for value in parsed.values)
 
 
 def _meaningful(value: Any) -> bool:
@@ -153,6 +172,8 @@ def _candidates(text: str) -> list[str]:
         sign, whole, *parts = mixed.groups()
         above, below = parts[0] or parts[2], parts[1] or parts[3]
         return [rf"${sign}({whole}+\frac{{{above}}}{{{below}}})$"]
+    for pattern, tex in _WORDS:
+        bare = pattern.sub(tex, bare)
     inline = f"${bare}$" if "\n" not in bare else f"$${bare}$$"
     return [text, inline] if _PROSE.search(bare) and "\\" not in bare else [inline, text]
 
