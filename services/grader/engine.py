@@ -117,6 +117,7 @@ class Grader:
             outcomes = await self._pool.compare(list(tasks.values()))
         finally:
             for key, outcome in zip(tasks, outcomes, strict=True):
+                metrics.ITEM_SECONDS.observe(outcome.elapsed_seconds)
                 self._keep(key, outcome)
 
     async def _ask_judge(self, key: bytes, task: Task) -> None:
@@ -135,6 +136,8 @@ class Grader:
 
     def _too_long(self, item: Item) -> str | None:
         limit = self._settings.max_text_chars
+        if len(item.response) <= limit and all(len(gold) <= limit for gold in item.golds):
+            return None
         for name, text in (("response", item.response), *(("gold", gold) for gold in item.golds)):
             if len(text) > limit:
                 return f"{name}: {len(text)} characters are over the limit of {limit} (PRISM_MAX_TEXT_CHARS)"

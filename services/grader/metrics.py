@@ -1,5 +1,6 @@
 """The grader's Prometheus metrics, of this server process."""
 
+from collections import Counter as Counts
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from services.grader.verdict import Verdict
 VERDICTS = Counter("prism_grader_verdicts", "Verdicts given, by status", ["status"])
 ITEM_SECONDS = Histogram(
     "prism_grader_item_seconds",
-    "Seconds a worker spent on one item (for a failed one: until it was given up)",
+    "Seconds a worker spent on one comparison (for a failed one: until it was given up)",
     buckets=(0.0001, 0.001, 0.01, 0.1, 0.5, 1, 2.5, 5, 10),
 )
 REQUEST_SECONDS = Histogram("prism_grader_request_seconds", "Seconds from a request to its verdicts, queueing included")
@@ -34,6 +35,5 @@ def waiting(items: int) -> Iterator[None]:
 
 
 def observe(verdicts: Iterable[Verdict]) -> None:
-    for verdict in verdicts:
-        VERDICTS.labels(verdict.status).inc()
-        ITEM_SECONDS.observe(verdict.elapsed_seconds)
+    for status, count in Counts(verdict.status for verdict in verdicts).items():
+        VERDICTS.labels(status).inc(count)

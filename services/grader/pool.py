@@ -201,7 +201,7 @@ class WorkerPool:
     async def warm_up(self) -> None:
         """Returns once every worker has answered. Raises ChunkFailed if one cannot."""
         # One chunk for each thread at once: no slot can take two of them while another has none.
-        await asyncio.gather(*(lane.compare([WARM_UP]) for lane in (self._fast, self._slow) for _ in lane.slots))
+        await asyncio.gather(*(self._ask(lane, WARM_UP) for lane in (self._fast, self._slow) for _ in lane.slots))
 
     async def _run(self, tasks: list[Task]) -> list[Outcome]:
         try:
@@ -225,15 +225,21 @@ class WorkerPool:
         ]
 
     async def _run_slowly(self, task: Task) -> Outcome:
-        for last_try in (False, True):
-            try:
-                [outcome] = await self._slow.compare([task])
-                assert outcome is not None, "without patience all are begun"
-                return outcome
-            except ChunkFailed as failure:
-                if last_try or not failure.worker_lost:
-                    return failure.outcome()
-        raise AssertionError("unreachable: the last try returns")
+        try:
+            return await self._ask(self._slow, task)
+        except ChunkFailed as failure:
+            return failure.outcome()
+
+    async def _ask(self, lane: Lane, task: Task) -> Outcome:
+        """Twice if the worker is lost, for it may have been dead before. Raises ChunkFailed."""
+        try:
+            [outcome] = await lane.compare([task])
+        except ChunkFailed as failure:
+            if not failure.worker_lost:
+                raise
+            [outcome] = await lane.compare([task])
+        assert outcome is not None, "the first of a chunk is always begun"
+        return outcome
 
     def close(self) -> None:
         """Stop everything, within a second or two: chunks at hand are given up. Blocks."""

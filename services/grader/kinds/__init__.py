@@ -27,22 +27,23 @@ def resolve(kind: str, gold: str, options: Options) -> str:
 
 
 def is_fast(task: Task) -> bool:
-    if task.kind == "math" or (task.answer is not None and len(task.answer) > MAX_FAST_CHARS):
+    if task.answer is not None and len(task.answer) > MAX_FAST_CHARS:
         return False
-    for gold in task.golds:
-        if len(gold) > MAX_FAST_CHARS:
+    return all(len(gold) <= MAX_FAST_CHARS and _is_fast(task.kind, gold, task.options) for gold in task.golds)
+
+
+def _is_fast(kind: str, gold: str, options: Options) -> bool:
+    match resolve(kind, gold, options):
+        case "math":
             return False
-        kind = resolve(task.kind, gold, task.options)
-        if kind == "math":
-            return False
-        if kind == "multi":
+        case "multi":
             try:
-                parts = multi.read(gold, task.options)
+                parts = multi.read(gold, options)
             except Unreadable:
-                continue
-            if any(resolve(task.options.part_kind, part, task.options) == "math" for part in parts):
-                return False
-    return True
+                return True
+            return not any(resolve(options.part_kind, part, options) == "math" for part in parts)
+        case _:
+            return True
 
 
 def compare(task: Task) -> Outcome:

@@ -6,6 +6,8 @@ from typing import Literal
 from services.grader.kinds import choice, number
 from services.grader.verdict import Options, Unreadable
 
+MAX_RESOLVED_CHARS = 4096
+_CANDIDATE = re.compile(r"[0-9\\$xynπ∞]")
 _CHOICE = re.compile(r"\s*(?:[A-H]|\([A-Ha-h]\)|[A-H][.)])\s*")
 _MATH = re.compile(
     r"\\[a-zA-Z]+|[\^√π∞∪∩±×÷≤≥≠∈]|\$.*\$"
@@ -17,11 +19,7 @@ _MATH = re.compile(
 
 
 def resolve(gold: str, options: Options) -> Literal["number", "choice", "math", "text"]:
-    """number if the gold answer is one, choice if it is a letter or an option's text, math if it looks like it."""
-    if number.parse_quantity(gold) is not None:
-        return "number"
-    if _CHOICE.fullmatch(gold):
-        return "choice"
+    """choice if the gold answer is a letter or an option's text, number if it is one, math if it looks like it."""
     if options.choices:
         try:
             choice.read(gold, options)
@@ -29,4 +27,10 @@ def resolve(gold: str, options: Options) -> Literal["number", "choice", "math", 
             pass
         else:
             return "choice"
-    return "math" if len(gold) <= 4096 and any(char.isdigit() or char in "\\$xyn" for char in gold) and _MATH.search(gold) else "text"
+    if number.parse_quantity(gold) is not None:
+        return "number"
+    if _CHOICE.fullmatch(gold):
+        return "choice"
+    if len(gold) <= MAX_RESOLVED_CHARS and _CANDIDATE.search(gold) and _MATH.search(gold):
+        return "math"
+    return "text"

@@ -4,6 +4,7 @@ Nothing is evaluated: a text is matched against one pattern and read digit by di
 ``1,5`` (somebody's decimal comma) or ``7 or 8`` is no number.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,18 +23,20 @@ _NUMBER = re.compile(
     rf"(?P<sign>[+-]?) ?(?P<currency>[$€£¥]?) ?"
     rf"(?:(?P<whole>[0-9]+)[ +](?P<part>[0-9]+) ?/ ?(?P<of>[0-9]+)"
     rf"|(?P<numerator>[0-9]+) ?/ ?(?P<denominator>[0-9]+)"
+    rf"|10\^\(?\{{?(?P<ten>[+-]?[0-9]{{1,3}})\}}?\)?"
     rf"|(?P<decimal>{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+){_POWER}?)"
-    # A unit: one word, perhaps with a power or per another; never "or", "to", …, which join two answers.
-    r" ?(?P<unit>%|percent|percentage|pct|[^\W\d_]{0,20}°?[^\W\d_]{0,20}[²³]?(?:\^\{?[23]\}?|[23])?(?:/[^\W\d_]{1,12})?|[$€£¥¢℃℉])"
+    # A unit: one word, perhaps with a power or per another.
+    r" ?(?P<unit>(?:%|°?[^\W\d_]{1,20}(?:\^?\{?[23]\}?)?(?:/[^\W\d_]{1,12})?|°|[$€£¥¢])?)"
 )
-_JOINS = frozenset("or and to by of in times minus plus over e x i".split()) - {"in"}
+# What joins two answers, or two numbers, is no unit.
+_JOINS = frozenset("or and to by of times minus plus over e x i".split())
 _PERCENT = frozenset({"%", "percent", "percentage", "pct"})
 
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _POWER_OF_TEN = re.compile(r"(?<=10)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+(?![0-9])")
 _VULGAR = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/8 3/8 5/8 7/8".split(), strict=True))
 _VULGAR_CHARS = re.compile(f"[{''.join(_VULGAR)}]")
-_ODD = re.compile(r"[⁰¹⁴⁵⁶⁷⁸⁹₀-₉]")  # NFKC would read x⁵ as x5
+_ODD = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹₀-₉]")  # NFKC would read x⁵ as x5
 _AREA = re.compile(r"(?<=[a-zµμ米])[²³]")
 
 _TEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}|\\[dt]?frac\s*([0-9])\s*([0-9])")
@@ -49,14 +52,17 @@ _TEX = [
     (re.compile(r"\\(?:mu)\s*"), "μ"),
 ]
 _DELIMITED = re.compile(r"\$\$?([^$]+)\$?\$|\\\((.+)\\\)|\\\[(.+)\\\]", re.DOTALL)
-_ASSIGNED = re.compile(r"[a-z](?:_?\{?[a-z0-9]\}?)? ?[=≈] ?(?=[^=])")
+_ASSIGNED = re.compile(r"^[a-z](?:_?\{?[a-z0-9]\}?)? ?[=≈] ?(?=[^=])")
+
+
+_EQUAL, _DIFFERENT = Match(True, "number: equal"), Match(False, "number: different")
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """``value`` in the unit as written. ``dimension`` is None without a unit; an unknown unit is its own dimension."""
 
-    value: Fraction
+    value: Fraction | int
     dimension: str | None = None
     factor: Fraction = Fraction(1)
 
@@ -71,7 +77,9 @@ def read(text: str, options: Options) -> Quantity:
 
 def same(gold: Quantity, answer: Quantity, options: Options) -> Match:
     if gold.dimension == answer.dimension:
-        pairs = [(gold.value * gold.factor, answer.value * answer.factor)]
+        alike = gold.factor == answer.factor
+        one, other = (gold.value, answer.value) if alike else (gold.value * gold.factor, answer.value * answer.factor)
+        pairs = [(one, other)]
     elif gold.dimension and answer.dimension:
         return Match(False, f"number: {gold.dimension} and {answer.dimension} are different units")
     elif options.units == "strict" and "percent" not in (gold.dimension, answer.dimension):
@@ -84,23 +92,25 @@ def same(gold: Quantity, answer: Quantity, options: Options) -> Match:
     else:
         pairs = [(gold.value, answer.value)]
     if any(one == other for one, other in pairs):
-        return Match(True, "number: equal")
+        return _EQUAL
     if (options.abs_tol or options.rel_tol) and any(_close(one, other, options) for one, other in pairs):
         return Match(True, f"number: within tolerance (relative {options.rel_tol:g}, absolute {options.abs_tol:g})")
-    return Match(False, "number: different")
+    return _DIFFERENT
 
 
-def _close(gold: Fraction, answer: Fraction, options: Options) -> bool:
+def _close(gold: Fraction | int, answer: Fraction | int, options: Options) -> bool:
     # As fractions: a difference of large numbers would vanish in floats.
     return abs(answer - gold) <= max(Fraction(options.abs_tol), Fraction(options.rel_tol) * abs(gold))
 
 
+# A group of responses has one gold answer and few different ones.
+@functools.lru_cache(maxsize=8192)
 def parse_quantity(text: str) -> Quantity | None:
     """The exact number in ``text`` with its unit; None if it is none, ambiguous, or over MAX_NUMBER_CHARS."""
-    text = text.strip()
+    text = text.strip().strip("*")
     # The most frequent answer by far.
     if text.isascii() and text.isdigit() and len(text) <= MAX_NUMBER_CHARS:
-        return Quantity(Fraction(int(text)))
+        return Quantity(int(text))
     if not text or len(text) > MAX_NUMBER_CHARS:
         return None
     plain = _plain(text)
@@ -125,12 +135,14 @@ def _value(match: re.Match[str]) -> Fraction | None:
         value = Fraction(re.sub("[ ,'’]", "", match["decimal"]))
         exponent = match["e"] or match["power"]
         return value * Fraction(10) ** int(exponent) if exponent else value
+    if match["ten"]:
+        return Fraction(10) ** int(match["ten"])
     if match["of"]:
         return Fraction(int(match["whole"])) + Fraction(int(match["part"]), int(match["of"])) if int(match["of"]) else None
     return Fraction(int(match["numerator"]), int(match["denominator"])) if int(match["denominator"]) else None
 
 
-def _with_unit(value: Fraction, unit: str) -> Quantity:
+def _with_unit(value: Fraction | int, unit: str) -> Quantity:
     if unit in _PERCENT:
         return Quantity(value, "percent", Fraction(1, 100))
     name = unit.replace("{", "").replace("}", "")
@@ -142,7 +154,7 @@ def _with_unit(value: Fraction, unit: str) -> Quantity:
 
 def _plain(text: str) -> str | None:
     """``text`` without TeX and Unicode's spellings of numbers, normalised; None if it is no text."""
-    if text.isascii() and "\\" not in text and "$" not in text:
+    if text.isascii() and not any(char in text for char in "\\${"):
         plain = text
     else:
         plain = _without_tex(text)
@@ -150,7 +162,7 @@ def _plain(text: str) -> str | None:
         plain = _VULGAR_CHARS.sub(lambda match: f" {_VULGAR[match[0]]}", plain)
         plain = plain.replace("\u2044", "/").replace("℃", "°c").replace("℉", "°f").replace("º", "°")
         plain = _AREA.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPT), plain)
-        if _ODD.search(plain) or "²" in plain or "³" in plain:
+        if _ODD.search(plain):
             return None
     normal = normalise_text(plain)
     if normal is None:
@@ -162,7 +174,7 @@ def _without_tex(text: str) -> str:
     stripped = text.rstrip(".。 ")
     if delimited := _DELIMITED.fullmatch(stripped):
         text = next(group for group in delimited.groups() if group)
-    if "\\" in text:
+    if "\\" in text or "{" in text:
         text = _TEX_WORD.sub(lambda match: f" {match[1]} ", text)
         text = _TEX_FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]} ", text)
         for pattern, plain in _TEX:
