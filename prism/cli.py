@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from prism.errors import ConfigError, PrismError
+from services.grader.cli import HELP as GRADE_HELP
+from services.grader.cli import grade
 
 if TYPE_CHECKING:
     from prism.config import RunConfig
@@ -23,6 +25,7 @@ app = typer.Typer(
 )
 serve = typer.Typer(no_args_is_help=True, help="Run one service in the foreground, configured by PRISM_* variables.")
 app.add_typer(serve, name="serve")
+app.command("grade", help=GRADE_HELP)(grade)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="a run's TOML file, such as configs/demo.toml")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="a run's TOML file, such as configs/demo.toml")]

@@ -18,6 +18,7 @@ COMMANDS = [
     ["train"],
     ["up"],
     ["report"],
+    ["grade"],
     ["serve"],
     *(["serve", service] for service in ("policy", "perception", "reasoning", "grader", "rollouts")),
 ]

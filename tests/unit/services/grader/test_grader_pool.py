@@ -174,8 +174,8 @@ async def test_workers_are_recycled(pool: WorkerPool) -> None:
 
 
 async def test_a_stopped_worker_is_given_up(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.grader.pool.START_GRACE_SECONDS", 2.0)
     await pool.warm_up()
+    monkeypatch.setattr("services.grader.pool.START_GRACE_SECONDS", 2.0)
     for worker in workers():
         worker.suspend()
     assert [(outcome.status, outcome.detail) for outcome in await pool.compare([GOOD] * 4)] == [("ok", None)] * 4
