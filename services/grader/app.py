@@ -81,4 +81,6 @@ def check(request: GradeRequest, settings: GraderSettings) -> None:
         for index, item in enumerate(request.items):
             if item.tokens is None:
                 detail = "rules.overlong needs the response's length in tokens"
-                raise HTTPException(422, [{"type": "missing", "loc": ["body", "items", index, "tokens"], "msg": detail}])
+                raise HTTPException(
+                    422, [{"type": "missing", "loc": ["body", "items", index, "tokens"], "msg": detail}]
+                )

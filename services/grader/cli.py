@@ -28,14 +28,16 @@ verdicts are written too, one line each, and a run that was stopped goes on wher
 """
 
 
-Kind = StrEnum("Kind", list(KINDS))
+Kind = StrEnum("Kind", list(KINDS))  # typer checks --kind against it
 
 
 def grade(
     file: Annotated[Path, typer.Argument(help="JSON Lines with response, gold and perhaps id, kind, options, tokens")],
-    out: Annotated[Path | None, typer.Option(help="write the verdicts here, as JSON Lines; goes on if it exists")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="write the verdicts here, as JSON Lines; goes on if it exists")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="delete what --out holds so far and start over")] = False,
-    kind: Annotated[Kind, typer.Option(help="the kind of rows that name none")] = Kind.auto,
+    kind: Annotated[Kind, typer.Option(help="the kind of rows that name none")] = Kind("auto"),
     any_format: Annotated[
         bool, typer.Option("--any-format", help="do not require <caption>, <think> and <answer>")
     ] = False,
@@ -55,5 +57,8 @@ def grade(
     if fresh and out:
         out.unlink(missing_ok=True)
     engine = {"workers": workers, "deadline_seconds": deadline, "judge_url": judge_url, "judge_model": judge_model}
-    rules = {"format": "ignored" if any_format else "required", "extract": [part.strip() for part in extract.split(",")]}
+    rules = {
+        "format": "ignored" if any_format else "required",
+        "extract": [part.strip() for part in extract.split(",")],
+    }
     grade_file(file, kind.value, out, url, engine, rules)

@@ -104,7 +104,9 @@ class Grader:
         waited = [known for known in found.values() if isinstance(known, asyncio.Future)]
         if waited:
             await asyncio.wait(waited)
-        return [known.result() if isinstance(known, asyncio.Future) else known for known in map(found.__getitem__, keys)]
+        return [
+            known.result() if isinstance(known, asyncio.Future) else known for known in map(found.__getitem__, keys)
+        ]
 
     def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -162,9 +164,7 @@ def conclude(
     """The verdict: numbers only where something was judged."""
     extracted = None if reading.answer is None else shown(reading.answer)
     if outcome.status in ("unparseable_gold", "timeout", "error"):
-        return Verdict(
-            outcome.status, extracted=extracted, detail=outcome.detail, elapsed_seconds=elapsed_seconds
-        )
+        return Verdict(outcome.status, extracted=extracted, detail=outcome.detail, elapsed_seconds=elapsed_seconds)
     components = dict(outcome.components)
     penalty = None
     if rules.overlong and item.tokens is not None:

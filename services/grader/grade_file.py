@@ -84,6 +84,7 @@ def read_done(out: Path, rows: list[Row]) -> list[dict[str, Any]]:
         return []
     whole, _, torn = out.read_bytes().rpartition(b"\n")
     lines = whole.split(b"\n") if whole else []
+    done: list[dict[str, Any]] = []
     try:
         done = [json.loads(line) for line in lines]
         same = [verdict["row"] for verdict in done] == [row.sha256 for row in rows[: len(done)]]
@@ -109,8 +110,7 @@ async def grade_rows(
         async with _server(url) if url else _in_process(settings) as ask:
             async for batch, graded in _ahead(ask, _batches(rows), rules):
                 found = [
-                    {"line": row.line, "row": row.sha256} | verdict
-                    for row, verdict in zip(batch, graded, strict=True)
+                    {"line": row.line, "row": row.sha256} | verdict for row, verdict in zip(batch, graded, strict=True)
                 ]
                 if out:
                     with out.open("a", encoding="utf-8") as file:

@@ -19,7 +19,9 @@ QUEUED = Gauge("prism_grader_queued_items", "Items accepted that have no verdict
 CHUNK_FAILURES = Counter(
     "prism_grader_chunk_failures", "Chunks without verdicts: timeout, error or worker_lost", ["reason"]
 )
-CACHE = Counter("prism_grader_cache", "Comparisons for the workers, hit: the outcome was known or under way", ["result"])
+CACHE = Counter(
+    "prism_grader_cache", "Comparisons for the workers, hit: the outcome was known or under way", ["result"]
+)
 JUDGE_SECONDS = Histogram("prism_grader_judge_seconds", "Seconds one judgement by a language model took")
 
 

@@ -179,7 +179,7 @@ class WorkerPool:
     def __init__(self, settings: EngineSettings, function: CompareChunk = compare_chunk) -> None:
         self._chunk_items, patience = settings.chunk_items, settings.patience_seconds
         # A chunk begins nothing after twice the patience: what is not back long after that hangs where no signal helps.
-        fast_deadline = min(settings.deadline_seconds, 4 * patience + 1)
+        fast_deadline = min(settings.deadline_seconds, 12 * patience)
         self._fast = Lane([Slot(settings, function, 0) for _ in range(settings.workers)], patience, fast_deadline)
         slow = [Slot(settings, function, SLOW_NICENESS) for _ in range(settings.slow_workers)]
         self._slow = Lane(slow, None, settings.deadline_seconds)
@@ -209,14 +209,16 @@ class WorkerPool:
         except ChunkFailed as failure:
             if len(tasks) > 1:
                 # One of them may have hung or killed the worker for all: each is asked again, alone.
-                return [done for alone in await asyncio.gather(*(self._run([task]) for task in tasks)) for done in alone]
+                return [
+                    done for alone in await asyncio.gather(*(self._run([task]) for task in tasks)) for done in alone
+                ]
             if failure.status == "timeout" or failure.worker_lost:
                 return [await self._run_slowly(tasks[0])]
             return [failure.outcome()]
         rest = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome is None]
         slow = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome and outcome.status == "timeout"]
-        later, *slowly = await asyncio.gather(
-            self._run(rest) if rest else _nothing(), *(self._run_slowly(task) for task in slow)
+        later, slowly = await asyncio.gather(
+            self._run(rest) if rest else _nothing(), asyncio.gather(*(self._run_slowly(task) for task in slow))
         )
         late, slowed = iter(later), iter(slowly)
         return [

@@ -20,7 +20,8 @@ class GradeOptions(BaseModel):
     rel_tol: float = Field(0.0, ge=0, le=1, description="number: tolerance as a share of the gold answer")
     abs_tol: float = Field(0.0, ge=0, allow_inf_nan=False, description="number: tolerance; the larger of both counts")
     units: Literal["lenient", "strict"] = Field(
-        "lenient", description="number: lenient forgives a unit or percent sign that only one side has; never another unit"
+        "lenient",
+        description="number: lenient forgives a unit or percent sign that only one side has; never another unit",
     )
     choices: list[ShortText] = Field([], max_length=8, description="choice: the options' texts, A first")
     aliases: list[list[ShortText]] = Field([], max_length=256, description="text: groups of texts that mean the same")
@@ -61,10 +62,10 @@ class GradeItem(BaseModel):
     )
     kind: Kind = Field(
         "auto",
-        description="number: exact value within a tolerance; units, percent, thousands, scientific, fractions. choice: A "
-        "to H, or the option's text. text: equal once normalised (Unicode, case, white space, trailing full stop), or an "
-        "alias. math: LaTeX and expressions, by math-verify. multi: several parts. box: a bounding box by IoU, a point "
-        "by distance. judge: a language model, if the service has one. auto: number, choice, math or text, whichever "
+        description="number: exact value within a tolerance; units, percent, thousands, scientific, fractions. choice: "
+        "A to H, or the option's text. text: equal once normalised (Unicode, case, white space, trailing full stop), "
+        "or an alias. math: LaTeX and expressions, by math-verify. multi: several parts. box: a bounding box by IoU, a "
+        "point by distance. judge: a language model, if the service has one. auto: number, choice, math or text, whichever "
         "the gold answer is.",
     )
     options: GradeOptions | None = Field(None, description="how the kind compares; null for its defaults")
@@ -92,7 +93,8 @@ class GradeRules(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["required", "ignored"] = Field(
-        "required", description="required: a response that breaks the response format earns 0. ignored: any text will do"
+        "required",
+        description="required: a response that breaks the response format earns 0. ignored: any text will do",
     )
     extract: list[Source] = Field(
         ["answer", "boxed", "phrase"],

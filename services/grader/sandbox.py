@@ -48,7 +48,7 @@ def limit_cpu(seconds: float) -> None:
 
 
 def deny_network_and_programs() -> bool:
-    """No sockets and no other programs, for good. False where the kernel has no seccomp, or the processor is unknown."""
+    """No sockets and no other programs, for good. False without seccomp, or on a processor that is not known here."""
     if sys.platform != "linux" or platform.machine() not in _DENIED:
         return False
     architecture, denied = _DENIED[platform.machine()]

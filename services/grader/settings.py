@@ -19,34 +19,42 @@ class EngineSettings(BaseModel):
     )
     deadline_seconds: float = Field(5.0, gt=0, le=600, description="a comparison's process is killed after this long")
     patience_seconds: float = Field(
-        0.25, gt=0, le=60, description="a comparison that takes longer goes on in a slow worker, out of others' way"
+        0.25,
+        gt=0,
+        le=60,
+        description="processor time after which a comparison goes on in a slow worker, out of the way",
     )
     worker_memory_mib: int = Field(512, ge=256, description="address space of one worker, MiB")
     worker_max_chunks: int = Field(2_000, ge=1, description="a worker is replaced after this many chunks")
-    chunk_items: int = Field(16, ge=1, description="most comparisons sent to a worker at once")
+    chunk_items: int = Field(8, ge=1, description="most comparisons sent to a worker at once")
     cache_items: int = Field(100_000, ge=0, description="outcomes kept, by content; 0 turns the cache off")
 
-    max_text_chars: int = Field(65_536, ge=1, description="longest response or gold, characters (else its item's status is error)")
+    max_text_chars: int = Field(
+        65_536, ge=1, description="longest response or gold, characters (else its item's status is error)"
+    )
 
     accuracy_weight: float = Field(0.8, ge=0, le=1, description="reward = this * accuracy + …")
     format_weight: float = Field(0.2, ge=0, le=1, description="… + this * format + …")
-    overlong_weight: float = Field(1.0, ge=0, le=10, description="… + this * the over-long penalty, if one is asked for")
+    overlong_weight: float = Field(
+        1.0, ge=0, le=10, description="… + this * the over-long penalty, if one is asked for"
+    )
     invalid_format_reward: float = Field(0.0, ge=-10, le=1, description="what breaking the required format earns")
 
     judge_url: str | None = Field(
-        None, description="base URL of an OpenAI-compatible server for kind judge, such as http://host:8000/v1; off if unset"
+        None,
+        description="base URL of an OpenAI-compatible server for kind judge, such as http://host:8000/v1; off if unset",
     )
     judge_model: str = Field("judge", description="the model's name there")
     judge_token: SecretStr | None = Field(None, description="bearer token for it")
     judge_timeout_seconds: float = Field(60.0, gt=0, le=600, description="longest wait for one judgement")
-    judge_max_calls: int = Field(10_000, ge=0, description="judgements this process may ask for; then the status is error")
+    judge_max_calls: int = Field(
+        10_000, ge=0, description="judgements this process may ask for; then the status is error"
+    )
     judge_concurrency: int = Field(16, ge=1, le=1024, description="judgements asked for at once")
 
     @property
     def formula(self) -> RewardFormula:
-        return RewardFormula(
-            self.accuracy_weight, self.format_weight, self.overlong_weight, self.invalid_format_reward
-        )
+        return RewardFormula(self.accuracy_weight, self.format_weight, self.overlong_weight, self.invalid_format_reward)
 
 
 class GraderSettings(EngineSettings, ServiceSettings):

@@ -3,9 +3,11 @@
 (sympy imports much of itself, and fills its caches, only at the first comparisons.)
 """
 
-import services.grader.worker  # noqa: F401
+from services.grader import worker
 from services.grader.kinds import compare
 from services.grader.verdict import Task
+
+__all__ = ["worker"]
 
 for gold, answer in [
     (r"\frac{\sqrt{3}}{2}+1", r"\sqrt{0.75}+x"),

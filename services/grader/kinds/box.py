@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from services.grader.verdict import Match, Options, Unreadable, shown
 
 MAX_BOX_CHARS = 400
-_KNOWN = re.compile(r"bbox_2d|point_2d|<\|?/?(?:box|point|box_start|box_end)\|?>|bounding box|bbox|point|box", re.IGNORECASE)
+_KNOWN = re.compile(
+    r"bbox_2d|point_2d|<\|?/?(?:box|point|box_start|box_end)\|?>|bounding box|bbox|point|box", re.IGNORECASE
+)
 _LABEL = re.compile(r'"label"\s*:\s*"[^"]*"')
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})")
 _FILLING = re.compile(r"[\s,;:()\[\]{}\"'`=]*(?:x1|y1|x2|y2|x|y|json)?[\s,;:()\[\]{}\"'`=]*", re.IGNORECASE)

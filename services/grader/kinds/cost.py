@@ -1,4 +1,4 @@
-"""What a sympy expression would cost to compare, estimated from its tree alone: bombs are refused before they go off."""
+"""What a sympy expression would cost to compare, estimated from its tree alone: bombs are refused unexploded."""
 
 import math
 from typing import Any
@@ -16,10 +16,8 @@ def too_costly(value: Any) -> str | None:
     """Why ``value`` must not be computed with, or None. Cheap, and evaluates nothing of it."""
     if not isinstance(value, Basic):
         return _of_matrix(value) if isinstance(value, sympy.MatrixBase) else None
-    nodes = 0
-    for node in sympy.preorder_traversal(value):
-        nodes += 1
-        if nodes > MAX_NODES:
+    for count, node in enumerate(sympy.preorder_traversal(value)):
+        if count > MAX_NODES:
             return f"more than {MAX_NODES} parts"
         if isinstance(node, Basic) and (reason := _of_node(node)):
             return reason

@@ -1,8 +1,8 @@
 """Kind ``math``: LaTeX, expressions, sets, intervals, matrices, equations, by math-verify. Runs in workers alone.
 
 ``verify(gold, answer)`` is not symmetric (an interval answers an inequality, but not the other way round), so the gold
-answer always comes first. Its timeouts are off: they are signals that raise wherever the code is, and a failure in it is
-False; here a deadline ends the process, and a failure is a status.
+answer always comes first. Its timeouts are off: they are signals that raise wherever the code is, and a failure in it
+is False; here a deadline ends the process, and a failure is a status.
 """
 
 import functools
@@ -37,9 +37,28 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 _FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 _UNICODE = str.maketrans(
     _FULL_WIDTH
-    | {"−": "-", "–": "-", "‒": "-", "\u2010": "-", "、": ",", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u200b": ""}
+    | {
+        "−": "-",
+        "–": "-",
+        "‒": "-",
+        "\u2010": "-",
+        "、": ",",
+        "\u00a0": " ",
+        "\u202f": " ",
+        "\u2009": " ",
+        "\u200b": "",
+    }
     | {"×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt "}
-    | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "°": r"^{\circ}"}
+    | {
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∈": r"\in ",
+        "±": r"\pm ",
+        "°": r"^{\circ}",
+    }
     | {"α": r"\alpha ", "β": r"\beta ", "θ": r"\theta ", "λ": r"\lambda ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}"}
     | {"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
 )
@@ -93,11 +112,11 @@ def _read(text: str, notation: str) -> Parsed:
         raise Unreadable(f"nested deeper than {MAX_NESTING} levels")
     parsed = Parsed(())
     for candidate in [text] if notation == "plain" else _candidates(to_tex(text)):
-        parsed = Parsed(tuple(parse(candidate, _TARGETS[notation], parsing_timeout=None)))
+        parsed = Parsed(tuple(parse(candidate, _TARGETS[notation], parsing_timeout=0)))
         if parsed.understood:
             break
     if text.count("boxed{") > 1 and _is_set(parsed) and (box := last_boxed(text)):
-        parsed = Parsed(parsed.values, tuple(parse(f"${box}$", _TARGETS[notation], parsing_timeout=None)))
+        parsed = Parsed(parsed.values, tuple(parse(f"${box}$", _TARGETS[notation], parsing_timeout=0)))
     if not parsed.values:
         raise Unreadable(f"not mathematics that can be parsed: {shown(text)!r}")
     for value in parsed.values + parsed.last_box:
@@ -130,7 +149,7 @@ def same(gold: Parsed, answer: Parsed, options: Options) -> Match:
             float_rounding=options.float_rounding,
             strict=options.strict,
             allow_set_relation_comp=options.set_relations,
-            timeout_seconds=None,
+            timeout_seconds=0,
             raise_on_error=raise_on_error,
         )
 

@@ -29,12 +29,18 @@ _NUMBER = re.compile(
     r" ?(?P<unit>(?:%|°?[^\W\d_]{1,20}(?:\^?\{?[23]\}?)?(?:/[^\W\d_]{1,12})?|°|[$€£¥¢])?)"
 )
 # What joins two answers, or two numbers, is no unit.
-_JOINS = frozenset("or and to by of times minus plus over e x i".split())
+_JOINS = frozenset(["or", "and", "to", "by", "of", "times", "minus", "plus", "over", "e", "x", "i"])
 _PERCENT = frozenset({"%", "percent", "percentage", "pct"})
 
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _POWER_OF_TEN = re.compile(r"(?<=10)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+(?![0-9])")
-_VULGAR = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/8 3/8 5/8 7/8".split(), strict=True))
+_VULGAR = dict(
+    zip(
+        "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞",
+        ["1/2", "1/3", "2/3", "1/4", "3/4", "1/5", "2/5", "3/5", "4/5", "1/6", "5/6", "1/8", "3/8", "5/8", "7/8"],
+        strict=True,
+    )
+)
 _VULGAR_CHARS = re.compile(f"[{''.join(_VULGAR)}]")
 _ODD = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹₀-₉]")  # NFKC would read x⁵ as x5
 _AREA = re.compile(r"(?<=[a-zµμ米])[²³]")
@@ -138,7 +144,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if match["ten"]:
         return Fraction(10) ** int(match["ten"])
     if match["of"]:
-        return Fraction(int(match["whole"])) + Fraction(int(match["part"]), int(match["of"])) if int(match["of"]) else None
+        return (
+            Fraction(int(match["whole"])) + Fraction(int(match["part"]), int(match["of"])) if int(match["of"]) else None
+        )
     return Fraction(int(match["numerator"]), int(match["denominator"])) if int(match["denominator"]) else None
 
 

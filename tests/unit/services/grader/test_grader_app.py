@@ -69,9 +69,7 @@ async def test_a_batch_is_graded_in_order(client: httpx.AsyncClient) -> None:
     right = {"accuracy": 1.0, "format": 1.0, "reward": 1.0}
     assert verdicts == [
         base | right | {"id": "one", "status": "ok", "compared": "number: equal"},
-        base
-        | {"status": "ok", "accuracy": 0.0, "format": 1.0, "reward": 0.2}
-        | {"compared": "number: different"},
+        base | {"status": "ok", "accuracy": 0.0, "format": 1.0, "reward": 0.2} | {"compared": "number: different"},
         base
         | {"status": "invalid_format", **dict.fromkeys(right, 0.0), "extracted": None}
         | {"detail": "missing <caption>; missing <think>; missing <answer>"},
@@ -195,7 +193,12 @@ HOSTILE_MATH = [
     ("7\ud800", "unparseable_answer"),
     ("__import__('os').system('touch {marker}')", "unparseable_answer"),
     ("().__class__.__base__.__subclasses__()", "unparseable_answer"),
-    ("\\det\\begin{pmatrix}" + "\\\\".join("&".join(f"x_{{{i}{j}}}" for i in range(8)) for j in range(8)) + "\\end{pmatrix}", "timeout"),
+    (
+        "\\det\\begin{pmatrix}"
+        + "\\\\".join("&".join(f"x_{{{i}{j}}}" for i in range(8)) for j in range(8))
+        + "\\end{pmatrix}",
+        "timeout",
+    ),
 ]
 
 

@@ -160,7 +160,8 @@ def test_what_is_shown_is_cut() -> None:
 )
 def test_reading_is_linear(text: str) -> None:
     """Each of these would take seconds if it were not, and the event loop would stand still."""
-    last_boxed(text), after_phrase(text), answer_section(text)
+    for find in (last_boxed, after_phrase, answer_section):
+        find(text)
     for kind in FAST_KINDS:
         read_response(text, kind, RULES)
 
@@ -252,7 +253,9 @@ def test_the_parts_may_come_in_any_order(parts: list[str], separator: str) -> No
     assert kinds.compare(Task("multi", separator.join(parts), ("1; 2; red; (3, 4); 50%",))).accuracy == 1.0
 
 
-BOXES = st.tuples(*(st.integers(0, 100) for _ in range(4))).map(lambda b: (b[0], b[1], b[0] + b[2] + 1, b[1] + b[3] + 1))
+BOXES = st.tuples(*(st.integers(0, 100) for _ in range(4))).map(
+    lambda b: (b[0], b[1], b[0] + b[2] + 1, b[1] + b[3] + 1)
+)
 
 
 @settings(deadline=None)
