@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import forkserver
 from types import FrameType
 
 from services.grader import sandbox
@@ -29,6 +30,9 @@ class TooSlow(BaseException):
 def set_up(memory_mib: int, niceness: int) -> None:
     """Initializer of a worker process."""
     if os.getpid() != IMPORTED_BY:
+        # The fork server ends when nobody holds this pipe any more. Every worker is given it too, so that one that hangs
+        # would keep both alive after the grader was killed.
+        os.close(forkserver._forkserver._forkserver_alive_fd)  # pyright: ignore[reportAttributeAccessIssue]
         sandbox.die_with_parent(IMPORTED_BY)
     os.nice(niceness)
     sandbox.limit_memory(memory_mib)

@@ -1,7 +1,7 @@
 """Plain arithmetic such as ``(1+2)/3`` as a sympy tree, without evaluating anything.
 
 math-verify hands such texts to sympy's ``parse_expr``, which compiles them to Python and runs that. Its pattern lets
-only digits and operators through, but "no code is evaluated" should not hang on somebody's pattern: this takes its place.
+only digits and operators through, but that no code is ever evaluated should not hang on a pattern: this replaces it.
 """
 
 import ast
