@@ -5,7 +5,8 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Response
+from pydantic_core import to_json
 
 from prism import service
 from services.grader.engine import Grader
@@ -57,16 +58,18 @@ def create_app(settings: GraderSettings, function: CompareChunk = compare_chunk)
     @app.post(
         "/v1/grade",
         tags=["grading"],
+        response_model=GradeResponse,
         responses={413: {"model": Problem, "description": "body or batch over the limit, which is named"}},
     )
-    async def grade(request: GradeRequest) -> GradeResponse:
+    async def grade(request: GradeRequest) -> Response:
         """Grade a batch: one verdict for each item, in order.
 
         An item that hangs, kills its worker or is too long gets a status of its own; its neighbours get their verdicts.
         """
         check(request, settings)
         verdicts = await grader.grade([item.plain() for item in request.items], request.rules.plain())
-        return GradeResponse(verdicts=[to_wire(*pair) for pair in zip(request.items, verdicts, strict=True)])
+        wire = {"verdicts": [to_wire(*pair) for pair in zip(request.items, verdicts, strict=True)]}
+        return Response(to_json(wire), media_type="application/json")
 
     return app
 

@@ -154,7 +154,7 @@ async def _in_process(settings: EngineSettings) -> AsyncIterator[Grade]:
 
     async def ask(request: GradeRequest) -> list[dict[str, Any]]:
         verdicts = await grader.grade([item.plain() for item in request.items], request.rules.plain())
-        return [to_wire(*pair).model_dump() for pair in zip(request.items, verdicts, strict=True)]
+        return [to_wire(*pair) for pair in zip(request.items, verdicts, strict=True)]
 
     try:
         yield ask

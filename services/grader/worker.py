@@ -30,7 +30,7 @@ class TooSlow(BaseException):
 def set_up(memory_mib: int, niceness: int) -> None:
     """Initializer of a worker process."""
     if os.getpid() != IMPORTED_BY:
-        # The fork server ends when nobody holds this pipe any more. Every worker is given it too, so that one that hangs
+        # The fork server ends when nobody holds this pipe any more. Each worker is given it too, so that one that hangs
         # would keep both alive after the grader was killed.
         os.close(forkserver._forkserver._forkserver_alive_fd)  # pyright: ignore[reportAttributeAccessIssue]
         sandbox.die_with_parent(IMPORTED_BY)
