@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from prism.errors import ConfigError
 from prism.settings import load_settings
 from services.grader.app import create_app
+from services.grader.protocol import GradeVerdict
 from services.grader.settings import GraderSettings
 
 TOKEN = "data-token-0123456789"
@@ -64,6 +65,7 @@ async def test_a_batch_is_graded_in_order(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/grade", json={"items": items})
     assert answer.status_code == 200
     verdicts = answer.json()["verdicts"]
+    assert all(set(verdict) == set(GradeVerdict.model_fields) for verdict in verdicts)
     assert all(verdict.pop("elapsed_seconds") >= 0 for verdict in verdicts)
     base = {"id": None, "components": {}, "detail": None, "compared": None, "extracted": "7"}
     right = {"accuracy": 1.0, "format": 1.0, "reward": 1.0}
