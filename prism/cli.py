@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from prism import score_cli
 from prism.errors import ConfigError, PrismError
 from services.grader.cli import HELP as GRADE_HELP
 from services.grader.cli import grade
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 serve = typer.Typer(no_args_is_help=True, help="Run one service in the foreground, configured by PRISM_* variables.")
 app.add_typer(serve, name="serve")
+score_cli.register(app)
 app.command("grade", help=GRADE_HELP)(grade)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="a run's TOML file, such as configs/demo.toml")]

@@ -1,15 +1,25 @@
 """Asynchronous clients of the services. What may pass by waiting is retried; what may not is an error at once."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from pydantic import BaseModel, ValidationError
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    RetryError,
+    retry_if_exception_type,
+    stop_before_delay,
+    wait_random_exponential,
+)
 
 from prism.errors import ServiceError
+from prism.expert_api import ImagePart, Judge, Message, ScoreAnswer, ScoreItem, ScoreRequest, TextPart
 from prism.expert_section import Section
+from prism.settings import describe
 from prism.v1 import rollout_pb2 as pb
 
 STATUS = {
@@ -23,14 +33,25 @@ STATUS = {
 }
 VERSION_HEADER = "x-prism-policy-version"
 MIN_VERSION_HEADER = "x-prism-min-policy-version"
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class Unavailable(ServiceError):
     """The service cannot answer now: restarting, overloaded, or its weights are still older than asked for."""
 
+    def __init__(self, message: str, retry_after: float = 0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds the service asks to be left alone."""
+
 
 class Refused(ServiceError):
     """The service will never answer this request: something about it is wrong."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """The HTTP status; None where there was an answer, but one that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -49,28 +70,78 @@ class ServiceClient:
 
     async def post(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
         """POST until answered. Raises Unavailable after the patience has run out, Refused at once."""
+        return await self._request("POST", path, body, headers)
+
+    async def ask(self, kind: type[Answer], method: str, path: str, body: BaseModel | None = None) -> Answer:
+        """The answer as what it is. Raises as ``post`` does, and Refused if the answer is not of that kind.
+
+        A conflict is waited out unless this is a PUT: what is put rests on what has changed.
+        """
+        sent = body.model_dump(mode="json", exclude_none=True) if body else None
+        response = await self._request(method, path, sent, conflict_passes=method != "PUT")
+        try:
+            return kind.model_validate_json(response.content)
+        except ValidationError:
+            raise Refused(f"{self.url}{path} answered what is no {kind.__name__}: {response.text[:200]}") from None
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        headers: dict[str, str] | None = None,
+        conflict_passes: bool = True,
+    ) -> httpx.Response:
         try:
             async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(Unavailable),
-                wait=wait_random_exponential(multiplier=0.1, max=2),
-                stop=stop_after_delay(self._patience),
+                retry=retry_if_exception_type(Unavailable), wait=_wait, stop=stop_before_delay(self._patience)
             ):
                 with attempt:
-                    return await self._post_once(path, body, headers or {})
+                    return await self._request_once(method, path, body, headers or {}, conflict_passes)
         except RetryError as error:
             raise error.last_attempt.exception() or Unavailable(self.url) from None
         raise AssertionError("unreachable: the loop returns or raises")
 
-    async def _post_once(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> httpx.Response:
+    async def _request_once(
+        self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str], conflict_passes: bool
+    ) -> httpx.Response:
         try:
-            response = await self._http.post(self.url + path, json=body, headers=self._headers | headers)
+            response = await self._http.request(method, self.url + path, json=body, headers=self._headers | headers)
         except httpx.TransportError as error:
             raise Unavailable(f"{self.url}{path}: {type(error).__name__}: {error}") from None
-        if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
-            raise Unavailable(f"{self.url}{path}: {response.status_code} {response.text[:500]}")
+        status = response.status_code
+        if status in (408, 425, 429) or status >= 500 or (status == 409 and conflict_passes):
+            raise Unavailable(f"{self.url}{path}: {status} {_reason(response)}", _retry_after(response))
         if response.is_error:
-            raise Refused(f"{self.url}{path}: {response.status_code} {response.text[:500]}")
+            raise Refused(f"{self.url}{path}: {status} {_reason(response)}", status)
         return response
+
+
+_backoff = wait_random_exponential(multiplier=0.1, max=2)
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return max(_backoff(state), error.retry_after if isinstance(error, Unavailable) else 0)
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """In seconds; the header's other form, a date, is left to the usual backoff."""
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdecimal() else 0
+
+
+def _reason(response: httpx.Response) -> str:
+    """The ``detail`` of our services in words, else the beginning of the text."""
+    try:
+        detail = response.json()["detail"]
+        if isinstance(detail, list):
+            # The place begins with "body", which says nothing.
+            places = (".".join(str(at) for at in one["loc"][1:]) for one in detail)
+            detail = "; ".join(f"{place}: {one['msg']}" for place, one in zip(places, detail, strict=True))
+        return str(detail)[:500]
+    except (ValueError, KeyError, TypeError):
+        return response.text[:500]
 
 
 class PolicyClient(ServiceClient):
@@ -107,25 +178,40 @@ class PolicyClient(ServiceClient):
 
 
 class ExpertClient(ServiceClient):
+    async def judge(self, expert: Section, request: ScoreRequest) -> ScoreAnswer:
+        """Raises Refused also if another expert answers there, or not one score comes for each response."""
+        answer = await self.ask(ScoreAnswer, "POST", "/v1/score", request)
+        self.check_expert(expert, answer)
+        self.check_counts(request.items, [len(item.scores) for item in answer.items])
+        return answer
+
+    def check_expert(self, expert: Section, answer: Judge) -> None:
+        if answer.expert != expert:
+            raise Refused(f"{self.url} is the {answer.expert} expert, not the {expert} expert: check its address")
+
+    def check_counts(self, items: Iterable[ScoreItem], given: list[int]) -> None:
+        asked = [len(item.responses) for item in items]
+        if given != asked:
+            raise Refused(f"{self.url} gave {given} scores for {asked} responses")
+
     async def score(
         self, expert: Section, messages: Sequence[pb.Message], responses: list[str], min_version: int
     ) -> list[pb.Score]:
         """One score per response, all by one version of the expert."""
-        body = {
-            "messages": [_reference_message(message) for message in messages],
-            "responses": responses,
-            "min_version": min_version,
-        }
-        answer = (await self.post("/v1/score", body)).json()
+        try:
+            item = ScoreItem(messages=[_wire_message(message) for message in messages], responses=responses)
+        except ValidationError as error:
+            raise Refused("; ".join(describe(error))) from None
+        answer = await self.judge(expert, ScoreRequest(items=[item], min_version=min_version))
         return [
             pb.Score(
                 expert=expert,
-                expert_version=answer["version"],
-                status=STATUS[score["status"]],
-                value=score["score"],
-                detail=score["detail"] or "",
+                expert_version=answer.version,
+                status=STATUS[score.status],
+                value=score.score,
+                detail=score.detail or "",
             )
-            for score in answer["scores"]
+            for score in answer.items[0].scores
         ]
 
 
@@ -162,11 +248,13 @@ def openai_message(message: pb.Message, images: dict[str, bytes]) -> dict[str, A
     return {"role": message.role, "content": parts}
 
 
-def _reference_message(message: pb.Message) -> dict[str, Any]:
-    parts = [
-        {"type": "image", "image": f"sha256:{part.image_sha256}"}
-        if part.HasField("image_sha256")
-        else {"type": "text", "text": part.text}
-        for part in message.parts
-    ]
-    return {"role": message.role, "content": parts}
+def _wire_message(message: pb.Message) -> Message:
+    return Message(
+        role=message.role,  # pyright: ignore[reportArgumentType]  # a str in protobuf; checked by the wire
+        content=[
+            ImagePart(type="image", image=f"sha256:{part.image_sha256}")
+            if part.HasField("image_sha256")
+            else TextPart(type="text", text=part.text)
+            for part in message.parts
+        ],
+    )

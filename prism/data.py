@@ -6,19 +6,22 @@ A row's ``messages`` end with the user's turn, or with the assistant's, which is
 
 import io
 import json
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prism.blobs import BlobStore
 from prism.errors import DataError
 from prism.settings import describe
 from prism.v1 import rollout_pb2 as pb
+
+# What users bring; Pillow reads many more, some by starting other programs.
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 
 
 class TextPart(BaseModel):
@@ -56,18 +59,7 @@ class Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _demonstration_in_messages(cls, value: object) -> object:
-        """An assistant's last turn is the response; a copy is made, the caller's row stays as it was."""
-        if isinstance(value, dict) and isinstance(messages := value.get("messages"), list) and messages:
-            last = messages[-1]
-            if isinstance(last, dict) and last.get("role") == "assistant" and "response" not in value:
-                content = last.get("content")
-                if isinstance(content, list):
-                    texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-                    content = "".join(text for text in texts if isinstance(text, str))
-                    if len(texts) != sum(isinstance(text, str) for text in texts):
-                        raise ValueError("the assistant's message must consist of text parts")
-                return {**value, "messages": messages[:-1], "response": content}
-        return value
+        return take_demonstration(value)
 
     @model_validator(mode="after")
     def _ends_with_user(self) -> "Row":
@@ -78,6 +70,24 @@ class Row(BaseModel):
     @property
     def image_paths(self) -> list[str]:
         return [part.image for message in self.messages for part in message.parts if isinstance(part, ImagePart)]
+
+
+def take_demonstration(value: object) -> object:
+    """The row with an assistant's last turn as its response; a copy, the caller's row stays as it was.
+
+    Raises ValueError if that turn is not text.
+    """
+    if isinstance(value, dict) and isinstance(messages := value.get("messages"), list) and messages:
+        last = messages[-1]
+        if isinstance(last, dict) and last.get("role") == "assistant" and "response" not in value:
+            content = last.get("content")
+            if isinstance(content, list):
+                texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+                content = "".join(text for text in texts if isinstance(text, str))
+                if len(texts) != sum(isinstance(text, str) for text in texts):
+                    raise ValueError("the assistant's message must consist of text parts")
+            return {**value, "messages": messages[:-1], "response": content}
+    return value
 
 
 @dataclass
@@ -103,9 +113,9 @@ def read_rows(path: Path, on_bad_row: Literal["skip", "fail"], require: tuple[st
     result = DataFile(path)
     checked: set[str] = set()
     seen: set[str] = set()
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
-            row = Row.model_validate(_parse(line))
+            row = Row.model_validate(parse_line(line))
             missing = [key for key in require if getattr(row, key) is None]
             if missing:
                 raise DataError(f"{', '.join(missing)} is missing, which this stage needs")
@@ -131,14 +141,15 @@ def read_rows(path: Path, on_bad_row: Literal["skip", "fail"], require: tuple[st
     return result
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not empty, counted from 1 with those that are."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, line
 
 
-def _parse(line: bytes) -> object:
+def parse_line(line: bytes) -> object:
     """Raises UnicodeError for what is no text: bytes that are no UTF-8, or half a surrogate pair in an escape."""
     value = json.loads(line.decode())
     if b"\\ud" in line.lower():
@@ -154,19 +165,37 @@ def _check_image(data: DataFile, name: str) -> None:
 
 
 def open_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
-    """An image as the model sees it: RGB. Raises DataError if the bytes are no image or hold too many pixels."""
+    """An image as the model sees it: its first frame, turned as its EXIF says, in 8-bit RGB, what is transparent white.
+
+    The policy server does the same to the bytes it is sent, but for 16 bits, which it clips instead of scaling them.
+    Raises DataError if the bytes are no image, hold too many pixels or none, or have no agreed meaning as colours.
+    """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if not image.width * image.height:
+            raise DataError("the image has no pixels")
         if image.width * image.height > max_pixels:
             raise DataError(f"the image has {image.width}x{image.height} pixels, over the limit of {max_pixels}")
-        return image.convert("RGB")
+        if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+            raise DataError("pixels of 32 bits have no agreed range: convert the image to 8 or 16 bits")
+        return _rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError("not an image of a known format") from None
-    # Pillow's readers raise what they come upon; SyntaxError is how a broken PNG chunk is reported.
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise DataError(f"not an image of a known format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # a reader raises whatever it comes upon in broken bytes; none says what it may be
         raise DataError(f"not a readable image: {error}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips them at 255, and nearly all would be white
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        opaque = Image.new("RGB", image.size, "white")
+        image = image.convert("RGBA")
+        opaque.paste(image, mask=image.getchannel("A"))
+        return opaque
+    return image.convert("RGB")
 
 
 def to_prompt(row: Row, data: DataFile, blobs: BlobStore) -> pb.Prompt:

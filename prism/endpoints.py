@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,11 +29,25 @@ class Endpoints(BaseSettings):
         return {"perception": self.perception_url, "reasoning": self.reasoning_url}[expert]
 
 
-def load_endpoints(stack_file: Path) -> Endpoints:
+class ExpertEndpoints(BaseSettings):
+    """Read by whoever only wants scores. One expert may be all there is."""
+
+    model_config = SettingsConfigDict(env_prefix="PRISM_", extra="ignore")
+
+    perception_url: str | None = None
+    reasoning_url: str | None = None
+    token: SecretStr
+    admin_token: SecretStr | None = None
+
+
+Kind = TypeVar("Kind", bound=BaseSettings)
+
+
+def load_endpoints(stack_file: Path, kind: type[Kind] = Endpoints) -> Kind:
     """From the environment, each variable that is not set there from ``stack_file`` (written by ``prism up``).
 
     Raises ConfigError that names the variables which neither has.
     """
     noted = json.loads(stack_file.read_text()) if stack_file.is_file() else {}
     fields = {name: value for name, value in noted.items() if f"PRISM_{name.upper()}" not in os.environ}
-    return load_settings(Endpoints, **fields)
+    return load_settings(kind, **fields)

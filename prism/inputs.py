@@ -110,6 +110,14 @@ class InputBuilder:
             raise DataError(f"the image cannot be processed: {error}") from None
         return out["pixel_values"], out["image_grid_thw"]
 
+    def image_tokens(self, image: Image.Image) -> int:
+        """Placeholders that the image will take in a prompt. Raises DataError as ``images`` does."""
+        try:
+            patches: int = self.processor.image_processor.get_number_of_image_patches(image.height, image.width)
+        except ValueError as error:
+            raise DataError(f"the image cannot be processed: {error}") from None
+        return patches // self._merge
+
     def prompt(self, messages: Sequence[pb.Message], images: Sequence[Image.Image]) -> Example:
         """The prompt alone, ready for a response. Raises DataError if it does not name exactly these images."""
         pixel_values, grid = self.images(images) if images else (None, None)
@@ -193,16 +201,20 @@ class InputBuilder:
 
 
 def hidden_states(backbone: Any, batch: Batch) -> torch.Tensor:
-    """The backbone's last hidden states [B, L, H], as its own ``forward`` gives them, but each image encoded once.
+    """The backbone's last hidden states [B, L, H]."""
+    return run_backbone(backbone, batch).last_hidden_state
+
+
+def run_backbone(backbone: Any, batch: Batch, **options: Any) -> Any:
+    """What the backbone's own ``forward`` gives, but with each image encoded once.
 
     A group's responses share their image: the vision tower then runs once a group instead of once a response.
     """
     embeds = backbone.get_input_embeddings()(batch.input_ids)  # [B, L, H]
     if batch.pixel_values is None or batch.image_grid_thw is None:
-        out = backbone.language_model(
-            inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False
-        )  # fmt: skip
-        return out.last_hidden_state
+        return backbone.language_model(
+            inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False, **options
+        )
     vision = backbone.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)
     sizes = [len(image) for image in vision.pooler_output]
     at = batch.mm_token_type_ids == 1  # [B, L]: where image tokens stand
@@ -217,15 +229,15 @@ def hidden_states(backbone: Any, batch: Batch) -> torch.Tensor:
         image_grid_thw=batch.image_grid_thw[batch.image_rows],
         attention_mask=batch.attention_mask,
     )
-    out = backbone.language_model(
+    return backbone.language_model(
         inputs_embeds=embeds,
         attention_mask=batch.attention_mask,
         position_ids=positions,
         visual_pos_masks=at,
         deepstack_visual_embeds=[placed(layer.split(sizes)) for layer in vision.deepstack_features],
         use_cache=False,
+        **options,
     )
-    return out.last_hidden_state
 
 
 def distinct(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:

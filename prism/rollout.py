@@ -59,8 +59,6 @@ class Judges:
         texts = [sample.text for sample in group.samples] + ([prompt.teacher] if prompt.teacher else [])
         try:
             scores = await client.score(expert, prompt.messages, texts, min_version)
-            if len(scores) != len(texts):
-                raise Refused(f"{client.url} gave {len(scores)} scores for {len(texts)} responses")
         except (Refused, Unavailable) as error:
             scores = [pb.Score(expert=expert, status=pb.STATUS_ERROR, detail=str(error)) for _ in texts]
         for sample, score in zip(group.samples, scores, strict=False):

@@ -1,7 +1,9 @@
 """What all PRISM's HTTP services have in common: tokens, body limit, health, metrics, JSON logs of errors."""
 
 import logging
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -11,17 +13,20 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prism.auth import BearerAuth
+from prism.auth import OPEN_PATHS, BearerAuth
 from prism.settings import ServiceSettings
 
-ADMIN_PATHS = frozenset({"/weights"})
+ADMIN_PATHS = frozenset({"/weights", "/v1/calibration"})
 
 
 class BodyLimit:
-    """ASGI middleware: a request body over ``limit`` bytes gets 413, whether or not it announces its length."""
+    """ASGI middleware: a request body over ``limit`` bytes gets 413, whether or not it announces its length.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    ``variable`` is what sets the limit.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, variable: str) -> None:
+        self.app, self.limit, self.variable = app, limit, variable
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -34,7 +39,8 @@ class BodyLimit:
             messages.append(message)
             size += len(message.get("body", b""))
             if size > self.limit:
-                refused = JSONResponse({"detail": f"request body is over the limit of {self.limit} bytes"}, 413)
+                detail = f"request body is over the limit of {self.limit} bytes ({self.variable})"
+                refused = JSONResponse({"detail": detail}, 413)
                 await refused(scope, receive, send)
                 return
             if not message.get("more_body"):
@@ -59,7 +65,7 @@ def create_app(
     ``not_ready()`` returns why the service cannot serve yet, or None once it can.
     """
     app = FastAPI(title=title, docs_url="/docs", redoc_url=None, **fastapi)
-    app.add_middleware(BodyLimit, limit=body_limit)
+    app.add_middleware(BodyLimit, limit=body_limit, variable="PRISM_MAX_BODY_BYTES")
     app.add_middleware(
         BearerAuth,
         data_token=settings.token.get_secret_value(),
@@ -68,6 +74,8 @@ def create_app(
     )
 
     app.add_exception_handler(RequestValidationError, refuse)
+    documented = app.openapi
+    app.openapi = lambda: with_tokens(documented())  # as FastAPI's own documentation has it done
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
@@ -91,6 +99,18 @@ def create_app(
     return app
 
 
+def with_tokens(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document, with the bearer tokens that the middleware asks for."""
+    document.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values() if path not in OPEN_PATHS else ():
+            operation["security"] = [{"token": []}]
+            operation["responses"]["401"] = {"description": "no bearer token, or an unknown one"}
+            if path in ADMIN_PATHS:
+                operation["responses"]["403"] = {"description": "this needs the admin token"}
+    return document
+
+
 def well_formed(value: Any) -> Any:
     """A text with each lone surrogate, which JSON can smuggle in but UTF-8 cannot hold, replaced by U+FFFD."""
     if isinstance(value, str) and not value.isascii():
@@ -112,15 +132,31 @@ async def refuse(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": problems}, 422)
 
 
+def end(app: FastAPI, error: Exception) -> None:
+    """Say that the service can never be ready: where ``serve`` runs it, it ends and raises ``error``."""
+    app.state.error = error
+    if server := getattr(app.state, "server", None):
+        server.should_exit = True
+
+
 def serve(app: FastAPI, settings: ServiceSettings) -> None:
-    """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand."""
+    """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand. Raises what ``end`` was given."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # one line for each request otherwise
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level,
-        access_log=False,
-        timeout_graceful_shutdown=10,
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level=settings.log_level,
+            access_log=False,
+            timeout_graceful_shutdown=10,
+        )
     )
+    app.state.server = server
+    with suppress(KeyboardInterrupt):  # SIGINT, raised again once all is finished
+        server.run()
+    if error := getattr(app.state, "error", None):
+        raise error
+    if not server.started:
+        sys.exit(3)

@@ -105,9 +105,7 @@ class Stack:
                 process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
         for process in started:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, deadline - time.monotonic()))
-            _kill_group(process)
+            end_group(process, max(0.1, deadline - time.monotonic()))
         for service in self.services:
             service.process = None  # a second call must not look for groups whose numbers others may have by then
         self._file.unlink(missing_ok=True)
@@ -161,7 +159,9 @@ class Stack:
         for index, expert in enumerate(SECTIONS, 2):
             threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
             seed = {"PRISM_SEED": str(self.config.seed), "PRISM_BLOBS": str(self._run_dir / "blobs")}
-            services.append(self._service(index, expert, [expert], weights | threads | seed))
+            (other,) = set(SECTIONS) - {expert}
+            peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
+            services.append(self._service(index, expert, [expert], weights | threads | seed | peer))
         services.append(self._service(4, "grader", ["grader"], {}))
         for worker in range(config.rollout_workers):
             name = f"rollouts-{worker + 1}"
@@ -274,7 +274,10 @@ def _refuse_taken_port(service: Service) -> None:
             ) from None
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes], patience_seconds: float) -> None:
+    """Wait for a process of ``start_process`` that was told to end, then kill it and whatever it has left behind."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(patience_seconds)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

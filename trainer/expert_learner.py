@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from prism.config import ExpertLearnerConfig
-from prism.expert_model import WEIGHTS_FILE, ExpertModel, load_tensors, save_expert
+from prism.expert_model import ExpertModel, load_expert, save_expert
 from prism.expert_section import Section, section_of
 from prism.inputs import Example, distinct
 from prism.response import parse_response
@@ -113,7 +112,7 @@ class ExpertLearner:
         torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
 
     def load(self, folder: Path, version: int) -> None:
-        load_tensors(self.model, load_file(folder / WEIGHTS_FILE))
+        self.model.load_state_dict(load_expert(folder, dtype=self.model.score.weight.dtype, strict=True).state_dict())
         self._optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
         self.version = version
 

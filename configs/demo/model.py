@@ -82,6 +82,9 @@ class Size:
     vocabulary: int = 448
     max_positions: int = 1024
     max_side: int = 96  # pixels: the largest image, which also sets the grid of learned positions
+    deepstack: tuple[int, ...] = (0,)  # vision layers whose features the first text layers are given
+    embeddings: int = 0  # rows of the embedding, where there are more than the vocabulary needs
+    dtype: str = "float32"
 
 
 def build_tokenizer(texts: Iterable[str], size: Size, visible_tokens: Sequence[str]) -> Qwen2Tokenizer:
@@ -132,7 +135,7 @@ def build_config(tokenizer: Qwen2Tokenizer, size: Size) -> Qwen3VLConfig:
         assert isinstance(number, int)
         return number
 
-    vocabulary = -(-len(tokenizer) // 64) * 64
+    vocabulary = max(size.embeddings, -(-len(tokenizer) // 64) * 64)
     return Qwen3VLConfig(
         architectures=["Qwen3VLForConditionalGeneration"],
         text_config={
@@ -167,7 +170,7 @@ def build_config(tokenizer: Qwen2Tokenizer, size: Size) -> Qwen3VLConfig:
             "temporal_patch_size": 2,
             "out_hidden_size": size.hidden,
             "num_position_embeddings": (size.max_side // PATCH) ** 2,
-            "deepstack_visual_indexes": [0],
+            "deepstack_visual_indexes": list(size.deepstack),
             "initializer_range": size.initializer_range,
         },
         image_token_id=token("<|image_pad|>"),
@@ -175,7 +178,7 @@ def build_config(tokenizer: Qwen2Tokenizer, size: Size) -> Qwen3VLConfig:
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True,
-        dtype="float32",
+        dtype=size.dtype,
     )
 
 
@@ -192,7 +195,7 @@ def save_model(folder: Path, texts: Iterable[str], visible_tokens: Sequence[str]
     config = build_config(tokenizer, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(config)
+        model = Qwen3VLForConditionalGeneration._from_config(config)
     assert model.generation_config is not None
     text = cast(Qwen3VLTextConfig, config.text_config)
     end, pad = text.eos_token_id, text.pad_token_id

@@ -1,152 +1,115 @@
-"""The scoring API of one expert: ``POST /v1/score`` for anyone, ``POST /weights`` for the learner."""
+"""The scoring API of one expert: scores for anyone, weights and calibration for the learner and the administrator."""
 
 import asyncio
-import base64
-import binascii
-import math
+import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import torch
 from fastapi import FastAPI, HTTPException
 
-from prism.blobs import BlobStore
-from prism.data import open_image
-from prism.errors import DataError, WeightsError
-from prism.expert_model import load_expert
-from prism.expert_section import section_of
-from prism.inputs import Example, InputBuilder
-from prism.response import parse_response
+from prism.errors import PrismError, ServiceError, WeightsError
+from prism.expert_api import (
+    CalibrationRequest,
+    CalibrationState,
+    CompareAnswer,
+    CompareRequest,
+    MixtureAnswer,
+    MixtureRequest,
+    ModelInfo,
+    Refusal,
+    ScoreAnswer,
+    ScoreRequest,
+    SwapAnswer,
+)
 from prism.service import create_app as create_service
-from prism.v1 import rollout_pb2 as pb
-from prism.weights import Manifest, note_newest, read_newest
+from prism.service import end
+from prism.weights import Manifest, note_newest
 from services.experts import metrics
-from services.experts.engine import Overloaded, ScoringEngine
-from services.experts.protocol import ImagePart, ResponseScore, ScoreAnswer, ScoreRequest, SwapAnswer
+from services.experts.engine import Overloaded
+from services.experts.mixture import Peer
+from services.experts.scorer import Scorer
 from services.experts.settings import ExpertSettings
 
-
-class Scorer:
-    """Requests turned into examples, scores turned into answers."""
-
-    def __init__(self, settings: ExpertSettings) -> None:
-        self.settings = settings
-        self.blobs = BlobStore(settings.blobs) if settings.blobs else None
-        self.inputs = InputBuilder(settings.model)
-        self.engine = ScoringEngine(
-            settings.expert,
-            load_expert(settings.model, seed=settings.seed),
-            self.inputs,
-            device=settings.device,
-            max_batch_tokens=settings.max_batch_tokens,
-            max_queue=settings.max_queue,
-        )
-        newest = read_newest(settings.state_dir)
-        if newest:
-            self.engine.swap(settings.weights_root, newest)
-
-    def image_bytes(self, source: str) -> bytes:
-        if source.startswith("sha256:"):
-            if self.blobs is None:
-                raise DataError("this service has no blob store: send images as data URIs")
-            return self.blobs.get(source.removeprefix("sha256:"))
-        head, comma, body = source.partition(",")
-        if not (head.startswith("data:image/") and head.endswith(";base64") and comma):
-            raise DataError("an image is given as 'data:image/...;base64,...' or 'sha256:...'")
-        try:
-            return base64.b64decode(body, validate=True)
-        except binascii.Error as error:
-            raise DataError(f"the image's base64 does not decode: {error}") from None
-
-    def prompt(self, request: ScoreRequest) -> Example:
-        """Raises DataError for images or messages that cannot be used."""
-        messages: list[pb.Message] = []
-        sources: list[str] = []
-        for message in request.messages:
-            parts: list[pb.Part] = []
-            for part in [message.content] if isinstance(message.content, str) else message.content:
-                if isinstance(part, ImagePart):
-                    sources.append(part.image)
-                    parts.append(pb.Part(image_sha256="given"))
-                else:
-                    parts.append(pb.Part(text=part if isinstance(part, str) else part.text))
-            messages.append(pb.Message(role=message.role, parts=parts))
-        if request.messages[-1].role != "user":
-            raise DataError("the last message must be the user's; responses go into 'responses'")
-        if len(sources) > self.settings.max_images:
-            raise DataError(f"{len(sources)} images are over the limit of {self.settings.max_images}")
-        images = [open_image(self.image_bytes(source), self.settings.max_image_pixels) for source in sources]
-        return self.inputs.prompt(messages, images)
-
-    def examples(self, request: ScoreRequest) -> tuple[list[ResponseScore | None], list[Example]]:
-        """One answer per response: final where no model is needed, None where the next example gives it."""
-        if len(request.responses) > self.settings.max_responses:
-            raise DataError(f"{len(request.responses)} responses are over the limit of {self.settings.max_responses}")
-        prompt = self.prompt(request)
-        answers: list[ResponseScore | None] = []
-        examples: list[Example] = []
-        for text in request.responses:
-            parsed = parse_response(text)
-            if not parsed.valid:
-                answers.append(ResponseScore(status="invalid_format", score=None, detail="; ".join(parsed.problems)))
-                continue
-            example = self.inputs.with_text(prompt, section_of(parsed, self.settings.expert))
-            if len(example.input_ids) > self.settings.max_tokens:
-                detail = (
-                    f"{len(example.input_ids)} tokens with the prompt, over the limit of {self.settings.max_tokens}"
-                )
-                answers.append(ResponseScore(status="too_long", score=None, detail=detail))
-                continue
-            answers.append(None)
-            examples.append(example)
-        return answers, examples
-
-    async def score(self, request: ScoreRequest) -> ScoreAnswer:
-        name = self.settings.expert
-        answers, examples = await asyncio.to_thread(self.examples, request)
-        values, version = await asyncio.wrap_future(self.engine.submit(examples))
-        if request.min_version is not None and version.version < request.min_version:
-            raise HTTPException(409, f"version {version.version} is loaded, {request.min_version} is asked for")
-        pairs = iter(zip(examples, values, strict=True))
-        scores = [answer or _answer(*next(pairs)) for answer in answers]
-        for score in scores:
-            metrics.SCORES.labels(name, score.status).inc()
-            if score.score is not None:
-                metrics.SCORE_VALUE.labels(name).observe(score.score)
-        return ScoreAnswer(expert=name, version=version.version, attempt=version.attempt, scores=scores)
+log = logging.getLogger(__name__)
 
 
-def _answer(example: Example, value: float) -> ResponseScore:
-    tokens = len(example.response_ids)
-    if not math.isfinite(value):
-        return ResponseScore(status="error", score=None, tokens=tokens, detail="the model's score is not finite")
-    return ResponseScore(status="ok", score=value, tokens=tokens)
+def refusals(**more: str) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route that are no 200, for its document; ``code_409="why"`` adds one."""
+    common = {
+        400: "the body cannot be parsed",
+        413: "the body or its items are over a limit, which is named",
+        422: "something about the request is wrong; what and where is named",
+        503: "the model is loading",
+    }
+    whys = common | {int(code.removeprefix("code_")): why for code, why in more.items()}
+    return {code: {"model": Refusal, "description": why} for code, why in sorted(whys.items())}
+
+
+OLD = "the weights are older than min_version"
+FULL = "too many requests are waiting; try again after Retry-After seconds"
 
 
 def create_app(settings: ExpertSettings) -> FastAPI:
     scorer: Scorer | None = None
+    peer = Peer(settings)
     busy = 0
+
+    async def load() -> None:
+        nonlocal scorer
+        try:
+            scorer = await asyncio.to_thread(Scorer, settings)
+        except PrismError as error:
+            end(app, error)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        nonlocal scorer
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        scorer = await asyncio.to_thread(Scorer, settings)
+        loading = asyncio.create_task(load())  # /healthz and /readyz answer meanwhile
         yield
-        scorer.engine.close()
+        await loading
+        if scorer:
+            await scorer.close()
+        await peer.close()
 
     def not_ready() -> str | None:
-        if scorer is None:
-            return "the model is loading"
-        return None if scorer.engine.alive else "the scoring thread has died"
+        return "the model is loading" if scorer is None else scorer.not_ready()
 
     def ready_scorer() -> Scorer:
         reason = not_ready()
         if scorer is None or reason:
             raise HTTPException(503, reason, headers={"Retry-After": "2"})
         return scorer
+
+    @contextmanager
+    def admitted(route: str, responses: int) -> Iterator[Scorer]:
+        """A place among the requests at work, counted and timed. Raises HTTPException 429 if there is none."""
+        nonlocal busy
+        try:
+            if busy >= settings.max_queue:
+                raise Overloaded(f"{busy} requests are at work or waiting, which is the limit (PRISM_MAX_QUEUE)")
+            busy += 1
+            metrics.QUEUE_DEPTH.labels(settings.expert).set(busy)
+            try:
+                with metrics.REQUEST_SECONDS.labels(settings.expert, route).time():
+                    yield ready_scorer()
+            finally:
+                busy -= 1
+                metrics.QUEUE_DEPTH.labels(settings.expert).set(busy)
+            metrics.REQUEST_RESPONSES.labels(settings.expert).observe(responses)
+        except Overloaded as error:
+            metrics.REFUSED.labels(settings.expert, route, 429).inc()
+            raise HTTPException(429, str(error), headers={"Retry-After": "1"}) from None
+        except ServiceError as error:
+            log.error("%s: %s", route, error)
+            metrics.REFUSED.labels(settings.expert, route, 500).inc()
+            raise HTTPException(500, str(error)) from None
+        except HTTPException as error:
+            metrics.REFUSED.labels(settings.expert, route, error.status_code).inc()
+            raise
 
     app = create_service(
         f"PRISM {settings.expert} expert",
@@ -157,33 +120,58 @@ def create_app(settings: ExpertSettings) -> FastAPI:
         description="Scores responses to a prompt; part of the discriminator of a response-level adversarial game.",
     )
 
-    @app.post(
-        "/v1/score",
-        responses={
-            409: {"description": "the weights are older than min_version"},
-            413: {"description": "the body is over the limit"},
-            429: {"description": "too many requests are waiting"},
-        },
-    )
+    @app.post("/v1/score", tags=["scoring"], responses=refusals(code_409=OLD, code_429=FULL))
     async def score(request: ScoreRequest) -> ScoreAnswer:
-        """Judge one section of each response. A response that cannot be judged gets a status, never a number."""
-        nonlocal busy
-        busy += 1
-        metrics.QUEUE_DEPTH.labels(settings.expert).set(busy)
-        try:
-            with metrics.REQUEST_SECONDS.labels(settings.expert).time():
-                return await ready_scorer().score(request)
-        except DataError as error:
-            raise HTTPException(422, str(error)) from None
-        except Overloaded as error:
-            raise HTTPException(429, str(error), headers={"Retry-After": "1"}) from None
-        finally:
-            busy -= 1
-            metrics.QUEUE_DEPTH.labels(settings.expert).set(busy)
+        """Judge the responses of each item. A response that cannot be judged gets a status, never a number."""
+        with admitted("score", sum(len(item.responses) for item in request.items)) as scorer:
+            return await scorer.score(request)
 
-    @app.post("/weights", responses={409: {"description": "older than what is loaded, or the files do not verify"}})
+    @app.post("/v1/compare", tags=["scoring"], responses=refusals(code_409=OLD, code_429=FULL))
+    async def compare(request: CompareRequest) -> CompareAnswer:
+        """The probability that the first of two responses to one prompt is the teacher's."""
+        with admitted("compare", 2) as scorer:
+            return await scorer.compare(request)
+
+    @app.post(
+        "/v1/mixture",
+        tags=["scoring"],
+        responses=refusals(
+            code_404="PRISM_PEER_URL is not set",
+            code_409=OLD,
+            code_429=FULL,
+            code_502="the other expert does not answer as it must",
+            code_503="the model is loading, or the other expert cannot be reached",
+        ),
+    )
+    async def mixture(request: MixtureRequest) -> MixtureAnswer:
+        """Score by both experts at once. Only a response that both could judge has a number."""
+        with admitted("mixture", sum(len(item.responses) for item in request.items)) as scorer:
+            return await peer.mixture(request, scorer.score)
+
+    @app.get("/v1/model", tags=["model"], responses={503: {"model": Refusal, "description": "the model is loading"}})
+    async def model() -> ModelInfo:
+        """Who judges here, within which limits, and what its scores are calibrated by."""
+        return ready_scorer().model_info()
+
+    @app.put(
+        "/v1/calibration",
+        tags=["model"],
+        responses=refusals(code_409="these are not scores of the weights in use"),
+    )
+    async def calibrate(request: CalibrationRequest) -> CalibrationState:
+        """Give scores a meaning: percentiles and a probability, by reference scores. Needs the admin token.
+
+        It holds, across restarts, for exactly the weights and the section that it was made for.
+        """
+        return await ready_scorer().calibrate(request)
+
+    @app.post(
+        "/weights",
+        tags=["model"],
+        responses=refusals(code_409="older than what is loaded, or the files do not verify"),
+    )
     async def weights(manifest: Manifest) -> SwapAnswer:
-        """Verify and load weights beside those in use, then switch between two requests. Needs the admin token."""
+        """Verify and load weights beside those in use, then switch between two batches. Needs the admin token."""
         engine = ready_scorer().engine
         started = time.perf_counter()
         try:

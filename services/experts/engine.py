@@ -1,27 +1,24 @@
-"""The scoring engine: one thread owns the model; requests queue up, weights change between two of them.
+"""The scoring engine: requests in, scores out; batches by tokens, weights swapped between two of them.
 
-A push is loaded into a second copy of the model while the first goes on scoring; the swap itself is one assignment
-made by the scoring thread, so no request is dropped and none is judged by two versions.
+Two threads. One packs waiting requests into batches by tokens, the other has the model: the next batch is built while
+one is in flight. Everything passes them in order, so all of a request is judged by one version of the weights.
 """
 
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from prism.errors import ServiceError, WeightsError
-from prism.expert_model import WEIGHTS_FILE, ExpertModel, load_tensors
-from prism.inputs import Example, InputBuilder, distinct
+from prism.errors import ConfigError, ServiceError, WeightsError
+from prism.expert_model import ExpertModel, load_expert
+from prism.inputs import Example, InputBuilder
 from prism.weights import Manifest, verify
 from services.experts import metrics
+from services.experts.scoring import Branches, PrefixScorer
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,67 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Job:
-    """The examples of one request; they are judged by one version, in the order given."""
+class Group:
+    """Responses to one prompt, which is computed once for all of them."""
 
-    examples: list[Example]
-    result: Future[tuple[list[float], Version]]
+    prompt: Example
+    """The prompt alone."""
+    key: str
+    """Equal keys mean equal prompts, images included."""
+    image_keys: tuple[str, ...]
+    """sha256 of each image's bytes, in the order of the prompt."""
+    responses: list[list[int]]
+    """Token ids of each, end token included."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    scores: list[list[float]]
+    """As the groups' responses."""
+    version: Version
+
+
+class Job:
+    """One request. Responses that are the same are one, so they cannot but get the same score."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups = groups
+        self.texts = {(group.key, tuple(ids)): group for group in groups for ids in group.responses}
+        self.scores: dict[tuple[str, tuple[int, ...]], float] = {}
+        self.result: Future[Scored] = Future()
+
+    def finish(self, version: Version) -> None:
+        """Answer, if every response has its score."""
+        if len(self.scores) == len(self.texts) and not self.result.done():
+            scores = [[self.scores[group.key, tuple(ids)] for ids in group.responses] for group in self.groups]
+            self.result.set_result(Scored(scores, version))
+
+
+@dataclass
+class Batch:
+    """What goes through the model together: entries by the prompt's key, and whose each response is."""
+
+    entries: dict[str, Branches] = field(default_factory=dict)
+    owners: list[tuple[Job, str, tuple[int, ...]]] = field(default_factory=list)
+    tokens: int = 0
+
+    def cost(self, group: Group, text: tuple[int, ...]) -> int:
+        """Tokens that the response would add; its prompt counts where it is not here yet."""
+        return len(text) + (0 if group.key in self.entries else len(group.prompt.input_ids))
+
+    def add(self, job: Job, group: Group, text: tuple[int, ...]) -> None:
+        self.tokens += self.cost(group, text)
+        entry = self.entries.setdefault(group.key, Branches(group.prompt, group.key, group.image_keys))
+        entry.responses.append(text)
+        self.owners.append((job, group.key, text))
+
+    def alone(self, job: Job) -> "Batch":
+        """The part that one request has in this batch."""
+        part = Batch()
+        for owner, key, text in self.owners:
+            if owner is job:
+                part.add(job, job.texts[key, text], text)
+        return part
 
 
 @dataclass(frozen=True)
@@ -49,33 +102,57 @@ class Overloaded(ServiceError):
 
 
 class ScoringEngine:
-    """Thread-safe. ``submit`` and ``swap`` return futures that the scoring thread resolves."""
+    """Thread-safe. ``submit`` gives a future, ``swap`` blocks."""
 
     def __init__(
-        self, name: str, model: ExpertModel, inputs: InputBuilder, *, device: str, max_batch_tokens: int, max_queue: int
+        self,
+        name: str,
+        model: ExpertModel,
+        inputs: InputBuilder,
+        *,
+        device: str,
+        max_batch_tokens: int,
+        max_queue: int,
+        cache_tokens: int = 16_384,
     ) -> None:
-        self.name, self.inputs, self.device = name, inputs, device
+        self.name, self.device = name, device
         self.version = Version(0, 0)
-        self._model = model.to(device).eval()
-        self._spare = deepcopy(self._model)
-        self._max_batch_tokens = max_batch_tokens
-        self._queue: queue.Queue[Job | Swap | None] = queue.Queue()
-        self._max_queue = max_queue
+        self._image_token_id, self._cache_tokens = inputs.image_token_id, cache_tokens
+        self._scorer = self._new_scorer(model)
+        self._max_batch_tokens, self._max_queue = max_batch_tokens, max_queue
+        self._waiting = 0
+        self._count = threading.Lock()
+        self._requests: queue.Queue[Job | Swap | None] = queue.Queue()
+        self._batches: queue.Queue[Batch | Swap | None] = queue.Queue(maxsize=1)
         self._swap_lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name=f"{name}-engine", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=target, name=f"{name}-{target.__name__.strip('_')}", daemon=True)
+            for target in (self._build, self._run)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
-    def submit(self, examples: list[Example]) -> Future[tuple[list[float], Version]]:
-        """Scores of one request's examples and the version that gave them. Raises Overloaded if the queue is full."""
-        if self._queue.qsize() >= self._max_queue:
-            raise Overloaded(f"{self._max_queue} requests are waiting already")
-        result: Future[tuple[list[float], Version]] = Future()
-        self._queue.put(Job(examples, result))
-        return result
+    @property
+    def model(self) -> ExpertModel:
+        return self._scorer.model
+
+    def submit(self, groups: Sequence[Group]) -> Future[Scored]:
+        """Scores of one request and the version that gave them. Raises Overloaded if the queue is full."""
+        job = Job(groups)
+        if not job.texts:
+            job.finish(self.version)
+            return job.result
+        with self._count:
+            if self._waiting >= self._max_queue:
+                raise Overloaded(f"{self._max_queue} requests are waiting already")
+            self._waiting += 1
+        job.result.add_done_callback(self._done)
+        self._requests.put(job)
+        return job.result
 
     def swap(self, root: Path, manifest: Manifest) -> float:
         """Verify and load pushed weights, then switch to them. Blocks; returns the seconds scoring was paused.
@@ -93,23 +170,17 @@ class ScoringEngine:
                     f"attempt {manifest.attempt} version {manifest.version} is older than attempt {current[0]} "
                     f"version {current[1]}, which is loaded"
                 )
-            folder = verify(root, manifest)
-            try:
-                tensors = load_file(folder / WEIGHTS_FILE, device=self.device)
-            except (OSError, SafetensorError) as error:
-                raise WeightsError(f"{WEIGHTS_FILE} of {manifest.path!r} cannot be loaded: {error}") from None
-            load_tensors(self._spare, tensors)
+            scorer = self._new_scorer(self._load(verify(root, manifest)))  # its caches are empty
             paused = [0.0]
 
             def apply() -> None:
                 started = time.perf_counter()
-                self._model, self._spare = self._spare, self._model
+                self._scorer = scorer
                 self.version = Version(manifest.version, manifest.attempt)
                 paused[0] = time.perf_counter() - started
 
             result: Future[None] = Future()
-            self._queue.put(Swap(apply, result))
-            # The lock is held until the thread has switched: the spare must not be written to before.
+            self._requests.put(Swap(apply, result))
             while not result.done():
                 if not self.alive:
                     raise ServiceError("the scoring thread has died")
@@ -118,32 +189,91 @@ class ScoringEngine:
             return paused[0]
 
     def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join(timeout=10)
+        self._requests.put(None)
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def _load(self, folder: Path) -> ExpertModel:
+        try:
+            model = load_expert(folder, dtype=self.model.score.weight.dtype, strict=True)
+        except ConfigError as error:
+            raise WeightsError(str(error)) from None
+        if _shape(model) != _shape(self.model):
+            raise WeightsError(f"{folder} holds another architecture than the model in use: push to where it belongs")
+        return model
+
+    def _new_scorer(self, model: ExpertModel) -> PrefixScorer:
+        return PrefixScorer(
+            self.name, model.to(self.device).eval(), self._image_token_id, cache_tokens=self._cache_tokens
+        )
+
+    def _done(self, _: Future[Scored]) -> None:
+        with self._count:
+            self._waiting -= 1
+
+    def _build(self) -> None:
+        """Pack requests into batches. While the model is busy requests gather, and the next batch holds more."""
+        batch = Batch()
+        while True:
+            try:
+                work = self._requests.get(block=not batch.owners)
+            except queue.Empty:
+                self._batches.put(batch)
+                batch = Batch()
+                continue
+            if isinstance(work, Job):
+                batch = self._pack(work, batch)
+                continue
+            if batch.owners:
+                self._batches.put(batch)
+                batch = Batch()
+            self._batches.put(work)
+            if work is None:
+                return
+
+    def _pack(self, job: Job, batch: Batch) -> Batch:
+        """Add the request to the batch, and to new ones whenever one is full. Returns the last, not yet sent."""
+        if not job.result.set_running_or_notify_cancel():
+            return batch  # nobody waits for it any more
+        for (_, text), group in job.texts.items():
+            if batch.owners and batch.tokens + batch.cost(group, text) > self._max_batch_tokens:
+                self._batches.put(batch)
+                batch = Batch()
+            batch.add(job, group, text)
+        return batch
 
     def _run(self) -> None:
-        while (work := self._queue.get()) is not None:
+        while (work := self._batches.get()) is not None:
             if isinstance(work, Swap):
                 work.apply()
                 work.result.set_result(None)
-                continue
-            try:
-                work.result.set_result((self._score(work.examples), self.version))
-            except Exception as error:  # the request fails, the thread that serves all others must not
-                work.result.set_exception(error)
+            else:
+                self._score(work)
 
-    @torch.inference_mode()
-    def _score(self, examples: list[Example]) -> list[float]:
-        """Scores in order; sequences of like length share a forward pass, so little of it is padding."""
-        examples, rows = distinct(examples)
-        scores = [0.0] * len(examples)
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids), reverse=True)
-        while order:
-            longest = len(examples[order[0]].input_ids)
-            count = max(1, self._max_batch_tokens // longest)
-            chunk, order = order[:count], order[count:]
-            batch = self.inputs.collate([examples[i] for i in chunk], self.device)
-            metrics.BATCH_SEQUENCES.labels(self.name).observe(len(chunk))
-            for i, score in zip(chunk, self._model(batch).tolist(), strict=True):
-                scores[i] = score
-        return [scores[row] for row in rows]
+    def _score(self, batch: Batch) -> None:
+        try:
+            scores = self._scorer.score(list(batch.entries.values()))
+        except Exception as error:
+            jobs = {id(owner): owner for owner, _, _ in batch.owners}
+            if len(jobs) > 1:  # one of them may be to blame: the others must not suffer
+                for job in jobs.values():
+                    self._score(batch.alone(job))
+            elif not (job := next(iter(jobs.values()))).result.done():
+                job.result.set_exception(ServiceError(f"scoring failed: {type(error).__name__}: {error}"))
+            return
+        metrics.BATCH_SEQUENCES.labels(self.name).observe(len(batch.owners))
+        metrics.BATCH_TOKENS.labels(self.name).observe(batch.tokens)
+        given = {
+            (entry.key, text): score
+            for entry, row in zip(batch.entries.values(), scores, strict=True)
+            for text, score in zip(entry.responses, row, strict=True)
+        }
+        for job, key, text in batch.owners:
+            job.scores[key, text] = given[key, text]
+        for job in {id(job): job for job, _, _ in batch.owners}.values():
+            job.finish(self.version)
+
+
+def _shape(model: ExpertModel) -> tuple[Any, ...]:
+    """What has to be equal between two versions of one model."""
+    return model.mixture, {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -1,20 +1,49 @@
 """Settings of one expert's scoring API (``PRISM_*``)."""
 
-from pydantic import Field
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, IPvAnyNetwork
+from pydantic_settings import NoDecode
 
 from prism.expert_section import Section
 from prism.settings import WeightsSettings
 
 
+def _by_comma(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 class ExpertSettings(WeightsSettings):
     expert: Section = Field(description="which section of a response this deployment judges")
-    blobs: str | None = Field(None, description="blob store for images named by sha256; unset: data URIs only")
+    blobs: str | None = Field(None, description="blob store for images named by sha256; unset: no such images")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the weights; bfloat16 on GPUs")
     seed: int = Field(0, description="seed of a new head, where the model folder has none")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; unset: torch's choice")
+
+    peer_url: str | None = Field(None, description="base URL of the other expert, for /v1/mixture")
+    peer_timeout_seconds: float = Field(120, gt=0)
+
+    allow_urls: bool = Field(False, description="whether images may be given as http(s) URLs")
+    url_networks: Annotated[list[IPvAnyNetwork], NoDecode, BeforeValidator(_by_comma)] = Field(
+        [], description="comma-separated CIDRs of image servers that may be fetched from although they are not public"
+    )
+    url_max_bytes: int = Field(20 * 2**20, ge=1)
+    url_max_redirects: int = Field(3, ge=0)
+    url_timeout_seconds: float = Field(10, gt=0, description="of one image, redirects included")
+
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
-    max_responses: int = Field(256, ge=1, description="responses of one request")
-    max_images: int = Field(8, ge=1, description="images of one request")
+    max_items: int = Field(256, ge=1, description="items of one request")
+    max_responses: int = Field(1024, ge=1, description="responses of one item")
+    max_request_responses: int = Field(4096, ge=1, description="responses of one request")
+    max_images: int = Field(8, ge=0, description="images of one item")
+    max_request_images: int = Field(64, ge=0, description="images of one request")
     max_image_pixels: int = Field(16_000_000, ge=1)
+    max_text_chars: int = Field(1_000_000, ge=1, description="characters of a prompt or a response; more is too_long")
     max_tokens: int = Field(8192, ge=1, description="tokens of prompt and section together; more is too_long")
-    max_batch_tokens: int = Field(16_384, ge=1, description="tokens of one forward pass, padding included")
-    max_queue: int = Field(256, ge=1, description="requests waiting; one more gets 429")
+    max_batch_tokens: int = Field(16_384, ge=1, description="tokens that go through the model together")
+    cache_tokens: int = Field(16_384, ge=0, description="tokens of prompts, and of images, whose states are kept")
+    max_queue: int = Field(256, ge=1, description="requests being worked on or waiting; one more gets 429")
+
+    @property
+    def limits(self) -> dict[str, int]:
+        return {name: value for name, value in self.model_dump().items() if name.startswith("max_")}

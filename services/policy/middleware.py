@@ -58,7 +58,7 @@ class PolicyMiddleware:
         self.gate = Gate()
         self.engine = Engine(app, self.settings.served_name)
         self.weights = Weights(self.settings, self.engine, self.gate)
-        self._limited = BodyLimit(self._route, self.settings.body_limit)
+        self._limited = BodyLimit(self._route, self.settings.body_limit, "PRISM_BODY_LIMIT")
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
         metrics.VERSION.set(0)

@@ -3,74 +3,21 @@
 import base64
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from expert_process import ADMIN, DATA, environment, expert, free_port
 
 from prism.data import DataFile
 from prism.expert_model import load_expert, save_expert
+from prism.expert_section import SECTIONS
 from prism.inputs import InputBuilder
 from prism.weights import seal
-
-DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
-
-
-def environment(port: int, folder: Path, model: Path) -> dict[str, str]:
-    values = {
-        "port": port,
-        "token": DATA,
-        "admin_token": ADMIN,
-        "model": model,
-        "weights_root": folder / "weights",
-        "state_dir": folder / "state",
-        "threads": 1,
-    }
-    return os.environ | {f"PRISM_{name.upper()}": str(value) for name, value in values.items()}
-
-
-@contextmanager
-def expert(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """``prism serve perception``, ready, and a client with its admin token."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "prism", "serve", "perception"]
-    process = subprocess.Popen(command, env=environment(port, folder, model))
-    try:
-        with httpx.Client(
-            base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {ADMIN}"}, timeout=60
-        ) as client:
-            until(lambda: is_ready(process, client), 120)
-            yield process, client
-    finally:
-        process.kill()
-        process.wait()
-
-
-def until(condition: Callable[[], bool], seconds: float) -> None:
-    """Raises TimeoutError if the condition does not come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds} s")
-        time.sleep(0.05)
-
-
-def is_ready(process: subprocess.Popen[bytes], client: httpx.Client) -> bool:
-    assert process.poll() is None, "the service has ended"
-    try:
-        return client.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def push(client: httpx.Client, folder: Path, model: Path, version: int) -> httpx.Response:
@@ -86,8 +33,12 @@ def request(teacher_rows: DataFile) -> dict[str, Any]:
     question = [{"type": "image", "image": f"data:image/png;base64,{image}"}, {"type": "text", "text": "Sum?"}]
     teacher = row.teacher or ""
     return {
-        "messages": [{"role": "user", "content": question}],
-        "responses": [teacher, teacher.replace("- a", "- z"), "no tags", teacher],
+        "items": [
+            {
+                "messages": [{"role": "user", "content": question}],
+                "responses": [teacher, teacher.replace("- a", "- z"), "no tags", teacher],
+            }
+        ]
     }
 
 
@@ -97,7 +48,7 @@ def test_an_expert_is_pushed_killed_and_stopped(tiny_model: Path, teacher_rows: 
     def scores(client: httpx.Client) -> tuple[int, list[float | None]]:
         answer = client.post("/v1/score", json=asked)
         assert answer.status_code == 200, answer.text
-        return answer.json()["version"], [one["score"] for one in answer.json()["scores"]]
+        return answer.json()["version"], [one["score"] for one in answer.json()["items"][0]["scores"]]
 
     with expert(tmp_path, tiny_model) as (process, client):
         no_token = client.post("/v1/score", json=asked, headers={"Authorization": ""})
@@ -142,17 +93,41 @@ def test_an_expert_is_pushed_killed_and_stopped(tiny_model: Path, teacher_rows: 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"PRISM_PORT": "0"}, "PRISM_PORT"), ({"PRISM_TOKEN": ADMIN}, "must differ"), ({"PRISM_THREADS": "0"}, "THREADS")],
+    [
+        ({"PRISM_PORT": "0"}, "PRISM_PORT"),
+        ({"PRISM_TOKEN": ADMIN}, "must differ"),
+        ({"PRISM_THREADS": "0"}, "PRISM_THREADS"),
+        ({"PRISM_URL_NETWORKS": "10.0.0.1/8"}, "PRISM_URL_NETWORKS"),
+        ({"PRISM_MODEL": "/nonexistent"}, "no processor can be loaded from /nonexistent"),
+    ],
 )
 def test_a_mistake_in_the_environment_is_named(tmp_path: Path, changed: dict[str, str], message: str) -> None:
     failed = subprocess.run(
         [sys.executable, "-m", "prism", "serve", "perception"],
-        env=environment(1, tmp_path, tmp_path) | changed,
+        env=environment(free_port(), tmp_path, tmp_path) | changed,
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert failed.returncode == 1
-    assert failed.stderr.startswith("error: ")
-    assert message in failed.stderr
+    assert message in failed.stderr.split("error: ")[-1]
     assert "Traceback" not in failed.stderr
+
+
+def test_both_experts_are_asked_in_one_call(tiny_model: Path, teacher_rows: DataFile, tmp_path: Path) -> None:
+    asked = request(teacher_rows)
+    ports = {name: free_port() for name in SECTIONS}
+
+    def serving(name: str, other: str) -> Any:
+        url = f"http://127.0.0.1:{ports[other]}"
+        return expert(tmp_path / name, tiny_model, name=name, port=ports[name], peer_url=url, seed=len(name))
+
+    with serving("perception", "reasoning") as (_, perception), serving("reasoning", "perception") as (_, reasoning):
+        by_one = perception.post("/v1/mixture", json=asked | {"alpha": 0.25})
+        by_other = reasoning.post("/v1/mixture", json=asked | {"alpha": 0.25})
+        assert by_one.status_code == 200, by_one.text
+        assert by_one.json() == by_other.json()
+        scores = by_one.json()["items"][0]["scores"]
+        assert [score["status"] for score in scores] == ["ok", "ok", "invalid_format", "ok"]
+        first = scores[0]
+        assert first["score"] == 0.25 * first["perception"]["score"] + 0.75 * first["reasoning"]["score"]

@@ -18,6 +18,8 @@ COMMANDS = [
     ["train"],
     ["up"],
     ["report"],
+    ["score"],
+    ["calibrate"],
     ["grade"],
     ["serve"],
     *(["serve", service] for service in ("policy", "perception", "reasoning", "grader", "rollouts")),

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,26 @@ async def test_patience_has_an_end_and_says_why(
     assert len(service.requests) > 1
 
 
+async def test_as_long_as_a_service_asks_it_is_left_alone(connect: Callable[..., ServiceClient]) -> None:
+    service = Service(httpx.Response(429, headers={"Retry-After": "1"}), OK)
+    began = time.monotonic()
+    await connect(ServiceClient, service).post("/v1/x", {})
+    assert time.monotonic() - began >= 1
+    service = Service(httpx.Response(429, headers={"Retry-After": "60"}, text="full"), OK)
+    with pytest.raises(Unavailable, match="429 full"):  # it would be asked after the patience has run out
+        await connect(ServiceClient, service, 2).post("/v1/x", {})
+    assert len(service.requests) == 1
+
+
+async def test_what_is_wrong_is_said_in_words(connect: Callable[..., ServiceClient]) -> None:
+    problems = [{"loc": ["body", "items", 0, "prompt"], "msg": "bad"}, {"loc": ["body", "alpha"], "msg": "too large"}]
+    for detail, words in ((problems, "422 items.0.prompt: bad; alpha: too large"), ("no image", "422 no image")):
+        service = Service(httpx.Response(422, json={"detail": detail}))
+        with pytest.raises(Refused, match=words) as refused:
+            await connect(ServiceClient, service).post("/v1/x", {})
+        assert refused.value.status == 422
+
+
 async def test_a_group_is_sampled_in_one_call_with_tokens_and_versions(connect: Callable[..., PolicyClient]) -> None:
     choice = {
         "message": {"content": "a"},
@@ -119,24 +140,53 @@ async def test_a_group_is_sampled_in_one_call_with_tokens_and_versions(connect: 
     assert image["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(IMAGE).decode()
 
 
+SCORES: list[dict[str, Any]] = [
+    {"status": "ok", "score": -0.25, "section": "perception", "tokens": 4},
+    {"status": "invalid_format", "score": None, "section": "perception", "detail": "missing <think>"},
+]
+JUDGE = {"expert": "perception", "version": 6, "attempt": 1}
+
+
 async def test_scores_carry_status_version_and_a_value_only_where_there_is_one(
     connect: Callable[..., ExpertClient],
 ) -> None:
-    scores = [
-        {"status": "ok", "score": -0.25, "detail": None},
-        {"status": "invalid_format", "score": None, "detail": "missing <think>"},
-    ]
-    service = Service(httpx.Response(200, json={"version": 6, "scores": scores}))
+    service = Service(httpx.Response(200, json=JUDGE | {"items": [{"scores": SCORES}]}))
     good, bad = await connect(ExpertClient, service).score("perception", MESSAGES, ["a", "b"], 5)
     assert (good.expert, good.expert_version, good.status, good.value) == ("perception", 6, pb.STATUS_OK, -0.25)
     assert (bad.status, bad.HasField("value"), bad.detail) == (pb.STATUS_INVALID_FORMAT, False, "missing <think>")
-    assert service.body == {
-        "messages": [
-            {"role": "user", "content": [{"type": "image", "image": "sha256:ab"}, {"type": "text", "text": "Sum?"}]}
-        ],
-        "responses": ["a", "b"],
-        "min_version": 5,
-    }
+    [item] = service.body.pop("items")
+    assert item["messages"] == [
+        {"role": "user", "content": [{"type": "image", "image": "sha256:ab"}, {"type": "text", "text": "Sum?"}]}
+    ]
+    assert item["responses"] == ["a", "b"]
+    assert (service.body["min_version"], service.body["section"]) == (5, "own")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (JUDGE | {"items": [{"scores": SCORES}], "expert": "reasoning"}, "is the reasoning expert, not the perception"),
+        (JUDGE | {"items": [{"scores": SCORES[1:]}]}, r"gave \[1\] scores for \[2\]"),
+        (JUDGE | {"items": []}, r"gave \[\] scores for \[2\]"),
+        ({"version": 6, "scores": SCORES}, "answered what is no ScoreAnswer"),
+    ],
+)
+async def test_an_answer_that_does_not_fit_is_refused(
+    connect: Callable[..., ExpertClient], answer: dict[str, Any], message: str
+) -> None:
+    service = Service(httpx.Response(200, json=answer))
+    with pytest.raises(Refused, match=message):
+        await connect(ExpertClient, service).score("perception", MESSAGES, ["a", "b"], 5)
+    assert len(service.requests) == 1
+
+
+async def test_a_prompt_that_no_expert_takes_is_refused_before_it_is_sent(
+    connect: Callable[..., ExpertClient],
+) -> None:
+    service = Service(OK)
+    with pytest.raises(Refused, match="the last message must be the user's"):
+        await connect(ExpertClient, service).score("perception", [pb.Message(role="system")], ["a"], 0)
+    assert not service.requests
 
 
 async def test_a_verdict_that_says_nothing_has_no_reward(connect: Callable[..., GraderClient]) -> None:

@@ -34,9 +34,13 @@ def policy(body: dict[str, Any]) -> httpx.Response:
     )
 
 
-def expert(body: dict[str, Any]) -> httpx.Response:
-    scores = [{"status": "ok", "score": float(i), "detail": None} for i in range(len(body["responses"]))]
-    return httpx.Response(200, json={"version": 2, "scores": scores})
+def expert(name: str) -> Answer:
+    def answer(body: dict[str, Any]) -> httpx.Response:
+        [item] = body["items"]
+        scores = [{"status": "ok", "score": float(i), "section": name} for i in range(len(item["responses"]))]
+        return httpx.Response(200, json={"expert": name, "version": 2, "attempt": 1, "items": [{"scores": scores}]})
+
+    return answer
 
 
 def grader(body: dict[str, Any]) -> httpx.Response:
@@ -44,9 +48,14 @@ def grader(body: dict[str, Any]) -> httpx.Response:
     return httpx.Response(200, json={"verdicts": [verdict] * len(body["items"])})
 
 
-def one_too_few(body: dict[str, Any]) -> httpx.Response:
-    answer = expert(body).json() if "responses" in body else grader(body).json()
-    return httpx.Response(200, json={k: v[1:] if isinstance(v, list) else v for k, v in answer.items()})
+def one_score_too_few(body: dict[str, Any]) -> httpx.Response:
+    answer = expert("perception")(body).json()
+    answer["items"][0]["scores"].pop()
+    return httpx.Response(200, json=answer)
+
+
+def one_verdict_too_few(body: dict[str, Any]) -> httpx.Response:
+    return httpx.Response(200, json={"verdicts": grader(body).json()["verdicts"][1:]})
 
 
 def failing(status: int) -> Answer:
@@ -70,8 +79,8 @@ def judged(tmp_path: Path) -> Callable[..., Judges]:
     def make(**services: Answer) -> Judges:
         answers: dict[str, Answer] = {
             "policy": policy,
-            "perception": expert,
-            "reasoning": expert,
+            "perception": expert("perception"),
+            "reasoning": expert("reasoning"),
             "grader": grader,
         } | services
         endpoints = Endpoints(
@@ -117,7 +126,7 @@ async def test_only_what_is_asked_for_is_judged(judged: Callable[..., Judges], i
     assert not any(sample.HasField("verdict") for sample in group.samples)
 
 
-@pytest.mark.parametrize("answer", [failing(422), failing(503), one_too_few])
+@pytest.mark.parametrize("answer", [failing(422), failing(503), one_score_too_few])
 async def test_an_expert_that_fails_leaves_a_status_and_the_others_judge(
     judged: Callable[..., Judges], image: str, answer: Answer
 ) -> None:
@@ -131,7 +140,7 @@ async def test_an_expert_that_fails_leaves_a_status_and_the_others_judge(
     assert all(sample.verdict.reward == 1.0 for sample in group.samples)
 
 
-@pytest.mark.parametrize("answer", [failing(422), failing(503), one_too_few])
+@pytest.mark.parametrize("answer", [failing(422), failing(503), one_verdict_too_few])
 async def test_a_grader_that_fails_leaves_a_status_and_no_reward(
     judged: Callable[..., Judges], image: str, answer: Answer
 ) -> None:

@@ -197,3 +197,9 @@ def test_its_redis_takes_the_password_it_was_given_and_no_other(stack: Stack) ->
             assert client.ping()
         with redis.Redis(port=stack.services[0].port) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
+
+
+def test_each_expert_knows_where_the_other_is(stack: Stack) -> None:
+    environments = {service.name: service.environment for service in stack.services}
+    for expert, other in (("perception", "reasoning"), ("reasoning", "perception")):
+        assert environments[expert]["PRISM_PEER_URL"] == environments[expert][f"PRISM_{other.upper()}_URL"]

@@ -55,8 +55,9 @@ class Services:
         if service == "grader":
             verdict = {"status": "ok", "accuracy": 1, "format": 1, "reward": 1, "extracted": "7", "detail": None}
             return JSONResponse({"verdicts": [verdict] * len(body["items"])})
-        score = {"status": "ok", "score": 0.5, "detail": None}
-        return JSONResponse({"version": 2, "scores": [score] * len(body["responses"])})
+        score = {"status": "ok", "score": 0.5, "section": service}
+        items = [{"scores": [score] * len(item["responses"])} for item in body["items"]]
+        return JSONResponse({"expert": service, "version": 2, "attempt": 1, "items": items})
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Scoring speed of an expert's service, beside what a user would pick instead."""

@@ -1,0 +1,155 @@
+"""Scores per second of an expert's service, over HTTP, beside (a) a plain transformers loop with padding and (b) vLLM's
+pooling server with the same scalar head: one run, one machine, the same weights and inputs, the same scores.
+
+Groups of 16 responses of 40 to 400 tokens to prompts of 300 to 1,200 tokens, most of them a picture's.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.experts.plain import PlainLoop
+from bench.experts.servers import Server, client, prism_scores, prism_server, vllm_scores, vllm_server
+from bench.experts.workload import RESPONSES, SIZES, Group, make_groups, make_model
+
+AT_ONCE = 8  # groups in flight
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.experts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=list(SIZES), default="8m")
+    parser.add_argument("--experts", type=int, default=0, help="experts of each layer; 0: dense")
+    parser.add_argument("--groups", type=int, default=16)
+    parser.add_argument("--warm-up", type=int, default=2, help="groups that are not counted, before each measurement")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads of each contestant")
+    parser.add_argument("--requests", type=int, default=10_000, help="small requests over which memory must stay flat")
+    parser.add_argument("--without-vllm", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-experts.json"))
+    options = parser.parse_args()
+    console = Console(highlight=False)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure(Path(folder), options, console)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(results, indent=1))
+    show(results, console)
+
+
+def measure(folder: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    inputs = make_model(folder, options.size, options.experts, options.device)
+    dtype = SIZES[options.size].dtype
+    groups, warm = make_groups(inputs, options.groups, seed=1), make_groups(inputs, options.warm_up, seed=2)
+    model, end = folder / "expert", inputs.tokenizer.eos_token
+    results: dict[str, Any] = {"size": options.size, "experts": options.experts, "device": device_name(options.device)}
+    scores: dict[str, list[list[float]]] = {}
+
+    def timed(name: str, work: Callable[[list[Group]], list[list[float]]]) -> None:
+        work(warm)  # caches are for prompts: none of these come again
+        started = time.perf_counter()
+        scores[name] = work(groups)
+        results[name] = len(groups) * RESPONSES / (time.perf_counter() - started)
+        console.print(f"{name}: {results[name]:.1f} scores/s")
+
+    with prism_server(model, options.device, dtype, options.threads) as server:
+        timed("prism", lambda part: asyncio.run(prism_scores(server, part, AT_ONCE)))
+        results["peak_bytes"] = server.memory()
+        rate = results["prism"] / RESPONSES / 2
+        fresh = make_groups(inputs, max(20, options.groups), seed=3)
+        results["latency"] = asyncio.run(latencies(server, fresh, rate))
+        results["memory"] = asyncio.run(memory_over(server, options.requests))
+    plain = PlainLoop(model, inputs, options.device, RESPONSES)
+    timed("transformers", plain.score)
+    del plain
+    if not options.without_vllm:
+        with vllm_server(model, options.device, dtype, options.threads) as server:
+            timed("vllm", lambda part: asyncio.run(vllm_scores(server, part, AT_ONCE, end)))
+    results["difference"] = {
+        name: max(abs(a - b) for ours, theirs in zip(scores["prism"], other, strict=True)
+                  for a, b in zip(ours, theirs, strict=True))
+        for name, other in scores.items() if name != "prism"
+    }  # fmt: skip
+    results["spread"] = statistics.pstdev([score for row in scores["prism"] for score in row])
+    return results
+
+
+async def latencies(server: Server, groups: list[Group], rate: float) -> dict[str, float]:
+    """Seconds from a group's request to its scores, arrivals at random at ``rate`` groups a second."""
+    rng = random.Random(0)
+
+    async def one(http: Any, group: Group) -> float:
+        started = time.perf_counter()
+        await server.post(http, "/v1/score", {"items": [group.item], "section": "all"})
+        return time.perf_counter() - started
+
+    async with client() as http:
+        tasks: list[asyncio.Task[float]] = []
+        for group in groups:
+            tasks.append(asyncio.create_task(one(http, group)))
+            await asyncio.sleep(rng.expovariate(rate))
+        seconds = sorted(await asyncio.gather(*tasks))
+    return {"requests": len(seconds), "rate": rate, "p50": statistics.median(seconds),
+            "p99": seconds[min(len(seconds) - 1, round(0.99 * len(seconds)))]}  # fmt: skip
+
+
+async def memory_over(server: Server, requests: int) -> list[tuple[int, int]]:
+    """(requests answered, resident bytes) along the way; every request is another text."""
+    room = asyncio.Semaphore(16)
+    seen: list[tuple[int, int]] = []
+
+    async def one(http: Any, number: int) -> None:
+        async with room:
+            item = {"prompt": f"What is {number}?", "responses": [f"<caption>- {number} and {number * 7}"]}
+            await server.post(http, "/v1/score", {"items": [item], "section": "all"})
+
+    async with client() as http:
+        for start in range(0, requests, max(1, requests // 10)):
+            await asyncio.gather(*(one(http, start + i) for i in range(max(1, requests // 10))))
+            seen.append((start + max(1, requests // 10), server.memory()))
+    return seen
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    kind = f"mixture of {results['experts']} experts" if results["experts"] else "dense"
+    table = Table("", "scores/s", "PRISM is", "largest difference of a score")
+    table.title = f"{results['size']}, {kind}, {results['device']}"
+    table.add_row("PRISM's service, over HTTP", f"{results['prism']:,.1f}", "", "")
+    for name, label in (
+        ("transformers", "transformers, padded batches, in process"),
+        ("vllm", "vLLM pooling, over HTTP"),
+    ):
+        if name in results:
+            ratio = results["prism"] / results[name]
+            table.add_row(label, f"{results[name]:,.1f}", f"{ratio:.2f}×", f"{results['difference'][name]:.1e}")
+    console.print(table)
+    late, memory = results["latency"], results["memory"]
+    console.print(
+        f"a group of {RESPONSES} at half of that load: p50 {late['p50']:.2f} s, p99 {late['p99']:.2f} s "
+        f"({late['requests']} requests); scores spread by {results['spread']:.2f}"
+    )
+    console.print(
+        f"resident memory {results['peak_bytes'] / 2**20:,.0f} MiB after the groups; "
+        f"over {memory[-1][0]:,} more requests {memory[0][1] / 2**20:,.0f} → {memory[-1][1] / 2**20:,.0f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()

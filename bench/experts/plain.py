@@ -1,0 +1,53 @@
+"""What a user writes first: the library's processor and model over padded batches, every sequence whole."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from bench.experts.workload import Group
+from prism import torchvision_cpu
+from prism.expert_model import ExpertModel, load_expert
+from prism.inputs import InputBuilder
+
+torchvision_cpu.install()
+
+from transformers import AutoConfig  # noqa: E402  (torchvision must find its operators declared)
+
+
+class PlainLoop:
+    """One padded batch a group: as many sequences as responses, each with the picture and the prompt again."""
+
+    def __init__(self, folder: Path, inputs: InputBuilder, device: str, batch: int) -> None:
+        dtype: Any = AutoConfig.from_pretrained(folder).dtype
+        self.model: ExpertModel = load_expert(folder, dtype=dtype, strict=True).to(device).eval()
+        self.processor, self.end, self.device, self.batch = inputs.processor, inputs.tokenizer.eos_token, device, batch
+
+    def score(self, groups: Sequence[Group]) -> list[list[float]]:
+        return [
+            [score for start in range(0, len(group.responses), self.batch) for score in self._batch(group, start)]
+            for group in groups
+        ]
+
+    @torch.inference_mode()
+    def _batch(self, group: Group, start: int) -> list[float]:
+        responses = group.responses[start : start + self.batch]
+        content = [{"type": "image"}, {"type": "text", "text": group.question}]
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        picture = Image.open(io.BytesIO(group.image)).convert("RGB")
+        inputs = self.processor(
+            text=[prompt + response + self.end for response in responses],
+            images=[picture] * len(responses),
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        ).to(self.device)
+        backbone: Any = self.model.model
+        hidden = backbone(**inputs, use_cache=False).last_hidden_state  # [B, L, H]
+        last = inputs["attention_mask"].sum(-1) - 1
+        return self.model.read(hidden[torch.arange(len(hidden), device=hidden.device), last]).tolist()

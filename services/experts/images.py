@@ -1,0 +1,65 @@
+"""The bytes of images, however a request names them."""
+
+import asyncio
+import base64
+from collections.abc import Iterable
+
+from prism.blobs import BlobStore
+from prism.errors import DataError
+from services.experts.fetch import UrlFetcher
+from services.experts.settings import ExpertSettings
+
+
+class ImageSources:
+    def __init__(self, settings: ExpertSettings) -> None:
+        self._blobs = BlobStore(settings.blobs) if settings.blobs else None
+        self._urls: UrlFetcher | None = None
+        if settings.allow_urls:
+            self._urls = UrlFetcher(
+                allowed=settings.url_networks,
+                max_bytes=settings.url_max_bytes,
+                timeout_seconds=settings.url_timeout_seconds,
+                max_redirects=settings.url_max_redirects,
+            )
+
+    async def read(self, sources: Iterable[str]) -> dict[str, bytes | DataError]:
+        """Each distinct source's bytes, or what is wrong with it."""
+        distinct = list(dict.fromkeys(sources))
+        return dict(zip(distinct, await asyncio.gather(*map(self._read, distinct)), strict=True))
+
+    async def _read(self, source: str) -> bytes | DataError:
+        try:
+            if source.startswith(("http://", "https://")):
+                return await self._fetch(source)
+            if source.startswith("sha256:"):
+                return await asyncio.to_thread(self._blob, source.removeprefix("sha256:"))
+            return _data_uri(source)
+        except DataError as error:
+            return error
+
+    async def _fetch(self, url: str) -> bytes:
+        if self._urls is None:
+            raise DataError("images by URL are off: send a data URI, or set PRISM_ALLOW_URLS=true")
+        return await self._urls.get(url)
+
+    def _blob(self, sha256: str) -> bytes:
+        if self._blobs is None:
+            raise DataError("this service has no blob store: send a data URI, or set PRISM_BLOBS")
+        try:
+            return self._blobs.get(sha256)
+        except OSError as error:
+            raise DataError(f"the blob store cannot be read: {error}") from None
+
+    async def close(self) -> None:
+        if self._urls:
+            await self._urls.close()
+
+
+def _data_uri(source: str) -> bytes:
+    head, comma, body = source.partition(",")
+    if not (head.startswith("data:image/") and head.endswith(";base64") and comma):
+        raise DataError("an image is given as 'data:image/...;base64,...', 'sha256:...' or an http(s) URL")
+    try:
+        return base64.b64decode(body, validate=True)
+    except ValueError as error:
+        raise DataError(f"the image's base64 does not decode: {error}") from None

@@ -1,0 +1,198 @@
+"""Requests made ready for the model: limits, images, token ids. What cannot be scored gets its status here."""
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from fastapi import HTTPException
+from jinja2 import TemplateError
+
+from prism.data import open_image
+from prism.errors import DataError
+from prism.expert_api import ImagePart, Judged, Judging, Message, Prompt, ResponseScore, ScoreItem, ScoreRequest, Status
+from prism.expert_section import section_of
+from prism.inputs import Example, InputBuilder
+from prism.response import parse_response
+from prism.v1 import rollout_pb2 as pb
+from services.experts.engine import Group
+from services.experts.settings import ExpertSettings
+
+
+class TooLong(Exception):
+    """A text or prompt over the limits; the message names them."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image made ready for the model. sha256 is of its bytes."""
+
+    sha256: str
+    values: torch.Tensor  # [patches, patch size]
+    grid: torch.Tensor  # [1, 3]
+
+
+Readied = Pixels | DataError | TooLong
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One item made ready: the answers that need no model, None where the next response of the group gives one."""
+
+    answers: list[ResponseScore | None]
+    group: Group | None
+
+
+class Planner:
+    def __init__(self, settings: ExpertSettings, inputs: InputBuilder) -> None:
+        self.settings, self.inputs = settings, inputs
+
+    def check_limits(self, items: Sequence[ScoreItem]) -> None:
+        """Raises HTTPException 413 that names the variable."""
+        responses = [len(item.responses) for item in items]
+        images = [len(image_sources(item)) for item in items]
+        for count, what, name in (
+            (len(items), "items", "max_items"),
+            (max(responses), "responses of one item", "max_responses"),
+            (sum(responses), "responses of one request", "max_request_responses"),
+            (max(images), "images of one item", "max_images"),
+            (sum(images), "images of one request", "max_request_images"),
+        ):
+            limit = self.settings.limits[name]
+            if count > limit:
+                raise HTTPException(413, f"{count} {what} are over the limit of {limit} (PRISM_{name.upper()})")
+
+    def plan(self, request: ScoreRequest, sources: dict[str, bytes | DataError]) -> list[Plan]:
+        """One for each item. ``sources`` holds the images by the names that the request has for them."""
+        images: dict[str, Readied] = {}
+        plans: list[Plan] = []
+        for item in request.items:
+            try:
+                plans.append(self._plan_item(item, request.section == "all", sources, images))
+            except (DataError, TemplateError) as error:
+                plans.append(self._all(item, "error", f"the prompt cannot be used: {error}", request))
+            except TooLong as error:
+                plans.append(self._all(item, "too_long", f"the prompt alone: {error}", request))
+        return plans
+
+    def _plan_item(
+        self,
+        item: ScoreItem,
+        whole: bool,
+        sources: dict[str, bytes | DataError],
+        images: dict[str, Readied],
+    ) -> Plan:
+        """Raises DataError, TemplateError or TooLong for a prompt that cannot be used.
+
+        ``images`` holds those of earlier items.
+        """
+        pixels = [self._pixels(sources[source], images) for source in image_sources(item)]
+        prompt = self._prompt(item.chat(), pixels)
+        section = self.judged(whole)
+        answers: list[ResponseScore | None] = []
+        responses: list[list[int]] = []
+        for text in item.responses:
+            parsed = parse_response(text)
+            if not whole and not parsed.valid:
+                answers.append(unscored("invalid_format", section, "; ".join(parsed.problems)))
+                continue
+            try:
+                ids = self._ids(text if whole else section_of(parsed, self.settings.expert), len(prompt.input_ids))
+            except TooLong as error:
+                answers.append(unscored("too_long", section, str(error)))
+                continue
+            answers.append(None)
+            responses.append(ids)
+        if not responses:
+            return Plan(answers, None)
+        image_keys = tuple(image.sha256 for image in pixels)
+        key = hashlib.sha256(array("q", prompt.input_ids).tobytes() + "".join(image_keys).encode()).hexdigest()
+        return Plan(answers, Group(prompt, key, image_keys, responses))
+
+    def _pixels(self, data: bytes | DataError, images: dict[str, Readied]) -> Pixels:
+        """An image, made ready once a request. Raises DataError or TooLong."""
+        if isinstance(data, DataError):
+            raise data
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 not in images:
+            images[sha256] = self._made_ready(sha256, data)
+        made = images[sha256]
+        if not isinstance(made, Pixels):
+            raise made
+        return made
+
+    def _made_ready(self, sha256: str, data: bytes) -> Readied:
+        limit = self.settings.max_tokens
+        try:
+            image = open_image(data, self.settings.max_image_pixels)
+            tokens = self.inputs.image_tokens(image)
+            if tokens > limit:  # found out before its pixels are unfolded into hundreds of megabytes
+                return TooLong(f"an image of {tokens} tokens, over the limit of {limit} (PRISM_MAX_TOKENS)")
+            return Pixels(sha256, *self.inputs.images([image]))
+        except DataError as error:
+            return error
+
+    def _prompt(self, chat: Sequence[Message], pixels: Sequence[Pixels]) -> Example:
+        """Raises DataError, TemplateError or TooLong."""
+        messages = [pb.Message(role=message.role, parts=_parts(message)) for message in chat]
+        self._check_chars(sum(len(part.text) for message in messages for part in message.parts))
+        if not pixels:
+            prompt = self.inputs.prompt_of(messages, None, None)
+        else:
+            prompt = self.inputs.prompt_of(
+                messages, torch.cat([image.values for image in pixels]), torch.cat([image.grid for image in pixels])
+            )
+        if len(prompt.input_ids) >= self.settings.max_tokens:
+            raise TooLong(
+                f"{len(prompt.input_ids)} tokens, over the limit of {self.settings.max_tokens} (PRISM_MAX_TOKENS)"
+            )
+        return prompt
+
+    def _ids(self, text: str, prompt_tokens: int) -> list[int]:
+        """Raises TooLong."""
+        self._check_chars(len(text))
+        ids = [*self.inputs.text_ids(text), self.inputs.end_token_id]
+        tokens = prompt_tokens + len(ids)
+        if tokens > self.settings.max_tokens:
+            raise TooLong(
+                f"{tokens} tokens with the prompt, over the limit of {self.settings.max_tokens} (PRISM_MAX_TOKENS)"
+            )
+        return ids
+
+    def _check_chars(self, count: int) -> None:
+        """Before a text is tokenised, which of a body full of one word takes minutes."""
+        if count > self.settings.max_text_chars:
+            raise TooLong(
+                f"{count} characters, over the limit of {self.settings.max_text_chars} (PRISM_MAX_TEXT_CHARS)"
+            )
+
+    def judged(self, whole: bool) -> Judged:
+        return "all" if whole else self.settings.expert
+
+    def _all(self, item: ScoreItem, status: Status, detail: str, request: Judging) -> Plan:
+        section = self.judged(request.section == "all")
+        return Plan([unscored(status, section, detail) for _ in item.responses], None)
+
+
+def image_sources(prompt: Prompt) -> list[str]:
+    return [
+        part.image
+        for message in prompt.chat()
+        if not isinstance(message.content, str)
+        for part in message.content
+        if isinstance(part, ImagePart)
+    ]
+
+
+def _parts(message: Message) -> list[pb.Part]:
+    if isinstance(message.content, str):
+        return [pb.Part(text=message.content)]
+    return [
+        pb.Part(image_sha256="given") if isinstance(part, ImagePart) else pb.Part(text=part.text)
+        for part in message.content
+    ]
+
+
+def unscored(status: Status, section: Judged, detail: str) -> ResponseScore:
+    return ResponseScore(status=status, score=None, section=section, detail=detail)

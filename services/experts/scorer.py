@@ -1,0 +1,186 @@
+"""Requests turned into groups of token ids, scores turned into answers."""
+
+import asyncio
+import math
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from fastapi import HTTPException
+
+from prism.errors import ConfigError
+from prism.expert_api import (
+    CalibrationRequest,
+    CalibrationState,
+    CompareAnswer,
+    CompareRequest,
+    ItemScores,
+    Judged,
+    Judging,
+    ModelInfo,
+    ResponseScore,
+    ScoreAnswer,
+    ScoreItem,
+    ScoreRequest,
+)
+from prism.expert_model import load_expert
+from prism.inputs import InputBuilder
+from prism.weights import read_newest
+from services.experts import metrics
+from services.experts.calibration import Calibration, keep, read_kept, sigmoid
+from services.experts.engine import ScoringEngine, Version
+from services.experts.images import ImageSources
+from services.experts.planner import Plan, Planner, image_sources, unscored
+from services.experts.settings import ExpertSettings
+
+
+class Scorer:
+    """One expert at work. Raises ConfigError or WeightsError if its model cannot be used."""
+
+    def __init__(self, settings: ExpertSettings) -> None:
+        self.settings = settings
+        self.base = str(settings.model)
+        try:
+            torch.empty(0, device=settings.device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise ConfigError(f"PRISM_DEVICE: {settings.device!r} cannot be used: {error}") from None
+        self.inputs = InputBuilder(settings.model)
+        self.planner = Planner(settings, self.inputs)
+        self.images = ImageSources(settings)
+        self.calibration: Calibration | None = read_kept(settings.state_dir, self.base)
+        self.engine = ScoringEngine(
+            settings.expert,
+            load_expert(settings.model, seed=settings.seed, dtype=getattr(torch, settings.dtype)),
+            self.inputs,
+            device=settings.device,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_queue=settings.max_queue,
+            cache_tokens=settings.cache_tokens,
+        )
+        self._calibrating = asyncio.Lock()
+        newest = read_newest(settings.state_dir)
+        if newest:
+            self.engine.swap(settings.weights_root, newest)
+
+    def not_ready(self) -> str | None:
+        """Why nothing can be scored, or not where it was asked for; None if all is well."""
+        if not self.engine.alive:
+            return "the scoring thread has died"
+        asked, actual = torch.device(self.settings.device), next(self.engine.model.parameters()).device
+        if asked.type != actual.type or asked.index not in (None, actual.index):
+            return f"the model is on {actual}, PRISM_DEVICE asks for {asked}"
+        return None
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.engine.close)
+        await self.images.close()
+
+    async def score(self, request: ScoreRequest) -> ScoreAnswer:
+        """Raises HTTPException for a request over the limits or ahead of the weights, Overloaded if too many wait."""
+        self.planner.check_limits(request.items)
+        self._check_version(self.engine.version, request)
+        sources = await self.images.read(source for item in request.items for source in image_sources(item))
+        plans = await asyncio.to_thread(self.planner.plan, request, sources)
+        groups = [plan.group for plan in plans if plan.group]
+        version, values = self.engine.version, iter(())
+        if groups:
+            scored = await asyncio.wrap_future(self.engine.submit(groups))
+            version, values = scored.version, chain.from_iterable(scored.scores)
+            self._check_version(version, request)
+        return ScoreAnswer(
+            expert=self.settings.expert,
+            version=version.version,
+            attempt=version.attempt,
+            items=[ItemScores(scores=self._answers(plan, values, version, request)) for plan in plans],
+        )
+
+    async def compare(self, request: CompareRequest) -> CompareAnswer:
+        item = ScoreItem(
+            messages=request.messages,
+            prompt=request.prompt,
+            images=request.images,
+            responses=[request.first, request.second],
+        )
+        answer = await self.score(ScoreRequest(items=[item], section=request.section, min_version=request.min_version))
+        first, second = answer.items[0].scores
+        probability = None
+        if first.score is not None and second.score is not None:
+            probability = sigmoid(first.score - second.score)
+        return CompareAnswer(
+            expert=answer.expert,
+            version=answer.version,
+            attempt=answer.attempt,
+            probability=probability,
+            first=first,
+            second=second,
+        )
+
+    async def calibrate(self, request: CalibrationRequest) -> CalibrationState:
+        """Read scores by these from now on. Raises HTTPException 409 unless they are of the weights in use."""
+        version = self.engine.version
+        if (request.version, request.attempt) != (version.version, version.attempt):
+            raise HTTPException(
+                409,
+                f"these are scores of version {request.version} attempt {request.attempt}; version {version.version} "
+                f"attempt {version.attempt} is loaded: score the reference again",
+            )
+        async with self._calibrating:
+            made = await asyncio.to_thread(Calibration, request)
+            await asyncio.to_thread(keep, self.settings.state_dir, self.base, made)
+            self.calibration = made
+        return made.state(current=True)
+
+    def model_info(self) -> ModelInfo:
+        model, version, settings = self.engine.model, self.engine.version, self.settings
+        parameter = next(model.parameters())
+        experts, experts_per_token = model.mixture or (None, None)
+        calibration = None
+        if self.calibration:
+            current = self.calibration.fits(version.version, version.attempt, self.calibration.request.section)
+            calibration = self.calibration.state(current=current)
+        return ModelInfo(
+            expert=settings.expert,
+            version=version.version,
+            attempt=version.attempt,
+            architecture=type(model).__name__,
+            base=settings.model.name if settings.model.is_dir() else str(settings.model),
+            parameters=sum(each.numel() for each in model.parameters()),
+            experts=experts,
+            experts_per_token=experts_per_token,
+            dtype=str(parameter.dtype).removeprefix("torch."),
+            device=str(parameter.device),
+            limits=settings.limits,
+            urls=settings.allow_urls,
+            calibration=calibration,
+        )
+
+    def _check_version(self, version: Version, request: Judging) -> None:
+        if request.min_version is not None and version.version < request.min_version:
+            raise HTTPException(409, f"version {version.version} is loaded, {request.min_version} is asked for")
+
+    def _answers(self, plan: Plan, values: Iterator[float], version: Version, request: Judging) -> list[ResponseScore]:
+        calibration = self.calibration
+        if calibration and not calibration.fits(version.version, version.attempt, request.section):
+            calibration = None
+        section = self.planner.judged(request.section == "all")
+        lengths = iter(plan.group.responses if plan.group else ())
+        scores = [answer or _scored(next(values), section, len(next(lengths)), calibration) for answer in plan.answers]
+        for score in scores:
+            metrics.SCORES.labels(self.settings.expert, score.status).inc()
+            if score.score is not None:
+                metrics.SCORE_VALUE.labels(self.settings.expert, section).observe(score.score)
+                metrics.SCORED_TOKENS.labels(self.settings.expert).inc(score.tokens or 0)
+        return scores
+
+
+def _scored(value: float, section: Judged, tokens: int, calibration: Calibration | None) -> ResponseScore:
+    if not math.isfinite(value):
+        return unscored("error", section, "the model's score is not finite").model_copy(update={"tokens": tokens})
+    return ResponseScore(
+        status="ok",
+        score=value,
+        section=section,
+        tokens=tokens,
+        percentile=calibration.percentile(value) if calibration else None,
+        probability=calibration.probability(value) if calibration else None,
+    )
