@@ -6,6 +6,7 @@ that have the same answer and gold answer.
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Iterable, Sequence
 
@@ -18,6 +19,8 @@ from services.grader.pool import CompareChunk, WorkerPool
 from services.grader.settings import EngineSettings
 from services.grader.verdict import Item, Outcome, RewardFormula, Rules, Task, Verdict, shown
 from services.grader.worker import compare_chunk
+
+log = logging.getLogger(__name__)
 
 # What failed may do better later, so it is not kept for long; long enough for a group that gives one answer 16 times.
 FAILED_SECONDS = 30.0
@@ -66,7 +69,7 @@ class Grader:
                 # Of a response that breaks the format only the gold answer is looked at.
                 task = Task(item.kind, None if reading.format == 0.0 else reading.answer, item.golds, item.options)
                 if item.kind != "judge" and kinds.is_fast(task):
-                    outcome = kinds.compare(task)
+                    outcome = compare_here(task)
                     verdict = conclude(item, reading, outcome, rules, self._formula, time.perf_counter() - start)
                 else:
                     waiting.append((index, reading, task))
@@ -151,6 +154,15 @@ class Grader:
     def close(self) -> None:
         """Stop everything, within a second or two: comparisons at hand are given up. Blocks."""
         self._pool.close()
+
+
+def compare_here(task: Task) -> Outcome:
+    """A fast comparison. A bug in it costs its item, not the request."""
+    try:
+        return kinds.compare(task)
+    except Exception as error:
+        log.exception("comparing raised")
+        return Outcome("error", detail=f"comparing raised {type(error).__name__}")
 
 
 def content_key(task: Task) -> bytes:

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.grader import kinds
-from services.grader.engine import conclude, content_key
+from services.grader.engine import compare_here, conclude, content_key
 from services.grader.extract import after_phrase, answer_section, last_boxed, read_response
 from services.grader.judge import read_verdict
 from services.grader.verdict import (
@@ -310,3 +310,12 @@ def test_the_cache_key_is_of_all_that_counts() -> None:
     ]
     assert content_key(task) == content_key(Task("math", "1", ("1",)))
     assert len({content_key(one) for one in [task, *others]}) == 6
+
+
+def test_a_bug_in_a_comparison_costs_its_item_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(task: Task) -> Outcome:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(kinds, "compare", fail)
+    outcome = compare_here(Task("number", "7", ("7",)))
+    assert (outcome.status, outcome.accuracy, outcome.detail) == ("error", None, "comparing raised ZeroDivisionError")
