@@ -160,7 +160,15 @@ def same(gold: Parsed, answer: Parsed, options: Options) -> Match:
         if not equal(raise_on_error=False):
             raise
         right = True
+    right = right or any(map(_equal_symbol, gold.values, values))
     return Match(right, "math: equal by math-verify" if right else "math: different by math-verify")
+
+
+def _equal_symbol(gold: Any, answer: Any) -> bool:
+    """Whether an expression comes to the one symbol on the other side: math-verify compares a symbol by its name."""
+    if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
+        return False
+    return isinstance(gold, sympy.Symbol) != isinstance(answer, sympy.Symbol) and sympy.simplify(gold - answer) == 0
 
 
 def _is_set(parsed: Parsed) -> bool:

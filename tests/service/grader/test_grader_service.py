@@ -23,6 +23,7 @@ DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 GOOD = {"response": "<caption>- a</caption><think>b</think><answer>7</answer>", "gold": "7", "kind": "math"}
 HANG = GOOD | {"response": GOOD["response"].replace("7", "hang")}
 
+SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]  # of making requests up
 DOCUMENT = schemathesis.openapi.from_path(Path(__file__).parents[3] / "proto/openapi/grader.json")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -121,7 +122,7 @@ def test_a_large_batch_comes_back_in_order(client: httpx.Client) -> None:
 
 
 @DOCUMENT.parametrize()
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=SLOW)
 def test_no_request_made_up_from_the_document_is_answered_with_5xx(
     case: schemathesis.Case, client: httpx.Client
 ) -> None:

@@ -8,7 +8,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from services.grader.engine import Grader
 from services.grader.settings import EngineSettings
@@ -25,7 +24,7 @@ class Model(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Model
+    server: Model  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -59,13 +58,14 @@ def model() -> Iterator[Model]:
 @pytest.fixture
 async def grader(model: Model) -> AsyncIterator[Grader]:
     grader = Grader(
-        EngineSettings(
-            workers=1,
-            judge_url=f"http://127.0.0.1:{model.server_port}/v1/",
-            judge_model="small",
-            judge_token=SecretStr("judge-token"),
-            judge_max_calls=3,
-            judge_timeout_seconds=5,
+        EngineSettings.model_validate(
+            {
+                "workers": 1,
+                "judge_url": f"http://127.0.0.1:{model.server_port}/v1/",
+                "judge_model": "small",
+                "judge_token": "judge-token",
+                "judge_max_calls": 3,
+            }
         )
     )
     yield grader
@@ -120,7 +120,7 @@ async def test_a_gold_answer_that_is_empty_is_not_sent(model: Model, grader: Gra
 
 
 async def test_a_judge_that_is_away_gives_no_number() -> None:
-    grader = Grader(EngineSettings(workers=1, judge_url="http://127.0.0.1:9/v1"))
+    grader = Grader(EngineSettings.model_validate({"workers": 1, "judge_url": "http://127.0.0.1:9/v1"}))
     try:
         [verdict] = await grader.grade([item("a kitten")], RULES)
         assert (verdict.status, verdict.detail) == ("error", "the judge cannot be used: ConnectError")
