@@ -12,6 +12,8 @@ from rich.markup import escape
 
 from prism import score_cli
 from prism.errors import ConfigError, PrismError
+from services.grader.cli import HELP as GRADE_HELP
+from services.grader.cli import grade
 from trainer.experts_cli import experts
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ serve = typer.Typer(no_args_is_help=True, help="Run one service in the foregroun
 app.add_typer(serve, name="serve")
 app.add_typer(experts, name="experts")
 score_cli.register(app)
+app.command("grade", help=GRADE_HELP)(grade)
 
 ConfigArgument = Annotated[Path, typer.Argument(help="a run's TOML file, such as configs/demo.toml")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="a run's TOML file, such as configs/demo.toml")]

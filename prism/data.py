@@ -53,7 +53,7 @@ class Row(BaseModel):
     response: str | None = None
     teacher: str | None = None
     gold: str | None = None
-    kind: Literal["number", "text", "auto"] = "auto"
+    kind: Literal["auto", "math", "number", "choice", "text", "multi", "box", "judge"] = "auto"
     meta: dict[str, object] = {}
 
     @model_validator(mode="before")

@@ -3,7 +3,7 @@
 
 def main() -> None:
     """Raises ConfigError if the environment cannot be used."""
-    # Imported here: each worker process imports this module once more, and needs none of it.
+    # Imported here: multiprocessing may import this module once more in a process of its own, which needs none of it.
     from prism.service import serve
     from prism.settings import load_settings
     from services.grader.app import create_app

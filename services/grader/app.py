@@ -4,32 +4,32 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Response
+from pydantic_core import to_json
 
 from prism import service
-from services.grader.grading import Item
-from services.grader.pool import ChunkFailed, GradeChunk, GradingPool
-from services.grader.protocol import GradeRequest, GradeResponse, GradeVerdict, Problem
+from services.grader.engine import Grader
+from services.grader.pool import ChunkFailed, CompareChunk
+from services.grader.protocol import GradeRequest, GradeResponse, Problem, to_wire
 from services.grader.settings import GraderSettings
-from services.grader.worker import grade_chunk
+from services.grader.worker import compare_chunk
 
 log = logging.getLogger(__name__)
 
 WARM_UP_RETRY_SECONDS = 1.0
 
 
-def create_app(settings: GraderSettings, function: GradeChunk = grade_chunk) -> FastAPI:
-    """The service. ``function`` grades a chunk inside a worker process; it must be importable there."""
+def create_app(settings: GraderSettings, function: CompareChunk = compare_chunk) -> FastAPI:
+    """The service. ``function`` compares a chunk inside a worker process; it must be importable there."""
     not_ready: str | None = "the workers are starting"
-    pool = GradingPool(settings, function)
+    grader = Grader(settings, function)
 
     async def warm_up() -> None:
         nonlocal not_ready
         while not_ready:
             try:
-                await pool.warm_up()
+                await grader.warm_up()
                 not_ready = None
             except ChunkFailed as failure:
                 not_ready = f"the workers do not answer: {failure.detail}"
@@ -43,7 +43,8 @@ def create_app(settings: GraderSettings, function: GradeChunk = grade_chunk) -> 
             yield
         finally:
             warming.cancel()
-            await asyncio.to_thread(pool.close)
+            await grader.close_judge()
+            await asyncio.to_thread(grader.close)
 
     app = service.create_app(
         "PRISM grader",
@@ -57,32 +58,32 @@ def create_app(settings: GraderSettings, function: GradeChunk = grade_chunk) -> 
     @app.post(
         "/v1/grade",
         tags=["grading"],
+        response_model=GradeResponse,
         responses={413: {"model": Problem, "description": "body or batch over the limit, which is named"}},
     )
-    async def grade(request: GradeRequest) -> GradeResponse:
+    async def grade(request: GradeRequest) -> Response:
         """Grade a batch: one verdict for each item, in order.
 
-        An item that hangs or kills its worker gets the status timeout or error; its neighbours get their verdicts.
+        An item that hangs, kills its worker or is too long gets a status of its own; its neighbours get their verdicts.
         """
-        check_limits(request, settings)
-        verdicts = await pool.grade([Item(item.response, item.gold, item.kind) for item in request.items])
-        pairs = zip(request.items, verdicts, strict=True)
-        return GradeResponse(verdicts=[GradeVerdict(id=item.id, **asdict(verdict)) for item, verdict in pairs])
+        check(request, settings)
+        verdicts = await grader.grade([item.plain() for item in request.items], request.rules.plain())
+        wire = {"verdicts": [to_wire(*pair) for pair in zip(request.items, verdicts, strict=True)]}
+        return Response(to_json(wire), media_type="application/json")
 
     return app
 
 
-def check_limits(request: GradeRequest, settings: GraderSettings) -> None:
-    """Raises HTTPException: 413 for too many items, 422 for too long a text."""
+def check(request: GradeRequest, settings: GraderSettings) -> None:
+    """Raises HTTPException: 413 for too many items, 422 for a penalty on a length that nobody told."""
     if len(request.items) > settings.max_items:
         raise HTTPException(
             413, f"{len(request.items)} items are over the limit of {settings.max_items} (PRISM_MAX_ITEMS)"
         )
-    limit = settings.max_text_chars
-    for index, item in enumerate(request.items):
-        for name, text in (("response", item.response), ("gold", item.gold)):
-            if len(text) > limit:
-                detail = (
-                    f"items.{index}.{name}: {len(text)} characters are over the limit of {limit} (PRISM_MAX_TEXT_CHARS)"
+    if request.rules.overlong:
+        for index, item in enumerate(request.items):
+            if item.tokens is None:
+                detail = "rules.overlong needs the response's length in tokens"
+                raise HTTPException(
+                    422, [{"type": "missing", "loc": ["body", "items", index, "tokens"], "msg": detail}]
                 )
-                raise HTTPException(422, [{"type": "too_long", "loc": ["body", "items", index, name], "msg": detail}])

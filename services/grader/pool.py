@@ -1,14 +1,25 @@
-"""Grading in worker processes that are killed at a deadline and replaced, so that no answer can hang the service.
+"""Comparisons in worker processes that are killed at a deadline and replaced, so that no answer can hang the service.
+
+Looked at, for a pool that kills a worker at its task's deadline, replaces it, limits its memory and recycles it:
+
+- concurrent.futures: no deadline for a task, and a worker that dies breaks the whole pool.
+- multiprocessing.Pool: no deadline either; a task whose worker dies is waited for forever.
+- loky: replaces workers that died and recycles them by memory, but a timeout leaves the worker running.
+- billiard: soft and hard time limits and recycling, but it is Celery's copy of multiprocessing, made for its worker.
+- Ray, Dask: clusters with schedulers, to use one machine's cores; a task is cancelled, not killed at a deadline.
+- pebble: kills at a deadline, replaces, recycles. It is what is used; limits are set in the worker's initializer.
 
 Every worker has a pebble pool of its own. In a shared pool the workers take turns at one pipe and one lock: killing one
 of them stalls the others, and the death of an idle one (the kernel's OOM killer will do) breaks the pool for good.
+
+There are two lanes. What outlasts the patience of the fast one is interrupted there and begins again in the slow one,
+whose workers have a lower priority: a few hard comparisons never stand in the way of many easy ones.
 """
 
 import asyncio
 import contextlib
 import logging
 import multiprocessing
-import os
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -19,24 +30,30 @@ from pebble import ProcessExpired, ProcessPool
 from pebble.common.types import CONSTS
 
 from services.grader import metrics
-from services.grader.grading import Item, RewardWeights, Verdict
-from services.grader.settings import GraderSettings
-from services.grader.worker import grade_chunk, limit_process
+from services.grader.settings import EngineSettings
+from services.grader.verdict import Outcome, Task
+from services.grader.worker import compare_chunk, set_up
 
 log = logging.getLogger(__name__)
 
-GradeChunk = Callable[[list[Item], RewardWeights], list[Verdict]]
+CompareChunk = Callable[[list[Task], float | None, float], list[Outcome | None]]
 
 # A chunk that no worker has begun this many seconds after its deadline lies with a worker that is stopped or stuck.
 START_GRACE_SECONDS = 10.0
+SLOW_NICENESS = 5
 # A worker busy in C code does not see SIGTERM: the time to wait before SIGKILL.
-CONSTS.term_timeout = 0.5
+CONSTS.term_timeout = 0.2
 
-WARM_UP = Item("<caption>- 1</caption><think>1</think><answer>1</answer>", gold="1", kind="number")
+# The fork server holds neither the server's sockets nor its memory, and forks workers that have imported all they need.
+# (A process whose main module is the `prism` command imports that too.)
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload(["services.grader.warm", "prism.cli"])
+
+WARM_UP = Task("math", "1", ("1",))
 
 
 class ChunkFailed(Exception):
-    """A chunk without verdicts. ``worker_lost`` means that the worker died, which may be no fault of the items."""
+    """A chunk without outcomes. ``worker_lost`` means that the worker died, which may be no fault of its tasks."""
 
     def __init__(self, status: Literal["timeout", "error"], detail: str, *, worker_lost: bool = False) -> None:
         super().__init__(detail)
@@ -44,31 +61,29 @@ class ChunkFailed(Exception):
         self.detail, self.worker_lost = detail, worker_lost
         self.elapsed_seconds = 0.0
 
-    def verdict(self) -> Verdict:
-        """For the one item the chunk held. It has no numbers: nothing was judged."""
-        return Verdict(self.status, detail=self.detail, elapsed_seconds=self.elapsed_seconds)
+    def outcome(self) -> Outcome:
+        """For the one task the chunk held. It has no numbers: nothing was compared."""
+        return Outcome(self.status, detail=self.detail, elapsed_seconds=self.elapsed_seconds)
 
 
 class Slot:
-    """One worker process and its replacements. Its methods block: they are called from the pool's threads."""
+    """One worker process and its replacements. Its methods block: they are called from a lane's threads."""
 
-    def __init__(self, settings: GraderSettings, function: GradeChunk) -> None:
-        self._settings, self._function = settings, function
+    def __init__(self, settings: EngineSettings, function: CompareChunk, niceness: int) -> None:
+        self._settings, self._function, self._niceness = settings, function, niceness
         self._pool: ProcessPool | None = None
-        self._future: Future[list[Verdict]] | None = None
+        self._future: Future[list[Outcome | None]] | None = None
         self._closing = False
 
-    def grade(self, items: list[Item]) -> list[Verdict]:
-        """Raises ChunkFailed if there are no verdicts by the deadline, or none at all."""
-        deadline = self._settings.deadline_seconds
+    def compare(self, tasks: list[Task], patience: float | None, deadline: float) -> list[Outcome | None]:
+        """Raises ChunkFailed if there are no outcomes by the deadline, or none at all."""
         pool = self._pool = self._pool or self._create()
-        future: Future[list[Verdict]] | None = None
+        future: Future[list[Outcome | None]] | None = None
         try:
-            args = (items, self._settings.reward_weights)
-            future = self._future = pool.schedule(self._function, args=args, timeout=deadline)
+            future = self._future = pool.schedule(self._function, args=(tasks, patience, deadline), timeout=deadline)
             if self._closing:
                 future.cancel()
-            verdicts = future.result(deadline + START_GRACE_SECONDS)
+            outcomes = future.result(deadline + START_GRACE_SECONDS)
         except CancelledError:
             raise ChunkFailed("error", "the service is shutting down") from None
         except TimeoutError:
@@ -77,7 +92,7 @@ class Slot:
                 self._discard()
                 if not began:
                     raise ChunkFailed("error", "the worker process is stuck", worker_lost=True) from None
-            raise ChunkFailed("timeout", f"no verdict within the deadline of {deadline:g} s") from None
+            raise ChunkFailed("timeout", f"no outcome within the deadline of {deadline:g} s") from None
         except ProcessExpired as error:
             raise ChunkFailed("error", f"the worker process died (code {error.exitcode})", worker_lost=True) from None
         except MemoryError:
@@ -87,20 +102,19 @@ class Slot:
             if _broken(pool):
                 self._discard()
                 raise ChunkFailed("error", "the worker process died", worker_lost=True) from None
-            log.exception("grading raised")
-            raise ChunkFailed("error", f"grading raised {type(error).__name__}") from None
-        if len(verdicts) != len(items):
-            raise ChunkFailed("error", f"{len(verdicts)} verdicts for {len(items)} items")
-        return verdicts
+            log.exception("comparing raised")
+            raise ChunkFailed("error", f"comparing raised {type(error).__name__}") from None
+        if len(outcomes) != len(tasks):
+            raise ChunkFailed("error", f"{len(outcomes)} outcomes for {len(tasks)} tasks")
+        return outcomes
 
     def _create(self) -> ProcessPool:
         return ProcessPool(
             max_workers=1,
             max_tasks=self._settings.worker_max_chunks,
-            initializer=limit_process,
-            initargs=(os.getpid(), self._settings.worker_memory_mib),
-            # Spawned, not forked: a worker holds neither the server's sockets nor its memory.
-            context=multiprocessing.get_context("spawn"),
+            initializer=set_up,
+            initargs=(self._settings.worker_memory_mib, self._niceness),
+            context=FORK_SERVER,
         )
 
     def cancel(self) -> None:
@@ -131,56 +145,26 @@ def _broken(pool: ProcessPool) -> bool:
         return True
 
 
-class GradingPool:
-    """``workers`` slots, the threads that wait for them, and the rules of who is asked again."""
+class Lane:
+    """Slots, and the threads that wait for them."""
 
-    def __init__(self, settings: GraderSettings, function: GradeChunk = grade_chunk) -> None:
-        self._settings = settings
-        self._slots = [Slot(settings, function) for _ in range(settings.workers)]
+    def __init__(self, slots: list[Slot], patience: float | None, deadline: float) -> None:
+        self.slots, self._patience, self._deadline = slots, patience, deadline
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        for slot in self._slots:
+        for slot in slots:
             self._free.put(slot)
         # As many threads as slots: whoever runs in one finds a free slot.
-        self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="grader-slot")
+        self.threads = ThreadPoolExecutor(len(slots), thread_name_prefix="grader-slot")
 
-    async def grade(self, items: Sequence[Item]) -> list[Verdict]:
-        """A verdict for each item, in order. Never raises for what an item does."""
-        size = max(1, min(self._settings.chunk_items, -(-len(items) // self._settings.workers)))
-        chunks = [list(items[start : start + size]) for start in range(0, len(items), size)]
-        with metrics.waiting(len(items)):
-            graded = await asyncio.gather(*(self._grade_chunk(chunk) for chunk in chunks))
-        verdicts = [verdict for chunk in graded for verdict in chunk]
-        metrics.observe(verdicts)
-        return verdicts
+    async def compare(self, tasks: list[Task]) -> list[Outcome | None]:
+        """Raises ChunkFailed."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, self._compare, tasks)
 
-    async def warm_up(self) -> None:
-        """Returns once every worker has answered. Raises ChunkFailed if one cannot."""
-        # One chunk for each thread at once: no slot can take two of them while another has none.
-        await asyncio.gather(*(self._ask([WARM_UP]) for _ in self._slots))
-
-    async def _grade_chunk(self, items: list[Item]) -> list[Verdict]:
-        try:
-            return await self._ask(items)
-        except ChunkFailed as failure:
-            if len(items) == 1 and not failure.worker_lost:
-                return [failure.verdict()]
-        # One of them may have hung or killed the worker for all: each is asked again, alone.
-        return list(await asyncio.gather(*(self._grade_alone(item) for item in items)))
-
-    async def _grade_alone(self, item: Item) -> Verdict:
-        try:
-            return (await self._ask([item]))[0]
-        except ChunkFailed as failure:
-            return failure.verdict()
-
-    async def _ask(self, items: list[Item]) -> list[Verdict]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask_blocking, items)
-
-    def _ask_blocking(self, items: list[Item]) -> list[Verdict]:
+    def _compare(self, tasks: list[Task]) -> list[Outcome | None]:
         slot = self._free.get()
         start = time.perf_counter()
         try:
-            return slot.grade(items)
+            return slot.compare(tasks, self._patience, self._deadline)
         except ChunkFailed as failure:
             failure.elapsed_seconds = time.perf_counter() - start
             metrics.CHUNK_FAILURES.labels("worker_lost" if failure.worker_lost else failure.status).inc()
@@ -188,11 +172,89 @@ class GradingPool:
         finally:
             self._free.put(slot)
 
+
+class WorkerPool:
+    """Both lanes, and the rules of who is asked again."""
+
+    def __init__(self, settings: EngineSettings, function: CompareChunk = compare_chunk) -> None:
+        self._chunk_items, patience = settings.chunk_items, settings.patience_seconds
+        # A chunk begins nothing after twice the patience: what is not back long after that hangs where no signal helps.
+        fast_deadline = min(settings.deadline_seconds, 12 * patience)
+        self._fast = Lane([Slot(settings, function, 0) for _ in range(settings.workers)], patience, fast_deadline)
+        slow = [Slot(settings, function, SLOW_NICENESS) for _ in range(settings.slow_workers)]
+        self._slow = Lane(slow, None, settings.deadline_seconds)
+
+    async def compare(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """An outcome for each task, in order. Never raises for what a task does."""
+        workers = len(self._fast.slots)
+        size = max(1, min(self._chunk_items, -(-len(tasks) // workers)))
+        # So few chunks of one caller wait at a time that a small batch never stands behind all of a large one.
+        room = asyncio.Semaphore(2 * workers)
+
+        async def run(chunk: list[Task]) -> list[Outcome]:
+            async with room:
+                return await self._run(chunk)
+
+        chunks = [list(tasks[start : start + size]) for start in range(0, len(tasks), size)]
+        return [outcome for done in await asyncio.gather(*map(run, chunks)) for outcome in done]
+
+    async def warm_up(self) -> None:
+        """Returns once every worker has answered. Raises ChunkFailed if one cannot."""
+        # One chunk for each thread at once: no slot can take two of them while another has none.
+        await asyncio.gather(*(self._ask(lane, WARM_UP) for lane in (self._fast, self._slow) for _ in lane.slots))
+
+    async def _run(self, tasks: list[Task]) -> list[Outcome]:
+        try:
+            outcomes = await self._fast.compare(tasks)
+        except ChunkFailed as failure:
+            if len(tasks) > 1:
+                # One of them may have hung or killed the worker for all: each is asked again, alone.
+                return [
+                    done for alone in await asyncio.gather(*(self._run([task]) for task in tasks)) for done in alone
+                ]
+            if failure.status == "timeout" or failure.worker_lost:
+                return [await self._run_slowly(tasks[0])]
+            return [failure.outcome()]
+        rest = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome is None]
+        slow = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome and outcome.status == "timeout"]
+        later, slowly = await asyncio.gather(
+            self._run(rest) if rest else _nothing(), asyncio.gather(*(self._run_slowly(task) for task in slow))
+        )
+        late, slowed = iter(later), iter(slowly)
+        return [
+            next(late) if outcome is None else next(slowed) if outcome.status == "timeout" else outcome
+            for outcome in outcomes
+        ]
+
+    async def _run_slowly(self, task: Task) -> Outcome:
+        try:
+            return await self._ask(self._slow, task)
+        except ChunkFailed as failure:
+            return failure.outcome()
+
+    async def _ask(self, lane: Lane, task: Task) -> Outcome:
+        """Twice if the worker is lost, for it may have been dead before. Raises ChunkFailed."""
+        try:
+            [outcome] = await lane.compare([task])
+        except ChunkFailed as failure:
+            if not failure.worker_lost:
+                raise
+            [outcome] = await lane.compare([task])
+        assert outcome is not None, "the first of a chunk is always begun"
+        return outcome
+
     def close(self) -> None:
         """Stop everything, within a second or two: chunks at hand are given up. Blocks."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for slot in self._slots:
-            slot.cancel()
-        self._threads.shutdown(wait=True)
-        for slot in self._slots:
-            slot.close()
+        lanes = (self._fast, self._slow)
+        for lane in lanes:
+            lane.threads.shutdown(wait=False, cancel_futures=True)
+            for slot in lane.slots:
+                slot.cancel()
+        for lane in lanes:
+            lane.threads.shutdown(wait=True)
+            for slot in lane.slots:
+                slot.close()
+
+
+async def _nothing() -> list[Outcome]:
+    return []

@@ -1,13 +1,48 @@
 """The grader's HTTP messages."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from prism.service import well_formed
-from services.grader.grading import Kind, Status
+from services.grader import verdict
+from services.grader.verdict import DEFAULT_OPTIONS, Kind, Options, PartKind, Source, Status
 
 Text = Annotated[str, BeforeValidator(well_formed)]
+ShortText = Annotated[str, Field(max_length=4096), BeforeValidator(well_formed)]
+
+
+class GradeOptions(BaseModel):
+    """How a kind compares. Each kind reads its own; others do nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rel_tol: float = Field(0.0, ge=0, le=1, description="number: tolerance as a share of the gold answer")
+    abs_tol: float = Field(0.0, ge=0, allow_inf_nan=False, description="number: tolerance; the larger of both counts")
+    units: Literal["lenient", "strict"] = Field(
+        "lenient",
+        description="number: lenient forgives a unit or percent sign that only one side has; never another unit",
+    )
+    choices: list[ShortText] = Field([], max_length=8, description="choice: the options' texts, A first")
+    aliases: list[list[ShortText]] = Field([], max_length=256, description="text: groups of texts that mean the same")
+    ordered: bool = Field(False, description="multi: whether the parts must come in the gold answer's order")
+    part_kind: PartKind = Field("auto", description="multi: the kind of each part")
+    iou: float = Field(0.5, gt=0, le=1, description="box: the least intersection over union that is right")
+    distance: float = Field(
+        10.0, ge=0, allow_inf_nan=False, description="box: the largest distance from a gold point that is right"
+    )
+    strict: bool = Field(True, description="math: variables must have the same names, sets are no tuples")
+    set_relations: bool = Field(False, description="math: an inequality may answer an interval, not only the reverse")
+    float_rounding: int = Field(6, ge=0, le=15, description="math: decimals at which numbers are compared")
+    notation: Literal["any", "latex", "plain"] = Field("any", description="math: where to look for the expression")
+    question: ShortText = Field("", description="judge: the question that was asked")
+
+    def plain(self) -> Options:
+        """As the kinds take it."""
+        values = self.model_dump()
+        values["choices"] = tuple(self.choices)
+        values["aliases"] = tuple(tuple(group) for group in self.aliases)
+        return Options(**values)
 
 
 class GradeItem(BaseModel):
@@ -22,12 +57,58 @@ class GradeItem(BaseModel):
         description="the whole response: <caption>…</caption><think>…</think><answer>…</answer>",
         examples=["<caption>- top left: 3\n- top right: 4</caption><think>3 + 4 = 7</think><answer>7</answer>"],
     )
-    gold: Text = Field(description="the right answer", examples=["7"])
+    gold: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] = Field(
+        description="the right answer, or several that are equally right", examples=["7", ["7", "seven"]]
+    )
     kind: Kind = Field(
         "auto",
-        description="number: exact value of integers, decimals and simple fractions. text: equal once normalised "
-        "(Unicode, case, white space, trailing full stop). auto: number if the gold answer is one, else text.",
+        description="number: exact value within a tolerance; units, percent, thousands, scientific, fractions. choice: "
+        "A to H, or the option's text. text: equal once normalised (Unicode, case, white space, trailing full stop), "
+        "or an alias. math: LaTeX and expressions, by math-verify. multi: several parts. box: a bounding box by IoU, a "
+        "point by distance. judge: a language model, if the service has one. auto: number, choice, math or text, "
+        "whichever the gold answer is.",
     )
+    options: GradeOptions | None = Field(None, description="how the kind compares; null for its defaults")
+    tokens: int | None = Field(None, ge=0, le=2**31, description="the response's length, for the over-long penalty")
+
+    def plain(self) -> verdict.Item:
+        """As the engine takes it."""
+        golds = (self.gold,) if isinstance(self.gold, str) else tuple(self.gold)
+        options = self.options.plain() if self.options else DEFAULT_OPTIONS
+        return verdict.Item(self.response, golds, self.kind, options, self.tokens)
+
+
+class Overlong(BaseModel):
+    """DAPO's soft penalty: 0 up to limit - buffer tokens, then linear down to -1 at the limit, -1 beyond."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(ge=1, le=2**31, description="tokens at which the penalty is -1")
+    buffer: int = Field(ge=1, le=2**31, description="tokens before the limit at which it begins")
+
+
+class GradeRules(BaseModel):
+    """How responses are read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["required", "ignored"] = Field(
+        "required",
+        description="required: a response that breaks the response format earns 0. ignored: any text will do",
+    )
+    extract: list[Source] = Field(
+        ["answer", "boxed", "phrase"],
+        min_length=1,
+        max_length=4,
+        description="where the answer is, first match first. answer: the last <answer>. boxed: the last \\boxed{}. "
+        'phrase: after the last "the answer is". whole: all of it. Inside <answer>, boxed and phrase apply too. With '
+        "the required format it is always <answer>.",
+    )
+    overlong: Overlong | None = Field(None, description="adds the soft over-long penalty; items then need tokens")
+
+    def plain(self) -> verdict.Rules:
+        overlong = verdict.Overlong(self.overlong.limit, self.overlong.buffer) if self.overlong else None
+        return verdict.Rules(self.format, tuple(self.extract), overlong)
 
 
 class GradeRequest(BaseModel):
@@ -36,6 +117,7 @@ class GradeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     items: list[GradeItem] = Field(description="what to grade; the verdicts come in the same order")
+    rules: GradeRules = Field(GradeRules.model_construct(), description="how responses are read")
 
 
 class GradeVerdict(BaseModel):
@@ -50,11 +132,17 @@ class GradeVerdict(BaseModel):
         "error: not judged, all numbers null."
     )
     accuracy: float | None = Field(description="1 right, 0 wrong, null not judged")
-    format: float | None = Field(description="1 valid, 0 invalid, null not judged")
-    reward: float | None = Field(description="accuracy and format by their weights, null not judged", examples=[1.0])
+    format: float | None = Field(description="1 valid, 0 invalid, null not judged, or not looked at")
+    reward: float | None = Field(
+        description="accuracy, format and over-long penalty by their weights, null not judged", examples=[1.0]
+    )
+    components: dict[str, float] = Field(
+        description="more numbers where the kind or the rules have some: iou, distance, parts, overlong"
+    )
     extracted: str | None = Field(description="the answer as found, cut at 500 characters", examples=["7"])
+    compared: str | None = Field(description="how it was compared", examples=["number: equal"])
     detail: str | None = Field(description="what was wrong, by name")
-    elapsed_seconds: float = Field(description="seconds spent on the item")
+    elapsed_seconds: float = Field(description="seconds spent on the item; a repeated one is compared once")
 
 
 class GradeResponse(BaseModel):
@@ -67,3 +155,19 @@ class Problem(BaseModel):
     """Why a request was refused."""
 
     detail: str
+
+
+def to_wire(item: GradeItem, given: verdict.Verdict) -> dict[str, Any]:
+    """A GradeVerdict as JSON's values. Not by way of the model, which would cost more than most comparisons."""
+    return {
+        "id": item.id,
+        "status": given.status,
+        "accuracy": given.accuracy,
+        "format": given.format,
+        "reward": given.reward,
+        "components": given.components,
+        "extracted": given.extracted,
+        "compared": given.compared,
+        "detail": given.detail,
+        "elapsed_seconds": given.elapsed_seconds,
+    }

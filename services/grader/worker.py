@@ -1,33 +1,94 @@
-"""What runs inside a worker process. It imports little: every replacement of a killed worker pays for it."""
+"""What runs inside a worker process: the comparisons that may hang, one after another.
 
-import ctypes
+Workers are forked from a fork server that has imported all of this, sympy included: a new one answers in milliseconds.
+"""
+
+import logging
 import os
-import resource
 import signal
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import forkserver
+from types import FrameType
 
-from services.grader.grading import Item, RewardWeights, Verdict, grade
+from services.grader import sandbox
+from services.grader.kinds import compare
+from services.grader.verdict import Outcome, Task
 
-_PR_SET_PDEATHSIG = 1
+log = logging.getLogger(__name__)
 
-
-def limit_process(parent: int, memory_mib: int) -> None:
-    """Initializer of a worker: it dies with the server (process id ``parent``) and has ``memory_mib`` MiB at most."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the server died before the line above
-        os._exit(1)
-    resource.setrlimit(resource.RLIMIT_AS, (memory_mib * 2**20, memory_mib * 2**20))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+# In a worker this is its parent, the fork server, which imported the module before it forked.
+IMPORTED_BY = os.getpid()
 
 
-def grade_chunk(items: list[Item], weights: RewardWeights) -> list[Verdict]:
-    """A verdict for each item, in order, with the seconds it took."""
-    verdicts: list[Verdict] = []
-    for item in items:
+class TooSlow(BaseException):
+    """Raised in the middle of a comparison. No Exception, so that nothing on the way takes it for one of its own."""
+
+
+def set_up(memory_mib: int, niceness: int) -> None:
+    """Initializer of a worker process."""
+    if os.getpid() != IMPORTED_BY:
+        # The fork server ends when nobody holds this pipe any more. Each worker is given it too, so that one that hangs
+        # would keep both alive after the grader was killed.
+        os.close(forkserver._forkserver._forkserver_alive_fd)  # pyright: ignore[reportAttributeAccessIssue]
+        sandbox.die_with_parent(IMPORTED_BY)
+    os.nice(niceness)
+    sandbox.limit_memory(memory_mib)
+    sandbox.deny_network_and_programs()
+
+
+def compare_chunk(tasks: list[Task], patience: float | None, cpu_seconds: float) -> list[Outcome | None]:
+    """An outcome for each task, in order. None: not begun, for the chunk had taken ``patience`` seconds twice.
+
+    A task that takes longer than ``patience`` gets the status timeout, and the next one its turn. These are seconds of
+    processor time: a busy machine makes no task a slow one. What sleeps or hangs in C code does not notice; its process
+    is killed from outside. Raises MemoryError.
+    """
+    sandbox.limit_cpu(cpu_seconds)
+    outcomes: list[Outcome | None] = []
+    begun = time.process_time()
+    for task in tasks:
+        if patience and time.process_time() - begun > 2 * patience:
+            outcomes.append(None)
+            continue
         start = time.perf_counter()
-        verdict = grade(item, weights)
-        verdicts.append(replace(verdict, elapsed_seconds=time.perf_counter() - start))
-    return verdicts
+        outcome = _compare(task, patience)
+        outcomes.append(replace(outcome, elapsed_seconds=time.perf_counter() - start))
+    return outcomes
+
+
+def _compare(task: Task, patience: float | None) -> Outcome:
+    try:
+        with _timer(patience):
+            return compare(task)
+    except TooSlow:
+        return Outcome("timeout", detail=f"no outcome within {patience} s")
+    except MemoryError:
+        raise
+    except RecursionError:
+        return Outcome("error", detail="the comparison nested too deep")
+    except Exception as error:
+        # sympy has no outcome for this pair. That is neither right nor wrong.
+        log.debug("comparing raised", exc_info=True)
+        return Outcome("error", detail=f"the comparison raised {type(error).__name__}")
+
+
+@contextmanager
+def _timer(seconds: float | None) -> Iterator[None]:
+    if not seconds:
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise TooSlow
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    # Again and again: one TooSlow may be swallowed on its way, in a destructor for example.
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

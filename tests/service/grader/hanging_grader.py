@@ -1,15 +1,15 @@
-"""The grader service with a grading function that hangs when asked to: started by the test beside this file."""
+"""The grader service whose workers hang when asked to: started by the test beside this file."""
 
 import time
 
-from services.grader.grading import Item, RewardWeights, Verdict
-from services.grader.worker import grade_chunk
+from services.grader.verdict import Outcome, Task
+from services.grader.worker import compare_chunk
 
 
-def hang_if_asked(items: list[Item], weights: RewardWeights) -> list[Verdict]:
-    if any(item.response == "hang" for item in items):
+def hang_if_asked(tasks: list[Task], patience: float | None, cpu_seconds: float) -> list[Outcome | None]:
+    if any(task.answer == "hang" for task in tasks):
         time.sleep(3600)
-    return grade_chunk(items, weights)
+    return compare_chunk(tasks, patience, cpu_seconds)
 
 
 if __name__ == "__main__":

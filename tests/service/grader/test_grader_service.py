@@ -15,10 +15,16 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
-GOOD = {"response": "<caption>- a</caption><think>b</think><answer>7</answer>", "gold": "7"}
-HANG = GOOD | {"response": "hang"}
+GOOD = {"response": "<caption>- a</caption><think>b</think><answer>7</answer>", "gold": "7", "kind": "math"}
+HANG = GOOD | {"response": GOOD["response"].replace("7", "hang")}
+
+SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]  # of making requests up
+DOCUMENT = schemathesis.openapi.from_path(Path(__file__).parents[3] / "proto/openapi/grader.json")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -66,14 +72,16 @@ def is_ready(client: httpx.Client) -> bool:
 
 
 def workers(process: psutil.Process) -> list[psutil.Process]:
-    return [child for child in process.children() if "spawn_main" in " ".join(child.cmdline())]
+    """Children of the fork server: two, and one for what takes long."""
+    servers = [child for child in process.children() if "forkserver" in " ".join(child.cmdline())]
+    return [worker for server in servers for worker in server.children()]
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
-def statuses(client: httpx.Client, items: list[dict[str, str]]) -> list[str]:
+def statuses(client: httpx.Client, items: list[dict[str, Any]]) -> list[str]:
     answer = client.post("/v1/grade", json={"items": items})
     assert answer.status_code == 200
     return [verdict["status"] for verdict in answer.json()["verdicts"]]
@@ -107,14 +115,28 @@ def test_tokens(client: httpx.Client) -> None:
 
 
 def test_a_large_batch_comes_back_in_order(client: httpx.Client) -> None:
-    items = [GOOD | {"id": str(number), "gold": str(number % 10)} for number in range(5000)]
+    items = [GOOD | {"id": str(number), "gold": str(number % 10), "kind": "number"} for number in range(10_000)]
     verdicts = client.post("/v1/grade", json={"items": items}).json()["verdicts"]
     assert [verdict["id"] for verdict in verdicts] == [item["id"] for item in items]
     assert [verdict["accuracy"] for verdict in verdicts] == [float(item["gold"] == "7") for item in items]
 
 
+@DOCUMENT.parametrize()
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=SLOW)
+def test_no_request_made_up_from_the_document_is_answered_with_5xx(
+    case: schemathesis.Case, running: tuple[psutil.Process, httpx.Client]
+) -> None:
+    """Right ones and wrong ones. A status is never anything but what the document says, either."""
+    answer = case.call(base_url=str(running[1].base_url), headers={"Authorization": f"Bearer {DATA}"})
+    case.validate_response(answer, checks=[not_a_server_error])
+    if answer.status_code == 200 and case.path == "/v1/grade":
+        for verdict in answer.json()["verdicts"]:
+            judged = verdict["status"] in ("ok", "invalid_format", "unparseable_answer")
+            assert (verdict["reward"] is not None) == (verdict["accuracy"] is not None) == judged
+
+
 def test_workers_hold_no_sockets(process: psutil.Process) -> None:
-    assert len(workers(process)) == 2
+    assert len(workers(process)) == 3
     for worker in workers(process):
         links = [os.readlink(link) for link in Path(f"/proc/{worker.pid}/fd").iterdir()]
         assert not [link for link in links if link.startswith("socket:")]
@@ -124,20 +146,21 @@ def test_workers_killed_mid_run_are_replaced(process: psutil.Process, client: ht
     """Alive or busy, whoever is killed: every item still gets its verdict. (An item whose worker is killed again in its
     retry would be given up, with the status error: so one kill at a time here.)"""
     with ThreadPoolExecutor(1) as thread:
-        graded = thread.submit(lambda: [statuses(client, [GOOD] * 500) for _ in range(10)])
+        graded = thread.submit(statuses, client, [GOOD | {"gold": f"{number}/2"} for number in range(1000)])
         time.sleep(0.05)
         workers(process)[0].kill()
-        assert graded.result() == [["ok"] * 500] * 10
+        assert graded.result() == ["ok"] * 1000
     for worker in workers(process):
         worker.kill()
-    assert statuses(client, [GOOD] * 10) == ["ok"] * 10
-    until(lambda: len(workers(process)) == 2, 10)
+    assert statuses(client, [GOOD | {"gold": f"{number}/3"} for number in range(20)]) == ["ok"] * 20
+    until(lambda: len(workers(process)) >= 2, 10)  # the third comes when something takes long
     assert client.get("/readyz").status_code == 200
 
 
 def test_what_hangs_times_out_and_its_neighbours_do_not() -> None:
     with grader(str(Path(__file__).with_name("hanging_grader.py"))) as (process, client):
-        batch = [GOOD] * 10 + [HANG] + [GOOD] * 10
+        batch = [GOOD | {"gold": str(number)} for number in range(21)]
+        batch[10] = HANG
         expected = ["ok"] * 10 + ["timeout"] + ["ok"] * 10
         with ThreadPoolExecutor(1) as thread:
             graded = thread.submit(statuses, client, batch)
@@ -153,7 +176,7 @@ def test_what_hangs_times_out_and_its_neighbours_do_not() -> None:
         # SIGTERM while both workers hang: the request at hand is finished or given up, and nothing stays.
         family = [process, *process.children(recursive=True)]
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(statuses, client, [HANG] * 2)
+            thread.submit(statuses, client, [HANG, HANG | {"gold": "8"}])
             time.sleep(0.5)
             process.terminate()
             until(lambda: not alive(family), 15)
@@ -175,7 +198,7 @@ def test_no_worker_outlives_a_killed_server(hanging: bool) -> None:
         family = [process, *process.children(recursive=True)]
         with ThreadPoolExecutor(1) as thread:
             if hanging:
-                thread.submit(statuses, client, [HANG] * 2)
+                thread.submit(statuses, client, [HANG, HANG | {"gold": "8"}])
                 time.sleep(0.5)
             os.kill(process.pid, signal.SIGKILL)
             until(lambda: not alive(family), 5)

@@ -22,6 +22,7 @@ COMMANDS = [
     ["calibrate"],
     ["experts"],
     *(["experts", command] for command in ("upcycle", "warmup")),
+    ["grade"],
     ["serve"],
     *(["serve", service] for service in ("policy", "perception", "reasoning", "grader", "rollouts")),
 ]

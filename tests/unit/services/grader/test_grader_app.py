@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from pydantic import SecretStr
 from prism.errors import ConfigError
 from prism.settings import load_settings
 from services.grader.app import create_app
+from services.grader.protocol import GradeVerdict
 from services.grader.settings import GraderSettings
 
 TOKEN = "data-token-0123456789"
@@ -27,6 +29,7 @@ def app() -> FastAPI:
             token=SecretStr(TOKEN),
             admin_token=SecretStr("admin-token-0123456789"),
             workers=1,
+            deadline_seconds=2.0,
             max_items=50,
             max_text_chars=1000,
             max_body_bytes=200_000,
@@ -53,34 +56,50 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 async def test_a_batch_is_graded_in_order(client: httpx.AsyncClient) -> None:
     items = [
         {"id": "one", "response": RESPONSE, "gold": "7", "kind": "number"},
-        {"response": RESPONSE, "gold": "8"},
+        {"response": RESPONSE, "gold": ["8", "\\frac{16}{2}"]},
         {"response": "7", "gold": "7", "kind": "auto"},
         {"response": RESPONSE, "gold": "seven", "kind": "number"},
+        {"response": RESPONSE, "gold": "\\frac{14}{2}", "kind": "math"},
+        {"response": RESPONSE, "gold": "7", "kind": "judge"},
     ]
     answer = await client.post("/v1/grade", json={"items": items})
     assert answer.status_code == 200
     verdicts = answer.json()["verdicts"]
+    assert all(set(verdict) == set(GradeVerdict.model_fields) for verdict in verdicts)
     assert all(verdict.pop("elapsed_seconds") >= 0 for verdict in verdicts)
-    numbers = {"accuracy": 1.0, "format": 1.0, "reward": 1.0}
+    base = {"id": None, "components": {}, "detail": None, "compared": None, "extracted": "7"}
+    right = {"accuracy": 1.0, "format": 1.0, "reward": 1.0}
     assert verdicts == [
-        {"id": "one", "status": "ok", **numbers, "extracted": "7", "detail": None},
-        {"id": None, "status": "ok", "accuracy": 0.0, "format": 1.0, "reward": 0.2, "extracted": "7", "detail": None},
-        {
-            "id": None,
-            "status": "invalid_format",
-            **dict.fromkeys(numbers, 0.0),
-            "extracted": None,
-            "detail": "missing <caption>; missing <think>; missing <answer>",
-        },
-        {
-            "id": None,
-            "status": "unparseable_gold",
-            **dict.fromkeys(numbers),
-            "extracted": None,
-            "detail": "the gold answer is not a number: 'seven'",
-        },
+        base | right | {"id": "one", "status": "ok", "compared": "number: equal"},
+        base | {"status": "ok", "accuracy": 0.0, "format": 1.0, "reward": 0.2} | {"compared": "number: different"},
+        base
+        | {"status": "invalid_format", **dict.fromkeys(right, 0.0), "extracted": None}
+        | {"detail": "missing <caption>; missing <think>; missing <answer>"},
+        base
+        | {"status": "unparseable_gold", **dict.fromkeys(right)}
+        | {"detail": "the gold answer is not a number: 'seven'"},
+        base | right | {"status": "ok", "compared": "math: equal by math-verify"},
+        base | {"status": "error", **dict.fromkeys(right), "detail": "kind judge is off: set PRISM_JUDGE_URL"},
     ]
     assert (await client.post("/v1/grade", json={"items": []})).json() == {"verdicts": []}
+
+
+async def test_rules_say_how_responses_are_read(client: httpx.AsyncClient) -> None:
+    rules = {"format": "ignored", "extract": ["boxed"], "overlong": {"limit": 100, "buffer": 50}}
+    body = {"items": [{"response": "so \\boxed{B}", "gold": "(B)", "tokens": 75}], "rules": rules}
+    [verdict] = (await client.post("/v1/grade", json=body)).json()["verdicts"]
+    assert (verdict["status"], verdict["extracted"], verdict["format"]) == ("ok", "B", None)
+    assert (verdict["reward"], verdict["components"]) == (0.5, {"overlong": -0.5})
+    del body["items"][0]["tokens"]
+    refused = await client.post("/v1/grade", json=body)
+    assert refused.status_code == 422
+    assert refused.json()["detail"][0]["loc"] == ["body", "items", 0, "tokens"]
+
+
+async def test_options_say_how_a_kind_compares(client: httpx.AsyncClient) -> None:
+    item = {"response": RESPONSE, "gold": "7.5", "kind": "number", "options": {"abs_tol": 0.5}}
+    [verdict] = (await client.post("/v1/grade", json={"items": [item]})).json()["verdicts"]
+    assert (verdict["accuracy"], verdict["compared"]) == (1.0, "number: within tolerance (relative 0, absolute 0.5)")
 
 
 ITEM = json.dumps({"response": RESPONSE, "gold": "7"})
@@ -100,6 +119,9 @@ ITEM = json.dumps({"response": RESPONSE, "gold": "7"})
         (b'{"items": [{"response": NaN, "gold": "7"}]}', "response"),
         (b'{"items": [{"response": 7, "gold": "7"}]}', "response"),
         (b'{"items": [{"response": "7"}]}', "gold"),
+        (b'{"items": [{"response": "7", "gold": []}]}', "gold"),
+        (b'{"items": [{"response": "7", "gold": "7", "options": {"abs_tol": NaN}}]}', "abs_tol"),
+        (b'{"items": [{"response": "7", "gold": "7", "options": {"tolerance": 1}}]}', "tolerance"),
         (b'{"items": [{"response": "7", "gold": "7", "kind": "\\ud800"}]}', "kind"),
         (b'{"items": [{"response": "7", "gold": "7", "\\ud800": 1}]}', "string_unicode"),
         (b'{"items": "\\ud800"}', "items"),
@@ -127,8 +149,6 @@ async def test_garbage_is_the_clients_fault(client: httpx.AsyncClient, body: byt
     ("items", "status", "limit"),
     [
         ([{"response": "r", "gold": "7"}] * 51, 413, "limit of 50 (PRISM_MAX_ITEMS)"),
-        ([{"response": "r" * 1001, "gold": "7"}], 422, "items.0.response: 1001 characters are over the limit of 1000"),
-        ([{"response": "r", "gold": "7"}, {"response": "r", "gold": "7" * 1001}], 422, "items.1.gold: 1001"),
         ([{"response": "r" * 200_000, "gold": "7"}], 413, "limit of 200000 bytes"),
         ([{"id": "i" * 201, "response": "r", "gold": "7"}], 422, "200 characters"),
     ],
@@ -139,26 +159,75 @@ async def test_limits_are_named(client: httpx.AsyncClient, items: list[Any], sta
     assert limit in answer.text
 
 
-@pytest.mark.parametrize(
-    ("response", "gold", "status"),
-    [
-        (RESPONSE.replace("7", "7\ud800"), "7", "unparseable_answer"),
-        (RESPONSE.replace("7", "\0"), "7", "unparseable_answer"),
-        (RESPONSE.replace("- a", "\0\ud800"), "7", "ok"),
-        (RESPONSE, "\udfff", "unparseable_gold"),
-        (RESPONSE, "7\0", "unparseable_gold"),
-        (RESPONSE.replace("7", "\ud83d\ude00"), "😀", "ok"),  # a proper pair, escaped
-        ("\ud800" * 900, "7", "invalid_format"),
-        (RESPONSE.replace("7", "9**9**9**9"), "7", "unparseable_answer"),
-        (RESPONSE.replace("7", "1e999999999"), "7", "unparseable_answer"),
-        ("<caption>" + "</caption><think></think><answer>" * 29, "7", "invalid_format"),
-    ],
-)
+async def test_a_text_that_is_too_long_costs_its_item_alone(client: httpx.AsyncClient) -> None:
+    items = [
+        {"response": "r" * 1001, "gold": "7"},
+        {"response": RESPONSE, "gold": ["7", "7" * 1001]},
+        {"response": RESPONSE, "gold": "7"},
+    ]
+    verdicts = (await client.post("/v1/grade", json={"items": items})).json()["verdicts"]
+    assert [verdict["status"] for verdict in verdicts] == ["error", "error", "ok"]
+    assert [verdict["reward"] for verdict in verdicts] == [None, None, 1.0]
+    assert verdicts[0]["detail"] == "response: 1001 characters are over the limit of 1000 (PRISM_MAX_TEXT_CHARS)"
+    assert verdicts[1]["detail"] == "gold: 1001 characters are over the limit of 1000 (PRISM_MAX_TEXT_CHARS)"
+
+
+HOSTILE = [
+    (RESPONSE.replace("7", "7\ud800"), "7", "unparseable_answer"),
+    (RESPONSE.replace("7", "\0"), "7", "unparseable_answer"),
+    (RESPONSE.replace("- a", "\0\ud800"), "7", "ok"),
+    (RESPONSE, "\udfff", "unparseable_gold"),
+    (RESPONSE, "7\0", "unparseable_gold"),
+    (RESPONSE.replace("7", "\ud83d\ude00"), "😀", "ok"),  # a proper pair, escaped
+    ("\ud800" * 900, "7", "invalid_format"),
+    (RESPONSE.replace("7", "9**9**9**9"), "7", "unparseable_answer"),
+    (RESPONSE.replace("7", "1e999999999"), "7", "unparseable_answer"),
+    ("<caption>" + "</caption><think></think><answer>" * 29, "7", "invalid_format"),
+]
+HOSTILE_MATH = [
+    ("9**9**9**9", "unparseable_answer"),
+    ("10^{10^{10}}!", "unparseable_answer"),
+    ("(" * 400 + "7" + ")" * 400, "unparseable_answer"),
+    ("\\frac{1}{" * 90 + "7" + "}" * 90, "unparseable_answer"),
+    ("\\frac" * 150, "unparseable_answer"),
+    ("\\sum_{k=1}^{10^{9}} \\sin(k)", "unparseable_answer"),
+    ("7\0", "unparseable_answer"),
+    ("7\ud800", "unparseable_answer"),
+    ("__import__('os').system('touch {marker}')", "unparseable_answer"),
+    ("().__class__.__base__.__subclasses__()", "unparseable_answer"),
+    (
+        "\\det\\begin{pmatrix}"
+        + "\\\\".join("&".join(f"x_{{{i}{j}}}" for i in range(8)) for j in range(8))
+        + "\\end{pmatrix}",
+        "timeout",
+    ),
+]
+
+
+@pytest.mark.parametrize(("response", "gold", "status"), HOSTILE)
 async def test_hostile_text_gets_a_status(client: httpx.AsyncClient, response: str, gold: str, status: str) -> None:
     body = json.dumps({"items": [{"id": "\ud800", "response": response, "gold": gold}]})
     answer = await client.post("/v1/grade", content=body)
     assert answer.status_code == 200
     assert answer.json()["verdicts"][0]["status"] == status
+
+
+async def test_hostile_mathematics_gets_a_status_and_its_neighbours_their_verdicts(
+    client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    marker = tmp_path / "evaluated"
+    answers = [answer.replace("{marker}", str(marker)) for answer, _ in HOSTILE_MATH]
+    items = [
+        {"response": RESPONSE.replace("7", answer), "gold": "\\frac{14}{2}", "kind": "math"}
+        for hostile in answers
+        for answer in ("7", hostile, "x")
+    ]
+    answer = await client.post("/v1/grade", content=json.dumps({"items": items}))
+    verdicts = answer.json()["verdicts"]
+    assert [verdict["accuracy"] for verdict in verdicts[0::3]] == [1.0] * len(answers)
+    assert [verdict["accuracy"] for verdict in verdicts[2::3]] == [0.0] * len(answers)
+    assert [verdict["status"] for verdict in verdicts[1::3]] == [status for _, status in HOSTILE_MATH]
+    assert not marker.exists()
 
 
 async def test_metrics_count_what_was_answered(client: httpx.AsyncClient) -> None:
@@ -172,7 +241,7 @@ async def test_metrics_count_what_was_answered(client: httpx.AsyncClient) -> Non
 
 def test_the_document_describes_every_field(app: FastAPI) -> None:
     schemas = app.openapi()["components"]["schemas"]
-    for model in ("GradeItem", "GradeRequest", "GradeVerdict"):
+    for model in ("GradeItem", "GradeOptions", "GradeRequest", "GradeRules", "GradeVerdict", "Overlong"):
         for name, field in schemas[model]["properties"].items():
             assert field.get("description"), f"{model}.{name}"
 

@@ -1,34 +1,34 @@
-"""Workers that hang, die, raise or eat memory: each item gets its own status, its neighbours get their verdicts."""
+"""Workers that hang, die, raise or eat memory: each task gets its own status, its neighbours get their outcomes."""
 
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import psutil
 import pytest
-from pydantic import SecretStr
 
 from services.grader import metrics
-from services.grader.grading import Item, RewardWeights, Verdict
-from services.grader.pool import GradingPool
-from services.grader.settings import GraderSettings
-from services.grader.worker import grade_chunk
-
-SECRETS = {"token": SecretStr("data-token-0123456789"), "admin_token": SecretStr("admin-token-0123456789")}
-
-
-def make_settings(**values: Any) -> GraderSettings:
-    defaults = {"port": 1, "workers": 2, "deadline_seconds": 1.0, "worker_memory_mib": 256, "chunk_items": 8}
-    return GraderSettings(**SECRETS | defaults | values)  # pyright: ignore[reportArgumentType]
+from services.grader.engine import Grader
+from services.grader.pool import WorkerPool
+from services.grader.settings import EngineSettings
+from services.grader.verdict import Item, Outcome, Rules, Task
+from services.grader.worker import compare_chunk
 
 
-def misbehave(items: list[Item], weights: RewardWeights) -> list[Verdict]:
-    """Runs in a worker: an item whose response names a misdeed does it."""
-    for item in items:
-        match item.response:
+def make_settings(**values: Any) -> EngineSettings:
+    defaults = {"workers": 2, "deadline_seconds": 1.0, "patience_seconds": 0.2, "worker_memory_mib": 512}
+    return EngineSettings(**defaults | values)
+
+
+def misbehave(tasks: list[Task], patience: float | None, cpu_seconds: float) -> list[Outcome | None]:
+    """Runs in a worker: a task whose answer names a misdeed does it."""
+    for task in tasks:
+        match task.answer:
             case "hang":
                 while True:
                     time.sleep(60)
@@ -42,19 +42,30 @@ def misbehave(items: list[Item], weights: RewardWeights) -> list[Verdict]:
                 raise SystemExit(1)
             case "eat":
                 bytearray(2**30)
-    return grade_chunk(items, weights)
+            case "connect":
+                socket.create_connection(("127.0.0.1", 1))
+            case "listen":
+                socket.socket()
+            case "run":
+                subprocess.run(["/bin/true"], check=True)
+            case "write":
+                with open(f"/tmp/prism-grader-test-{os.getpid()}", "w") as file:  # noqa: S108  nothing comes of it
+                    file.write("x")
+                os.unlink(file.name)
+    return compare_chunk(tasks, patience, cpu_seconds)
 
 
-GOOD = Item("<caption>- a</caption><think>b</think><answer>7</answer>", "7")
+GOOD = Task("math", "7", ("7",))
 
 
-def bad(misdeed: str) -> Item:
-    return Item(misdeed, "7")
+def bad(misdeed: str) -> Task:
+    return Task("math", misdeed, ("7",))
 
 
-def children() -> list[psutil.Process]:
-    """Worker processes of the pool: other tests of this session may have children of their own."""
-    return [child for child in psutil.Process().children(recursive=True) if "spawn_main" in cmdline(child)]
+def workers() -> list[psutil.Process]:
+    """Worker processes of the pool: children of the fork server."""
+    servers = [child for child in psutil.Process().children() if "forkserver" in cmdline(child)]
+    return [worker for server in servers for worker in server.children()]
 
 
 def cmdline(process: psutil.Process) -> str:
@@ -65,50 +76,64 @@ def cmdline(process: psutil.Process) -> str:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[GradingPool]:
-    pool = GradingPool(make_settings(), misbehave)
+def pool() -> Iterator[WorkerPool]:
+    pool = WorkerPool(make_settings(), misbehave)
     yield pool
     pool.close()
-    assert not children()
+    assert not workers()
 
 
-async def test_verdicts_come_in_order(pool: GradingPool) -> None:
+async def test_outcomes_come_in_order(pool: WorkerPool) -> None:
     golds = [str(number % 3 + 6) for number in range(100)]
-    verdicts = await pool.grade([Item(GOOD.response, gold) for gold in golds])
-    assert [verdict.accuracy for verdict in verdicts] == [float(gold == "7") for gold in golds]
-    assert all(verdict.elapsed_seconds > 0 for verdict in verdicts)
-    assert await pool.grade([]) == []
+    outcomes = await pool.compare([Task("math", "7", (gold,)) for gold in golds])
+    assert [outcome.accuracy for outcome in outcomes] == [float(gold == "7") for gold in golds]
+    assert all(outcome.elapsed_seconds > 0 for outcome in outcomes)
+    assert await pool.compare([]) == []
 
 
 @pytest.mark.parametrize(
     ("misdeed", "status", "detail"),
     [
-        ("hang", "timeout", "no verdict within the deadline of 1 s"),
-        ("hang in C", "timeout", "no verdict within the deadline of 1 s"),
+        ("hang", "timeout", "no outcome within the deadline of 1 s"),
+        ("hang in C", "timeout", "no outcome within the deadline of 1 s"),
         ("die", "error", "the worker process died (code 3)"),
-        ("raise", "error", "grading raised ValueError"),
-        ("exit", "error", "grading raised SystemExit"),
-        ("eat", "error", "out of the worker's memory limit of 256 MiB"),
+        ("raise", "error", "comparing raised ValueError"),
+        ("exit", "error", "comparing raised SystemExit"),
+        ("eat", "error", "out of the worker's memory limit of 512 MiB"),
+        ("connect", "error", "comparing raised PermissionError"),
+        ("listen", "error", "comparing raised PermissionError"),
+        ("run", "error", "comparing raised PermissionError"),
+        ("write", "error", "comparing raised OSError"),
     ],
 )
 @pytest.mark.parametrize("neighbours", [0, 20])
-async def test_a_misdeed_is_paid_for_by_its_item_alone(
-    pool: GradingPool, misdeed: str, status: str, detail: str, neighbours: int
+async def test_a_misdeed_is_paid_for_by_its_task_alone(
+    pool: WorkerPool, misdeed: str, status: str, detail: str, neighbours: int
 ) -> None:
-    before = metrics.VERDICTS.labels(status)._value.get()
     start = time.perf_counter()
-    *verdicts, guilty = await pool.grade([GOOD] * neighbours + [bad(misdeed)])
-    assert (guilty.status, guilty.detail) == (status, detail)
-    assert (guilty.accuracy, guilty.format, guilty.reward) == (None, None, None)
-    assert guilty.elapsed_seconds > 0
-    assert [verdict.reward for verdict in verdicts] == [1.0] * neighbours
-    assert time.perf_counter() - start < 10
-    assert metrics.VERDICTS.labels(status)._value.get() == before + 1
-    assert metrics.QUEUED._value.get() == 0
+    *outcomes, guilty = await pool.compare([GOOD] * neighbours + [bad(misdeed)])
+    assert (guilty.status, guilty.detail, guilty.accuracy) == (status, detail, None)
+    assert [outcome.accuracy for outcome in outcomes] == [1.0] * neighbours
+    assert time.perf_counter() - start < 20
 
 
-async def test_the_event_loop_goes_on_while_an_item_hangs(pool: GradingPool) -> None:
-    hanging = asyncio.create_task(pool.grade([bad("hang")]))
+HARD = Task("math", r"\int \frac{\sin(x^3)\ln(x)}{e^{x}+x^5} dx", (r"\frac{x}{7}",))
+
+
+async def test_what_takes_long_goes_on_in_the_slow_lane(pool: WorkerPool) -> None:
+    """A real comparison that sympy does not end. It is interrupted once, then killed; nobody else waits for it."""
+    long = asyncio.create_task(pool.compare([HARD]))
+    await asyncio.sleep(0.5)
+    start = time.perf_counter()
+    assert [outcome.accuracy for outcome in await pool.compare([GOOD] * 20)] == [1.0] * 20
+    assert not long.done()
+    assert time.perf_counter() - start < 1
+    [outcome] = await long
+    assert (outcome.status, outcome.accuracy) == ("timeout", None)
+
+
+async def test_the_event_loop_goes_on_while_a_task_hangs(pool: WorkerPool) -> None:
+    hanging = asyncio.create_task(pool.compare([bad("hang")]))
     longest, last = 0.0, time.perf_counter()
     while not hanging.done():
         await asyncio.sleep(0.01)
@@ -119,43 +144,86 @@ async def test_the_event_loop_goes_on_while_an_item_hangs(pool: GradingPool) -> 
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-async def test_idle_workers_that_are_killed_are_replaced(pool: GradingPool, sent: signal.Signals) -> None:
+async def test_idle_workers_that_are_killed_are_replaced(pool: WorkerPool, sent: signal.Signals) -> None:
     await pool.warm_up()
-    for child in children():
-        child.send_signal(sent)
+    for worker in workers():
+        worker.send_signal(sent)
     for pause in (0, 0.3):
         await asyncio.sleep(pause)
-        assert [verdict.status for verdict in await pool.grade([GOOD] * 20)] == ["ok"] * 20
+        assert [outcome.status for outcome in await pool.compare([GOOD] * 20)] == ["ok"] * 20
 
 
-async def test_workers_are_recycled(pool: GradingPool) -> None:
-    before = {child.pid for child in children()}
-    recycling = GradingPool(make_settings(workers=1, worker_max_chunks=2))
+async def test_a_fork_server_that_is_killed_is_replaced(pool: WorkerPool) -> None:
+    await pool.warm_up()
+    [server] = [child for child in psutil.Process().children() if "forkserver" in cmdline(child)]
+    server.kill()
+    assert [outcome.status for outcome in await pool.compare([GOOD] * 4)] == ["ok"] * 4
+
+
+async def test_workers_are_recycled(pool: WorkerPool) -> None:
+    before = {worker.pid for worker in workers()}
+    recycling = WorkerPool(make_settings(workers=1, worker_max_chunks=2))
     try:
         seen: set[int] = set()
         for _ in range(5):
-            assert (await recycling.grade([GOOD]))[0].status == "ok"
-            seen |= {child.pid for child in children()} - before
+            assert (await recycling.compare([GOOD]))[0].status == "ok"
+            seen |= {worker.pid for worker in workers()} - before
         assert len(seen) >= 2
     finally:
         await asyncio.to_thread(recycling.close)
 
 
-async def test_a_stopped_worker_is_given_up(pool: GradingPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.grader.pool.START_GRACE_SECONDS", 2.0)
+async def test_a_stopped_worker_is_given_up(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     await pool.warm_up()
-    for child in children():
-        child.suspend()
-    assert [(verdict.status, verdict.detail) for verdict in await pool.grade([GOOD] * 4)] == [("ok", None)] * 4
+    monkeypatch.setattr("services.grader.pool.START_GRACE_SECONDS", 2.0)
+    for worker in workers():
+        worker.suspend()
+    assert [(outcome.status, outcome.detail) for outcome in await pool.compare([GOOD] * 4)] == [("ok", None)] * 4
 
 
 async def test_closing_gives_up_what_is_at_hand() -> None:
-    pool = GradingPool(make_settings(deadline_seconds=60.0), misbehave)
+    pool = WorkerPool(make_settings(deadline_seconds=60.0), misbehave)
     await pool.warm_up()
-    hanging = asyncio.create_task(pool.grade([bad("hang")] * 4))
+    hanging = asyncio.create_task(pool.compare([bad("hang")] * 4))
     await asyncio.sleep(0.5)
     start = time.perf_counter()
     await asyncio.to_thread(pool.close)
     assert time.perf_counter() - start < 5
     hanging.cancel()
     await asyncio.gather(hanging, return_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+async def grader() -> AsyncIterator[Grader]:
+    grader = Grader(make_settings(), misbehave)
+    yield grader
+    await grader.close_judge()
+    await asyncio.to_thread(grader.close)
+
+
+def item(answer: str, gold: str = "7") -> Item:
+    return Item(f"<caption>- a</caption><think>b</think><answer>{answer}</answer>", (gold,), "math")
+
+
+async def test_an_outcome_is_cached_by_content(grader: Grader) -> None:
+    hits, misses = (metrics.CACHE.labels(result)._value for result in ("hit", "miss"))
+    before = hits.get(), misses.get()
+    verdicts = await grader.grade([item("14/2")] * 16 + [item("8")], Rules())
+    assert [verdict.accuracy for verdict in verdicts] == [1.0] * 16 + [0.0]
+    assert (hits.get() - before[0], misses.get() - before[1]) == (15, 2)
+    await grader.grade([item("14/2")], Rules())
+    assert (hits.get() - before[0], misses.get() - before[1]) == (16, 2)
+
+
+async def test_a_caller_that_goes_away_takes_nothing_from_the_others(grader: Grader) -> None:
+    first = asyncio.create_task(grader.grade([item("hang")], Rules()))
+    await asyncio.sleep(0.1)
+    second = asyncio.create_task(grader.grade([item("hang")], Rules()))
+    await asyncio.sleep(0.1)
+    first.cancel()
+    [verdict] = await second
+    assert (verdict.status, verdict.reward) == ("timeout", None)
+    # For a while the same answer is not tried again.
+    start = time.perf_counter()
+    assert (await grader.grade([item("hang")], Rules()))[0].status == "timeout"
+    assert time.perf_counter() - start < 0.5

@@ -1,0 +1,1 @@
+"""The grader beside math-verify called as its documentation shows: ``python -m bench.grader``."""

@@ -1,0 +1,144 @@
+"""The grader's words: what is graded, by which rules, and what is said of it. Plain data that crosses processes."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Kind = Literal["auto", "math", "number", "choice", "text", "multi", "box", "judge"]
+PartKind = Literal["auto", "math", "number", "choice", "text", "box"]
+Status = Literal["ok", "invalid_format", "unparseable_answer", "unparseable_gold", "timeout", "error"]
+Source = Literal["answer", "boxed", "phrase", "whole"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MAX_SHOWN_CHARS = 500
+
+
+class Unreadable(Exception):
+    """A gold answer or an answer that cannot be read as its kind. The message completes "… is"."""
+
+
+class GoldUnreadable(Unreadable):
+    """Found out only when the answer was compared: the gold answer's fault, not the answer's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one kind compares; each kind reads its own fields. Hashable: it is part of the cache's key."""
+
+    rel_tol: float = 0.0
+    abs_tol: float = 0.0
+    units: Literal["lenient", "strict"] = "lenient"
+    choices: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, ...], ...] = ()
+    ordered: bool = False
+    part_kind: PartKind = "auto"
+    iou: float = 0.5
+    distance: float = 10.0
+    strict: bool = True
+    set_relations: bool = False
+    float_rounding: int = 6
+    notation: Literal["any", "latex", "plain"] = "any"
+    question: str = ""
+
+
+DEFAULT_OPTIONS = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What comparing two values gave, how, and any number worth keeping beside it (a box's IoU)."""
+
+    right: bool
+    how: str
+    components: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One comparison: an extracted answer with its equivalent gold answers. ``answer`` None: only the gold is read."""
+
+    kind: Kind
+    answer: str | None
+    golds: tuple[str, ...]
+    options: Options = DEFAULT_OPTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a task. ``accuracy`` is None where nothing was compared: that is no 0."""
+
+    status: Status
+    accuracy: float | None = None
+    how: str | None = None
+    detail: str | None = None
+    components: tuple[tuple[str, float], ...] = ()
+    elapsed_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Overlong:
+    """DAPO's soft penalty: 0 up to ``limit - buffer`` tokens, then linear down to -1 at ``limit``, -1 beyond."""
+
+    limit: int
+    buffer: int
+
+    def penalty(self, tokens: int) -> float:
+        return -min(1.0, max(0.0, (tokens - (self.limit - self.buffer)) / self.buffer))
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How responses are read: whether the response format is required, and where an answer is looked for, in order."""
+
+    format: Literal["required", "ignored"] = "required"
+    extract: tuple[Source, ...] = ("answer", "boxed", "phrase")
+    overlong: Overlong | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What is to be graded. ``tokens`` is the response's length, which only the over-long penalty reads."""
+
+    response: str
+    golds: tuple[str, ...]
+    kind: Kind = "auto"
+    options: Options = DEFAULT_OPTIONS
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFormula:
+    """reward = accuracy weight * accuracy + format weight * format + overlong weight * penalty.
+
+    A response that breaks the required format earns ``invalid_format`` and no more; where the format is ignored, it
+    counts as kept. The penalty, 0 to -1, is there only if the request asks for it.
+    """
+
+    accuracy: float = 0.8
+    format: float = 0.2
+    overlong: float = 1.0
+    invalid_format: float = 0.0
+
+    def reward(self, accuracy: float, format_: float | None, penalty: float | None) -> float:
+        if format_ == 0.0:
+            return self.invalid_format
+        return self.accuracy * accuracy + self.format + self.overlong * (penalty or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``reward`` is None wherever the response was not judged: that is no 0, and learners mask it."""
+
+    status: Status
+    accuracy: float | None = None
+    format: float | None = None
+    reward: float | None = None
+    components: dict[str, float] = field(default_factory=dict)
+    extracted: str | None = None
+    compared: str | None = None
+    detail: str | None = None
+    elapsed_seconds: float = 0.0
+
+
+def shown(text: str) -> str:
+    """``text`` for a person to read, cut at MAX_SHOWN_CHARS."""
+    return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "…"

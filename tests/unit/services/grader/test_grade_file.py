@@ -1,0 +1,137 @@
+"""``prism grade FILE``: what it prints, writes, resumes and refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from prism import cli
+from prism.errors import DataError, PrismError
+from services.grader.grade_file import read_done, read_file
+
+
+def respond(answer: str) -> str:
+    return f"<caption>- a</caption><think>b</think><answer>{answer}</answer>"
+
+
+ROWS: list[dict[str, Any]] = [
+    {"id": "one", "response": respond("0.5"), "gold": "1/2", "source": "of no interest"},
+    {"response": respond("\\sqrt{4}"), "gold": "2", "kind": "math"},
+    {"response": respond("3"), "gold": "2"},
+    {"response": "no format", "gold": "2"},
+    {"response": respond("2"), "gold": "two", "kind": "number"},
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    return file
+
+
+def grade(*arguments: object) -> Result:
+    environment = {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb", "PRISM_TOKEN": "", "PRISM_JUDGE_TOKEN": None}
+    return CliRunner(env=environment).invoke(cli.app, ["grade", *map(str, arguments)])
+
+
+def test_a_table_counts_what_was_not_judged_apart(file: Path) -> None:
+    result = grade(file, "--workers", 1)
+    assert result.exit_code == 0, result.output
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in result.output.splitlines() if "│" in line]
+    assert rows == [
+        ["auto", "invalid_format", "1", "0.000", "0.000", rows[0][5]],
+        ["auto", "ok", "2", "0.500", "0.600", ""],
+        ["math", "ok", "1", "1.000", "1.000", ""],
+        [
+            "number",
+            "unparseable_gold",
+            "1",
+            "not judged",
+            "not judged",
+            "line 9: the gold answer is not a number: 'two'",
+        ],
+        ["all", "", "5", "0.500", "0.550", ""],
+    ]
+
+
+def test_a_run_that_was_stopped_goes_on(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "verdicts.jsonl"
+    assert grade(file, "--workers", 1, "--out", out).exit_code == 0
+    lines = out.read_text().splitlines()
+    verdicts = [json.loads(line) for line in lines]
+    assert [verdict["line"] for verdict in verdicts] == [1, 3, 5, 7, 9]
+    assert [verdict["reward"] for verdict in verdicts] == [1.0, 1.0, 0.2, 0.0, None]
+    assert verdicts[0]["id"] == "one"
+
+    out.write_text(lines[0] + "\n" + lines[1][:40])  # killed while it wrote
+    assert grade(file, "--workers", 1, "--out", out).exit_code == 0
+    again = [json.loads(line) for line in out.read_text().splitlines()]
+    assert out.read_text().splitlines()[0] == lines[0]
+    assert [verdict["reward"] for verdict in again] == [1.0, 1.0, 0.2, 0.0, None]
+
+    finished = out.read_text()
+    assert grade(file, "--workers", 1, "--out", out).exit_code == 0
+    assert out.read_text() == finished
+
+
+def test_verdicts_of_other_rows_are_not_gone_on_with(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "verdicts.jsonl"
+    rows = read_file(file, "auto")
+    for held in ('{"row": "another"}\n', "garbage\n", "[]\n", '{"row": 1}\n' * 9):
+        out.write_text(held)
+        with pytest.raises(DataError, match="add --fresh"):
+            read_done(out, rows)
+    result = grade(file, "--workers", 1, "--out", out)
+    assert isinstance(result.exception, PrismError)
+    assert grade(file, "--workers", 1, "--out", out, "--fresh").exit_code == 0
+    assert len(out.read_text().splitlines()) == 5
+
+
+def test_responses_of_another_format(tmp_path: Path) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    file.write_text(json.dumps({"response": "so \\boxed{B}", "gold": "B"}))
+    grade(file, "--any-format", "--extract", "boxed, whole", "--kind", "choice", "--out", out)
+    assert json.loads(out.read_text())["reward"] == 1.0
+
+
+def test_a_file_without_rows(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n")
+    result = grade(file)
+    assert result.exit_code == 0
+    assert "not judged" in result.output
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", ":2: not a JSON object: "),
+        ("[]", ":2: not a JSON object: not a JSON object"),
+        ('{"response": "a"}', ":2: gold: is not set"),
+        ('{"response": "a", "gold": 7}', ":2: gold.function-before"),
+        ('{"response": "a", "gold": "7", "kind": "essay"}', ":2: kind: Input should be"),
+        ("[" * 100_000, ":2: not a JSON object: "),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(line: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(ROWS[0]) + "\n" + line)
+    with pytest.raises(DataError) as error:
+        read_file(file, "auto")
+    assert str(error.value).startswith(f"{file}{message}")
+
+
+def test_mistakes_are_messages(file: Path, tmp_path: Path) -> None:
+    for arguments, message in [
+        ([tmp_path / "nowhere.jsonl"], "No such file or directory"),
+        ([file, "--extract", "answer,magic"], "extract.1: Input should be"),
+        ([file, "--workers", 0], "workers: "),
+        ([file, "--deadline", -1], "deadline_seconds: "),
+    ]:
+        result = grade(*arguments)
+        assert isinstance(result.exception, PrismError)
+        assert message in str(result.exception)
+    assert grade(file, "--kind", "essay").exit_code == 2

@@ -1,0 +1,58 @@
+"""The table: every line of ``cases/*.jsonl`` is a gold answer, an answer, and what must be said of them.
+
+A file's name is the kind its lines are graded as; ``math_verify.jsonl`` holds the pairs that math-verify publishes in
+its own tests (0.9.0, Apache 2.0), with the verdicts they expect.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.grader import kinds
+from services.grader.extract import read_response
+from services.grader.protocol import GradeOptions
+from services.grader.verdict import DEFAULT_OPTIONS, Kind, Outcome, Rules, Task
+
+FOLDER = Path(__file__).with_name("cases")
+RULES = Rules(format="ignored", extract=("boxed", "phrase", "whole"))
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def compare(kind: Kind, case: dict[str, Any], *, extract: bool) -> Outcome:
+    options = GradeOptions(**case["options"]).plain() if "options" in case else DEFAULT_OPTIONS
+    answer = read_response(case["answer"], kind, RULES).answer if extract else case["answer"]
+    return kinds.compare(Task(kind, answer or "", (case["gold"],), options))
+
+
+def name_of(value: object) -> str:
+    return f"{value['gold']} v {value['answer']}"[:60] if isinstance(value, dict) else str(value)
+
+
+OURS: list[tuple[Kind, dict[str, Any]]] = [
+    (kind, case) for kind in ("number", "choice", "text", "multi", "box", "math", "auto") for case in lines(kind)
+]
+
+
+@pytest.mark.parametrize(("kind", "case"), OURS, ids=name_of)
+def test_what_is_said_of_a_pair(kind: Kind, case: dict[str, Any]) -> None:
+    outcome = compare(kind, case, extract=kind != "math")
+    said = outcome.status if outcome.status != "ok" else "right" if outcome.accuracy else "wrong"
+    assert said == case["verdict"], outcome
+    assert outcome.accuracy == {"right": 1.0, "wrong": 0.0, "unparseable_answer": 0.0}.get(said)
+    assert (outcome.detail is None) == (outcome.status == "ok")
+
+
+@pytest.mark.parametrize("case", lines("math_verify"), ids=name_of)
+def test_what_math_verify_intends(case: dict[str, Any]) -> None:
+    outcome = compare("math", case, extract=False)
+    assert outcome.accuracy == float(case["right"]), outcome
+
+
+def test_there_are_enough_pairs() -> None:
+    assert len(OURS) >= 400
+    assert len(lines("math_verify")) >= 250
