@@ -29,7 +29,7 @@ format: setup ## format the code and sort its imports
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: setup ## the figures in bench/
+bench: setup ## the figures of the platform; those of its services: python -m bench.experts, bench.grader
 	$(PY) -m bench $(ARGS)
 
 protobuf: setup ## regenerate prism/v1 from proto/
