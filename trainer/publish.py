@@ -78,5 +78,5 @@ def open_publisher(config: RunConfig, endpoints: Endpoints, model: str, attempt:
     token = endpoints.admin_token
     if token is None:
         raise ConfigError("PRISM_ADMIN_TOKEN is not set: without it no weights can be pushed")
-    url = endpoints.policy_url if model == "policy" else endpoints.expert_url(model)
+    url = endpoints.admin_url(model)
     return Publisher(model, url, token.get_secret_value(), config.run_dir / "weights", attempt, config.push)

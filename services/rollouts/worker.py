@@ -16,6 +16,8 @@ from prism.v1 import rollout_pb2 as pb
 from services.rollouts import metrics
 from services.rollouts.settings import RolloutSettings
 
+WATCH_SECONDS = 5
+
 log = logging.getLogger("prism.rollouts")
 
 
@@ -35,6 +37,7 @@ class Worker:
             self.endpoints, connections=settings.concurrency, patience_seconds=settings.patience_seconds
         )
         async with judges as at, asyncio.TaskGroup() as tasks:
+            tasks.create_task(_watch_streams(stream))
             while True:
                 await room.acquire()
                 delivery = await self._next(stream)
@@ -97,6 +100,14 @@ class Worker:
             await asyncio.sleep(stream.lease_seconds / 3)
             with suppress(RedisError, OSError):
                 await stream.keep(delivery)
+
+
+async def _watch_streams(stream: WorkerStream) -> None:
+    while True:
+        with suppress(RedisError, OSError):
+            for name, entries in (await stream.lengths()).items():
+                metrics.STREAM.labels(name).set(entries)
+        await asyncio.sleep(WATCH_SECONDS)
 
 
 def _count(group: pb.RolloutGroup) -> None:
