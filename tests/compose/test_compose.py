@@ -8,9 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from composed_run import ALIGN_STEPS, PORTS, RLVR_STEPS, VICTIMS, WARMUP_STEPS, Composed
+from helm_python.chart import Chart
 
 pytestmark = pytest.mark.timeout(1500)  # the first test makes the run
+CHART = Path(__file__).parents[2] / "deploy" / "helm" / "prism"
 LAST = {"align": WARMUP_STEPS + ALIGN_STEPS, "rlvr": RLVR_STEPS}
 
 
@@ -76,6 +79,16 @@ def test_redis_is_not_reached_from_outside(run: Composed) -> None:
         assert probe.connect_ex(("127.0.0.1", 6379)) != 0
 
 
+def test_the_charts_own_test_passes_here_too(run: Composed) -> None:
+    """What `helm test` runs in its pod, in a worker's container, which is of the same image."""
+    with Chart.load(CHART) as chart:
+        (pod,) = [text for path, text in chart.render(name="prism").items() if path.endswith("tests/judge.yaml")]
+    (container,) = yaml.safe_load(pod)["spec"]["containers"]
+    (script,) = container["args"]
+    said = run.compose("exec", "-T", "rollouts", *container["command"], script.replace("//prism-", "//"))
+    assert '"accuracy"' in said.stdout
+
+
 def test_dashboards_ask_for_what_a_running_stack_exposes(run: Composed) -> None:
     page = "\n".join(run.pages.values())
     names = {
@@ -84,8 +97,7 @@ def test_dashboards_ask_for_what_a_running_stack_exposes(run: Composed) -> None:
         for suffix in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))
     }
     figures = set(re.findall(r'prism_trainer_value\{figure="([a-z_]+)"', page))
-    chart = Path(__file__).parents[2] / "deploy" / "helm" / "prism"
-    text = "\n".join(file.read_text() for file in [*chart.glob("dashboards/*.json"), chart / "rules.yml"])
+    text = "\n".join(file.read_text() for file in [*CHART.glob("dashboards/*.json"), CHART / "rules.yml"])
     asked = set(re.findall(r"\b(?:prism_|vllm:)[a-z_]+(?=[{\[) ])", text))
     assert asked - names == set()
     of_rlvr = {"reward", "accuracy"}  # the pages were read during alignment
