@@ -1,6 +1,5 @@
 """What all PRISM's HTTP services have in common: tokens, body limit, health, metrics, JSON logs of errors."""
 
-import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prism import logs
 from prism.auth import OPEN_PATHS, BearerAuth
 from prism.errors import ServiceError
 from prism.settings import ServiceSettings
@@ -156,14 +156,14 @@ def _sockets(settings: ServiceSettings) -> list[socket.socket] | None:
 
 def serve(app: FastAPI, settings: ServiceSettings) -> None:
     """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand. Raises what ``end`` was given."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line for each request otherwise
+    logs.configure(settings.log_level, settings.log_format)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             log_level=settings.log_level,
+            log_config=None,  # as all others of this process
             access_log=False,
             timeout_graceful_shutdown=10,
         )

@@ -5,7 +5,7 @@ A variable may also be a file: ``$PRISM_SECRETS_DIR/prism_token`` holds PRISM_TO
 
 import os
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,6 +28,7 @@ class ServiceSettings(BaseSettings):
         None, ge=1, le=65535, description="another port, on which alone admin routes are served; unset: all on one"
     )
     log_level: str = "info"
+    log_format: Literal["text", "json"] = "text"
 
     @model_validator(mode="after")
     def _tokens(self) -> Self:

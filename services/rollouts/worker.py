@@ -85,13 +85,26 @@ class Worker:
         except (Refused, DataError, Unavailable) as error:
             return await self._bury(stream, delivery, str(error))
         except Exception as error:  # an answer nobody foresaw must cost its own group only
-            log.exception("prompt %s", request.prompt.id)
+            log.exception("a group failed", extra=self._ids(request))
             return await self._bury(stream, delivery, f"{type(error).__name__}: {error}")
         _count(group)
-        return "finished" if await stream.finish(delivery, group) else "withdrawn"
+        outcome = "finished" if await stream.finish(delivery, group) else "withdrawn"
+        log.info("group %s", outcome, extra=self._ids(request) | {"policy_version": group.policy_version})
+        return outcome
+
+    def _ids(self, request: pb.RolloutRequest) -> dict[str, object]:
+        """What a log line of a group is about."""
+        return {
+            "run": self.settings.run,
+            "worker": self.settings.worker,
+            "stage": request.stage,
+            "attempt": request.attempt,
+            "position": request.position,
+            "prompt_id": request.prompt.id,
+        }
 
     async def _bury(self, stream: WorkerStream, delivery: Delivery, reason: str) -> str:
-        log.error("buried: %s", reason)
+        log.error("buried: %s", reason, extra=self._ids(delivery.request) if delivery.request else None)
         await stream.bury(delivery, reason)
         return "buried"
 

@@ -92,6 +92,9 @@ resources: {{- toYaml $resources | nindent 2 }}
 
 {{- define "prism.commonEnv" -}}
 - {name: PRISM_SECRETS_DIR, value: /secrets}
+{{- if ne .component "trainer" }}
+- {name: PRISM_LOG_FORMAT, value: json}
+{{- end }}
 {{- range $name, $value := .settings.env }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
 {{- end }}
