@@ -140,6 +140,8 @@ def hurt(run: Composed) -> None:
         run.killed[victim] = run.step(stage)
         run.inside(victim, "sh", "-c", "kill -9 -1", check=False)
         run.wait(lambda stage=stage, at=run.killed[victim]: run.step(stage) > at, f"a step after {victim} was killed")
+    run.compose("kill", "grader")
+    run.compose("up", "--detach", "--no-build")
     run.pages = {
         name: run.inside("trainer", "python3", "-c", SCRAPE, f"http://{name}:8000/metrics")
         for name in ("policy", "perception", "reasoning", "grader", "rollouts", "trainer")
