@@ -4,8 +4,10 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 COPY scripts/packages scripts/
 COPY deploy/docker/install deploy/docker/
+# Images with torch share its layer.
 ARG TORCH=cpu
-RUN TORCH=$TORCH deploy/docker/install "experts"
+RUN deploy/docker/install torch
+RUN deploy/docker/install "experts"
 
 WORKDIR /app
 COPY prism prism

@@ -1,12 +1,15 @@
 # The policy on a CPU: vLLM's CPU build behind tokens, versions and live weights.
 FROM python:3.11-slim-bookworm
-RUN apt-get update -qq \
- && apt-get install -y -qq --no-install-recommends libnuma1 >/dev/null \
- && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 COPY scripts/packages scripts/
 COPY deploy/docker/install deploy/docker/
+# Images with torch share its layer.
+ARG TORCH=cpu
+RUN deploy/docker/install torch
+RUN apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends libnuma1 >/dev/null \
+ && rm -rf /var/lib/apt/lists/*
 RUN deploy/docker/install "policy-cpu"
 
 WORKDIR /app

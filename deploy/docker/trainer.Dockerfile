@@ -4,8 +4,10 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 COPY scripts/packages scripts/
 COPY deploy/docker/install deploy/docker/
+# Images with torch share its layer.
 ARG TORCH=cpu
-RUN TORCH=$TORCH deploy/docker/install "learner,report,demo"
+RUN deploy/docker/install torch
+RUN deploy/docker/install "learner,report,demo"
 
 WORKDIR /app
 COPY prism prism
