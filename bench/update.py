@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from bench.padded import load_stock
+from bench.padded import response_logprobs as padded_logprobs
 from prism.blobs import BlobStore
 from prism.config import RlvrConfig, RunConfig
 from prism.data import open_image, read_rows, to_prompt
 from prism.inputs import Example, InputBuilder
+from prism.packing import pack
 from trainer.losses import PackedTokens, policy_loss
 from trainer.policy_model import load_policy, response_logprobs
 from trainer.result import stage_folder
@@ -23,28 +27,19 @@ def compare_update(config: RunConfig) -> dict[str, float]:
     torch.set_num_threads(config.threads or torch.get_num_threads())
     folder = stage_folder(config, "rlvr")
     inputs = InputBuilder(folder)
-    model = load_policy(folder, dtype=torch.float32, attention=config.attention)
+    model, stock = load_policy(folder, dtype=torch.float32), load_stock(folder, attention="eager")
     examples = _examples(config, inputs)
     tokens = sum(len(example.response_ids) for example in examples)
+    index = torch.tensor([i for i, example in enumerate(examples) for _ in example.response_ids])
 
     def learner() -> None:
-        ordered = sorted(examples, key=lambda example: len(example.input_ids))
-        for start in range(0, len(ordered), stage.policy.micro_batch):
-            _backward(ordered[start : start + stage.policy.micro_batch], full_logits=False)
+        _backward(model, response_logprobs(model, pack(examples, inputs)))
 
     def plain() -> None:
-        _backward(examples, full_logits=True)
+        _backward(stock, padded_logprobs(stock, examples, inputs))
 
-    def _backward(part: list[Example], *, full_logits: bool) -> None:
-        batch = inputs.collate(part)
-        if full_logits:
-            logits = model(**batch.model_inputs, use_cache=False).logits[:, :-1].log_softmax(-1)
-            chosen = logits.gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
-            logprobs = chosen[batch.response_mask[:, 1:]]
-        else:
-            logprobs = response_logprobs(model, batch)
-        index = torch.tensor([i for i, example in enumerate(part) for _ in example.response_ids])
-        packed = PackedTokens(logprobs, logprobs.detach(), torch.linspace(-1, 1, len(part)), index)
+    def _backward(model: Any, logprobs: torch.Tensor) -> None:
+        packed = PackedTokens(logprobs, logprobs.detach(), torch.linspace(-1, 1, len(examples)), index)
         policy_loss("grpo", packed).loss.backward()
         model.zero_grad(set_to_none=True)
 

@@ -23,3 +23,7 @@ class ServiceError(PrismError, RuntimeError):
 
 class StreamError(PrismError, RuntimeError):
     """A stream entry that cannot be used: a poison message."""
+
+
+class NotFiniteError(PrismError, ArithmeticError):
+    """Update after update had to be skipped, because its loss or gradient was infinite or not a number."""

@@ -48,7 +48,6 @@ class WarmupConfig(Strict):
     seed: int
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
-    attention: Literal["eager", "sdpa"]
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -78,7 +77,6 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
         seed=config.seed,
         dropout=config.learner.dropout,
         dtype=getattr(torch, config.dtype),
-        attention=config.attention,
     )
     pairs = round(config.epochs * len(file.rows))
     total = max(1, math.ceil(pairs / config.batch))

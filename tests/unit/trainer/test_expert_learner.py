@@ -15,7 +15,8 @@ from prism.data import open_image
 from prism.expert_api import ImagePart, Message, ScoreItem, ScoreRequest, TextPart
 from prism.expert_model import ExpertModel, Judgement, load_expert, place, upcycle
 from prism.expert_section import Section, section_of
-from prism.inputs import Batch, Example, InputBuilder
+from prism.inputs import Example, InputBuilder
+from prism.packing import Batch, pack
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
 from services.experts.planner import Planner
@@ -76,9 +77,9 @@ def learner(tiny_model: Path) -> Callable[..., ExpertLearner]:
     def make(expert: Section = "perception", model: Any = None, **values: Any) -> ExpertLearner:
         config = ExpertLearnerConfig.model_validate({"optimizer": {"lr": 1e-3}, "dropout": 0.0} | values)
         if config.mixture:
-            model = upcycle(tiny_model, **config.mixture.model_dump(), attention="eager")
+            model = upcycle(tiny_model, **config.mixture.model_dump())
             model.dropout.p = config.dropout
-        model = model or load_expert(tiny_model, seed=0, dropout=config.dropout, attention="eager")
+        model = model or load_expert(tiny_model, seed=0, dropout=config.dropout)
         return ExpertLearner(expert, model, config, 50)
 
     return make
@@ -100,8 +101,9 @@ class TokenCounter(nn.Module):
         self.seen: list[list[int]] = []
 
     def judge(self, batch: Batch, *, router_logits: bool = False) -> Judgement:
-        self.seen += [ids[:length].tolist() for ids, length in zip(batch.input_ids, batch.lengths, strict=True)]
-        return Judgement(self.score.weight[0, 0] * batch.response_mask.sum(-1).float(), ())
+        self.seen += [example.input_ids for example in batch.examples]
+        lengths = torch.tensor([float(len(example.response_ids)) for example in batch.examples])
+        return Judgement(self.score.weight[0, 0] * lengths, ())
 
 
 def figures(
@@ -211,8 +213,8 @@ def test_an_update_does_not_depend_on_the_micro_batch(
     values: Any,
 ) -> None:
     results: list[tuple[Any, torch.Tensor]] = []
-    for size in (1, 64):
-        one = learner(micro_batch=size, **values)
+    for tokens in (1, 100_000):
+        one = learner(micro_batch_tokens=tokens, **values)
         gradients: list[torch.Tensor] = []
 
         def keep(one: ExpertLearner = one, gradients: list[torch.Tensor] = gradients) -> tuple[float, bool]:
@@ -395,7 +397,7 @@ def test_experts_one_by_one_compute_what_grouped_ones_do(
     tiny_model: Path, prompts: list[Example], examples: Any
 ) -> None:
     model = upcycle(tiny_model, noise=0.05).eval()
-    batch = examples.inputs.collate([examples.inputs.with_text(prompt, WRONG) for prompt in prompts])
+    batch = pack([examples.inputs.with_text(prompt, WRONG) for prompt in prompts], examples.inputs)
     grouped = model(batch)
     assert model.config.text_config._experts_implementation == "grouped_mm"
     place(model, "cpu")
@@ -403,28 +405,28 @@ def test_experts_one_by_one_compute_what_grouped_ones_do(
     torch.testing.assert_close(model(batch), grouped, rtol=0, atol=1e-5)
 
 
-def test_router_load_counts_real_tokens_layer_by_layer(
+def test_router_load_counts_tokens_layer_by_layer(
     learner: Callable[..., ExpertLearner],
     groups: Any,
     prompts: list[Example],
     examples: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    judged: list[tuple[Judgement, torch.Tensor]] = []
+    judged: list[Judgement] = []
     judge = ExpertModel.judge
 
     def keep(self: ExpertModel, batch: Batch, *, router_logits: bool = False) -> Judgement:
-        judged.append((judge(self, batch, router_logits=router_logits), batch.attention_mask))
-        return judged[-1][0]
+        judged.append(judge(self, batch, router_logits=router_logits))
+        assert [len(logits) for logits in judged[-1].router_logits] == [batch.tokens] * 4
+        return judged[-1]
 
     monkeypatch.setattr(ExpertModel, "judge", keep)
     made = figures(learner(mixture={}), groups(WRONG), prompts, examples)
     counts = torch.zeros(4, 4)  # [layers, experts]
-    for one, mask in judged:
+    for one in judged:
         for layer, logits in enumerate(one.router_logits):
-            for token, real in zip(logits, mask.flatten(), strict=True):
-                if real:
-                    counts[layer, token.argsort(descending=True)[:2]] += 1
+            for token in logits:
+                counts[layer, token.argsort(descending=True)[:2]] += 1
     shares = counts / counts.sum(1, keepdim=True)
     assert made["router_load"] == pytest.approx(shares.mean(0).tolist())
     assert sum(made["router_load"]) == pytest.approx(1)

@@ -13,6 +13,7 @@ from prism.config import PolicyLearnerConfig
 from prism.data import open_image
 from prism.errors import StreamError
 from prism.inputs import Example, InputBuilder
+from prism.packing import pack
 from prism.v1 import rollout_pb2 as pb
 from trainer.examples import GroupExamples
 from trainer.losses import LossOptions
@@ -31,7 +32,7 @@ def examples(tiny_model: Path, blobs: BlobStore) -> GroupExamples:
 @pytest.fixture(scope="module")
 def groups(examples: GroupExamples, tiny_model: Path, teacher_prompts: list[pb.Prompt]) -> list[pb.RolloutGroup]:
     """Four groups of two samples, with the logprobs that the untrained policy gives them."""
-    model = load_policy(tiny_model, dtype=torch.float32, attention="eager").eval()
+    model = load_policy(tiny_model, dtype=torch.float32).eval()
     made: list[pb.RolloutGroup] = []
     for number, prompt in enumerate(teacher_prompts[:4]):
         group = pb.RolloutGroup(request=pb.RolloutRequest(prompt=prompt, position=number), policy_version=VERSION)
@@ -40,7 +41,7 @@ def groups(examples: GroupExamples, tiny_model: Path, teacher_prompts: list[pb.P
         for text in (TEXTS[number], TEXTS[number - 1]):
             example = examples.inputs.with_text(built, text)
             with torch.no_grad():
-                logprobs = response_logprobs(model, examples.inputs.collate([example])).tolist()
+                logprobs = response_logprobs(model, pack([example], examples.inputs)).tolist()
             group.samples.append(pb.Sample(text=text, token_ids=example.response_ids, logprobs=logprobs))
         made.append(group)
     return made
@@ -70,7 +71,7 @@ def samples(groups: list[pb.RolloutGroup], examples: GroupExamples) -> list[Trai
 def learner(tiny_model: Path) -> Callable[..., PolicyLearner]:
     def make(algorithm: str = "grpo", *, temperature: float = 1.0, lr: float = 1e-3, **values: Any) -> PolicyLearner:
         config = PolicyLearnerConfig.model_validate({"optimizer": {"lr": lr}} | values)
-        model = load_policy(tiny_model, dtype=torch.float32, attention="eager")
+        model = load_policy(tiny_model, dtype=torch.float32)
         options = LossOptions(max_length=64)
         return PolicyLearner(model, config, algorithm, options, temperature=temperature, updates=10, version=VERSION)
 
@@ -90,8 +91,8 @@ def test_an_update_does_not_depend_on_the_micro_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     results: list[tuple[dict[str, Any], torch.Tensor]] = []
-    for size in (3, 64):
-        one = learner(algorithm, micro_batch=size)
+    for tokens in (1, 150, 100_000):
+        one = learner(algorithm, micro_batch_tokens=tokens)
         gradients: list[torch.Tensor] = []
 
         def keep(one: PolicyLearner = one, gradients: list[torch.Tensor] = gradients) -> tuple[float, bool]:
@@ -134,7 +135,7 @@ def test_learning_makes_what_was_good_likelier(
         total = 0.0
         for sample in samples:
             with torch.no_grad():
-                logprobs = response_logprobs(one.model, examples.inputs.collate([sample.example]))
+                logprobs = response_logprobs(one.model, pack([sample.example], examples.inputs))
             total += sample.advantage * float(logprobs.mean())
         return total
 
@@ -200,7 +201,7 @@ def test_ratios_are_of_the_distribution_that_was_sampled_from(
     hot = [
         replace(
             sample,
-            logprobs=response_logprobs(one.model, examples.inputs.collate([sample.example]), 2.0).tolist(),
+            logprobs=response_logprobs(one.model, pack([sample.example], examples.inputs), 2.0).tolist(),
         )
         for sample in samples
     ]

@@ -16,7 +16,7 @@ from trainer.make_experts import upcycle_folder
 from trainer.recorder import Recorder
 
 WRONG = "<caption>- a zero\n- b zero</caption><think>0+0=0</think><answer>0</answer>"
-FAST = ("--batch=3", "--lr=2e-3", "--attention=eager", "--checkpoint-every=2", "--epochs=2")
+FAST = ("--batch=3", "--lr=2e-3", "--checkpoint-every=2", "--epochs=2")
 
 
 @pytest.fixture(scope="module")
