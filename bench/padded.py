@@ -43,8 +43,9 @@ def response_mask(examples: Sequence[Example]) -> Tensor:
 def response_logprobs(
     model: Any, examples: Sequence[Example], inputs: InputBuilder, temperature: float = 1.0
 ) -> Tensor:
-    """Log-probabilities [R] of all response tokens, example after example, from logits of every position at once."""
-    batch = collate(examples, inputs)
-    logits = model(**batch, use_cache=False).logits[:, :-1].float() / temperature  # [B, L - 1, V]
-    chosen = logits.log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
-    return chosen[response_mask(examples)[:, 1:]]
+    """Log-probabilities [R] of all response tokens, example after example, from their logits [R, V]."""
+    batch = {name: tensor.to(model.device) for name, tensor in collate(examples, inputs).items()}
+    mask = response_mask(examples)[:, 1:].to(model.device)
+    states = model.model(**batch, use_cache=False).last_hidden_state[:, :-1][mask]  # [R, H]
+    logprobs = (model.lm_head(states).float() / temperature).log_softmax(-1)
+    return logprobs.gather(-1, batch["input_ids"][:, 1:][mask][:, None]).squeeze(-1)
