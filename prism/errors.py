@@ -17,6 +17,10 @@ class WeightsError(PrismError, RuntimeError):
     """A weight manifest that does not verify, or a push that failed."""
 
 
+class CheckpointError(PrismError, OSError):
+    """A checkpoint that could not be written."""
+
+
 class ServiceError(PrismError, RuntimeError):
     """A service that did not start, died, or answered what it must not."""
 
