@@ -44,6 +44,10 @@ class _Scores:
     students: torch.Tensor  # [students]
     mismatched: torch.Tensor  # [1], or [0] without
 
+    @property
+    def is_finite(self) -> bool:
+        return bool(torch.cat([self.teacher[None], self.students, self.mismatched]).isfinite().all())
+
 
 class ExpertLearner:
     """Owns one expert's weights and version. Each valid response of a group is paired with the teacher's."""
@@ -114,10 +118,11 @@ class ExpertLearner:
                 self.not_finite += [group_of[index] for index in indices]
             load.add(judged)
             scores_of += _split(scores.detach().cpu(), chunk)
-        measured = _measured(used, scores_of)
+        finite = all(s.is_finite for s in scores_of)
+        measured = _measured(used, scores_of) if finite else _measured([], [])
         accuracy = measured["pair_accuracy"]
         norm, updated = None, False
-        if accuracy is not None and (warming_up or accuracy <= config.skip_above_accuracy):
+        if used and (warming_up or accuracy is None or accuracy <= config.skip_above_accuracy):
             self.not_finite = self.not_finite or group_of  # in case it raises
             norm, updated = self._optimizer.step()
             self.not_finite = [] if updated else self.not_finite

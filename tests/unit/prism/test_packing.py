@@ -112,6 +112,17 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_stock_model(
     assert relative(found[0], found[2]) < 1.5 * relative(found[1], found[2])
 
 
+def test_under_autocast_it_computes_in_bfloat16_as_the_stock_model_does(
+    load: Callable[..., tuple[Any, Any]], examples: list[Example], inputs: InputBuilder
+) -> None:
+    ours, stock = load()
+    exact = alone(stock, examples, inputs).detach()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        off = (response_logprobs(ours, pack(examples, inputs)) - exact).abs().mean()
+        theirs = (alone(stock, examples, inputs) - exact).abs().mean()
+    assert 1e-4 < off < 1.5 * theirs
+
+
 def test_a_prompt_and_an_image_are_in_the_row_once(examples: list[Example], inputs: InputBuilder) -> None:
     batch = pack(examples, inputs)
     prompts = {id(e.pixel_values) if e.pixel_values is not None else 0: e.prompt_length for e in examples}

@@ -12,6 +12,7 @@ from torch import nn
 from prism.blobs import BlobStore
 from prism.config import ExpertLearnerConfig
 from prism.data import open_image
+from prism.errors import NotFiniteError
 from prism.expert_api import ImagePart, Message, ScoreItem, ScoreRequest, TextPart
 from prism.expert_model import ExpertModel, Judgement, load_expert, place, upcycle
 from prism.expert_section import Section, section_of
@@ -23,6 +24,7 @@ from services.experts.planner import Planner
 from services.experts.settings import ExpertSettings
 from trainer.examples import GroupExamples
 from trainer.expert_learner import ExpertLearner
+from trainer.losses import bradley_terry, score_regularisation
 
 MEASURED = (
     "loss",
@@ -229,6 +231,48 @@ def test_an_update_does_not_depend_on_the_micro_batch(
     torch.testing.assert_close(second_gradient, first_gradient, rtol=0, atol=1e-5)
     for name in set(MEASURED) - {"grad_norm"}:
         assert second[name] == pytest.approx(first[name], abs=1e-5), name
+
+
+@pytest.mark.parametrize("mixture", [False, True])
+def test_a_group_in_one_row_scores_and_learns_as_its_sequences_alone(
+    tiny_model: Path, prompts: list[Example], examples: Any, mixture: bool
+) -> None:
+    model = place(upcycle(tiny_model, noise=0.05), "cpu") if mixture else load_expert(tiny_model)
+    inputs = examples.inputs
+    texts = (WRONG, "<caption>- a one</caption>", "<think>1+1=2</think><answer>2</answer>")
+    group = [inputs.with_text(prompt, text) for prompt in prompts[:2] for text in texts]
+
+    def learnt(scores: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        loss = bradley_terry(scores[[0, 0, 3, 3]], scores[[1, 2, 4, 5]]) + score_regularisation(scores)
+        loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    together, alone = model(pack(group, inputs)), torch.cat([model(pack([one], inputs)) for one in group])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    (loss, gradients), (expected_loss, expected) = learnt(together), learnt(alone)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("fatal", [False, True])
+def test_an_update_that_is_not_finite_is_skipped_and_its_groups_are_named(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any, fatal: bool
+) -> None:
+    one = learner(optimizer={"lr": 1e-3, "max_skipped": 1 if fatal else 2})
+    torch.nn.init.constant_(one.model.score.weight, float("nan"))
+    made = groups(WRONG)
+    made[1].samples[0].text = NO_FORMAT
+    before = weights(one)
+    if fatal:
+        with pytest.raises(NotFiniteError):
+            figures(one, made, prompts, examples)
+    else:
+        assert figures(one, made, prompts, examples)["updated"] == 0
+    assert one.not_finite == [0, 2, 3]
+    assert torch.equal(weights(one).nan_to_num(), before.nan_to_num())
 
 
 def test_a_loaded_learner_goes_on_as_the_saved_one(
