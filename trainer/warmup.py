@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
 from rich.markup import escape
 
@@ -48,6 +48,12 @@ class WarmupConfig(Strict):
     seed: int
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
+
+    @model_validator(mode="after")
+    def _device_computes_dtype(self) -> Self:
+        if self.device == "cuda" and self.dtype != "bfloat16":
+            raise ValueError("dtype: on a GPU the learners' attention computes in bfloat16")
+        return self
 
     @classmethod
     def of(cls, **values: Any) -> Self:

@@ -107,6 +107,7 @@ def test_mistakes_are_said_before_anything_is_trained(
     refused(DataError, "does not exist", tiny_model, tmp_path / "nowhere.jsonl", out)
     refused(DataError, "no usable row", tiny_model, demo_folder / "data" / "prompts.jsonl", out)
     refused(ConfigError, "learner.optimizer.lr: Input should be greater than 0", tiny_model, pairs, out, "--lr=0")
+    refused(ConfigError, "on a GPU the learners' attention", tiny_model, pairs, out, "--device=cuda")
     broken = pairs.with_name("broken.jsonl")
     rows = [json.loads(line) | {"response": "seven"} for line in pairs.read_text().splitlines()]
     broken.write_text("".join(json.dumps(row) + "\n" for row in rows))
