@@ -32,7 +32,7 @@ class OptimizerConfig(Strict):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     max_skipped: int = Field(5, gt=0)
-    """As many updates in a row, skipped because their gradient was not finite, end the run."""
+    """As many updates in a row, skipped because loss or gradient was not finite, end the run."""
 
 
 class SftConfig(Strict):

@@ -124,7 +124,7 @@ class ExpertLearner:
         norm, updated = None, False
         if used and (warming_up or accuracy is None or accuracy <= config.skip_above_accuracy):
             self.not_finite = self.not_finite or group_of  # in case it raises
-            norm, updated = self._optimizer.step()
+            norm, updated = self._optimizer.step(loss_sum)
             self.not_finite = [] if updated else self.not_finite
         else:
             self._optimizer.clear()

@@ -51,8 +51,9 @@ class Optimizer:
         """The learning rate of the next step."""
         return self._config.lr * lr_factor(self._config, self.steps, self._total)
 
-    def step(self) -> tuple[float, bool]:
-        """The gradient norm before clipping, and whether the update was made: a norm that is not finite skips it.
+    def step(self, loss: float = 0.0) -> tuple[float, bool]:
+        """The gradient norm before clipping, and whether the update was made: it is skipped if that or ``loss`` is not
+        finite. (Where a loss is NaN its gradient need not be: a clamp gives none for NaN.)
 
         Raises NotFiniteError when ``max_skipped`` updates in a row were.
         """
@@ -60,7 +61,7 @@ class Optimizer:
             weight.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
         norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self._config.max_grad_norm))
-        finite = math.isfinite(norm)
+        finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
             for group in self._adamw.param_groups:
                 group["lr"] = self.lr
@@ -73,8 +74,8 @@ class Optimizer:
         self._skipped = 0 if finite else self._skipped + 1
         if self._skipped >= self._config.max_skipped:
             raise NotFiniteError(
-                f"{self._skipped} updates in a row had a gradient that is not finite and were skipped: lower the "
-                "learning rate, or look at what they learnt from"
+                f"{self._skipped} updates in a row had a loss or gradient that is not finite and were skipped: lower "
+                "the learning rate, or look at what they learnt from"
             )
         return norm, finite
 

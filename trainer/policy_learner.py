@@ -105,7 +105,7 @@ class PolicyLearner:
                 parts += losses
                 at_start = False
                 try:
-                    norm, updated = self._optimizer.step()
+                    norm, updated = self._optimizer.step(sum(float(loss.loss.detach()) for loss in losses))
                 except NotFiniteError:
                     self.not_finite += _blamed(minibatch, losses)
                     raise

@@ -126,7 +126,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
             total += loss.item()
         lr = optimizer.lr
         try:
-            norm, updated = optimizer.step()
+            norm, updated = optimizer.step(total)
         except NotFiniteError:
             keep_rows(config.run_dir, name, step + 1, map(data.source, order.at(step)))
             raise

@@ -219,7 +219,7 @@ def test_an_update_does_not_depend_on_the_micro_batch(
         one = learner(micro_batch_tokens=tokens, **values)
         gradients: list[torch.Tensor] = []
 
-        def keep(one: ExpertLearner = one, gradients: list[torch.Tensor] = gradients) -> tuple[float, bool]:
+        def keep(_: float, one: ExpertLearner = one, gradients: list[torch.Tensor] = gradients) -> tuple[float, bool]:
             gradients.append(torch.cat([p.grad.flatten() for p in one.model.parameters() if p.grad is not None]))
             return 1.0, True
 

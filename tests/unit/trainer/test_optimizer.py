@@ -114,6 +114,14 @@ def test_a_loaded_optimizer_goes_on_as_the_saved_one(tmp_path: Path) -> None:
     assert torch.equal(weight, copy)
 
 
+def test_a_loss_that_is_not_finite_skips_the_update_whatever_its_gradient() -> None:
+    weight = parameter(1.0)
+    optimizer = Optimizer([weight], settings(lr=0.1), 10)
+    weight.grad = torch.ones(1)
+    assert optimizer.step(math.nan) == (1.0, False)
+    assert (weight.item(), weight.grad) == (1.0, None)
+
+
 def test_only_skips_in_a_row_end_it() -> None:
     weight = parameter(1.0)
     optimizer = Optimizer([weight], settings(lr=0.1, max_skipped=3), 20)

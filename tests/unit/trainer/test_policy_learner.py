@@ -237,6 +237,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(
     [
         (float("nan"), 1, [0]),  # each sample is a micro-batch: its own loss tells
         (float("nan"), 100_000, [0, 1, 2, 3]),
+        (float("inf"), 1, [0]),
         (3e38, 1, [0, 1, 2, 3]),  # every loss is finite, the gradient's norm is not
     ],
 )
@@ -253,6 +254,19 @@ def test_who_is_to_blame_for_an_update_that_is_not_finite(
     assert one.not_finite == blamed
     one.update(samples, examples)
     assert one.not_finite == []
+
+
+def test_a_sampler_whose_logprobs_are_no_numbers_teaches_nothing(
+    learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples
+) -> None:
+    """Their loss is NaN and their gradient 0: of the other samples half an update would be made."""
+    one = learner()
+    before = weights(one)
+    figures = one.update(
+        [*samples[:-1], replace(samples[-1], logprobs=[float("nan")] * len(samples[-1].logprobs))], examples
+    )
+    assert (figures["policy_skipped"], figures["policy_grad_norm"]) == (1, None)
+    assert torch.equal(weights(one), before)
 
 
 def test_too_many_updates_in_a_row_that_are_not_finite_end_it_and_change_nothing(
@@ -272,7 +286,7 @@ def gradient_of_update(one: PolicyLearner, samples: list[TrainingSample], exampl
     """Of the update's only optimizer step, which is not made."""
     gradients: list[torch.Tensor] = []
 
-    def keep() -> tuple[float, bool]:
+    def keep(loss: float) -> tuple[float, bool]:
         gradients.append(torch.cat([p.grad.flatten() for p in one.model.parameters() if p.grad is not None]))
         return 1.0, True
 
