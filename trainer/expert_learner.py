@@ -1,5 +1,6 @@
 """An expert's learner: teacher and student responses to the same prompts in, one Bradley-Terry update out."""
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from prism.config import ExpertLearnerConfig
 from prism.expert_model import ExpertModel, load_expert, save_expert
 from prism.expert_section import Section, section_of
 from prism.inputs import Example, InputBuilder, distinct
+from prism.packing import pack, split_by_tokens
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
 from trainer.losses import bradley_terry, score_regularisation
@@ -42,6 +44,10 @@ class _Scores:
     students: torch.Tensor  # [students]
     mismatched: torch.Tensor  # [1], or [0] without
 
+    @property
+    def is_finite(self) -> bool:
+        return bool(torch.cat([self.teacher[None], self.students, self.mismatched]).isfinite().all())
+
 
 class ExpertLearner:
     """Owns one expert's weights and version. Each valid response of a group is paired with the teacher's."""
@@ -49,6 +55,8 @@ class ExpertLearner:
     def __init__(self, expert: Section, model: ExpertModel, config: ExpertLearnerConfig, updates: int) -> None:
         self.expert: Section = expert
         self.model, self.config, self.version = model, config, 0
+        self.not_finite: list[int] = []
+        """The groups of the last update whose loss was not finite; all of them if its gradient alone was."""
         self._optimizer = Optimizer(model.parameters(), config.optimizer, updates)
 
     def update(
@@ -68,10 +76,13 @@ class ExpertLearner:
         started = time.perf_counter()
         config = self.config
         pairs = [self._pairs(group, prompt, inputs) for group, prompt in zip(groups, prompts, strict=True)]
+        numbers = [number for number, p in enumerate(pairs) if p is not None]
         valid = [p for p in pairs if p is not None]
         if config.mismatch:
             valid = _with_mismatches(valid, inputs)
         used = [p for p in valid if p.students or p.mismatched]
+        group_of = [number for number, p in zip(numbers, valid, strict=True) if p.students or p.mismatched]
+        self.not_finite = []
         total_pairs = sum(len(p.students) for p in used)
         total_mismatches = sum(p.mismatched is not None for p in used)
         total_scores = sum(len(p.sequences) for p in used)
@@ -81,9 +92,10 @@ class ExpertLearner:
         scores_of: list[_Scores] = []
         loss_sum = 0.0
         self.model.train()
-        for chunk in _chunks(used, config.micro_batch):
+        for indices in split_by_tokens([p.sequences for p in used], config.micro_batch_tokens):
+            chunk = [used[index] for index in indices]
             once, rows = distinct([example for p in chunk for example in p.sequences])
-            batch = inputs.collate(once, self.model.score.weight.device)
+            batch = pack(once, inputs, self.model.score.weight.device)
             judged = self.model.judge(batch, router_logits=True)
             scores = judged.scores[rows]  # [sequences]
             of_chunk = _split(scores, chunk)
@@ -99,18 +111,23 @@ class ExpertLearner:
                 loss = loss + config.mismatch * bradley_terry(teachers, others, total_pairs=total_mismatches)
             if balance and self.model.mixture:
                 share = len(scores) / total_scores
-                loss = loss + balance * share * load_balance(judged, batch.attention_mask, self.model.mixture)
+                loss = loss + balance * share * load_balance(judged, self.model.mixture)
             loss.backward()
             loss_sum += loss.item()
-            load.add(judged, batch.attention_mask)
+            if not math.isfinite(loss.item()):
+                self.not_finite += [group_of[index] for index in indices]
+            load.add(judged)
             scores_of += _split(scores.detach().cpu(), chunk)
-        measured = _measured(used, scores_of)
+        finite = all(s.is_finite for s in scores_of)
+        measured = _measured(used, scores_of) if finite else _measured([], [])
         accuracy = measured["pair_accuracy"]
         norm, updated = None, False
         if used and (warming_up or accuracy is None or accuracy <= config.skip_above_accuracy):
-            norm, updated = self._optimizer.step()
+            self.not_finite = self.not_finite or group_of  # in case it raises
+            norm, updated = self._optimizer.step(loss_sum)
+            self.not_finite = [] if updated else self.not_finite
         else:
-            self.model.zero_grad(set_to_none=True)
+            self._optimizer.clear()
         self.version += 1
         figures = {
             "version": self.version,
@@ -143,20 +160,6 @@ class ExpertLearner:
         self.model.load_state_dict(load_expert(folder, dtype=self.model.score.weight.dtype, strict=True).state_dict())
         self._optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
         self.version = version
-
-
-def _chunks(pairs: Sequence[_Pairs], size: int) -> list[list[_Pairs]]:
-    """Prompts that fit into ``size`` sequences together; a prompt's pairs stay in one pass."""
-    chunks: list[list[_Pairs]] = []
-    room = 0
-    for p in pairs:
-        sequences = len(p.sequences)
-        if sequences > room:
-            chunks.append([])
-            room = max(size, sequences)
-        chunks[-1].append(p)
-        room -= sequences
-    return chunks
 
 
 def _with_mismatches(pairs: Sequence[_Pairs], inputs: InputBuilder) -> list[_Pairs]:

@@ -36,12 +36,11 @@ def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Secti
             "mismatch": 1.0,
             "load_balance": stage.experts.load_balance,
             "dropout": stage.experts.dropout,
-            "micro_batch": stage.experts.micro_batch,
+            "micro_batch_tokens": stage.experts.micro_batch_tokens,
             "on_bad_row": config.on_bad_row,
             "seed": config.seed,
             "device": config.device,
             "dtype": config.dtype,
-            "attention": config.attention,
         }
         start = _made(made, ["warmup", str(start), str(config.path(stage.rollouts.data)), str(made)], options)
     return start

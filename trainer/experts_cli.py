@@ -62,15 +62,14 @@ def warmup(
     label_smoothing: Annotated[float, typer.Option(help="chance that teacher and policy are taken as swapped")] = 0.0,
     margin: Annotated[float, typer.Option(help="gap by which the teacher must lead")] = 0.0,
     dropout: Annotated[float, typer.Option(help="of what the head reads")] = 0.1,
-    micro_batch: Annotated[
-        int, typer.Option(min=2, help="sequences of one forward and backward pass: changes memory, hardly results")
-    ] = 64,
+    micro_batch_tokens: Annotated[
+        int, typer.Option(min=1, help="tokens of one forward and backward pass: changes memory, hardly results")
+    ] = 16_384,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="updates between checkpoints")] = 100,
     on_bad_row: Annotated[Literal["skip", "fail"], typer.Option(help="what a row that cannot be used does")] = "skip",
     seed: Annotated[int, typer.Option(help="of the order of pairs, of dropout and of a new head")] = 0,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where to compute")] = "cpu",
     dtype: Dtype = "float32",
-    attention: Annotated[Literal["sdpa", "eager"], typer.Option(help="eager is faster for tiny models")] = "sdpa",
 ) -> None:
     """Train one expert on pairs of a teacher's and a policy's response to the same prompt.
 
@@ -88,7 +87,7 @@ def warmup(
         "label_smoothing": label_smoothing,
         "margin": margin,
         "dropout": dropout,
-        "micro_batch": micro_batch,
+        "micro_batch_tokens": micro_batch_tokens,
         "score_regularisation": 0.0,  # it belongs to the online game
     }
     config = WarmupConfig.of(
@@ -103,6 +102,5 @@ def warmup(
         seed=seed,
         device=device,
         dtype=dtype,
-        attention=attention,
     )
     warm_up(config, out, Console(highlight=False))

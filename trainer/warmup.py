@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
 from rich.markup import escape
 
@@ -49,7 +49,12 @@ class WarmupConfig(Strict):
     seed: int
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
-    attention: Literal["eager", "sdpa"]
+
+    @model_validator(mode="after")
+    def _device_computes_dtype(self) -> Self:
+        if self.device == "cuda" and self.dtype != "bfloat16":
+            raise ValueError("dtype: on a GPU the learners' attention computes in bfloat16")
+        return self
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -80,7 +85,6 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
         seed=config.seed,
         dropout=config.learner.dropout,
         dtype=getattr(torch, config.dtype),
-        attention=config.attention,
     )
     pairs = round(config.epochs * len(file.rows))
     total = max(1, math.ceil(pairs / config.batch))
