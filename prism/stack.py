@@ -22,8 +22,10 @@ import redis
 from rich.console import Console
 
 from prism.config import RunConfig
+from prism.endpoints import Endpoints
 from prism.errors import ServiceError
 from prism.expert_section import SECTIONS, Section
+from prism.settings import load_settings
 
 STOP_SECONDS = 15
 TAIL_LINES = 15
@@ -224,6 +226,35 @@ class Stack:
                 )
             if waiting:
                 time.sleep(0.2)
+
+
+class RunningServices:
+    """Services that somebody else started and watches over, where PRISM_* variables say: they are only waited for."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.config, self.console = config, console
+
+    def __enter__(self) -> Self:
+        """Raises ServiceError naming the service that is not ready in time."""
+        endpoints = load_settings(Endpoints)
+        give_up = time.monotonic() + self.config.stack.start_deadline_seconds
+        urls = [endpoints.policy_url, endpoints.perception_url, endpoints.reasoning_url, endpoints.grader_url]
+        for url in urls:
+            while (reason := _http_ready(f"{url}/readyz")) is not None:
+                if time.monotonic() > give_up:
+                    raise ServiceError(f"{url} is not ready: {reason}")
+                time.sleep(0.5)
+        self.console.print(f"services ready: {', '.join(urls)}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def check(self) -> None:
+        """Whoever started them starts them again; meanwhile clients wait, each as long as it may."""
+
+    def environment(self) -> dict[str, str]:
+        return {}
 
 
 def start_process(

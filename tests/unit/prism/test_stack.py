@@ -16,7 +16,7 @@ from rich.console import Console
 
 from prism.config import RunConfig, load_config
 from prism.errors import ServiceError
-from prism.stack import Service, Stack
+from prism.stack import RunningServices, Service, Stack
 
 # Says that it is ready by a file, so that nothing needs a port; ends as soon as it is asked to.
 READY = "import pathlib, time; pathlib.Path(r'{flag}').touch(); time.sleep(600)"
@@ -215,3 +215,16 @@ def test_each_expert_knows_where_the_other_is(stack: Stack) -> None:
     environments = {service.name: service.environment for service in stack.services}
     for expert, other in (("perception", "reasoning"), ("reasoning", "perception")):
         assert environments[expert]["PRISM_PEER_URL"] == environments[expert][f"PRISM_{other.upper()}_URL"]
+
+
+def test_services_that_run_already_are_waited_for_and_named_when_they_are_late(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"http://127.0.0.1:{config.stack.base_port}"
+    urls = {f"PRISM_{name}_URL": url for name in ("REDIS", "POLICY", "PERCEPTION", "REASONING", "GRADER")}
+    for name, value in (urls | {"PRISM_BLOBS": "/blobs", "PRISM_TOKEN": "x" * 16}).items():
+        monkeypatch.setenv(name, value)
+    late = config.model_copy(update={"stack": config.stack.model_copy(update={"start_deadline_seconds": 0.1})})
+    console = Console(file=io.StringIO(), highlight=False)
+    with pytest.raises(ServiceError, match=f"{url} is not ready: ConnectError"), RunningServices(late, console):
+        pass
