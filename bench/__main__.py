@@ -1,7 +1,7 @@
-"""``make bench``: the demo's speed: generation, policy update, weight pushes, and who waits for whom.
+"""``make bench``: the demo's speed: generation, weight pushes, and who waits for whom.
 
 Two short RLVR runs over the live services, one in lock-step and one a version behind, from the same SFT policy. Beside
-them what a user would pick instead: transformers' own ``generate``, and an update over full logits of padded rows.
+them what a user would pick instead: transformers' own ``generate``. The policy update has a bench of its own.
 """
 
 import argparse
@@ -15,7 +15,6 @@ from rich.table import Table
 
 from bench.generation import compare_generation
 from bench.idle import BusySampler, idle_shares
-from bench.update import compare_update
 from prism.config import RunConfig, load_config
 from prism.report import load_report
 from trainer.pipeline import run, start_over
@@ -55,7 +54,6 @@ def main() -> None:
         results[name] = _figures(config) | idle_shares(_steps(config), sampler.samples)
         first = first or config
     assert first
-    results["update"] = compare_update(first)
     (first.runs_dir / "bench.json").write_text(json.dumps(results, indent=1))
     _print(console, results, options.demo)
 
@@ -83,12 +81,10 @@ def _median(steps: list[dict[str, Any]], name: str) -> float:
 
 def _print(console: Console, results: dict[str, Any], demo: Path) -> None:
     table = Table("figure", "PRISM", "instead", "ratio", title="The demo's model and batch: 16 prompts × 8 responses")
-    generation, update = results["generation"], results["update"]
-    for name, row in (("generation, tokens/s (v transformers generate)", generation),
-                      ("policy update, tokens/s (v full padded logits)", update)):  # fmt: skip
-        ratio = row["prism_tokens_per_second"] / row["instead_tokens_per_second"]
-        prism, instead = row["prism_tokens_per_second"], row["instead_tokens_per_second"]
-        table.add_row(name, f"{prism:,.0f}", f"{instead:,.0f}", f"{ratio:.2f}×")
+    row = results["generation"]
+    prism, instead = row["prism_tokens_per_second"], row["instead_tokens_per_second"]
+    name = "generation, tokens/s (v transformers generate)"
+    table.add_row(name, f"{prism:,.0f}", f"{instead:,.0f}", f"{prism / instead:.2f}×")
     lock, stale = results["lock-step"], results["staleness 1"]
     console.print(table)
     table = Table("figure", "lock-step", "staleness 1")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bench.padded import load_stock
 from prism.blobs import BlobStore
 from prism.config import RunConfig
 from prism.data import open_image, read_rows, to_prompt
@@ -13,7 +14,6 @@ from prism.endpoints import load_endpoints
 from prism.inputs import InputBuilder
 from prism.rollout import open_judges
 from prism.v1 import rollout_pb2 as pb
-from trainer.policy_model import load_policy
 from trainer.result import stage_folder
 
 PROMPTS, N, MAX_TOKENS, REPEATS = 16, 8, 96, 3
@@ -50,7 +50,7 @@ def _transformers(config: RunConfig, prompts: list[pb.Prompt], blobs: BlobStore,
     torch.manual_seed(seed)
     folder = stage_folder(config, "rlvr")
     inputs = InputBuilder(folder)
-    model = load_policy(folder, dtype=torch.float32, attention="sdpa")
+    model = load_stock(folder)
     processor: Any = inputs.processor
     processor.tokenizer.padding_side = "left"
     texts = [

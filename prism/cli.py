@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -189,6 +189,21 @@ def report(
     console = Console(highlight=False)
     print_table(write_report(run_dir), console)
     console.print(f"report: {run_dir / 'report.html'}")
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="a run's folder, such as runs/demo")],
+    out: Annotated[Path, typer.Argument(help="folder to write; it must not exist yet")],
+    stage: Annotated[str | None, typer.Option(help="of which stage; by default the last that has anything")] = None,
+    model: Annotated[
+        Literal["policy", "perception", "reasoning"], typer.Option(help="the policy, or an expert of an alignment")
+    ] = "policy",
+) -> None:
+    """A run's model as an ordinary Hugging Face folder: a stage's result, or what its newest checkpoint holds."""
+    from trainer.export import export as export_model
+
+    export_model(run_dir, out, stage=stage, model=model, console=Console(highlight=False))
 
 
 def _run(

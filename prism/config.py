@@ -31,6 +31,8 @@ class OptimizerConfig(Strict):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    max_skipped: int = Field(5, gt=0)
+    """As many updates in a row, skipped because loss or gradient was not finite, end the run."""
 
 
 class SftConfig(Strict):
@@ -44,6 +46,8 @@ class SftConfig(Strict):
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
     """Examples a step."""
+    micro_batch_tokens: int = Field(16_384, gt=0)
+    """Tokens of one forward and backward pass; changes memory, not results."""
     autocast_bf16: bool = False
     """Compute in bfloat16, weights in float32. On a CPU without AVX-512 BF16 or AMX it is fifteen times slower."""
     optimizer: OptimizerConfig
@@ -73,8 +77,11 @@ class PolicyLearnerConfig(Strict):
     minibatches: int = Field(1, gt=0)
     """Optimizer steps that share one rollout batch."""
     epochs: int = Field(1, gt=0)
-    micro_batch: int = Field(64, gt=0)
-    """Sequences of one forward and backward pass; changes memory, not results."""
+    micro_batch_tokens: int = Field(16_384, gt=0)
+    """Tokens of one forward and backward pass, a prompt and its images counted once; changes memory, not results."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Truncated importance sampling: a token weighs min(π_learner/π_sampler, cap), and its ratio is to the learner at
+    the start of the step. Without, ratios are to the sampler."""
 
 
 class MixtureConfig(Strict):
@@ -93,12 +100,26 @@ class MixtureConfig(Strict):
         return self
 
 
+class GroundingConfig(Strict):
+    """Before the game, from the teacher's text alone, each expert learns which response belongs to a prompt."""
+
+    epochs: float = Field(gt=0)
+    """Passes over the stage's prompts. The learning rate is the game's; it climbs over 10 % and falls as a cosine."""
+    batch: int = Field(64, ge=2)
+    """Prompts of an update."""
+
+
 class ExpertLearnerConfig(Strict):
     """Bradley-Terry learning of one expert, online."""
 
     optimizer: OptimizerConfig
     mixture: MixtureConfig | None = None
     """Start from mixtures of experts, upcycled from the model the stage starts from; without it experts are dense."""
+    grounding: GroundingConfig | None = None
+    """Teach experts to look at image and question: pairs with the policy teach them what the policy tends to write.
+
+    (A matching-aware discriminator, arXiv 1605.05396; not in the published method.)
+    """
     dropout: float = Field(0.1, ge=0, lt=1)
     score_regularisation: float = Field(0.001, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
@@ -106,16 +127,13 @@ class ExpertLearnerConfig(Strict):
     skip_above_accuracy: float = Field(1.0, gt=0.5, le=1)
     """Pair accuracy above which an online update is skipped; 1 never skips. A warm-up is never skipped."""
     mismatch: float = Field(0.0, ge=0)
-    """Weight of a second kind of pair: the teacher's response against what it said to another prompt of the batch.
-
-    Pairs with the policy alone teach what the policy tends to write; these teach to look at prompt and image. (A
-    matching-aware discriminator, arXiv 1605.05396; not in the published method, which has 0.)
-    """
+    """Weight of grounding's pairs in the game: a teacher's response, and the one to another prompt like it."""
     load_balance: float = Field(0.01, ge=0)
     """Weight of the routers' load balance in the warm-up; nothing without a mixture."""
     load_balance_online: float = Field(0.0, ge=0)
     """The same after the warm-up."""
-    micro_batch: int = Field(64, gt=0)
+    micro_batch_tokens: int = Field(16_384, gt=0)
+    """Tokens of one forward and backward pass; a prompt's pairs stay in one. Changes memory, hardly results."""
 
 
 class AlignConfig(Strict):
@@ -145,6 +163,8 @@ class RlvrConfig(Strict):
     steps: int = Field(gt=0)
     rollouts: RolloutConfig
     policy: PolicyLearnerConfig
+    kl_coef: float = Field(0.0, ge=0)
+    """Weight of KL(policy || the model the stage starts from), by the k3 estimate; 0 loads no second model."""
     dynamic_sampling: bool = False
     """DAPO: drop groups whose accuracies are all equal, and sample on until the batch is full."""
     max_sampling_rounds: int = Field(10, gt=0)
@@ -222,10 +242,11 @@ class RunConfig(Strict):
     model: str
     """Hugging Face folder, relative to the run's folder if it lies there, or a hub name."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["eager", "sdpa"] = "sdpa"
-    """Attention of the learners; at sizes of the demo eager is the faster."""
+    """Of the learners' models; optimizers keep float32 weights beside bfloat16 ones."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the learners compute; the services' is ``stack.device``."""
+    """Where the learners compute, on a GPU in bfloat16; the services' is ``stack.device``."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: far less memory, about a third more time."""
     threads: int | None = Field(None, gt=0)
     """CPU threads of the learner; by default torch's choice."""
     on_bad_row: Literal["skip", "fail"] = "skip"
@@ -247,6 +268,8 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
+        if self.device == "cuda" and self.dtype != "bfloat16":
+            raise ValueError("dtype: on a GPU the learners' attention computes in bfloat16")
         for name, stage in self.stages.items():
             if isinstance(stage, SftConfig):
                 continue

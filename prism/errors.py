@@ -17,9 +17,17 @@ class WeightsError(PrismError, RuntimeError):
     """A weight manifest that does not verify, or a push that failed."""
 
 
+class CheckpointError(PrismError, OSError):
+    """A checkpoint that could not be written."""
+
+
 class ServiceError(PrismError, RuntimeError):
     """A service that did not start, died, or answered what it must not."""
 
 
 class StreamError(PrismError, RuntimeError):
     """A stream entry that cannot be used: a poison message."""
+
+
+class NotFiniteError(PrismError, ArithmeticError):
+    """Update after update had to be skipped, because its loss or gradient was infinite or not a number."""

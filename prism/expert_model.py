@@ -18,7 +18,9 @@ from torch import nn
 
 from prism import torchvision_cpu
 from prism.errors import ConfigError, WeightsError
-from prism.inputs import Batch, InputBuilder, run_backbone
+from prism.inputs import InputBuilder
+from prism.packing import Batch, run_backbone
+from prism.shared_prefix import ATTENTION
 
 torchvision_cpu.install()
 
@@ -46,9 +48,9 @@ ARCHITECTURES = {
 @dataclass(frozen=True)
 class Judgement:
     scores: torch.Tensor
-    """[B] in float32."""
+    """[N] in float32."""
     router_logits: tuple[torch.Tensor, ...]
-    """One [B * L, experts] for each mixture-of-experts layer, padding included; empty if dense or not asked for."""
+    """One [T, experts] for each mixture-of-experts layer; empty if dense or not asked for."""
 
 
 class ExpertModel(nn.Module):
@@ -63,19 +65,18 @@ class ExpertModel(nn.Module):
     dropout: nn.Dropout
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Scores [B] in float32."""
+        """Scores [N] in float32."""
         return self.judge(batch).scores
 
     def judge(self, batch: Batch, *, router_logits: bool = False) -> Judgement:
         """Scores, and what the routers said about every token if asked for."""
         options = {"output_router_logits": True} if router_logits and self.mixture else {}
         out = run_backbone(self.model, batch, **options)
-        hidden = out.last_hidden_state  # [B, L, H]
-        last = hidden[torch.arange(len(hidden), device=hidden.device), batch.lengths - 1]  # [B, H]
+        last = out.last_hidden_state[0, batch.ends]  # [N, H]
         return Judgement(self.read(last), tuple(out.router_logits) if options else ())
 
     def read(self, last: torch.Tensor) -> torch.Tensor:
-        """The backbone's states at last tokens [B, H] -> scores [B] in float32."""
+        """The backbone's states at last tokens [N, H] -> scores [N] in float32."""
         return self.score(self.dropout(last)).squeeze(-1).float()
 
     @property
@@ -114,7 +115,6 @@ def load_expert(
     seed: int = 0,
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
-    attention: str = "sdpa",
     strict: bool = False,
 ) -> ExpertModel:
     """An expert from a folder written by ``save_expert``, or from a policy with a new head, N(0, 0.02) by ``seed``.
@@ -132,7 +132,7 @@ def load_expert(
     try:
         with _quiet():
             expert, loading = kind.from_pretrained(
-                str(folder), config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+                str(folder), config=config, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"the weights in {folder} cannot be loaded: {str(error)[:500]}") from None
@@ -181,7 +181,6 @@ def upcycle(
     noise: float = 0.01,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    attention: str = "sdpa",
 ) -> ExpertModel:
     """A mixture-of-experts expert from a dense Qwen3-VL: each MLP becomes ``experts`` copies of itself plus
     N(0, ``noise``), of which a new router, N(0, 0.02), picks ``top_k`` for each token and weighs them to sum to 1.
@@ -196,7 +195,7 @@ def upcycle(
         raise ConfigError(f"top_k = {top_k}: a token goes to 1 to {experts} of {experts} experts")
     with no_init_weights():  # all of them are set below
         mixture: Any = MixtureExpert._from_config(
-            _mixture_config(dense.config, experts, top_k), dtype=dtype, attn_implementation=attention
+            _mixture_config(dense.config, experts, top_k), dtype=dtype, attn_implementation=ATTENTION
         )
     random = torch.Generator().manual_seed(seed)
 

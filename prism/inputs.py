@@ -1,14 +1,13 @@
-"""The one path from text and images to model inputs (needs transformers).
+"""The one path from text and images to token ids and pixels (needs transformers).
 
-SFT, expert scoring, expert learning and policy learning all come through here, so chat template, image placeholders,
-end token and positions are the same wherever a text is looked at, and whoever wrote it.
+SFT, expert scoring, expert learning and policy learning all come through here, so chat template, image placeholders
+and end token are the same wherever a text is looked at, and whoever wrote it.
 """
 
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -41,40 +40,6 @@ class Example:
     @property
     def response_ids(self) -> list[int]:
         return self.input_ids[self.prompt_length :]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences padded on the right, and the images they name: each image once, however many sequences share it.
-
-    input_ids, attention_mask, mm_token_type_ids [B, L] as the model takes them; response_mask [B, L]: True where a
-    token belongs to the response; lengths [B]: tokens of each sequence. pixel_values [all patches, patch size] and
-    image_grid_thw [images, 3] are of distinct images; image_rows says, in the order of the sequences, which one each
-    placeholder means. Without images these are None and empty.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    mm_token_type_ids: torch.Tensor
-    response_mask: torch.Tensor
-    lengths: torch.Tensor
-    pixel_values: torch.Tensor | None
-    image_grid_thw: torch.Tensor | None
-    image_rows: list[int]
-
-    @property
-    def model_inputs(self) -> dict[str, torch.Tensor]:
-        """What the stock model's own ``forward`` takes: every image again for each sequence that names it."""
-        inputs = {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "mm_token_type_ids": self.mm_token_type_ids,
-        }
-        if self.pixel_values is not None and self.image_grid_thw is not None:
-            images = self.pixel_values.split(self.image_grid_thw.prod(-1).tolist())
-            inputs["pixel_values"] = torch.cat([images[row] for row in self.image_rows])
-            inputs["image_grid_thw"] = self.image_grid_thw[self.image_rows]
-        return inputs
 
 
 class InputBuilder:
@@ -162,82 +127,6 @@ class InputBuilder:
     def with_ids(self, prompt: Example, response_ids: Sequence[int]) -> Example:
         """The prompt answered by the very tokens the policy sampled."""
         return replace(prompt, input_ids=[*prompt.input_ids[: prompt.prompt_length], *response_ids])
-
-    def collate(self, examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
-        """One padded batch. The padding token is the end token; the attention mask hides it."""
-        lengths = torch.tensor([len(example.input_ids) for example in examples])
-        longest = int(lengths.max())
-        ids = torch.full((len(examples), longest), self.end_token_id)
-        for row, example in enumerate(examples):
-            ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
-        position = torch.arange(longest)
-        attention = position < lengths[:, None]
-        prompt_lengths = torch.tensor([example.prompt_length for example in examples])
-        pixels: list[torch.Tensor] = []
-        grids: list[torch.Tensor] = []
-        rows: list[int] = []
-        first_row: dict[int, int] = {}  # by identity: sequences of a group share their prompt's tensors
-        images = 0
-        for example in examples:
-            if example.pixel_values is None or example.image_grid_thw is None:
-                continue
-            key = id(example.pixel_values)
-            if key not in first_row:
-                first_row[key] = images
-                images += len(example.image_grid_thw)
-                pixels.append(example.pixel_values)
-                grids.append(example.image_grid_thw)
-            rows += range(first_row[key], first_row[key] + len(example.image_grid_thw))
-        return Batch(
-            input_ids=ids.to(device),
-            attention_mask=attention.long().to(device),
-            mm_token_type_ids=(ids == self.image_token_id).int().to(device),
-            response_mask=(attention & (position >= prompt_lengths[:, None])).to(device),
-            lengths=lengths.to(device),
-            pixel_values=torch.cat(pixels).to(device) if pixels else None,
-            image_grid_thw=torch.cat(grids).to(device) if grids else None,
-            image_rows=rows,
-        )
-
-
-def hidden_states(backbone: Any, batch: Batch) -> torch.Tensor:
-    """The backbone's last hidden states [B, L, H]."""
-    return run_backbone(backbone, batch).last_hidden_state
-
-
-def run_backbone(backbone: Any, batch: Batch, **options: Any) -> Any:
-    """What the backbone's own ``forward`` gives, but with each image encoded once.
-
-    A group's responses share their image: the vision tower then runs once a group instead of once a response.
-    """
-    embeds = backbone.get_input_embeddings()(batch.input_ids)  # [B, L, H]
-    if batch.pixel_values is None or batch.image_grid_thw is None:
-        return backbone.language_model(
-            inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False, **options
-        )
-    vision = backbone.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)
-    sizes = [len(image) for image in vision.pooler_output]
-    at = batch.mm_token_type_ids == 1  # [B, L]: where image tokens stand
-
-    def placed(images: Sequence[torch.Tensor]) -> torch.Tensor:  # -> [image tokens of the batch, H]
-        return torch.cat([images[row] for row in batch.image_rows]).to(embeds.dtype)
-
-    embeds = embeds.masked_scatter(at[..., None], placed(vision.pooler_output))
-    positions, _ = backbone.get_rope_index(
-        batch.input_ids,
-        batch.mm_token_type_ids,
-        image_grid_thw=batch.image_grid_thw[batch.image_rows],
-        attention_mask=batch.attention_mask,
-    )
-    return backbone.language_model(
-        inputs_embeds=embeds,
-        attention_mask=batch.attention_mask,
-        position_ids=positions,
-        visual_pos_masks=at,
-        deepstack_visual_embeds=[placed(layer.split(sizes)) for layer in vision.deepstack_features],
-        use_cache=False,
-        **options,
-    )
 
 
 def distinct(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:

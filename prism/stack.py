@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from rich.console import Console
 from prism.config import RunConfig
 from prism.endpoints import Endpoints
 from prism.errors import ServiceError
-from prism.expert_section import SECTIONS
+from prism.expert_section import SECTIONS, Section
 from prism.settings import load_settings
 
 STOP_SECONDS = 15
@@ -53,10 +53,13 @@ class Stack:
     kernel ends the services.
     """
 
-    def __init__(self, config: RunConfig, model: Path, console: Console, *, experts: Path | None = None) -> None:
-        """``model`` is what the policy starts from, and the experts too unless they have a folder of their own."""
+    def __init__(
+        self, config: RunConfig, model: Path, console: Console, *, experts: Mapping[Section, Path] | None = None
+    ) -> None:
+        """``model`` is what the policy starts from, and the experts too unless they have folders of their own."""
         self.config, self.console = config, console
-        self._model, self._expert_model = model.resolve(), (experts or model).resolve()
+        self._model = model.resolve()
+        self._expert_models = {e: (experts[e] if experts else model).resolve() for e in SECTIONS}
         self._run_dir = config.run_dir.resolve()
         self._file = self._run_dir / "stack.json"
         self._tokens = self._known_tokens()
@@ -157,7 +160,7 @@ class Stack:
         services.append(self._service(1, "policy", ["policy"], weights | policy))
         for index, expert in enumerate(SECTIONS, 2):
             threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
-            own = {"PRISM_MODEL": str(self._expert_model), "PRISM_SEED": str(self.config.seed)}
+            own = {"PRISM_MODEL": str(self._expert_models[expert]), "PRISM_SEED": str(self.config.seed)}
             own |= {"PRISM_BLOBS": str(self._run_dir / "blobs")}
             (other,) = set(SECTIONS) - {expert}
             peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}

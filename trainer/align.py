@@ -14,6 +14,7 @@ import torch
 from prism.config import AlignConfig, RunConfig
 from prism.expert_model import load_expert, place, save_expert
 from prism.expert_section import SECTIONS, Section
+from prism.inputs import Example
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
 from trainer.advantages import Advantages, ExpertScores, alignment_advantages
@@ -23,12 +24,13 @@ from trainer.expert_learner import ExpertLearner
 from trainer.expert_start import expert_start
 from trainer.intake import POLICY, Admission, Intake
 from trainer.losses import Algorithm
+from trainer.not_finite import keep_groups
 from trainer.policy_learner import PolicyLearner, training_samples
-from trainer.policy_model import load_policy, save_policy
+from trainer.policy_model import load_learner, save_policy
 from trainer.publish import Publisher
 from trainer.recorder import Recorder
 from trainer.result import start_version
-from trainer.stage import loss_options, mean, push_policy, rollout_figures, usable_groups
+from trainer.stage import loss_options, mean, push_policy, rollout_figures, update_policy, usable_groups
 
 WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still
 
@@ -39,9 +41,8 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     context = open_context(config, name, start)
     base = start_version(start)
     total = stage.warmup_steps + stage.steps
-    dtype: torch.dtype = getattr(torch, config.dtype)
     options = loss_options(Algorithm.ALIGN, stage.policy, stage.rollouts.max_tokens)
-    model = load_policy(start, dtype=dtype, attention=config.attention, device=config.device)
+    model = load_learner(start, config)
     policy = PolicyLearner(
         model,
         stage.policy,
@@ -51,7 +52,9 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
         updates=stage.steps,
         version=base,
     )
-    experts = [_new_expert(expert, config, stage, expert_start(config, name, stage), total) for expert in SECTIONS]
+    experts = [
+        _new_expert(expert, config, stage, expert_start(config, name, stage, expert), total) for expert in SECTIONS
+    ]
     intake = context.intake(stage.rollouts, (POLICY, *SECTIONS), require=("teacher",))
     first = _resume(context, policy, experts, intake)
     publishers = {name: context.publisher(name) for name in (POLICY, *SECTIONS)}
@@ -67,18 +70,18 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
         began = time.perf_counter()
         asked = _admit_ahead(intake, stage, asked, step, base, policy.version, experts[0].version)
         rollouts = intake.collect(step, context.say)
-        groups, prompts = usable_groups(context, intake, rollouts)
+        groups, prompts = usable_groups(context, intake, rollouts, policy.version)
         figures = rollout_figures(groups, rollouts, policy.version)
 
         warming_up = step < stage.warmup_steps
         for expert in experts:
-            figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
+            figures |= _update_expert(context, expert, step, groups, prompts, warming_up)
         if not warming_up:
             advantages = _advantages(groups, stage.alpha)
             samples, unplaceable = training_samples(
                 groups, prompts, advantages.values, advantages.keep, context.examples
             )
-            figures |= policy.update(samples, context.examples)
+            figures |= update_policy(context, policy, step, groups, samples)
             figures |= _judged(groups, advantages) | {"unplaceable_samples": unplaceable}
         intake.finish(step)
 
@@ -111,9 +114,32 @@ def _new_expert(
         seed=config.seed,
         dropout=stage.experts.dropout,
         dtype=getattr(torch, config.dtype),
-        attention=config.attention,
     )
+    if config.gradient_checkpointing:
+        transformers_model: Any = model
+        transformers_model.gradient_checkpointing_enable()
     return ExpertLearner(expert, place(model, config.device), stage.experts, updates)
+
+
+def _update_expert(
+    context: Context,
+    expert: ExpertLearner,
+    step: int,
+    groups: Sequence[pb.RolloutGroup],
+    prompts: Sequence[Example],
+    warming_up: bool,
+) -> dict[str, Any]:
+    """As the expert does it. What made an update not finite is kept in the run's folder."""
+    try:
+        return expert.update(groups, prompts, context.inputs, warming_up=warming_up)
+    finally:
+        if expert.not_finite:
+            offenders = [groups[number] for number in expert.not_finite]
+            name = f"{context.stage}-{expert.expert}"
+            file = keep_groups(context.config.run_dir, name, step + 1, offenders)
+            context.say(
+                f"step {step + 1}: the {expert.expert} expert's update was not finite; its groups are in {file}"
+            )
 
 
 def _admit_ahead(

@@ -11,9 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prism.errors import WeightsError
+from safetensors import SafetensorError
+
+from prism.errors import CheckpointError, WeightsError
 from prism.weights import file_sha256
 
+# What a full disk raises: Python's own writes, torch's and those of safetensors.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 MANIFEST = "manifest.json"
 STATE = "state.json"
 
@@ -21,13 +25,12 @@ STATE = "state.json"
 def save_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callable[[Path], None], *, keep: int) -> Path:
     """Write the checkpoint of ``step``: ``write(folder)`` adds the learners' files. Keeps the newest ``keep``.
 
-    Raises OSError (a full disk, say) and leaves the checkpoints there were untouched.
+    Raises CheckpointError (a full disk, say) and leaves the checkpoints there were untouched.
     """
-    root.mkdir(parents=True, exist_ok=True)
     target, partial = root / f"{step:06d}", root / f"{step:06d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
+        partial.mkdir(parents=True)
         write(partial)
         (partial / STATE).write_text(json.dumps(state, indent=1))
         files = {str(file.relative_to(partial)): file_sha256(file) for file in _files(partial)}
@@ -35,6 +38,12 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callabl
         for file in _files(partial):
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
+    except WRITE_ERRORS as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {root}: {error}. Earlier ones are untouched: when "
+            "there is room, the same command goes on from the newest"
+        ) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

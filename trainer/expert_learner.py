@@ -1,5 +1,6 @@
 """An expert's learner: teacher and student responses to the same prompts in, one Bradley-Terry update out."""
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from prism.config import ExpertLearnerConfig
 from prism.expert_model import ExpertModel, load_expert, save_expert
 from prism.expert_section import Section, section_of
 from prism.inputs import Example, InputBuilder, distinct
+from prism.packing import pack, split_by_tokens
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
 from trainer.losses import bradley_terry, score_regularisation
@@ -42,6 +44,10 @@ class _Scores:
     students: torch.Tensor  # [students]
     mismatched: torch.Tensor  # [1], or [0] without
 
+    @property
+    def is_finite(self) -> bool:
+        return bool(torch.cat([self.teacher[None], self.students, self.mismatched]).isfinite().all())
+
 
 class ExpertLearner:
     """Owns one expert's weights and version. Each valid response of a group is paired with the teacher's."""
@@ -49,6 +55,8 @@ class ExpertLearner:
     def __init__(self, expert: Section, model: ExpertModel, config: ExpertLearnerConfig, updates: int) -> None:
         self.expert: Section = expert
         self.model, self.config, self.version = model, config, 0
+        self.not_finite: list[int] = []
+        """The groups of the last update whose loss was not finite; all of them if its gradient alone was."""
         self._optimizer = Optimizer(model.parameters(), config.optimizer, updates)
 
     def update(
@@ -63,13 +71,18 @@ class ExpertLearner:
 
         A warm-up balances the routers' load and is never skipped. Sections are judged whole, however long: nothing is
         ever truncated. Without a valid pair nothing is learnt and every figure is None: no data is reported as no data.
+        Groups without a sample are of use where ``mismatch`` is set: it needs the teacher's text alone.
         """
         started = time.perf_counter()
         config = self.config
         pairs = [self._pairs(group, prompt, inputs) for group, prompt in zip(groups, prompts, strict=True)]
-        used = [p for p in pairs if p is not None and p.students]
+        numbers = [number for number, p in enumerate(pairs) if p is not None]
+        valid = [p for p in pairs if p is not None]
         if config.mismatch:
-            used = _with_mismatches(used, inputs)
+            valid = _with_mismatches(valid, inputs)
+        used = [p for p in valid if p.students or p.mismatched]
+        group_of = [number for number, p in zip(numbers, valid, strict=True) if p.students or p.mismatched]
+        self.not_finite = []
         total_pairs = sum(len(p.students) for p in used)
         total_mismatches = sum(p.mismatched is not None for p in used)
         total_scores = sum(len(p.sequences) for p in used)
@@ -79,39 +92,42 @@ class ExpertLearner:
         scores_of: list[_Scores] = []
         loss_sum = 0.0
         self.model.train()
-        for chunk in _chunks(used, config.micro_batch):
+        for indices in split_by_tokens([p.sequences for p in used], config.micro_batch_tokens):
+            chunk = [used[index] for index in indices]
             once, rows = distinct([example for p in chunk for example in p.sequences])
-            batch = inputs.collate(once, self.model.score.weight.device)
+            batch = pack(once, inputs, self.model.score.weight.device)
             judged = self.model.judge(batch, router_logits=True)
             scores = judged.scores[rows]  # [sequences]
             of_chunk = _split(scores, chunk)
-            loss = bradley_terry(
-                torch.cat(
-                    [s.teacher.expand(len(s.students)) for s in of_chunk]
-                ),  # [pairs]: beside each of its students
-                torch.cat([s.students for s in of_chunk]),
-                label_smoothing=config.label_smoothing,
-                margin=config.margin,
-                total_pairs=total_pairs,
-            ) + config.score_regularisation * score_regularisation(scores, total_scores=total_scores)
-            if total_mismatches:
-                teachers = torch.cat([s.teacher.expand(len(s.mismatched)) for s in of_chunk])
-                others = torch.cat([s.mismatched for s in of_chunk])
+            loss = config.score_regularisation * score_regularisation(scores, total_scores=total_scores)
+            teachers, others = _beside([(s.teacher, s.students) for s in of_chunk])
+            if len(others):
+                smoothing, margin = config.label_smoothing, config.margin
+                loss = loss + bradley_terry(
+                    teachers, others, label_smoothing=smoothing, margin=margin, total_pairs=total_pairs
+                )
+            teachers, others = _beside([(s.teacher, s.mismatched) for s in of_chunk])
+            if len(others):
                 loss = loss + config.mismatch * bradley_terry(teachers, others, total_pairs=total_mismatches)
             if balance and self.model.mixture:
                 share = len(scores) / total_scores
-                loss = loss + balance * share * load_balance(judged, batch.attention_mask, self.model.mixture)
+                loss = loss + balance * share * load_balance(judged, self.model.mixture)
             loss.backward()
             loss_sum += loss.item()
-            load.add(judged, batch.attention_mask)
+            if not math.isfinite(loss.item()):
+                self.not_finite += [group_of[index] for index in indices]
+            load.add(judged)
             scores_of += _split(scores.detach().cpu(), chunk)
-        measured = _measured(used, scores_of)
+        finite = all(s.is_finite for s in scores_of)
+        measured = _measured(used, scores_of) if finite else _measured([], [])
         accuracy = measured["pair_accuracy"]
         norm, updated = None, False
-        if accuracy is not None and (warming_up or accuracy <= config.skip_above_accuracy):
-            norm, updated = self._optimizer.step()
+        if used and (warming_up or accuracy is None or accuracy <= config.skip_above_accuracy):
+            self.not_finite = self.not_finite or group_of  # in case it raises
+            norm, updated = self._optimizer.step(loss_sum)
+            self.not_finite = [] if updated else self.not_finite
         else:
-            self.model.zero_grad(set_to_none=True)
+            self._optimizer.clear()
         self.version += 1
         figures = {
             "version": self.version,
@@ -146,30 +162,30 @@ class ExpertLearner:
         self.version = version
 
 
-def _chunks(pairs: Sequence[_Pairs], size: int) -> list[list[_Pairs]]:
-    """Prompts that fit into ``size`` sequences together; a prompt's pairs stay in one pass."""
-    chunks: list[list[_Pairs]] = []
-    room = 0
-    for p in pairs:
-        sequences = len(p.sequences)
-        if sequences > room:
-            chunks.append([])
-            room = max(size, sequences)
-        chunks[-1].append(p)
-        room -= sequences
-    return chunks
-
-
 def _with_mismatches(pairs: Sequence[_Pairs], inputs: InputBuilder) -> list[_Pairs]:
-    """Each prompt with the teacher's section for the prompt most like it in length: only what is said gives it away."""
+    """Each prompt with the teacher's section for another that begins as it does, if there is one: the same question
+    about another picture of its size. Only what is said of the picture then gives it away.
+
+    Every section stands once beside its own prompt and once beside another: by itself it tells nothing.
+    """
     if len(pairs) < 2:
         return list(pairs)
-    order = sorted(range(len(pairs)), key=lambda i: (pairs[i].teacher.prompt_length, len(pairs[i].teacher.input_ids)))
+
+    def likeness(i: int) -> tuple[list[int], int]:
+        teacher = pairs[i].teacher
+        return teacher.input_ids[: teacher.prompt_length], len(teacher.input_ids)
+
+    order = sorted(range(len(pairs)), key=likeness)
     other = dict(zip(order, [*order[1:], order[0]], strict=True))
     return [
         replace(p, mismatched=inputs.with_ids(p.teacher, pairs[other[i]].teacher.response_ids))
         for i, p in enumerate(pairs)
     ]
+
+
+def _beside(scores: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each prompt's teacher [] and others [n], n of any size -> all pairs: teachers [P], others [P]."""
+    return torch.cat([teacher.expand(len(others)) for teacher, others in scores]), torch.cat([o for _, o in scores])
 
 
 def _split(scores: torch.Tensor, chunk: Sequence[_Pairs]) -> list[_Scores]:

@@ -43,42 +43,51 @@ def upcycle(
 @experts.command()
 def warmup(
     model: Model,
-    pairs: Annotated[Path, typer.Argument(help="JSON Lines rows with messages, teacher and response (the policy's)")],
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON Lines rows with messages, teacher and response (the policy's, which --mismatch does without)"
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="folder to write; it must not exist yet")],
     expert: Annotated[Literal["perception", "reasoning"], typer.Option(help="which section of responses it judges")],
-    epochs: Annotated[float, typer.Option(help="passes over the pairs")] = 1.0,
-    batch: Annotated[int, typer.Option(min=1, help="pairs of an update")] = 64,
+    epochs: Annotated[float, typer.Option(help="passes over the rows")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, help="rows of an update")] = 64,
     lr: Annotated[float, typer.Option(help="highest learning rate; it climbs over 10 % and falls as a cosine")] = 1e-5,
     weight_decay: Annotated[float, typer.Option(help="AdamW's")] = 0.01,
+    mismatch: Annotated[
+        float, typer.Option(min=0, help="weight of pairs of the teacher's response and its response to another row")
+    ] = 0.0,
     load_balance: Annotated[float, typer.Option(help="weight of the routers' load balance")] = 0.01,
     label_smoothing: Annotated[float, typer.Option(help="chance that teacher and policy are taken as swapped")] = 0.0,
     margin: Annotated[float, typer.Option(help="gap by which the teacher must lead")] = 0.0,
     dropout: Annotated[float, typer.Option(help="of what the head reads")] = 0.1,
-    micro_batch: Annotated[
-        int, typer.Option(min=2, help="sequences of one forward and backward pass: changes memory, hardly results")
-    ] = 64,
+    micro_batch_tokens: Annotated[
+        int, typer.Option(min=1, help="tokens of one forward and backward pass: changes memory, hardly results")
+    ] = 16_384,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="updates between checkpoints")] = 100,
     on_bad_row: Annotated[Literal["skip", "fail"], typer.Option(help="what a row that cannot be used does")] = "skip",
     seed: Annotated[int, typer.Option(help="of the order of pairs, of dropout and of a new head")] = 0,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where to compute")] = "cpu",
     dtype: Dtype = "float32",
-    attention: Annotated[Literal["sdpa", "eager"], typer.Option(help="eager is faster for tiny models")] = "sdpa",
 ) -> None:
     """Train one expert on pairs of a teacher's and a policy's response to the same prompt.
 
-    Bradley-Terry loss and AdamW, with the routers' load balance. Interrupted, the same command goes on from the last
-    checkpoint, which lies in OUT.partial until OUT is finished. OUT is an ordinary Hugging Face folder; a line for each
-    update is in its metrics.jsonl.
+    Bradley-Terry loss and AdamW, with the routers' load balance. With --mismatch the expert also learns which response
+    belongs to a prompt, which takes the teacher's text alone. Interrupted, the same command goes on from the last
+    checkpoint, which lies in OUT.partial until OUT is finished. OUT is an ordinary Hugging Face folder; a line for
+    each update is in its metrics.jsonl.
     """
     from trainer.warmup import WarmupConfig, warm_up
 
     learner = {
         "optimizer": {"lr": lr, "schedule": "cosine", "warmup_fraction": 0.1, "weight_decay": weight_decay},
+        "mismatch": mismatch,
         "load_balance": load_balance,
         "label_smoothing": label_smoothing,
         "margin": margin,
         "dropout": dropout,
-        "micro_batch": micro_batch,
+        "micro_batch_tokens": micro_batch_tokens,
         "score_regularisation": 0.0,  # it belongs to the online game
     }
     config = WarmupConfig.of(
@@ -93,6 +102,5 @@ def warmup(
         seed=seed,
         device=device,
         dtype=dtype,
-        attention=attention,
     )
     warm_up(config, out, Console(highlight=False))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from prism.config import OptimizerConfig
+from prism.errors import NotFiniteError
 
 
 def lr_factor(config: OptimizerConfig, step: int, total: int) -> float:
@@ -30,36 +31,74 @@ def lr_factor(config: OptimizerConfig, step: int, total: int) -> float:
 
 
 class Optimizer:
-    """``step`` clips, updates and clears the gradients; ``total`` is the number of steps the schedule spans."""
+    """``step`` clips, updates and clears the gradients; ``total`` is the number of steps the schedule spans.
+
+    Updates are made to float32 weights: beside a parameter of fewer bits one is kept, or small steps would be lost.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig, total: int) -> None:
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._weights = [p if p.dtype == torch.float32 else p.detach().float() for p in self._parameters]
         self._adamw = torch.optim.AdamW(
-            self._parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+            self._weights, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self._config, self._total = config, total
         self.steps = 0
+        self._skipped = 0  # in a row
 
     @property
     def lr(self) -> float:
         """The learning rate of the next step."""
         return self._config.lr * lr_factor(self._config, self.steps, self._total)
 
-    def step(self) -> tuple[float, bool]:
-        """The gradient norm before clipping, and whether the update was made: a norm that is not finite skips it."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._config.max_grad_norm))
-        finite = math.isfinite(norm)
+    def step(self, loss: float = 0.0) -> tuple[float, bool]:
+        """The gradient norm before clipping, and whether the update was made: it is skipped if that or ``loss`` is not
+        finite. (Where a loss is NaN its gradient need not be: a clamp gives none for NaN.)
+
+        Raises NotFiniteError when ``max_skipped`` updates in a row were.
+        """
+        for weight, parameter in self._copies():
+            weight.grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
+        norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self._config.max_grad_norm))
+        finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
             for group in self._adamw.param_groups:
                 group["lr"] = self.lr
             self._adamw.step()
+            with torch.no_grad():
+                for weight, parameter in self._copies():
+                    parameter.copy_(weight)
         self.steps += 1
         self._adamw.zero_grad(set_to_none=True)
+        self._skipped = 0 if finite else self._skipped + 1
+        if self._skipped >= self._config.max_skipped:
+            raise NotFiniteError(
+                f"{self._skipped} updates in a row had a loss or gradient that is not finite and were skipped: lower "
+                "the learning rate, or look at what they learnt from"
+            )
         return norm, finite
 
+    def clear(self) -> None:
+        """Forget the gradients: an update that is not wanted."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
     def state_dict(self) -> dict[str, Any]:
-        return {"adamw": self._adamw.state_dict(), "steps": self.steps}
+        return {
+            "adamw": self._adamw.state_dict(),
+            "weights": [weight for weight, _ in self._copies()],
+            "steps": self.steps,
+            "skipped": self._skipped,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._adamw.load_state_dict(state["adamw"])
-        self.steps = state["steps"]
+        for (weight, _), saved in zip(self._copies(), state["weights"], strict=True):
+            weight.copy_(saved)
+        self.steps, self._skipped = state["steps"], state["skipped"]
+
+    def _copies(self) -> list[tuple[torch.Tensor, nn.Parameter]]:
+        """The float32 weights that are not the parameters themselves, and what they stand for."""
+        pairs = zip(self._weights, self._parameters, strict=True)
+        return [(weight, parameter) for weight, parameter in pairs if weight is not parameter]

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prism.config import PolicyLearnerConfig
+from prism.errors import NotFiniteError
 from prism.inputs import Example
+from prism.packing import pack, split_by_tokens
 from prism.v1 import rollout_pb2 as pb
 from trainer.examples import GroupExamples
-from trainer.losses import LossOptions, PackedTokens, PolicyLoss, Totals, policy_loss
+from trainer.losses import LossOptions, PackedTokens, PolicyLoss, Totals, policy_loss, truncated_importance_weights
 from trainer.optimizer import Optimizer
-from trainer.policy_model import load_policy, response_logprobs
+from trainer.policy_model import ResponseTokens, load_policy, response_tokens
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,19 @@ class TrainingSample:
     advantage: float
     group: int
     policy_version: int
+
+
+@dataclass
+class _MicroBatch:
+    """What goes through the model together. All tensors are [T]: response tokens, sample after sample."""
+
+    samples: list[TrainingSample]
+    sampler: Tensor
+    """Log-probabilities under the policy that sampled."""
+    own: Tensor | None = None
+    """The same under the learner at the start of the step, where they are looked at again after it has moved."""
+    reference: Tensor | None = None
+    """The same under the reference policy."""
 
 
 class PolicyLearner:
@@ -42,41 +58,62 @@ class PolicyLearner:
         temperature: float,
         updates: int,
         version: int,
+        reference: Any = None,
     ) -> None:
+        """``reference``: the model that ``options.kl_coef`` keeps the policy near to."""
         self.model, self.config, self.version = model, config, version
-        self._temperature = temperature
+        self.not_finite: list[int] = []
+        """The groups of the last update whose loss was not finite; all of a minibatch's if its gradient alone was."""
+        self._temperature, self._reference = temperature, reference
         self._algorithm, self._options = algorithm, options
         self._optimizer = Optimizer(model.parameters(), config.optimizer, updates * config.minibatches * config.epochs)
 
     def update(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
-        """Learn from one step's samples and count the version up. Without a sample nothing is learnt, but counted."""
+        """Learn from one step's samples and count the version up. Without a sample nothing is learnt, but counted.
+
+        Raises NotFiniteError as the optimizer does; ``not_finite`` says whose fault it was.
+        """
         started = time.perf_counter()
         lr = self._optimizer.lr
         parts: list[PolicyLoss] = []
         norms: list[float] = []
         skipped = 0
-        mismatch = _Mean()
-        ratios_at_start = True  # only before the first update do equal weights mean equal logprobs
+        mismatch, entropy = _Mean(), _Mean()
+        self.not_finite = []
         self.model.train()
+        minibatches = [
+            self._micro_batches(minibatch, examples)
+            for minibatch in _split(samples, self.config.minibatches)
+            if minibatch
+        ]
+        at_start = True  # only before the first update do equal weights mean equal logprobs
         for _ in range(self.config.epochs):
-            for minibatch in _split(samples, self.config.minibatches):
-                if not minibatch:
-                    continue
-                totals = Totals(sum(len(sample.logprobs) for sample in minibatch), len(minibatch))
-                for micro in _micro_batches(minibatch, self.config.micro_batch):
-                    loss, logprobs, old = self._loss(micro, examples, totals)
-                    loss.loss.backward()
-                    parts.append(loss)
-                    if ratios_at_start:
+            for minibatch in minibatches:
+                of_minibatch = [sample for micro in minibatch for sample in micro.samples]
+                totals = Totals(sum(len(sample.logprobs) for sample in of_minibatch), len(of_minibatch))
+                losses: list[PolicyLoss] = []
+                for micro in minibatch:
+                    tokens = self._tokens(self.model, micro, examples)
+                    losses.append(self._loss(micro, tokens.logprobs, totals))
+                    losses[-1].loss.backward()
+                    entropy.add(tokens.entropy)
+                    if at_start:
                         current = torch.tensor(
-                            [s.policy_version == self.version for s in micro for _ in s.logprobs], device=old.device
+                            [s.policy_version == self.version for s in micro.samples for _ in s.logprobs]
                         )
-                        mismatch.add((logprobs.detach() - old).abs()[current])
-                ratios_at_start = False
-                norm, updated = self._optimizer.step()
+                        mismatch.add((tokens.logprobs.detach() - micro.sampler).abs()[current.to(micro.sampler.device)])
+                parts += losses
+                at_start = False
+                try:
+                    norm, updated = self._optimizer.step(sum(float(loss.loss.detach()) for loss in losses))
+                except NotFiniteError:
+                    self.not_finite += _blamed(minibatch, losses)
+                    raise
                 if updated:
                     norms.append(norm)
-                skipped += not updated
+                else:
+                    skipped += 1
+                    self.not_finite += _blamed(minibatch, losses)
         self.version += 1
         merged = PolicyLoss.merged(parts) if parts else None
         return {
@@ -88,30 +125,56 @@ class PolicyLearner:
             "clip_fraction": float(merged.clip_fraction) if merged else None,
             "ratio_max": float(merged.ratio_max) if merged else None,
             "approx_kl": float(merged.approx_kl) if merged else None,
+            "reference_kl": float(merged.reference_kl) if merged and merged.reference_kl is not None else None,
+            "entropy": entropy.value(),
             "logprob_mismatch": mismatch.value(),
             "trained_samples": len(samples),
             "trained_tokens": sum(len(sample.logprobs) for sample in samples),
             "policy_update_seconds": time.perf_counter() - started,
         }
 
-    def _loss(
-        self, samples: Sequence[TrainingSample], examples: GroupExamples, totals: Totals
-    ) -> tuple[PolicyLoss, torch.Tensor, torch.Tensor]:
-        device = self.model.device
-        batch = examples.inputs.collate([sample.example for sample in samples], device)
-        logprobs = response_logprobs(self.model, batch, self._temperature)  # [T]
-        old = torch.tensor([logprob for sample in samples for logprob in sample.logprobs], device=device)  # [T]
-        index = torch.tensor([i for i, sample in enumerate(samples) for _ in sample.logprobs], device=device)  # [T]
-        advantages = torch.tensor([sample.advantage for sample in samples], device=device)  # [N]
-        packed = PackedTokens(logprobs, old, advantages, index)
-        return policy_loss(self._algorithm, packed, self._options, totals), logprobs, old
+    def _micro_batches(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> list[_MicroBatch]:
+        """What the loss needs beside the samples is computed here, before the first step moves the weights."""
+        made: list[_MicroBatch] = []
+        moves = self.config.minibatches * self.config.epochs > 1
+        for indices in split_by_tokens([[sample.example] for sample in samples], self.config.micro_batch_tokens):
+            part = [samples[index] for index in indices]
+            sampler = torch.tensor([logprob for s in part for logprob in s.logprobs], device=self.model.device)
+            micro = _MicroBatch(part, sampler)
+            with torch.no_grad():
+                if moves and self.config.importance_cap is not None:
+                    micro.own = self._tokens(self.model, micro, examples).logprobs
+                if self._reference is not None:
+                    micro.reference = self._tokens(self._reference, micro, examples).logprobs
+            made.append(micro)
+        return made
+
+    def _tokens(self, model: Any, micro: _MicroBatch, examples: GroupExamples) -> ResponseTokens:
+        batch = pack([sample.example for sample in micro.samples], examples.inputs, self.model.device)
+        return response_tokens(model, batch, self._temperature)
+
+    def _loss(self, micro: _MicroBatch, logprobs: Tensor, totals: Totals) -> PolicyLoss:
+        device, cap = logprobs.device, self.config.importance_cap
+        old, weights = micro.sampler, None
+        if cap is not None:
+            old = logprobs.detach() if micro.own is None else micro.own
+            weights = truncated_importance_weights(old, micro.sampler, cap=cap)
+        packed = PackedTokens(
+            logprobs=logprobs,
+            old_logprobs=old,
+            advantages=torch.tensor([sample.advantage for sample in micro.samples], device=device),  # [N]
+            sample_index=torch.tensor([i for i, s in enumerate(micro.samples) for _ in s.logprobs], device=device),
+            weights=weights,
+            ref_logprobs=micro.reference,
+        )
+        return policy_loss(self._algorithm, packed, self._options, totals)
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
 
     def load(self, folder: Path, version: int) -> None:
-        loaded = load_policy(folder, dtype=self.model.dtype, attention="eager")
+        loaded = load_policy(folder, dtype=self.model.dtype)
         self.model.load_state_dict(loaded.state_dict())
         self._optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
         self.version = version
@@ -154,10 +217,17 @@ def _split(samples: Sequence[TrainingSample], count: int) -> list[list[TrainingS
     ]
 
 
-def _micro_batches(samples: Sequence[TrainingSample], size: int) -> list[list[TrainingSample]]:
-    """Batches of like lengths: little padding. The loss does not depend on how samples are split."""
-    ordered = sorted(samples, key=lambda sample: len(sample.example.input_ids))
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+def _blamed(minibatch: Sequence[_MicroBatch], losses: Sequence[PolicyLoss]) -> list[int]:
+    """Groups of the micro-batches whose loss is not finite, or of all if each is: then a gradient alone was not."""
+    finite = [bool(loss.loss.detach().isfinite()) for loss in losses]
+    return sorted(
+        {
+            sample.group
+            for micro, is_finite in zip(minibatch, finite, strict=True)
+            for sample in micro.samples
+            if not is_finite or all(finite)
+        }
+    )
 
 
 class _Mean:

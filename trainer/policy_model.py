@@ -1,5 +1,6 @@
 """The policy as the learner holds it: an ordinary Hugging Face vision-language model."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,37 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText
 
+from prism.config import RunConfig
 from prism.errors import ConfigError
-from prism.inputs import Batch, InputBuilder, hidden_states
+from prism.inputs import InputBuilder
+from prism.packing import Batch, hidden_states
+from prism.shared_prefix import ATTENTION
 
-LOGITS_CHUNK = 1024  # response tokens whose logits exist at one time: [chunk, vocabulary]
+LOGITS = 2**25  # that exist at one time: 128 MiB in float32, however many tokens there are
 
 
-def load_policy(folder: Path | str, *, dtype: torch.dtype, attention: str, device: str = "cpu") -> Any:
-    """Raises ConfigError if there is no model to load."""
+def load_policy(folder: Path | str, *, dtype: torch.dtype, device: str = "cpu") -> Any:
+    """A model that takes packed rows alone. Raises ConfigError if there is none to load."""
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            str(folder), dtype=dtype, attn_implementation=attention
+            str(folder), dtype=dtype, attn_implementation=ATTENTION
         )
         return model.to(device)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model can be loaded from {folder}: {str(error)[:500]}") from None
+
+
+def load_learner(folder: Path | str, config: RunConfig) -> Any:
+    """The model as a run trains it. Raises ConfigError if there is none to load."""
+    model = load_policy(folder, dtype=getattr(torch, config.dtype), device=config.device)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def load_reference(folder: Path | str, config: RunConfig) -> Any:
+    """The same to compare with, never trained."""
+    return load_policy(folder, dtype=getattr(torch, config.dtype), device=config.device).requires_grad_(False).eval()
 
 
 def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
@@ -31,26 +48,42 @@ def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
     inputs.processor.save_pretrained(folder)
 
 
+@dataclass(frozen=True)
+class ResponseTokens:
+    """What the model thinks of the R response tokens of a batch, example after example, in float32 and nats."""
+
+    logprobs: Tensor
+    """[R]"""
+    entropy: Tensor
+    """[R] of the distribution each was drawn from; without a gradient."""
+
+
 def response_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities [T] in float32 of all response tokens of the batch, sample after sample.
+    """Log-probabilities [R] of all response tokens, as ``response_tokens`` gives them."""
+    return response_tokens(model, batch, temperature).logprobs
 
-    ``temperature`` is the sampler's: the ratio compares the distributions that are sampled from.
 
-    Logits are made for response tokens alone, a chunk at a time, and again in the backward pass.
+def response_tokens(model: Any, batch: Batch, temperature: float = 1.0) -> ResponseTokens:
+    """``temperature`` is the sampler's: the ratio compares the distributions that are sampled from.
+
+    Logits are made for response tokens alone, a chunk at a time, and where there is more than one chunk made again in
+    the backward pass: neither way does a tensor of all tokens × vocabulary exist.
     """
-    hidden = hidden_states(model.model, batch)  # [B, L, H]
-    predicts = batch.response_mask[:, 1:]  # position l predicts token l + 1
-    states = hidden[:, :-1][predicts]  # [T, H]
-    targets = batch.input_ids[:, 1:][predicts]  # [T]
+    states = hidden_states(model.model, batch)[batch.predicts]  # [R, H]
+    size = max(1, LOGITS // model.lm_head.out_features)  # tokens a chunk
 
-    def chunk_logprobs(chunk: Tensor, target: Tensor) -> Tensor:
-        logits = model.lm_head(chunk).float() / temperature
-        return logits.gather(-1, target[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    def of_chunk(chunk: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model.lm_head(chunk).float() / temperature  # [chunk, V]
+        normaliser = logits.logsumexp(-1)
+        logprobs = logits.gather(-1, target[:, None]).squeeze(-1) - normaliser
+        with torch.no_grad():
+            entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
+        return logprobs, entropy
 
+    again = torch.is_grad_enabled() and len(states) > size
     parts = [
-        checkpoint(chunk_logprobs, chunk, target, use_reentrant=False)
-        if torch.is_grad_enabled() and len(states) > LOGITS_CHUNK
-        else chunk_logprobs(chunk, target)
-        for chunk, target in zip(states.split(LOGITS_CHUNK), targets.split(LOGITS_CHUNK), strict=True)
+        checkpoint(of_chunk, chunk, target, use_reentrant=False) if again else of_chunk(chunk, target)
+        for chunk, target in zip(states.split(size), batch.targets.split(size), strict=True)
     ]
-    return torch.cat(parts)
+    logprobs, entropies = zip(*parts, strict=True)
+    return ResponseTokens(torch.cat(logprobs), torch.cat(entropies))

@@ -8,6 +8,7 @@ from prism.blobs import BlobStore
 from prism.clients import openai_message
 from prism.data import open_image
 from prism.inputs import InputBuilder
+from prism.packing import pack
 from prism.v1 import rollout_pb2 as pb
 from prism.weights import Probe
 from trainer.policy_model import response_logprobs
@@ -32,7 +33,7 @@ def make_probe(
         return None
     training = model.training
     model.eval()
-    logprobs = response_logprobs(model, inputs.collate([inputs.with_ids(example, ids)], model.device))
+    logprobs = response_logprobs(model, pack([inputs.with_ids(example, ids)], inputs, model.device))
     model.train(training)
     messages: list[dict[str, object]] = [
         *(openai_message(message, images) for message in prompt.messages),

@@ -15,10 +15,10 @@ from trainer.context import Context, open_context
 from trainer.intake import POLICY, Admission, Intake, StepRollouts
 from trainer.losses import Algorithm
 from trainer.policy_learner import PolicyLearner, training_samples
-from trainer.policy_model import load_policy, save_policy
+from trainer.policy_model import load_learner, load_reference, save_policy
 from trainer.recorder import Recorder
 from trainer.result import start_version
-from trainer.stage import loss_options, mean, push_policy, rollout_figures, usable_groups
+from trainer.stage import loss_options, mean, push_policy, rollout_figures, update_policy, usable_groups
 
 
 def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, output: Path) -> dict[str, Any]:
@@ -26,8 +26,8 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     torch.manual_seed(config.seed)
     context = open_context(config, name, start)
     base = start_version(start)
-    model = load_policy(start, dtype=getattr(torch, config.dtype), attention=config.attention, device=config.device)
-    options = loss_options(stage.loss, stage.policy, stage.rollouts.max_tokens)
+    model = load_learner(start, config)
+    options = loss_options(stage.loss, stage.policy, stage.rollouts.max_tokens, kl_coef=stage.kl_coef)
     policy = PolicyLearner(
         model,
         stage.policy,
@@ -36,6 +36,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
         temperature=stage.rollouts.temperature,
         updates=stage.steps,
         version=base,
+        reference=load_reference(start, config) if stage.kl_coef else None,
     )
     intake = context.intake(stage.rollouts, (POLICY,), require=("gold",))
     first = _resume(context, policy, intake)
@@ -52,7 +53,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
         ):
             asked += 1
         rollouts, rounds = _collect(context, intake, stage, step, base, policy.version)
-        groups, prompts = usable_groups(context, intake, rollouts)
+        groups, prompts = usable_groups(context, intake, rollouts, policy.version)
         figures = rollout_figures(groups, rollouts, policy.version) | _rewards(groups)
 
         if stage.dynamic_sampling:
@@ -60,7 +61,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             groups, prompts = [groups[i] for i in chosen], [prompts[i] for i in chosen]
         advantages = _advantages(groups, stage)
         samples, unplaceable = training_samples(groups, prompts, advantages.values, advantages.keep, context.examples)
-        figures |= policy.update(samples, context.examples)
+        figures |= update_policy(context, policy, step, groups, samples)
         figures |= {
             "masked_samples": advantages.masked_samples,
             "dropped_groups": advantages.dropped_groups,

@@ -12,34 +12,34 @@ torchvision_cpu.install()
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func  # noqa: E402
 
 
-def load_balance(judged: Judgement, attention_mask: torch.Tensor, mixture: tuple[int, int]) -> torch.Tensor:
-    """[]: experts × Σ_e (assignments to e a token) × (mean probability of e), over real tokens of all layers.
+def load_balance(judged: Judgement, mixture: tuple[int, int]) -> torch.Tensor:
+    """[]: experts × Σ_e (assignments to e a token) × (mean probability of e), over all layers' tokens.
+    A prompt's tokens count once, however many responses share it: they are routed once.
 
     It is ``top_k`` where the load is even and grows from there. Source: Switch Transformers, arXiv 2101.03961, eq. 4-6.
     It is no sum over tokens: of micro-batches each is balanced by itself, as is usual.
     """
     experts, top_k = mixture
     logits: Any = judged.router_logits  # its signature says one layer, it takes all
-    loss = load_balancing_loss_func(logits, experts, top_k, attention_mask)
+    loss = load_balancing_loss_func(logits, experts, top_k)
     assert isinstance(loss, torch.Tensor)
     return loss
 
 
 class RouterLoad:
-    """Counts which experts tokens are sent to, padding left out."""
+    """Counts which experts tokens are sent to; a prompt that responses share is sent once."""
 
     def __init__(self, mixture: tuple[int, int] | None) -> None:
         self._mixture = mixture
         self._counts: torch.Tensor | None = None  # [layers, experts]
 
-    def add(self, judged: Judgement, attention_mask: torch.Tensor) -> None:
+    def add(self, judged: Judgement) -> None:
         if self._mixture is None:
             return
         experts, top_k = self._mixture
-        real = attention_mask.flatten().bool()  # [B * L]
         counts = torch.stack(
             [
-                logits.detach()[real].topk(top_k).indices.flatten().bincount(minlength=experts)
+                logits.detach().topk(top_k).indices.flatten().bincount(minlength=experts)
                 for logits in judged.router_logits
             ]
         ).cpu()

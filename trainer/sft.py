@@ -12,11 +12,14 @@ from rich.markup import escape
 
 from prism.config import RunConfig, SftConfig
 from prism.data import DataFile, Row, open_image, read_rows
+from prism.errors import NotFiniteError
 from prism.inputs import Example, InputBuilder
+from prism.packing import pack, split_by_tokens
 from prism.v1 import rollout_pb2 as pb
 from trainer.checkpoint import newest_checkpoint, save_checkpoint
+from trainer.not_finite import keep_rows
 from trainer.optimizer import Optimizer
-from trainer.policy_model import load_policy, response_logprobs, save_policy
+from trainer.policy_model import load_learner, load_policy, response_logprobs, save_policy
 from trainer.recorder import Recorder
 from trainer.result import start_version
 
@@ -37,6 +40,11 @@ class Demonstrations:
         if index not in self._examples:
             self._examples[index] = self._build(index)
         return self._examples[index]
+
+    def source(self, index: int) -> dict[str, str]:
+        """Where an example comes from."""
+        file, row = self._rows[index]
+        return {"file": str(file.path), "id": row.id}
 
     def _build(self, index: int) -> Example:
         file, row = self._rows[index]
@@ -93,8 +101,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     torch.manual_seed(config.seed)
     console = Console(highlight=False)
     inputs = InputBuilder(start)
-    model = load_policy(start, dtype=getattr(torch, config.dtype), attention=config.attention, device=config.device)
-    model.train()
+    model = load_learner(start, config).train()
     files = [read_rows(config.path(path), config.on_bad_row, require=(stage.target,)) for path in stage.data]
     for file in files:
         report_problems(file, console)
@@ -108,15 +115,26 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     started = time.perf_counter()
     for step in range(first, stage.steps):
         began = time.perf_counter()
-        batch = inputs.collate([data.example(i) for i in order.at(step)], model.device)
-        with torch.autocast(model.device.type, torch.bfloat16) if stage.autocast_bf16 else contextlib.nullcontext():
-            loss = -response_logprobs(model, batch).mean()
+        examples = [data.example(i) for i in order.at(step)]
+        tokens = sum(len(example.response_ids) for example in examples)
+        total = 0.0
+        for indices in split_by_tokens([[example] for example in examples], stage.micro_batch_tokens):
+            batch = pack([examples[i] for i in indices], inputs, model.device)
+            with torch.autocast(model.device.type, torch.bfloat16) if stage.autocast_bf16 else contextlib.nullcontext():
+                loss = -response_logprobs(model, batch).sum() / tokens
+            loss.backward()
+            total += loss.item()
         lr = optimizer.lr
-        loss.backward()
-        norm, updated = optimizer.step()
-        tokens = int(batch.response_mask.sum())
+        try:
+            norm, updated = optimizer.step(total)
+        except NotFiniteError:
+            keep_rows(config.run_dir, name, step + 1, map(data.source, order.at(step)))
+            raise
+        if not updated:
+            file = keep_rows(config.run_dir, name, step + 1, map(data.source, order.at(step)))
+            console.print(f"[yellow]step {step + 1}: the update was not finite; its rows are in {escape(str(file))}[/]")
         figures = {
-            "loss": loss.item() if updated else None,
+            "loss": total if updated else None,
             "grad_norm": norm if updated else None,
             "skipped": int(not updated),
             "lr": lr,
@@ -159,7 +177,7 @@ def _resume(root: Path, model: Any, optimizer: Optimizer) -> int:
     if newest is None:
         return 0
     folder, state = newest
-    loaded = load_policy(folder / "policy", dtype=model.dtype, attention="eager")
+    loaded = load_policy(folder / "policy", dtype=model.dtype)
     model.load_state_dict(loaded.state_dict())
     training = torch.load(folder / "training.pt", weights_only=True)
     optimizer.load_state_dict(training["optimizer"])

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from prism.config import PolicyLearnerConfig
@@ -13,33 +14,74 @@ from prism.v1 import rollout_pb2 as pb
 from trainer.context import Context
 from trainer.intake import Intake, StepRollouts
 from trainer.losses import DEFAULT_OPTIONS, Algorithm, LossOptions
-from trainer.policy_learner import PolicyLearner
+from trainer.not_finite import keep_groups
+from trainer.policy_learner import PolicyLearner, TrainingSample
 from trainer.probe import make_probe
 from trainer.publish import Publisher
 from trainer.staleness import staleness
 
 
-def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int) -> LossOptions:
+def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int, *, kl_coef: float = 0.0) -> LossOptions:
     """The options published for the algorithm, with the clip that the configuration sets, if it does."""
     clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
     given = {name: value for name, value in clip.items() if value is not None}
-    return replace(DEFAULT_OPTIONS[Algorithm(algorithm)], max_length=max_tokens, **given)
+    return replace(DEFAULT_OPTIONS[Algorithm(algorithm)], max_length=max_tokens, kl_coef=kl_coef, **given)
 
 
 def usable_groups(
-    context: Context, intake: Intake, rollouts: StepRollouts
+    context: Context, intake: Intake, rollouts: StepRollouts, version: int
 ) -> tuple[list[pb.RolloutGroup], list[Example]]:
-    """The groups that can be trained on, and their prompts as the learner builds them; the others are buried."""
+    """The groups that a learner at ``version`` can train on, and their prompts as it builds them.
+
+    The others are buried: what cannot be built, what no policy of this run can have sampled, what is too old.
+    """
     groups: list[pb.RolloutGroup] = []
     prompts: list[Example] = []
     for group in rollouts.groups:
         try:
+            if not intake.bound.accepts(group.policy_version, version):
+                raise StreamError(
+                    f"sampled by policy version {group.policy_version}, {intake.bound.limit} updates before version "
+                    f"{version} or more"
+                )
+            _refuse_mixed_scores(group)
             prompts.append(context.examples.prompt(group))
             groups.append(group)
         except (StreamError, DataError) as error:
             context.say(f"group of prompt {group.request.prompt.id} buried: {error}")
             intake.bury(group, str(error))
     return groups, prompts
+
+
+def _refuse_mixed_scores(group: pb.RolloutGroup) -> None:
+    """Raises StreamError where an expert's scores, the teacher's included, are of more than one version."""
+    versions: dict[str, set[int]] = {}
+    for score in chain(group.teacher_scores, *(sample.scores for sample in group.samples)):
+        if score.status == pb.STATUS_OK:
+            versions.setdefault(score.expert, set()).add(score.expert_version)
+    for expert, found in versions.items():
+        if len(found) > 1:
+            raise StreamError(f"{expert} scores of versions {', '.join(map(str, sorted(found)))} cannot be compared")
+
+
+def update_policy(
+    context: Context,
+    policy: PolicyLearner,
+    step: int,
+    groups: Sequence[pb.RolloutGroup],
+    samples: Sequence[TrainingSample],
+) -> dict[str, Any]:
+    """Learn from the step's samples of ``groups``. What made an update not finite is kept in the run's folder.
+
+    Raises NotFiniteError as the learner does.
+    """
+    try:
+        return policy.update(samples, context.examples)
+    finally:
+        if policy.not_finite:
+            offenders = [groups[number] for number in policy.not_finite]
+            file = keep_groups(context.config.run_dir, context.stage, step + 1, offenders)
+            context.say(f"step {step + 1}: a policy update was not finite; its {len(offenders)} groups are in {file}")
 
 
 def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, version: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prism.expert_model import ExpertModel
 from prism.inputs import Example
-from prism.shared_prefix import NAME, Layout, Prefix
+from prism.shared_prefix import Layout, Prefix, prompt_positions
 from services.experts import metrics
 
 KNOWN_SCORES = 65_536  # texts whose score is remembered: the same text gets the same score, bit for bit
@@ -45,8 +45,6 @@ class PrefixScorer:
     """Scores of responses by one version of one expert; the caches hold ``cache_tokens`` each at most."""
 
     def __init__(self, name: str, model: ExpertModel, image_token_id: int, *, cache_tokens: int) -> None:
-        transformers_model: Any = model
-        transformers_model.set_attn_implementation({"text_config": NAME})
         self.model, self._name, self._image_token_id = model, name, image_token_id
         self._device = model.score.weight.device
         self._prefixes: LRUCache[str, Prefix] = LRUCache(cache_tokens, getsizeof=lambda prefix: prefix.tokens)
@@ -93,9 +91,8 @@ class PrefixScorer:
         lengths = [len(entry.prompt.input_ids) for entry in entries]
         row = torch.tensor([[token for entry in entries for token in entry.prompt.input_ids]])
         at = row == self._image_token_id  # [1, T]: where image tokens stand
-        # On the CPU: the model's rule looks at single numbers, each of which a GPU would be waited for.
         positions = [
-            _positions(backbone, ids, is_image, entry.prompt.image_grid_thw)
+            prompt_positions(backbone, ids, is_image, entry.prompt.image_grid_thw)
             for entry, ids, is_image in zip(entries, row.split(lengths, 1), at.split(lengths, 1), strict=True)
         ]
         prefixes = [Prefix(length, int(taken.max()) + 1) for length, taken in zip(lengths, positions, strict=True)]
@@ -107,7 +104,7 @@ class PrefixScorer:
             embeds = embeds.masked_scatter(at[..., None], torch.cat([image.embeds for image in images]))
             layers = zip(*(image.deepstack for image in images), strict=True)
             vision = {"visual_pos_masks": at, "deepstack_visual_embeds": [torch.cat(layer) for layer in layers]}
-        self._run(embeds, torch.cat(positions, -1).to(self._device), Layout(lengths, prefixes), **vision)
+        self._run(embeds, torch.cat(positions, -1).to(self._device), Layout(lengths, prefixes=prefixes), **vision)
         return prefixes
 
     def _branch_scores(self, prefixes: Sequence[Prefix], texts: Sequence[Sequence[tuple[int, ...]]]) -> list[float]:
@@ -121,7 +118,7 @@ class PrefixScorer:
         hidden = self._run(
             self.model.model.get_input_embeddings()(row.to(self._device)),
             torch.cat(position).to(self._device).expand(3, 1, -1),
-            Layout(lengths, prefixes, [len(branches) for branches in texts]),
+            Layout(lengths, prefixes=prefixes, branches=[len(branches) for branches in texts]),
         )
         last = torch.tensor(lengths).cumsum(0) - 1
         return self.model.read(hidden[0, last.to(self._device)]).tolist()
@@ -170,13 +167,3 @@ class PrefixScorer:
 def _name(entry: Branches, text: tuple[int, ...]) -> bytes:
     """Of a text after its prompt: shorter than the text, of which many are remembered."""
     return hashlib.sha256(entry.key.encode() + array("q", text).tobytes()).digest()
-
-
-def _positions(backbone: Any, ids: Tensor, is_image: Tensor, grid: Tensor | None) -> Tensor:
-    """Rotary positions [3, 1, L] of one prompt, ids [1, L], by the model's own rule."""
-    if grid is None:
-        return torch.arange(ids.shape[1]).expand(3, 1, -1)
-    positions, _ = backbone.get_rope_index(
-        ids, is_image.int(), image_grid_thw=grid, attention_mask=torch.ones_like(ids)
-    )
-    return positions

@@ -26,6 +26,7 @@ SETTINGS = [
     + ", ".join(f'"{key}" = {value}' for key, value in DATA.items())
     + ', "levels" = "1,0,0", "prompt-levels" = "1,0,0" }',
     "stages.sft.steps=120",
+    "stages.align.experts.grounding.epochs=4",
     f"stages.align.steps={ALIGN_STEPS}",
     f"stages.align.warmup_steps={WARMUP_STEPS}",
     "stages.align.checkpoint_every=2",

@@ -18,6 +18,7 @@ from PIL import Image
 from policy_process import PolicyProcess, data_uri
 from transformers import Qwen3VLForConditionalGeneration
 
+from bench.padded import collate
 from prism.inputs import Example, InputBuilder
 from prism.v1 import rollout_pb2 as pb
 from prism.weights import Probe
@@ -60,13 +61,13 @@ class Reference:
         """
         vision = [place for place, token in enumerate(response_ids) if token in self.inputs.vision_token_ids]
         response_ids = response_ids[: vision[0]] if vision else response_ids
-        batch = self.inputs.collate([self.inputs.with_ids(prompt, response_ids)])
-        logits = self.model(**batch.model_inputs).logits[0, prompt.prompt_length - 1 : -1]
+        batch = collate([self.inputs.with_ids(prompt, response_ids)], self.inputs)
+        logits = self.model(**batch).logits[0, prompt.prompt_length - 1 : -1]
         return logits.float().log_softmax(-1).gather(-1, torch.tensor(response_ids)[:, None])[:, 0]
 
     @torch.no_grad()
     def greedy(self, prompt: Example, tokens: int) -> list[int]:
-        inputs = self.inputs.collate([prompt]).model_inputs
+        inputs = collate([prompt], self.inputs)
         # vLLM also stops at the end token alone once --generation-config is "vllm".
         made = cast(Any, self.model).generate(
             **inputs, max_new_tokens=tokens, do_sample=False, eos_token_id=self.inputs.end_token_id

@@ -18,6 +18,7 @@ COMMANDS = [
     ["train"],
     ["up"],
     ["report"],
+    ["export"],
     ["score"],
     ["calibrate"],
     ["experts"],

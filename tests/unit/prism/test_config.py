@@ -118,6 +118,11 @@ def test_the_demo_loads() -> None:
         ("on_bad_row=ignore", "on_bad_row: "),
         ("stack.base_port=80", "stack.base_port: "),
         ("stages.game.policy.minibatches=3", "stages.game.policy.minibatches: 3 does not divide rollouts.prompts = 4"),
+        ("device=cuda", "dtype: on a GPU the learners' attention computes in bfloat16"),
+        ("stages.game.policy.importance_cap=0", "stages.game.policy.importance_cap: "),
+        ("stages.rl.kl_coef=-1", "stages.rl.kl_coef: "),
+        ("stages.game.kl_coef=0.1", "stages.game.kl_coef: is not a known key"),  # alignment has none
+        ("stages.first.optimizer.max_skipped=0", "stages.first.optimizer.max_skipped: "),
         ("stages.rl.overlong_buffer=65", "stages.rl.overlong_buffer: 65 is more than rollouts.max_tokens = 64"),
         ("stages.rl.rollouts.max_tokens=128", "stages.rl.rollouts.max_tokens: 128 leaves no room"),
     ],

@@ -11,8 +11,8 @@ from transformers import AutoProcessor
 
 from prism.errors import ConfigError, DataError
 from prism.inputs import InputBuilder
+from prism.packing import pack
 from prism.v1 import rollout_pb2 as pb
-from trainer.policy_model import load_policy, response_logprobs
 
 TEACHER = "<caption>- a nine\n- b one</caption><think>9-1=8</think><answer>8</answer>"
 
@@ -74,8 +74,7 @@ def test_a_prompt_is_what_the_stock_processor_makes_of_it(
         assert built.image_grid_thw is not None
         torch.testing.assert_close(built.pixel_values, expected["pixel_values"], rtol=0, atol=0)
         assert built.image_grid_thw.tolist() == expected["image_grid_thw"].tolist()
-        batch = inputs.collate([built])
-        assert batch.model_inputs["mm_token_type_ids"].tolist() == expected["mm_token_type_ids"].tolist()
+        assert pack([built], inputs).is_image.int().tolist() == expected["mm_token_type_ids"].tolist()
     else:
         assert built.pixel_values is None
 
@@ -154,28 +153,3 @@ def test_an_example_with_another_response_keeps_the_prompt_alone(inputs: InputBu
     first = inputs.with_text(prompt, "one")
     assert inputs.with_text(first, "two") == inputs.with_text(prompt, "two")
     assert prompt.response_ids == []
-
-
-def test_padding_changes_no_logprob(inputs: InputBuilder, tiny_model: Path) -> None:
-    """Examples of all kinds in one batch: each sequence's logprobs are those it has alone."""
-    texts = ["short", TEACHER, "<caption>- a one</caption>", "x " * 40, ""]
-    prompts = [inputs.prompt(messages, [picture(*size) for size in sizes]) for messages, sizes in PROMPTS.values()]
-    examples = [inputs.with_text(prompt, texts[i % len(texts)]) for i, prompt in enumerate(prompts)]
-    model = load_policy(tiny_model, dtype=torch.float32, attention="sdpa").eval()
-    with torch.no_grad():
-        together = response_logprobs(model, inputs.collate(examples))
-        alone = [response_logprobs(model, inputs.collate([example])) for example in examples]
-    assert [len(one) for one in alone] == [len(example.response_ids) for example in examples]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
-
-
-def test_a_batch_masks_prompt_and_padding(inputs: InputBuilder) -> None:
-    prompt = inputs.prompt([user("?")], [])
-    examples = [inputs.with_ids(prompt, [7, 8, 9]), inputs.with_ids(prompt, [7]), prompt]
-    batch = inputs.collate(examples)
-    start = prompt.prompt_length
-    assert batch.lengths.tolist() == [start + 3, start + 1, start]
-    assert batch.response_mask.sum(1).tolist() == [3, 1, 0]
-    assert batch.response_mask[0, start:].all()
-    assert batch.model_inputs["attention_mask"].sum(1).tolist() == batch.lengths.tolist()
-    assert set(batch.model_inputs) == {"input_ids", "attention_mask", "mm_token_type_ids"}

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -100,13 +101,14 @@ def test_a_run_has_all_services_on_consecutive_ports_with_tokens_of_their_own(
 
 
 def test_experts_start_from_a_folder_of_their_own_where_they_have_one(config: RunConfig, tmp_path: Path) -> None:
-    def models(**options: Path) -> dict[str, str]:
+    def models(**options: Any) -> dict[str, str]:
         stack = Stack(config, tmp_path / "policy", Console(file=io.StringIO()), **options)
         return {s.name: s.environment["PRISM_MODEL"] for s in stack.services if "PRISM_MODEL" in s.environment}
 
-    policy, mixture = str(tmp_path / "policy"), tmp_path / "mixture"
+    policy, one, two = (str(tmp_path / name) for name in ("policy", "one", "two"))
     assert models() == {"policy": policy, "perception": policy, "reasoning": policy}
-    assert models(experts=mixture) == {"policy": policy, "perception": str(mixture), "reasoning": str(mixture)}
+    own = models(experts={"perception": Path(one), "reasoning": Path(two)})
+    assert own == {"policy": policy, "perception": one, "reasoning": two}
 
 
 def test_a_redis_of_ones_own_and_more_workers_are_taken(

@@ -1,13 +1,17 @@
 """Checkpoints: whole or not at all, and never silently damaged."""
 
 import json
-from collections.abc import Callable
+import resource
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from prism.errors import WeightsError
+from prism.errors import CheckpointError, WeightsError
 from trainer.checkpoint import checkpoints, newest_checkpoint, save_checkpoint
 
 
@@ -40,16 +44,55 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert newest[1]["step"] == 1000
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(28, "No space left on device"), CheckpointError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (ZeroDivisionError(), ZeroDivisionError),
+    ],
+)
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, error: BaseException, raised: type[BaseException]
+) -> None:
     old = save(tmp_path, 10)
 
     def fail(folder: Path) -> None:
         writing(b"half")(folder)
         raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(raised):
         save(tmp_path, 20, write=fail)
+    assert list(tmp_path.iterdir()) == [old]
+    assert newest_checkpoint(tmp_path) == (old, {"step": 10, "policy_version": 15})
+
+
+@pytest.fixture
+def no_room() -> Iterator[None]:
+    """No file may grow beyond 64 KiB, which fails writers as a full disk does: in the middle."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("writer", ["safetensors", "torch"])
+def test_without_room_the_old_checkpoint_stays_and_what_to_do_is_said(
+    tmp_path: Path, no_room: None, writer: str
+) -> None:
+    old = save(tmp_path, 10)
+    tensors = {"weight": torch.zeros(2**16)}
+
+    def write(folder: Path) -> None:
+        if writer == "torch":
+            torch.save(tensors, folder / "optimizer.pt")
+        else:
+            save_file(tensors, folder / "model.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"step 20 could not be written.*Earlier ones are untouched"):
+        save(tmp_path, 20, write=write)
     assert list(tmp_path.iterdir()) == [old]
     assert newest_checkpoint(tmp_path) == (old, {"step": 10, "policy_version": 15})
 

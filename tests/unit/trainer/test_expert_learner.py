@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,19 @@ from torch import nn
 from prism.blobs import BlobStore
 from prism.config import ExpertLearnerConfig
 from prism.data import open_image
+from prism.errors import NotFiniteError
 from prism.expert_api import ImagePart, Message, ScoreItem, ScoreRequest, TextPart
 from prism.expert_model import ExpertModel, Judgement, load_expert, place, upcycle
 from prism.expert_section import Section, section_of
-from prism.inputs import Batch, Example, InputBuilder
+from prism.inputs import Example, InputBuilder
+from prism.packing import Batch, pack
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
 from services.experts.planner import Planner
 from services.experts.settings import ExpertSettings
 from trainer.examples import GroupExamples
-from trainer.expert_learner import ExpertLearner
+from trainer.expert_learner import ExpertLearner, _Pairs, _with_mismatches  # pyright: ignore[reportPrivateUsage]
+from trainer.losses import bradley_terry, score_regularisation
 
 MEASURED = (
     "loss",
@@ -76,9 +80,9 @@ def learner(tiny_model: Path) -> Callable[..., ExpertLearner]:
     def make(expert: Section = "perception", model: Any = None, **values: Any) -> ExpertLearner:
         config = ExpertLearnerConfig.model_validate({"optimizer": {"lr": 1e-3}, "dropout": 0.0} | values)
         if config.mixture:
-            model = upcycle(tiny_model, **config.mixture.model_dump(), attention="eager")
+            model = upcycle(tiny_model, **config.mixture.model_dump())
             model.dropout.p = config.dropout
-        model = model or load_expert(tiny_model, seed=0, dropout=config.dropout, attention="eager")
+        model = model or load_expert(tiny_model, seed=0, dropout=config.dropout)
         return ExpertLearner(expert, model, config, 50)
 
     return make
@@ -100,8 +104,9 @@ class TokenCounter(nn.Module):
         self.seen: list[list[int]] = []
 
     def judge(self, batch: Batch, *, router_logits: bool = False) -> Judgement:
-        self.seen += [ids[:length].tolist() for ids, length in zip(batch.input_ids, batch.lengths, strict=True)]
-        return Judgement(self.score.weight[0, 0] * batch.response_mask.sum(-1).float(), ())
+        self.seen += [example.input_ids for example in batch.examples]
+        lengths = torch.tensor([float(len(example.response_ids)) for example in batch.examples])
+        return Judgement(self.score.weight[0, 0] * lengths, ())
 
 
 def figures(
@@ -211,11 +216,11 @@ def test_an_update_does_not_depend_on_the_micro_batch(
     values: Any,
 ) -> None:
     results: list[tuple[Any, torch.Tensor]] = []
-    for size in (1, 64):
-        one = learner(micro_batch=size, **values)
+    for tokens in (1, 100_000):
+        one = learner(micro_batch_tokens=tokens, **values)
         gradients: list[torch.Tensor] = []
 
-        def keep(one: ExpertLearner = one, gradients: list[torch.Tensor] = gradients) -> tuple[float, bool]:
+        def keep(_: float, one: ExpertLearner = one, gradients: list[torch.Tensor] = gradients) -> tuple[float, bool]:
             gradients.append(torch.cat([p.grad.flatten() for p in one.model.parameters() if p.grad is not None]))
             return 1.0, True
 
@@ -227,6 +232,48 @@ def test_an_update_does_not_depend_on_the_micro_batch(
     torch.testing.assert_close(second_gradient, first_gradient, rtol=0, atol=1e-5)
     for name in set(MEASURED) - {"grad_norm"}:
         assert second[name] == pytest.approx(first[name], abs=1e-5), name
+
+
+@pytest.mark.parametrize("mixture", [False, True])
+def test_a_group_in_one_row_scores_and_learns_as_its_sequences_alone(
+    tiny_model: Path, prompts: list[Example], examples: Any, mixture: bool
+) -> None:
+    model = place(upcycle(tiny_model, noise=0.05), "cpu") if mixture else load_expert(tiny_model)
+    inputs = examples.inputs
+    texts = (WRONG, "<caption>- a one</caption>", "<think>1+1=2</think><answer>2</answer>")
+    group = [inputs.with_text(prompt, text) for prompt in prompts[:2] for text in texts]
+
+    def learnt(scores: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        loss = bradley_terry(scores[[0, 0, 3, 3]], scores[[1, 2, 4, 5]]) + score_regularisation(scores)
+        loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    together, alone = model(pack(group, inputs)), torch.cat([model(pack([one], inputs)) for one in group])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    (loss, gradients), (expected_loss, expected) = learnt(together), learnt(alone)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("fatal", [False, True])
+def test_an_update_that_is_not_finite_is_skipped_and_its_groups_are_named(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any, fatal: bool
+) -> None:
+    one = learner(optimizer={"lr": 1e-3, "max_skipped": 1 if fatal else 2})
+    torch.nn.init.constant_(one.model.score.weight, float("nan"))
+    made = groups(WRONG)
+    made[1].samples[0].text = NO_FORMAT
+    before = weights(one)
+    if fatal:
+        with pytest.raises(NotFiniteError):
+            figures(one, made, prompts, examples)
+    else:
+        assert figures(one, made, prompts, examples)["updated"] == 0
+    assert one.not_finite == [0, 2, 3]
+    assert torch.equal(weights(one).nan_to_num(), before.nan_to_num())
 
 
 def test_a_loaded_learner_goes_on_as_the_saved_one(
@@ -374,6 +421,32 @@ def test_mismatched_pairs_teach_to_look_at_the_prompt(
     assert alone["mismatch_accuracy"] is None, "one prompt has no other"
 
 
+def test_mismatched_pairs_need_the_teachers_text_alone(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    batch = groups("", count=8)
+    for group in batch:
+        del group.samples[:]
+    one = learner(mismatch=1.0, optimizer={"lr": 3e-3})
+    history = [figures(one, batch, prompts, examples) for _ in range(25)]
+    assert history[-1]["mismatch_accuracy"] > 0.8
+    assert (history[-1]["pair_accuracy"], history[-1]["valid_pairs"], history[-1]["updated"]) == (None, None, 1)
+    idle = figures(learner(), batch, prompts, examples)
+    assert (idle["loss"], idle["updated"]) == (None, 0), "without mismatches there is nothing to learn"
+
+
+def test_a_mismatch_is_the_text_of_the_prompt_most_alike(examples: Any, prompts: list[Example]) -> None:
+    """Same question about another picture of its size, where there is one; each text once as such."""
+    inputs = examples.inputs
+    pairs = [_Pairs(inputs.with_text(prompt, f"- text {i}"), []) for i, prompt in enumerate(prompts)]
+    twin = replace(prompts[0], pixel_values=prompts[0].pixel_values + 1)
+    made = _with_mismatches([*pairs, _Pairs(inputs.with_text(twin, "- twin"), [])], inputs)
+    texts = [inputs.tokenizer.decode(p.mismatched.response_ids[:-1]) for p in made if p.mismatched]
+    assert sorted(texts) == sorted([f"- text {i}" for i in range(len(prompts))] + ["- twin"])
+    assert texts[0] == "- twin" or texts[-1] == "- text 0"
+    assert all(p.mismatched and p.mismatched.pixel_values is p.teacher.pixel_values for p in made)
+
+
 def test_a_warm_up_balances_the_routers_and_is_not_skipped(
     learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
 ) -> None:
@@ -395,7 +468,7 @@ def test_experts_one_by_one_compute_what_grouped_ones_do(
     tiny_model: Path, prompts: list[Example], examples: Any
 ) -> None:
     model = upcycle(tiny_model, noise=0.05).eval()
-    batch = examples.inputs.collate([examples.inputs.with_text(prompt, WRONG) for prompt in prompts])
+    batch = pack([examples.inputs.with_text(prompt, WRONG) for prompt in prompts], examples.inputs)
     grouped = model(batch)
     assert model.config.text_config._experts_implementation == "grouped_mm"
     place(model, "cpu")
@@ -403,28 +476,28 @@ def test_experts_one_by_one_compute_what_grouped_ones_do(
     torch.testing.assert_close(model(batch), grouped, rtol=0, atol=1e-5)
 
 
-def test_router_load_counts_real_tokens_layer_by_layer(
+def test_router_load_counts_tokens_layer_by_layer(
     learner: Callable[..., ExpertLearner],
     groups: Any,
     prompts: list[Example],
     examples: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    judged: list[tuple[Judgement, torch.Tensor]] = []
+    judged: list[Judgement] = []
     judge = ExpertModel.judge
 
     def keep(self: ExpertModel, batch: Batch, *, router_logits: bool = False) -> Judgement:
-        judged.append((judge(self, batch, router_logits=router_logits), batch.attention_mask))
-        return judged[-1][0]
+        judged.append(judge(self, batch, router_logits=router_logits))
+        assert [len(logits) for logits in judged[-1].router_logits] == [batch.tokens] * 4
+        return judged[-1]
 
     monkeypatch.setattr(ExpertModel, "judge", keep)
     made = figures(learner(mixture={}), groups(WRONG), prompts, examples)
     counts = torch.zeros(4, 4)  # [layers, experts]
-    for one, mask in judged:
+    for one in judged:
         for layer, logits in enumerate(one.router_logits):
-            for token, real in zip(logits, mask.flatten(), strict=True):
-                if real:
-                    counts[layer, token.argsort(descending=True)[:2]] += 1
+            for token in logits:
+                counts[layer, token.argsort(descending=True)[:2]] += 1
     shares = counts / counts.sum(1, keepdim=True)
     assert made["router_load"] == pytest.approx(shares.mean(0).tolist())
     assert sum(made["router_load"]) == pytest.approx(1)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from prism.config import OptimizerConfig
+from prism.errors import NotFiniteError
 from trainer.optimizer import Optimizer, lr_factor
 
 
@@ -111,3 +112,56 @@ def test_a_loaded_optimizer_goes_on_as_the_saved_one(tmp_path: Path) -> None:
         step_with(optimizer, weight, gradient, 1.0)
         step_with(resumed, copy, gradient, 1.0)
     assert torch.equal(weight, copy)
+
+
+def test_a_loss_that_is_not_finite_skips_the_update_whatever_its_gradient() -> None:
+    weight = parameter(1.0)
+    optimizer = Optimizer([weight], settings(lr=0.1), 10)
+    weight.grad = torch.ones(1)
+    assert optimizer.step(math.nan) == (1.0, False)
+    assert (weight.item(), weight.grad) == (1.0, None)
+
+
+def test_only_skips_in_a_row_end_it() -> None:
+    weight = parameter(1.0)
+    optimizer = Optimizer([weight], settings(lr=0.1, max_skipped=3), 20)
+    for _ in range(2):
+        for gradient in (math.nan, math.inf, 1.0):
+            step_with(optimizer, weight, gradient)
+    step_with(optimizer, weight, math.nan)
+    resumed = Optimizer([weight], settings(lr=0.1, max_skipped=3), 20)
+    resumed.load_state_dict(optimizer.state_dict())
+    step_with(resumed, weight, math.nan)
+    with pytest.raises(NotFiniteError, match="3 updates in a row"):
+        step_with(resumed, weight, math.nan)
+
+
+def test_steps_too_small_for_bfloat16_add_up_and_are_resumed() -> None:
+    """Next below 1 in bfloat16 comes 0.996: a step of 0.001 alone is lost in it."""
+    weight = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+
+    def step(optimizer: Optimizer, parameter: nn.Parameter) -> None:
+        parameter.grad = torch.ones(1, dtype=torch.bfloat16)
+        optimizer.step()
+
+    optimizer = Optimizer([weight], settings(lr=1e-3), 10)
+    step(optimizer, weight)
+    assert weight.item() == 1.0
+    copy = nn.Parameter(weight.detach().clone())
+    resumed = Optimizer([copy], settings(lr=1e-3), 10)
+    resumed.load_state_dict(optimizer.state_dict())
+    for _ in range(4):
+        step(optimizer, weight)
+        step(resumed, copy)
+    assert weight.item() == pytest.approx(0.995, abs=0.002)  # 5 steps, to the nearest bfloat16
+    assert weight.grad is None
+    assert torch.equal(weight, copy)
+
+
+def test_gradients_that_are_not_wanted_are_forgotten() -> None:
+    weight = parameter(1.0)
+    optimizer = Optimizer([weight], settings(lr=0.1), 10)
+    weight.grad = torch.ones(1)
+    optimizer.clear()
+    assert weight.grad is None
+    assert optimizer.steps == 0

@@ -17,6 +17,7 @@ from prism.config import PushConfig
 from prism.data import open_image
 from prism.errors import WeightsError
 from prism.inputs import InputBuilder
+from prism.packing import pack
 from prism.v1 import rollout_pb2 as pb
 from prism.weights import MANIFEST, Manifest, Probe, verify
 from trainer import publish
@@ -145,7 +146,7 @@ def inputs(tiny_model: Path) -> InputBuilder:
 def test_a_probe_holds_what_the_learner_thinks_of_the_text(
     tiny_model: Path, inputs: InputBuilder, teacher_prompts: list[pb.Prompt], blobs: BlobStore
 ) -> None:
-    model = load_policy(tiny_model, dtype=torch.float32, attention="sdpa").train()
+    model = load_policy(tiny_model, dtype=torch.float32).train()
     prompt = teacher_prompts[0]
     probe = make_probe(model, inputs, prompt, prompt.teacher, blobs, 1e-3)
     assert probe is not None
@@ -157,7 +158,7 @@ def test_a_probe_holds_what_the_learner_thinks_of_the_text(
     ]
     example = inputs.with_ids(inputs.prompt(prompt.messages, images), inputs.text_ids(prompt.teacher))
     with torch.no_grad():
-        expected = response_logprobs(model.eval(), inputs.collate([example]))
+        expected = response_logprobs(model.eval(), pack([example], inputs))
     assert probe.logprobs == pytest.approx(expected.tolist(), abs=1e-6)
     assert probe.tolerance == 1e-3
     user, assistant = probe.messages
@@ -168,7 +169,7 @@ def test_a_probe_holds_what_the_learner_thinks_of_the_text(
 def test_a_probe_leaves_the_model_as_it_was(
     tiny_model: Path, inputs: InputBuilder, teacher_prompts: list[pb.Prompt], blobs: BlobStore
 ) -> None:
-    model = load_policy(tiny_model, dtype=torch.float32, attention="sdpa").train()
+    model = load_policy(tiny_model, dtype=torch.float32).train()
     make_probe(model, inputs, teacher_prompts[0], "x", blobs, 1e-3)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -177,7 +178,7 @@ def test_a_probe_leaves_the_model_as_it_was(
 def test_no_probe_is_made_of_no_text(
     tiny_model: Path, inputs: InputBuilder, teacher_prompts: list[pb.Prompt], blobs: BlobStore
 ) -> None:
-    model = load_policy(tiny_model, dtype=torch.float32, attention="sdpa")
+    model = load_policy(tiny_model, dtype=torch.float32)
     assert make_probe(model, inputs, teacher_prompts[0], "", blobs, 1e-3) is None
 
 

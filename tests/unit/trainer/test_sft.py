@@ -40,7 +40,6 @@ def config(demo_folder: Path, tmp_path: Path) -> Callable[..., RunConfig]:
                 "name": "run",
                 "runs_dir": tmp_path,
                 "model": str(demo_folder / "model"),
-                "attention": "eager",
                 "stages": {"sft": usual | stage},
                 "evaluate": {"data": "x", "max_tokens": 8},
                 "stack": {"max_model_len": 256},

@@ -16,7 +16,7 @@ from trainer.make_experts import upcycle_folder
 from trainer.recorder import Recorder
 
 WRONG = "<caption>- a zero\n- b zero</caption><think>0+0=0</think><answer>0</answer>"
-FAST = ("--batch=3", "--lr=2e-3", "--attention=eager", "--checkpoint-every=2", "--epochs=2")
+FAST = ("--batch=3", "--lr=2e-3", "--checkpoint-every=2", "--epochs=2")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,7 @@ def test_mistakes_are_said_before_anything_is_trained(
     refused(DataError, "does not exist", tiny_model, tmp_path / "nowhere.jsonl", out)
     refused(DataError, "no usable row", tiny_model, demo_folder / "data" / "prompts.jsonl", out)
     refused(ConfigError, "learner.optimizer.lr: Input should be greater than 0", tiny_model, pairs, out, "--lr=0")
+    refused(ConfigError, "on a GPU the learners' attention", tiny_model, pairs, out, "--device=cuda")
     broken = pairs.with_name("broken.jsonl")
     rows = [json.loads(line) | {"response": "seven"} for line in pairs.read_text().splitlines()]
     broken.write_text("".join(json.dumps(row) + "\n" for row in rows))

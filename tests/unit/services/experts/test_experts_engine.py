@@ -14,6 +14,7 @@ from PIL import Image
 from prism.errors import ServiceError, WeightsError
 from prism.expert_model import ExpertModel, load_expert, save_expert, upcycle
 from prism.inputs import Example, InputBuilder
+from prism.packing import pack
 from prism.v1 import rollout_pb2 as pb
 from prism.weights import seal
 from services.experts.engine import Group, Overloaded, Scored, ScoringEngine, Version
@@ -67,7 +68,7 @@ def expected(model: ExpertModel, inputs: InputBuilder, groups: list[Group]) -> l
     """One sequence at a time: no padding, no sharing."""
     with torch.inference_mode():
         return [
-            [model(inputs.collate([inputs.with_ids(group.prompt, ids)])).item() for ids in group.responses]
+            [model(pack([inputs.with_ids(group.prompt, ids)], inputs)).item() for ids in group.responses]
             for group in groups
         ]
 

@@ -1,0 +1,1 @@
+"""Speed and memory of a policy update, beside what a user would pick instead."""

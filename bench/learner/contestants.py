@@ -1,0 +1,212 @@
+"""The same policy update three ways: GRPO, one group of 16 at a time, fused AdamW; each in a process of its own."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.learner.workload import RESPONSES, VERSION, groups_of, make_samples
+from bench.padded import collate, load_stock, response_logprobs
+from prism.blobs import BlobStore
+from prism.config import OptimizerConfig, PolicyLearnerConfig
+from prism.inputs import InputBuilder
+from trainer.examples import GroupExamples
+from trainer.losses import LossOptions, PackedTokens, Totals, policy_loss
+from trainer.optimizer import Optimizer
+from trainer.policy_learner import PolicyLearner, TrainingSample
+from trainer.policy_model import load_policy
+
+OPTIMIZER = OptimizerConfig.model_validate({"lr": 1e-6, "max_grad_norm": 1e9})
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a contestant is asked to do."""
+
+    contestant: str
+    folder: Path
+    """Of the model."""
+    dtype: str
+    groups: int
+    prompt: int
+    response: int
+    updates: int
+    device: str
+    threads: int | None
+    gradients: Path
+    """Where those of the first update are written."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    seconds: float
+    """Of an update, in the median."""
+    tokens: int
+    """Prompt and response tokens of the batch, each sequence with its prompt: the work that is to be done."""
+    peak_bytes: int
+    """The most that updates take beside the loaded model: activations, gradients, optimizer states."""
+
+
+def measure(task: Task) -> Measured:
+    if task.threads:
+        torch.set_num_threads(task.threads)
+    inputs = InputBuilder(task.folder)
+    samples = make_samples(inputs, task.groups, task.prompt, task.response)
+    model, update = CONTESTANTS[task.contestant](task, inputs, samples)
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            found[name] = parameter.grad.float().cpu().clone()  # the last one holds all micro-batches' sum
+
+        return hook
+
+    before = _reset_peak(task.device)
+    hooks = [p.register_post_accumulate_grad_hook(keep(name)) for name, p in model.named_parameters()]
+    update()
+    for hook in hooks:
+        hook.remove()
+    torch.save(found, task.gradients)
+    found.clear()
+    _reset_peak(task.device)  # the gradients kept above do not count
+    seconds: list[float] = []
+    for _ in range(task.updates):
+        started = time.perf_counter()
+        update()
+        _wait(task.device)
+        seconds.append(time.perf_counter() - started)
+    tokens = sum(len(sample.example.input_ids) for sample in samples)
+    return Measured(statistics.median(seconds), tokens, _peak(task.device) - before)
+
+
+def _prism(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
+    one_group = task.prompt + RESPONSES * task.response * 3 // 2
+    config = PolicyLearnerConfig.model_validate({"optimizer": OPTIMIZER, "micro_batch_tokens": one_group})
+    model = load_policy(task.folder, dtype=getattr(torch, task.dtype), device=task.device)
+    learner = PolicyLearner(
+        model, config, "grpo", LossOptions(), temperature=1.0, updates=task.updates + 1, version=VERSION
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        examples = GroupExamples(inputs, BlobStore(folder))
+    return model, lambda: learner.update(samples, examples)
+
+
+def _padded(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
+    """PRISM's loss over the stock model: every sequence whole, padded, its picture encoded with it."""
+    model = load_stock(task.folder, dtype=getattr(torch, task.dtype)).to(task.device).train()
+    optimizer = Optimizer(model.parameters(), OPTIMIZER, task.updates + 1)
+    totals = Totals(sum(len(sample.logprobs) for sample in samples), len(samples))
+
+    def update() -> None:
+        for group in groups_of(samples):
+            logprobs = response_logprobs(model, [sample.example for sample in group], inputs)
+            packed = PackedTokens(
+                logprobs,
+                torch.tensor([value for sample in group for value in sample.logprobs], device=task.device),
+                torch.tensor([sample.advantage for sample in group], device=task.device),
+                torch.tensor([i for i, sample in enumerate(group) for _ in sample.logprobs], device=task.device),
+            )
+            policy_loss("grpo", packed, totals=totals).loss.backward()
+        optimizer.step()
+
+    return model, update
+
+
+def _trl(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
+    """TRL's GRPOTrainer, given what it would have sampled; without gradient checkpointing, its slower default."""
+    from datasets import Dataset
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    model = load_stock(task.folder, dtype=getattr(torch, task.dtype))
+    groups = groups_of(samples)
+    args = GRPOConfig(
+        output_dir=str(task.folder / "trl"),
+        use_cpu=task.device == "cpu",
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=RESPONSES,
+        gradient_accumulation_steps=len(groups),
+        num_generations=RESPONSES,
+        loss_type="grpo",
+        beta=0.0,
+        report_to=[],
+    )
+    trainer: Any = GRPOTrainer(
+        model=model,
+        reward_funcs=lambda completions, **_: [0.0 for _ in completions],
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": ["?"]}),
+        processing_class=inputs.processor,
+    )
+    trainer.current_gradient_accumulation_steps = len(groups)  # as its training loop sets it
+    optimizer = Optimizer(model.parameters(), OPTIMIZER, task.updates + 1)
+    batches = [{k: _on(v, task.device) for k, v in _trl_batch(group, inputs).items()} for group in groups]
+
+    def update() -> None:
+        model.train()
+        for batch in batches:
+            trainer.compute_loss(model, batch).backward()
+        optimizer.step()
+
+    return model, update
+
+
+def _trl_batch(group: list[TrainingSample], inputs: InputBuilder) -> dict[str, Any]:
+    """Prompts of one length, responses padded on the right."""
+    start = group[0].example.prompt_length
+    whole = collate([sample.example for sample in group], inputs)
+    ids, mask = whole["input_ids"], whole["attention_mask"]
+    old = torch.zeros(len(group), ids.shape[1] - start)
+    for row, sample in enumerate(group):
+        old[row, : len(sample.logprobs)] = torch.tensor(sample.logprobs)
+    return {
+        "prompt_ids": ids[:, :start],
+        "prompt_mask": mask[:, :start],
+        "completion_ids": ids[:, start:],
+        "completion_mask": mask[:, start:],
+        "advantages": torch.tensor([sample.advantage for sample in group]),
+        "old_per_token_logps": old,
+        "num_items_in_batch": mask[:, start:].sum(),
+        "pixel_values": whole["pixel_values"],
+        "image_grid_thw": whole["image_grid_thw"],
+        "num_images": [1] * len(group),
+        "mm_token_type_ids": whole["mm_token_type_ids"],
+    }
+
+
+CONTESTANTS = {"prism": _prism, "padded": _padded, "trl": _trl}
+
+
+def _on(value: Any, device: str) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def _reset_peak(device: str) -> int:
+    """Start to watch; returns the bytes taken now."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark of resident memory begins anew
+    return _status("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return _status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

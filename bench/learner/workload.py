@@ -1,0 +1,62 @@
+"""Groups like those of alignment: a prompt that is mostly a picture, and 16 responses of different lengths to it."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from bench.experts.workload import SIZES as EXPERT_SIZES
+from configs.demo import task
+from configs.demo.model import Size, save_model
+from prism.inputs import Example, InputBuilder
+from prism.v1 import rollout_pb2 as pb
+from trainer.policy_learner import TrainingSample
+
+RESPONSES = 16
+VERSION = 0
+SIZES = {
+    "demo": EXPERT_SIZES["demo"],
+    "15m": Size(hidden=384, layers=8, heads=12, key_value_heads=4, mlp=1024, vision_hidden=192, vision_layers=4,
+                vision_heads=6, vision_mlp=384, max_positions=4096, max_side=1024),
+    "2b": EXPERT_SIZES["2b"],
+}  # fmt: skip
+CASES = ((300, 60), (1000, 200), (2000, 400))  # tokens of a prompt, of its average response
+
+
+def make_model(folder: Path, size: str, device: str) -> int:
+    """A policy with random weights; returns how many."""
+    with torch.device(device):
+        return save_model(folder, task.corpus(), task.TAGS, 0, SIZES[size])
+
+
+def make_samples(inputs: InputBuilder, groups: int, prompt: int, response: int) -> list[TrainingSample]:
+    """Responses of 0.5 to 1.5 times the average length, of no words; their sampler's logprobs are anything near -5."""
+    rng = random.Random(0)
+    samples: list[TrainingSample] = []
+    for group in range(groups):
+        example = _prompt(inputs, rng, prompt)
+        for _ in range(RESPONSES):
+            ids = [rng.randrange(256) for _ in range(rng.randint(response // 2, response + response // 2))]
+            logprobs = [-5 + rng.random() for _ in ids]
+            advantage = rng.gauss(0, 1)
+            samples.append(TrainingSample(inputs.with_ids(example, ids), logprobs, advantage, group, VERSION))
+    return samples
+
+
+def groups_of(samples: Sequence[TrainingSample]) -> list[list[TrainingSample]]:
+    return [list(samples[start : start + RESPONSES]) for start in range(0, len(samples), RESPONSES)]
+
+
+def _prompt(inputs: InputBuilder, rng: random.Random, tokens: int) -> Example:
+    """Four fifths of it are the picture's."""
+    side = 32 * round((0.8 * tokens) ** 0.5)
+    picture = Image.frombytes("L", (side // 8, side // 8), rng.randbytes((side // 8) ** 2)).resize((side, side))
+
+    def asked(question: str) -> Example:
+        parts = [pb.Part(image_sha256="given"), pb.Part(text=question)]
+        return inputs.prompt([pb.Message(role="user", parts=parts)], [picture.convert("RGB")])
+
+    missing = tokens - len(asked("").input_ids)
+    return asked("".join(rng.choice("0123456789") for _ in range(max(1, missing))))

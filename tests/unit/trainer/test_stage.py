@@ -1,0 +1,126 @@
+"""What alignment and RLVR share: groups that no learner may see, options, and what is kept of bad days."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from google.protobuf.json_format import ParseDict
+
+from prism.config import PolicyLearnerConfig
+from prism.errors import NotFiniteError, StreamError
+from prism.inputs import Example
+from prism.v1 import rollout_pb2 as pb
+from trainer.context import Context
+from trainer.intake import Intake, StepRollouts
+from trainer.losses import Algorithm
+from trainer.policy_learner import PolicyLearner
+from trainer.policy_model import load_reference
+from trainer.stage import loss_options, update_policy, usable_groups
+from trainer.staleness import StalenessBound
+
+EXAMPLE = Example([1], 1, None, None)
+
+
+class Examples:
+    """Builds every prompt but that of position 9."""
+
+    def prompt(self, group: pb.RolloutGroup) -> Example:
+        if group.request.position == 9:
+            raise StreamError("other tokens")
+        return EXAMPLE
+
+
+def context(folder: Path) -> Any:
+    said: list[str] = []
+    config = SimpleNamespace(run_dir=folder)
+    return SimpleNamespace(examples=Examples(), config=config, stage="rlvr", say=said.append, said=said)
+
+
+def group(position: int, version: int, **scores: tuple[int, ...]) -> pb.RolloutGroup:
+    """``scores``: an expert's versions; the first judged the teacher."""
+    made = pb.RolloutGroup(request=pb.RolloutRequest(position=position), policy_version=version)
+    for expert, versions in scores.items():
+        first, *others = [
+            pb.Score(expert=expert, status=pb.STATUS_OK, value=0.5, expert_version=number) for number in versions
+        ]
+        made.teacher_scores.append(first)
+        made.samples.extend(pb.Sample(text="x", scores=[score]) for score in others)
+    return made
+
+
+def test_what_cannot_be_trained_on_is_buried_with_the_reason_and_the_others_are_used(tmp_path: Path) -> None:
+    buried: dict[int, str] = {}
+    intake = SimpleNamespace(
+        bound=StalenessBound(1), bury=lambda group, reason: buried.update({group.request.position: reason})
+    )
+    failed = pb.Score(expert="reasoning", status=pb.STATUS_ERROR, expert_version=1)
+    with_failure = group(5, 7, reasoning=(3, 3))
+    with_failure.samples[0].scores.append(failed)  # gave no score: its version does not count
+    groups = [
+        group(1, 7, perception=(3, 3), reasoning=(4, 4)),
+        group(2, 8),
+        group(3, 5),
+        group(4, 6, perception=(3, 3, 4)),
+        with_failure,
+        group(6, 7, reasoning=(2, 3)),  # the teacher's differs
+        group(9, 7),
+    ]
+    made = context(tmp_path)
+    used, prompts = usable_groups(cast(Context, made), cast(Intake, intake), StepRollouts(groups, [], 0.0), 7)
+    assert [g.request.position for g in used] == [1, 5]
+    assert prompts == [EXAMPLE, EXAMPLE]
+    assert buried.keys() == {2, 3, 4, 6, 9}
+    assert "policy version 8 reached a learner at version 7" in buried[2]
+    assert "sampled by policy version 5" in buried[3]
+    assert buried[4] == "perception scores of versions 3, 4 cannot be compared"
+    assert buried[6] == "reasoning scores of versions 2, 3 cannot be compared"
+    assert len(made.said) == 5
+
+
+@pytest.mark.parametrize("fatal", [False, True])
+def test_groups_of_an_update_that_was_not_finite_are_kept(tmp_path: Path, fatal: bool) -> None:
+    class Learner:
+        not_finite = (1,)
+
+        def update(self, samples: Any, examples: Any) -> dict[str, Any]:
+            if fatal:
+                raise NotFiniteError("5 updates in a row")
+            return {"policy_skipped": 1}
+
+    made, groups = context(tmp_path), [group(1, 7), group(2, 7, perception=(3, 3))]
+    if fatal:
+        with pytest.raises(NotFiniteError):
+            update_policy(made, cast(PolicyLearner, Learner()), 11, groups, [])
+    else:
+        assert update_policy(made, cast(PolicyLearner, Learner()), 11, groups, []) == {"policy_skipped": 1}
+    file = tmp_path / "not-finite" / "rlvr-000012.jsonl"
+    (line,) = file.read_text().splitlines()
+    assert ParseDict(json.loads(line), pb.RolloutGroup()) == groups[1]
+    assert str(file) in made.said[0]
+
+
+def test_an_update_that_was_finite_leaves_nothing(tmp_path: Path) -> None:
+    learner = SimpleNamespace(not_finite=[], update=lambda samples, examples: {})
+    update_policy(cast(Context, context(tmp_path)), cast(PolicyLearner, learner), 0, [], [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_are_the_published_ones_but_for_what_is_set() -> None:
+    def config(**values: Any) -> PolicyLearnerConfig:
+        return PolicyLearnerConfig.model_validate({"optimizer": {"lr": 1}} | values)
+
+    dapo = loss_options(Algorithm.DAPO, config(), 64)
+    assert (dapo.clip_low, dapo.clip_high, dapo.dual_clip, dapo.max_length, dapo.kl_coef) == (0.2, 0.28, 10.0, 64, 0)
+    own = loss_options(Algorithm.DAPO, config(clip_low=0.1, clip_high=0.3), 32, kl_coef=0.05)
+    assert (own.clip_low, own.clip_high, own.dual_clip, own.max_length, own.kl_coef) == (0.1, 0.3, 10.0, 32, 0.05)
+
+
+def test_a_reference_learns_nothing(tiny_model: Path) -> None:
+    config: Any = SimpleNamespace(dtype="float32", device="cpu")
+    reference = load_reference(tiny_model, config)
+    assert not reference.training
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    assert next(reference.parameters()).dtype == torch.float32
