@@ -1,10 +1,10 @@
 # Every target sets up what it needs first: `make demo` and `make test` work right after `git clone`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test lint format bench protobuf openapi clean
+.PHONY: help setup demo compare test test-compose lint format bench protobuf openapi clean
 PY := .venv/bin/python
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install everything into .venv: PRISM, its services on a CPU, and what the tests need
 	@scripts/setup dev
@@ -19,6 +19,9 @@ compare: ## the demo beside its baseline and its control, over several seeds, in
 
 test: lint ## lint, types, then all tests (make test ARGS=tests/unit for some)
 	$(PY) -m pytest $(ARGS)
+
+test-compose: setup ## docker compose up for real, with every part killed on the way (needs Docker; ten minutes and more)
+	$(PY) -m pytest tests/compose $(ARGS)
 
 lint: setup ## ruff and pyright
 	.venv/bin/ruff check .

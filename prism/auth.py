@@ -9,8 +9,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
-def refusal(scope: Scope, data_token: str, admin_token: str, *, admin: bool) -> JSONResponse | None:
-    """None if the request may pass, else the 401 (no or unknown token) or 403 (data token on an admin route)."""
+def refusal(
+    scope: Scope, data_token: str, admin_token: str, *, admin: bool, admin_port: int | None = None
+) -> JSONResponse | None:
+    """None if the request may pass, else the 401 (no or unknown token) or 403 (data token on an admin route).
+
+    Where there is an ``admin_port``, an admin route asked for on another port is a 403 whatever the token.
+    """
+    if admin and admin_port is not None and (scope.get("server") or (None, None))[1] != admin_port:
+        return JSONResponse({"detail": "this route is served on the admin port alone (PRISM_ADMIN_PORT)"}, 403)
     header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     scheme, _, given = header.partition(b" ")
     is_admin = scheme.lower() == b"bearer" and secrets.compare_digest(given, admin_token.encode())
@@ -29,13 +36,22 @@ def refusal(scope: Scope, data_token: str, admin_token: str, *, admin: bool) -> 
 class BearerAuth:
     """ASGI middleware. ``is_admin(path)`` says which routes need the admin token; OPEN_PATHS need none."""
 
-    def __init__(self, app: ASGIApp, data_token: str, admin_token: str, is_admin: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        data_token: str,
+        admin_token: str,
+        is_admin: Callable[[str], bool],
+        admin_port: int | None = None,
+    ) -> None:
         self.app, self.data_token, self.admin_token, self.is_admin = app, data_token, admin_token, is_admin
+        self.admin_port = admin_port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Not only "http": an app behind this may have WebSocket routes.
         if scope["type"] in ("http", "websocket") and scope["path"] not in OPEN_PATHS:
-            refused = refusal(scope, self.data_token, self.admin_token, admin=self.is_admin(scope["path"]))
+            admin = self.is_admin(scope["path"])
+            refused = refusal(scope, self.data_token, self.admin_token, admin=admin, admin_port=self.admin_port)
             if refused:
                 await refused(scope, receive, send)
                 return

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -84,11 +85,46 @@ def serve_rollouts() -> None:
 
 
 @app.command()
-def run(config: ConfigArgument, overrides: Overrides = None, fresh: Fresh = False) -> None:
-    """The whole pipeline on this machine: services, every stage, measurements, report. Resumes where it stopped."""
+def run(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="use services that run already (PRISM_* variables) instead of starting any")
+    ] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(envvar="PRISM_PORT", help="serve Prometheus metrics of the learners on this port")
+    ] = None,
+) -> None:
+    """The whole pipeline: services, every stage, measurements, report. Resumes where it stopped."""
     from prism.config import load_config
 
-    _run(load_config(config, overrides), config, overrides or [], fresh)
+    _run(load_config(config, overrides), config, overrides or [], fresh, attach, metrics_port)
+
+
+@app.command()
+def prepare(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Make a run's data and model as its configuration says, and the folders that services read, before they start."""
+    from prism.config import load_config
+    from trainer.pipeline import prepare as prepare_run
+
+    resolved = load_config(config, overrides)
+    prepare_run(resolved, Console(highlight=False))
+    for folder in ("weights", "blobs"):
+        (resolved.run_dir / folder).mkdir(parents=True, exist_ok=True)
+
+
+@app.command("secrets")
+def write_secrets(
+    folder: Annotated[Path, typer.Argument(help="folder for services, which read it as PRISM_SECRETS_DIR")],
+    redis_folder: Annotated[Path, typer.Argument(help="folder for Redis alone, with its password")],
+    redis_address: Annotated[str, typer.Argument(help="host:port of Redis")],
+) -> None:
+    """Write the tokens of a deployment to files: those in the environment, else those there, else made up."""
+    from prism import secret_files
+
+    made_up = secret_files.write_secrets(folder, redis_folder, redis_address)
+    Console(highlight=False).print(f"made up: {', '.join(made_up)}" if made_up else "secrets are there")
 
 
 @app.command()
@@ -170,7 +206,15 @@ def export(
     export_model(run_dir, out, stage=stage, model=model, console=Console(highlight=False))
 
 
-def _run(config: "RunConfig", config_file: Path, overrides: list[str], fresh: bool) -> None:
+def _run(
+    config: "RunConfig",
+    config_file: Path,
+    overrides: list[str],
+    fresh: bool,
+    attach: bool = False,
+    metrics_port: int | None = None,
+) -> None:
+    from trainer.live_metrics import serve_metrics
     from trainer.pipeline import run as run_pipeline
     from trainer.pipeline import start_over
 
@@ -178,7 +222,9 @@ def _run(config: "RunConfig", config_file: Path, overrides: list[str], fresh: bo
     began = time.monotonic()
     if fresh:
         start_over(config)
-    run_pipeline(config, config_file, overrides, console)
+    with TemporaryDirectory(prefix="prism-metrics-") as folder:
+        environment = serve_metrics(metrics_port, Path(folder)) if metrics_port else {}
+        run_pipeline(config, config_file, overrides, console, attach=attach, environment=environment)
     console.print(f"[dim]{(time.monotonic() - began) / 60:.1f} minutes[/]")
     report(config.run_dir)
 

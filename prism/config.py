@@ -100,12 +100,26 @@ class MixtureConfig(Strict):
         return self
 
 
+class GroundingConfig(Strict):
+    """Before the game, from the teacher's text alone, each expert learns which response belongs to a prompt."""
+
+    epochs: float = Field(gt=0)
+    """Passes over the stage's prompts. The learning rate is the game's; it climbs over 10 % and falls as a cosine."""
+    batch: int = Field(64, ge=2)
+    """Prompts of an update."""
+
+
 class ExpertLearnerConfig(Strict):
     """Bradley-Terry learning of one expert, online."""
 
     optimizer: OptimizerConfig
     mixture: MixtureConfig | None = None
     """Start from mixtures of experts, upcycled from the model the stage starts from; without it experts are dense."""
+    grounding: GroundingConfig | None = None
+    """Teach experts to look at image and question: pairs with the policy teach them what the policy tends to write.
+
+    (A matching-aware discriminator, arXiv 1605.05396; not in the published method.)
+    """
     dropout: float = Field(0.1, ge=0, lt=1)
     score_regularisation: float = Field(0.001, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
@@ -113,11 +127,7 @@ class ExpertLearnerConfig(Strict):
     skip_above_accuracy: float = Field(1.0, gt=0.5, le=1)
     """Pair accuracy above which an online update is skipped; 1 never skips. A warm-up is never skipped."""
     mismatch: float = Field(0.0, ge=0)
-    """Weight of a second kind of pair: the teacher's response against what it said to another prompt of the batch.
-
-    Pairs with the policy alone teach what the policy tends to write; these teach to look at prompt and image. (A
-    matching-aware discriminator, arXiv 1605.05396; not in the published method, which has 0.)
-    """
+    """Weight of grounding's pairs in the game: a teacher's response, and the one to another prompt like it."""
     load_balance: float = Field(0.01, ge=0)
     """Weight of the routers' load balance in the warm-up; nothing without a mixture."""
     load_balance_online: float = Field(0.0, ge=0)

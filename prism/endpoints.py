@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
+import httpx
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -24,9 +25,17 @@ class Endpoints(BaseSettings):
     grader_url: str
     token: SecretStr
     admin_token: SecretStr | None = None
+    admin_port: int | None = Field(
+        None, description="where services keep their admin routes, if on a port of their own"
+    )
 
     def expert_url(self, expert: str) -> str:
         return {"perception": self.perception_url, "reasoning": self.reasoning_url}[expert]
+
+    def admin_url(self, model: str) -> str:
+        """Where weights of ``model``, the policy's or an expert's, are pushed to."""
+        url = self.policy_url if model == "policy" else self.expert_url(model)
+        return str(httpx.URL(url, port=self.admin_port)) if self.admin_port else url
 
 
 class ExpertEndpoints(BaseSettings):

@@ -1,6 +1,6 @@
 """What all PRISM's HTTP services have in common: tokens, body limit, health, metrics, JSON logs of errors."""
 
-import logging
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +13,9 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prism import logs
 from prism.auth import OPEN_PATHS, BearerAuth
+from prism.errors import ServiceError
 from prism.settings import ServiceSettings
 
 ADMIN_PATHS = frozenset({"/weights", "/v1/calibration"})
@@ -71,6 +73,7 @@ def create_app(
         data_token=settings.token.get_secret_value(),
         admin_token=settings.admin_token.get_secret_value(),
         is_admin=ADMIN_PATHS.__contains__,
+        admin_port=settings.admin_port,
     )
 
     app.add_exception_handler(RequestValidationError, refuse)
@@ -139,23 +142,35 @@ def end(app: FastAPI, error: Exception) -> None:
         server.should_exit = True
 
 
+def _sockets(settings: ServiceSettings) -> list[socket.socket] | None:
+    """For two ports; None leaves the only one to uvicorn. Raises ServiceError for a port that is taken."""
+    if settings.admin_port is None:
+        return None
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    ports = (settings.port, settings.admin_port)
+    try:
+        return [socket.create_server((settings.host, port), family=family, backlog=2048) for port in ports]
+    except OSError as error:
+        raise ServiceError(f"cannot listen on {settings.host}, ports {ports}: {error.strerror}") from None
+
+
 def serve(app: FastAPI, settings: ServiceSettings) -> None:
     """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand. Raises what ``end`` was given."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line for each request otherwise
+    logs.configure(settings.log_level, settings.log_format)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             log_level=settings.log_level,
+            log_config=None,  # as all others of this process
             access_log=False,
             timeout_graceful_shutdown=10,
         )
     )
     app.state.server = server
     with suppress(KeyboardInterrupt):  # SIGINT, raised again once all is finished
-        server.run()
+        server.run(_sockets(settings))
     if error := getattr(app.state, "error", None):
         raise error
     if not server.started:

@@ -1,7 +1,11 @@
-"""What every service reads from its environment (``PRISM_*``), and the rules for secrets."""
+"""What every service reads from its environment (``PRISM_*``), and the rules for secrets.
 
+A variable may also be a file: ``$PRISM_SECRETS_DIR/prism_token`` holds PRISM_TOKEN. The variable itself comes first.
+"""
+
+import os
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,7 +24,11 @@ class ServiceSettings(BaseSettings):
     port: int = Field(ge=1, le=65535, description="port to listen on")
     token: SecretStr = Field(description="bearer token of data routes, 16 characters or more")
     admin_token: SecretStr = Field(description="bearer token of admin routes, 16 characters or more, another one")
+    admin_port: int | None = Field(
+        None, ge=1, le=65535, description="another port, on which alone admin routes are served; unset: all on one"
+    )
     log_level: str = "info"
+    log_format: Literal["text", "json"] = "text"
 
     @model_validator(mode="after")
     def _tokens(self) -> Self:
@@ -29,6 +37,8 @@ class ServiceSettings(BaseSettings):
             raise ValueError("PRISM_TOKEN and PRISM_ADMIN_TOKEN need 16 characters or more each")
         if data == admin:
             raise ValueError("PRISM_TOKEN and PRISM_ADMIN_TOKEN must differ")
+        if self.admin_port == self.port:
+            raise ValueError("PRISM_PORT and PRISM_ADMIN_PORT must differ")
         return self
 
 
@@ -44,7 +54,7 @@ class WeightsSettings(ServiceSettings):
 def load_settings(kind: type[Settings], **values: Any) -> Settings:
     """Read the environment. Raises ConfigError that names each variable and what is wrong with it."""
     try:
-        return kind(**values)
+        return kind(**values, _secrets_dir=os.environ.get("PRISM_SECRETS_DIR"))
     except ValidationError as error:
         raise ConfigError("\n".join(describe(error, env_prefix="PRISM_"))) from None
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,10 @@ import redis
 from rich.console import Console
 
 from prism.config import RunConfig
+from prism.endpoints import Endpoints
 from prism.errors import ServiceError
-from prism.expert_section import SECTIONS
+from prism.expert_section import SECTIONS, Section
+from prism.settings import load_settings
 
 STOP_SECONDS = 15
 TAIL_LINES = 15
@@ -51,10 +53,13 @@ class Stack:
     kernel ends the services.
     """
 
-    def __init__(self, config: RunConfig, model: Path, console: Console, *, experts: Path | None = None) -> None:
-        """``model`` is what the policy starts from, and the experts too unless they have a folder of their own."""
+    def __init__(
+        self, config: RunConfig, model: Path, console: Console, *, experts: Mapping[Section, Path] | None = None
+    ) -> None:
+        """``model`` is what the policy starts from, and the experts too unless they have folders of their own."""
         self.config, self.console = config, console
-        self._model, self._expert_model = model.resolve(), (experts or model).resolve()
+        self._model = model.resolve()
+        self._expert_models = {e: (experts[e] if experts else model).resolve() for e in SECTIONS}
         self._run_dir = config.run_dir.resolve()
         self._file = self._run_dir / "stack.json"
         self._tokens = self._known_tokens()
@@ -155,7 +160,7 @@ class Stack:
         services.append(self._service(1, "policy", ["policy"], weights | policy))
         for index, expert in enumerate(SECTIONS, 2):
             threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
-            own = {"PRISM_MODEL": str(self._expert_model), "PRISM_SEED": str(self.config.seed)}
+            own = {"PRISM_MODEL": str(self._expert_models[expert]), "PRISM_SEED": str(self.config.seed)}
             own |= {"PRISM_BLOBS": str(self._run_dir / "blobs")}
             (other,) = set(SECTIONS) - {expert}
             peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
@@ -221,6 +226,35 @@ class Stack:
                 )
             if waiting:
                 time.sleep(0.2)
+
+
+class RunningServices:
+    """Services that somebody else started and watches over, where PRISM_* variables say: they are only waited for."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.config, self.console = config, console
+
+    def __enter__(self) -> Self:
+        """Raises ServiceError naming the service that is not ready in time."""
+        endpoints = load_settings(Endpoints)
+        give_up = time.monotonic() + self.config.stack.start_deadline_seconds
+        urls = [endpoints.policy_url, endpoints.perception_url, endpoints.reasoning_url, endpoints.grader_url]
+        for url in urls:
+            while (reason := _http_ready(f"{url}/readyz")) is not None:
+                if time.monotonic() > give_up:
+                    raise ServiceError(f"{url} is not ready: {reason}")
+                time.sleep(0.5)
+        self.console.print(f"services ready: {', '.join(urls)}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def check(self) -> None:
+        """Whoever started them starts them again; meanwhile clients wait, each as long as it may."""
+
+    def environment(self) -> dict[str, str]:
+        return {}
 
 
 def start_process(

@@ -111,6 +111,12 @@ class WorkerStream:
         except DecodeError:
             return Delivery(entry_id, body, deliveries, None)
 
+    async def lengths(self) -> dict[str, int]:
+        """Entries by stream: requests that wait or are at work, groups not trained on yet, dead letters."""
+        names = self._names
+        keys = {"prompts": names.prompts, "rollouts": names.rollouts, "dead": names.dead}
+        return {name: await self._redis.xlen(key) for name, key in keys.items()}
+
     async def keep(self, delivery: Delivery) -> None:
         """Renew the lease on a request at work."""
         await self._redis.xclaim(self._names.prompts, WORKERS, self._consumer, 0, [delivery.entry_id], justid=True)

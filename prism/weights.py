@@ -6,6 +6,7 @@ verifies every file before it loads one. Folders are named by version and immuta
 
 import hashlib
 import shutil
+import uuid
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -100,7 +101,7 @@ def _verify(root: Path, manifest: Manifest) -> Path:
 def note_newest(state_dir: Path, manifest: Manifest) -> None:
     """Remember, across restarts of the service, which weights it was given last."""
     state_dir.mkdir(parents=True, exist_ok=True)
-    partial = state_dir / "newest.json.partial"
+    partial = state_dir / f"newest.{uuid.uuid4().hex}.partial"  # replicas may share the folder
     partial.write_text(manifest.model_dump_json(indent=1))
     partial.replace(state_dir / "newest.json")
 

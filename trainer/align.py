@@ -52,7 +52,9 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
         updates=stage.steps,
         version=base,
     )
-    experts = [_new_expert(expert, config, stage, expert_start(config, name, stage), total) for expert in SECTIONS]
+    experts = [
+        _new_expert(expert, config, stage, expert_start(config, name, stage, expert), total) for expert in SECTIONS
+    ]
     intake = context.intake(stage.rollouts, (POLICY, *SECTIONS), require=("teacher",))
     first = _resume(context, policy, experts, intake)
     publishers = {name: context.publisher(name) for name in (POLICY, *SECTIONS)}

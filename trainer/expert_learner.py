@@ -71,15 +71,18 @@ class ExpertLearner:
 
         A warm-up balances the routers' load and is never skipped. Sections are judged whole, however long: nothing is
         ever truncated. Without a valid pair nothing is learnt and every figure is None: no data is reported as no data.
+        Groups without a sample are of use where ``mismatch`` is set: it needs the teacher's text alone.
         """
         started = time.perf_counter()
         config = self.config
         pairs = [self._pairs(group, prompt, inputs) for group, prompt in zip(groups, prompts, strict=True)]
-        group_of = [number for number, p in enumerate(pairs) if p is not None and p.students]
-        used = [p for p in pairs if p is not None and p.students]
-        self.not_finite = []
+        numbers = [number for number, p in enumerate(pairs) if p is not None]
+        valid = [p for p in pairs if p is not None]
         if config.mismatch:
-            used = _with_mismatches(used, inputs)
+            valid = _with_mismatches(valid, inputs)
+        used = [p for p in valid if p.students or p.mismatched]
+        group_of = [number for number, p in zip(numbers, valid, strict=True) if p.students or p.mismatched]
+        self.not_finite = []
         total_pairs = sum(len(p.students) for p in used)
         total_mismatches = sum(p.mismatched is not None for p in used)
         total_scores = sum(len(p.sequences) for p in used)
@@ -96,18 +99,15 @@ class ExpertLearner:
             judged = self.model.judge(batch, router_logits=True)
             scores = judged.scores[rows]  # [sequences]
             of_chunk = _split(scores, chunk)
-            loss = bradley_terry(
-                torch.cat(
-                    [s.teacher.expand(len(s.students)) for s in of_chunk]
-                ),  # [pairs]: beside each of its students
-                torch.cat([s.students for s in of_chunk]),
-                label_smoothing=config.label_smoothing,
-                margin=config.margin,
-                total_pairs=total_pairs,
-            ) + config.score_regularisation * score_regularisation(scores, total_scores=total_scores)
-            if total_mismatches:
-                teachers = torch.cat([s.teacher.expand(len(s.mismatched)) for s in of_chunk])
-                others = torch.cat([s.mismatched for s in of_chunk])
+            loss = config.score_regularisation * score_regularisation(scores, total_scores=total_scores)
+            teachers, others = _beside([(s.teacher, s.students) for s in of_chunk])
+            if len(others):
+                smoothing, margin = config.label_smoothing, config.margin
+                loss = loss + bradley_terry(
+                    teachers, others, label_smoothing=smoothing, margin=margin, total_pairs=total_pairs
+                )
+            teachers, others = _beside([(s.teacher, s.mismatched) for s in of_chunk])
+            if len(others):
                 loss = loss + config.mismatch * bradley_terry(teachers, others, total_pairs=total_mismatches)
             if balance and self.model.mixture:
                 share = len(scores) / total_scores
@@ -163,15 +163,29 @@ class ExpertLearner:
 
 
 def _with_mismatches(pairs: Sequence[_Pairs], inputs: InputBuilder) -> list[_Pairs]:
-    """Each prompt with the teacher's section for the prompt most like it in length: only what is said gives it away."""
+    """Each prompt with the teacher's section for another that begins as it does, if there is one: the same question
+    about another picture of its size. Only what is said of the picture then gives it away.
+
+    Every section stands once beside its own prompt and once beside another: by itself it tells nothing.
+    """
     if len(pairs) < 2:
         return list(pairs)
-    order = sorted(range(len(pairs)), key=lambda i: (pairs[i].teacher.prompt_length, len(pairs[i].teacher.input_ids)))
+
+    def likeness(i: int) -> tuple[list[int], int]:
+        teacher = pairs[i].teacher
+        return teacher.input_ids[: teacher.prompt_length], len(teacher.input_ids)
+
+    order = sorted(range(len(pairs)), key=likeness)
     other = dict(zip(order, [*order[1:], order[0]], strict=True))
     return [
         replace(p, mismatched=inputs.with_ids(p.teacher, pairs[other[i]].teacher.response_ids))
         for i, p in enumerate(pairs)
     ]
+
+
+def _beside(scores: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each prompt's teacher [] and others [n], n of any size -> all pairs: teachers [P], others [P]."""
+    return torch.cat([teacher.expand(len(others)) for teacher, others in scores]), torch.cat([o for _, o in scores])
 
 
 def _split(scores: torch.Tensor, chunk: Sequence[_Pairs]) -> list[_Scores]:

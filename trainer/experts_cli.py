@@ -43,13 +43,21 @@ def upcycle(
 @experts.command()
 def warmup(
     model: Model,
-    pairs: Annotated[Path, typer.Argument(help="JSON Lines rows with messages, teacher and response (the policy's)")],
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON Lines rows with messages, teacher and response (the policy's, which --mismatch does without)"
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="folder to write; it must not exist yet")],
     expert: Annotated[Literal["perception", "reasoning"], typer.Option(help="which section of responses it judges")],
-    epochs: Annotated[float, typer.Option(help="passes over the pairs")] = 1.0,
-    batch: Annotated[int, typer.Option(min=1, help="pairs of an update")] = 64,
+    epochs: Annotated[float, typer.Option(help="passes over the rows")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, help="rows of an update")] = 64,
     lr: Annotated[float, typer.Option(help="highest learning rate; it climbs over 10 % and falls as a cosine")] = 1e-5,
     weight_decay: Annotated[float, typer.Option(help="AdamW's")] = 0.01,
+    mismatch: Annotated[
+        float, typer.Option(min=0, help="weight of pairs of the teacher's response and its response to another row")
+    ] = 0.0,
     load_balance: Annotated[float, typer.Option(help="weight of the routers' load balance")] = 0.01,
     label_smoothing: Annotated[float, typer.Option(help="chance that teacher and policy are taken as swapped")] = 0.0,
     margin: Annotated[float, typer.Option(help="gap by which the teacher must lead")] = 0.0,
@@ -65,14 +73,16 @@ def warmup(
 ) -> None:
     """Train one expert on pairs of a teacher's and a policy's response to the same prompt.
 
-    Bradley-Terry loss and AdamW, with the routers' load balance. Interrupted, the same command goes on from the last
-    checkpoint, which lies in OUT.partial until OUT is finished. OUT is an ordinary Hugging Face folder; a line for each
-    update is in its metrics.jsonl.
+    Bradley-Terry loss and AdamW, with the routers' load balance. With --mismatch the expert also learns which response
+    belongs to a prompt, which takes the teacher's text alone. Interrupted, the same command goes on from the last
+    checkpoint, which lies in OUT.partial until OUT is finished. OUT is an ordinary Hugging Face folder; a line for
+    each update is in its metrics.jsonl.
     """
     from trainer.warmup import WarmupConfig, warm_up
 
     learner = {
         "optimizer": {"lr": lr, "schedule": "cosine", "warmup_fraction": 0.1, "weight_decay": weight_decay},
+        "mismatch": mismatch,
         "load_balance": load_balance,
         "label_smoothing": label_smoothing,
         "margin": margin,

@@ -18,7 +18,7 @@ from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, s
 from prism.endpoints import load_endpoints
 from prism.errors import ConfigError, ServiceError
 from prism.expert_section import SECTIONS
-from prism.stack import Stack, start_process
+from prism.stack import RunningServices, Stack, start_process
 from trainer.disentangle import disentangle, disentangled_stages, print_disentanglement
 from trainer.evaluate import evaluate, evaluated_stages, print_figures
 from trainer.expert_start import served_experts
@@ -35,8 +35,13 @@ def run(
     overrides: list[str],
     console: Console,
     at_end: Callable[[], None] | None = None,
+    *,
+    attach: bool = False,
+    environment: dict[str, str] | None = None,
 ) -> None:
     """Bring the run to its end; ``at_end`` is called while the services still run.
+
+    With ``attach`` services are not started but found by PRISM_* variables. ``environment`` goes to the stages.
 
     Raises PrismError with what to do; the same call then resumes.
     """
@@ -49,14 +54,18 @@ def run(
         if stage_result(config, name) or not isinstance(stage, SftConfig):
             break
         console.print(f"[bold]{name}[/]: supervised fine-tuning, {stage.steps} steps of {stage.batch}")
-        train_in_process([*command, name, *options], name, None)
+        train_in_process([*command, name, *options], name, None, environment)
     if at_end is None and not any(_is_pending(config, name) for name in config.stages):
         return
-    with Stack(config, served_model(config), console, experts=served_experts(config)) as stack:
+    if attach:
+        services = RunningServices(config, console)
+    else:
+        services = Stack(config, served_model(config), console, experts=served_experts(config))
+    with services as stack:
         for name, stage in config.stages.items():
             if not stage_result(config, name):
                 console.print(f"[bold]{name}[/]: {_describe(stage)}")
-                train_in_process([*command, name, *options], name, stack)
+                train_in_process([*command, name, *options], name, stack, environment)
             result = stage_result(config, name)
             assert result
             if name not in evaluated_stages(config.run_dir):
@@ -137,9 +146,11 @@ def served_model(config: RunConfig) -> Path:
     return folder
 
 
-def train_in_process(command: list[str], name: str, stack: Stack | None) -> None:
+def train_in_process(
+    command: list[str], name: str, stack: Stack | RunningServices | None, environment: dict[str, str] | None = None
+) -> None:
     """Train one stage in a process of its own, and end it should a service die. Raises ServiceError."""
-    process = start_process(command, stack.environment() if stack else {})
+    process = start_process(command, (environment or {}) | (stack.environment() if stack else {}))
     try:
         while process.poll() is None:
             if stack:

@@ -1,8 +1,10 @@
-"""Weights from a learner to the server that works with them: written, sealed, pushed, verified there. (No torch.)"""
+"""Weights from a learner to the servers that work with them: written, sealed, pushed, verified there. (No torch.)"""
 
 import shutil
+import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ class PushResult:
 
 
 class Publisher:
-    """Pushes one model's weights to one server."""
+    """Pushes one model's weights to one server, or to each of its replicas: all addresses that its name stands for."""
 
     def __init__(
         self, model: str, url: str, admin_token: str, weights_root: Path, attempt: int, config: PushConfig
@@ -36,9 +38,9 @@ class Publisher:
         self._http = httpx.Client(headers={"Authorization": f"Bearer {admin_token}"})
 
     def push(self, version: int, write: Callable[[Path], None], probe: Probe | None = None) -> PushResult:
-        """``write(folder)`` the weights, then give them to the server.
+        """``write(folder)`` the weights, then give them to the server, to all replicas at once.
 
-        A server that is away, restarting or draining is retried until the deadline. Raises WeightsError when the
+        A server that is away, restarting or draining is retried until the deadline. Raises WeightsError when a
         server refuses the weights or the deadline passes.
         """
         started = time.perf_counter()
@@ -48,17 +50,19 @@ class Publisher:
         folder.mkdir(parents=True)
         write(folder)
         manifest = seal(self._root, path, model=self._model, version=version, attempt=self._attempt, probe=probe)
-        answer = self._post(manifest)
+        replicas = replica_urls(self._url)
+        with ThreadPoolExecutor(len(replicas)) as threads:
+            answers = list(threads.map(lambda url: self._post(url, manifest), replicas))
         keep_newest(self._root / self._model, KEEP_VERSIONS)
-        return PushResult(time.perf_counter() - started, answer["sync_paused_seconds"])
+        return PushResult(time.perf_counter() - started, max(answer["sync_paused_seconds"] for answer in answers))
 
-    def _post(self, manifest: Manifest) -> dict[str, Any]:
+    def _post(self, url: str, manifest: Manifest) -> dict[str, Any]:
         body = manifest.model_dump(mode="json")
         give_up = time.monotonic() + self._deadline
         while True:
             try:
                 left = max(1.0, give_up - time.monotonic())
-                response = self._http.post(f"{self._url}/weights", json=body, timeout=httpx.Timeout(left, connect=5))
+                response = self._http.post(f"{url}/weights", json=body, timeout=httpx.Timeout(left, connect=5))
                 if response.is_success:
                     return response.json()
                 problem = f"{response.status_code} {response.text[:500]}"
@@ -67,10 +71,21 @@ class Publisher:
                 problem, final = f"{type(error).__name__}: {error}", False
             if final or time.monotonic() > give_up:
                 raise WeightsError(
-                    f"{self._url} did not take version {manifest.version} of the {self._model} weights"
+                    f"{url} did not take version {manifest.version} of the {self._model} weights"
                     f"{'' if final else f' within {self._deadline:.0f} s'}: {problem}"
                 )
             time.sleep(0.5)
+
+
+def replica_urls(url: str) -> list[str]:
+    """``url`` by each address of its host; as it is where the host is one address, or none yet."""
+    parts = httpx.URL(url)
+    try:
+        found = socket.getaddrinfo(parts.host, parts.port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return [url]  # its server is away, which is waited for
+    addresses = sorted({str(address[0]) for family, _, _, _, address in found if family == socket.AF_INET})
+    return [str(parts.copy_with(host=address)) for address in addresses] if len(addresses) > 1 else [url]
 
 
 def open_publisher(config: RunConfig, endpoints: Endpoints, model: str, attempt: int) -> Publisher:
@@ -78,5 +93,5 @@ def open_publisher(config: RunConfig, endpoints: Endpoints, model: str, attempt:
     token = endpoints.admin_token
     if token is None:
         raise ConfigError("PRISM_ADMIN_TOKEN is not set: without it no weights can be pushed")
-    url = endpoints.policy_url if model == "policy" else endpoints.expert_url(model)
+    url = endpoints.admin_url(model)
     return Publisher(model, url, token.get_secret_value(), config.run_dir / "weights", attempt, config.push)

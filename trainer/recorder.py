@@ -6,10 +6,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 from rich.console import Console
 
-VALUE = Gauge("prism_trainer_value", "The newest value of each figure in metrics.jsonl", ["stage", "figure"])
+VALUE = Gauge(
+    "prism_trainer_value",
+    "The newest value of each figure in metrics.jsonl",
+    ["stage", "figure"],
+    multiprocess_mode="mostrecent",
+)
+STEPS = Counter("prism_trainer_steps_total", "Learner steps made", ["stage"])
 NO_DATA = None  # what a figure is when there was nothing to compute it from; never a number
 
 
@@ -31,6 +37,7 @@ class Recorder:
         json.dump({"stage": self.stage, "step": step, "time": time.time()} | figures, self._file)
         self._file.write("\n")
         self._file.flush()
+        STEPS.labels(self.stage).inc()
         for name, value in figures.items():
             if isinstance(value, int | float):
                 VALUE.labels(self.stage, name).set(value)

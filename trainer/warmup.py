@@ -1,6 +1,7 @@
-"""``prism experts warmup``: an expert's first training, on pairs that are there already.
+"""``prism experts warmup``: an expert's first training, on text that is there already.
 
-What an expert learns from is the learner of alignment: a pair is a group of one response.
+What an expert learns from is the learner of alignment: a pair is a group of one response, the teacher's text alone a
+group of none.
 """
 
 import json
@@ -70,7 +71,8 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
     Raises ConfigError if ``out`` exists or was begun with other settings, DataError for pairs that cannot be used.
     """
     refuse_existing(out)
-    file = read_rows(config.pairs, config.on_bad_row, require=("teacher", "response"))
+    required = ("teacher",) if config.learner.mismatch else ("teacher", "response")
+    file = read_rows(config.pairs, config.on_bad_row, require=required)
     report_problems(file, console)
     _refuse_unusable(file, console)
     work = out.with_name(f"{out.name}.partial")
@@ -90,13 +92,15 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
     order = Order(len(file.rows), config.batch, config.seed)
     first = _resume(work, learner, console)
     recorder = Recorder(work, config.expert, total, console=console)
+    paired = any(row.response is not None for row in file.rows)
+    shown = ("pair_accuracy", "gap") if paired else ("mismatch_accuracy",)
     for step in range(first, total):
         began = time.perf_counter()
         rows = [file.rows[i] for i in order.at(step)[: max(1, pairs - step * config.batch)]]
         prompts = [_prompt(row, file, inputs) for row in rows]
         figures = learner.update([_group(row) for row in rows], prompts, inputs, warming_up=True)
         figures["step_seconds"] = time.perf_counter() - began
-        recorder.step(step + 1, figures, show=tuple(f"{config.expert}_{name}" for name in ("pair_accuracy", "gap")))
+        recorder.step(step + 1, figures, show=tuple(f"{config.expert}_{name}" for name in shown))
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
             _save(work, step + 1, learner, inputs)
     recorder.close()
@@ -108,17 +112,18 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
 
     write_whole(out, write)
     shutil.rmtree(work)
-    console.print(f"the {config.expert} expert, warmed up on {pairs:,} pairs, is in {escape(str(out))}")
+    console.print(f"the {config.expert} expert, warmed up on {pairs:,} rows, is in {escape(str(out))}")
 
 
 def _refuse_unusable(file: DataFile, console: Console) -> None:
-    """Say how many pairs can be judged; raises DataError if none can."""
-    usable = sum(parse_response(row.teacher or "").valid and parse_response(row.response or "").valid
-                 for row in file.rows)  # fmt: skip
+    """Say how many rows hold a text that cannot be judged; raises DataError if all do."""
+    usable = sum(
+        all(text is None or parse_response(text).valid for text in (row.teacher, row.response)) for row in file.rows
+    )
     if not usable:
-        raise DataError(f"{file.path}: no row has a teacher and a response in the response format: nothing to learn")
+        raise DataError(f"{file.path}: no row has texts in the response format: nothing to learn")
     if usable < len(file.rows):
-        console.print(f"[yellow]{len(file.rows) - usable} of {len(file.rows)} pairs break the response format[/]")
+        console.print(f"[yellow]{len(file.rows) - usable} of {len(file.rows)} rows break the response format[/]")
 
 
 def _refuse_other_settings(config: WarmupConfig, work: Path) -> None:
@@ -145,7 +150,7 @@ def _prompt(row: Row, file: DataFile, inputs: InputBuilder) -> Example:
 def _group(row: Row) -> pb.RolloutGroup:
     return pb.RolloutGroup(
         request=pb.RolloutRequest(prompt=pb.Prompt(id=row.id, teacher=row.teacher or "")),
-        samples=[pb.Sample(text=row.response or "")],
+        samples=[] if row.response is None else [pb.Sample(text=row.response)],
     )
 
 

@@ -6,6 +6,7 @@ Groups of 16 responses of 40 to 400 tokens to prompts of 300 to 1,200 tokens, mo
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import statistics
@@ -75,6 +76,8 @@ def measure(folder: Path, options: argparse.Namespace, console: Console) -> dict
     plain = PlainLoop(model, inputs, options.device, RESPONSES)
     timed("transformers", plain.score)
     del plain
+    gc.collect()
+    torch.cuda.empty_cache()  # a server takes most of the card, if it is free
     if not options.without_vllm:
         try:
             with vllm_server(model, options.device, dtype, options.threads) as server:

@@ -81,6 +81,8 @@ def vllm_server(model: Path, device: str, dtype: str, threads: int | None) -> It
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "TORCH_COMPILE_DISABLE": "1",
         } | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    else:
+        command += ["--gpu-memory-utilization", "0.8"]  # this process keeps a context on the card
     with _started(command, environment, "/health", None) as server:
         yield server
 

@@ -2,12 +2,12 @@
 
 import asyncio
 import importlib.util
-import logging
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from prism import logs
 from prism.errors import ConfigError, PrismError, ServiceError
 from prism.settings import load_settings
 from services.policy.launcher import server_argv, server_environment
@@ -18,8 +18,7 @@ from services.policy.supervisor import Supervisor
 def main() -> None:
     """Runs until SIGTERM or SIGINT. Raises PrismError for what the user must put right."""
     settings = load_settings(PolicySettings)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line for each health probe otherwise
+    logs.configure(settings.log_level, settings.log_format)
     if importlib.util.find_spec("vllm") is None:
         raise ServiceError("vLLM is not installed: run `make setup`, or pip install 'prism-align[policy-gpu]'")
     for folder in (settings.weights_root, settings.state_dir):

@@ -7,8 +7,11 @@ keeps them apart from generation: a response has one policy version from its fir
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import uvicorn
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -47,6 +50,14 @@ UNGATED_PATHS = frozenset(
 )
 HEALTH_SECONDS = 5.0
 RETRY_SECONDS = "5"
+
+
+class SecondServer(uvicorn.Server):
+    """On the admin port, in vLLM's own event loop, to which signals are left."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 class PolicyMiddleware:
@@ -88,6 +99,16 @@ class PolicyMiddleware:
         self._started = True
         self.engine.root = scope.get("app")
         self._run(self._prepare())
+        if self.settings.admin_port is not None:
+            config = uvicorn.Config(
+                self,
+                host=self.settings.host,
+                port=self.settings.admin_port,
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+            )
+            self._run(SecondServer(config).serve())
 
     async def _prepare(self) -> None:
         device = _device(self.engine.root)
@@ -120,7 +141,7 @@ class PolicyMiddleware:
             await self._open(scope, receive, send)
             return
         tokens = self.settings.token.get_secret_value(), self.settings.admin_token.get_secret_value()
-        refused = refusal(scope, *tokens, admin=path not in DATA_PATHS)
+        refused = refusal(scope, *tokens, admin=path not in DATA_PATHS, admin_port=self.settings.admin_port)
         await (refused or self._limited)(scope, receive, send)
 
     async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:

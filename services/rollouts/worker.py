@@ -16,6 +16,8 @@ from prism.v1 import rollout_pb2 as pb
 from services.rollouts import metrics
 from services.rollouts.settings import RolloutSettings
 
+WATCH_SECONDS = 5
+
 log = logging.getLogger("prism.rollouts")
 
 
@@ -35,6 +37,7 @@ class Worker:
             self.endpoints, connections=settings.concurrency, patience_seconds=settings.patience_seconds
         )
         async with judges as at, asyncio.TaskGroup() as tasks:
+            tasks.create_task(_watch_streams(stream))
             while True:
                 await room.acquire()
                 delivery = await self._next(stream)
@@ -82,13 +85,26 @@ class Worker:
         except (Refused, DataError, Unavailable) as error:
             return await self._bury(stream, delivery, str(error))
         except Exception as error:  # an answer nobody foresaw must cost its own group only
-            log.exception("prompt %s", request.prompt.id)
+            log.exception("a group failed", extra=self._ids(request))
             return await self._bury(stream, delivery, f"{type(error).__name__}: {error}")
         _count(group)
-        return "finished" if await stream.finish(delivery, group) else "withdrawn"
+        outcome = "finished" if await stream.finish(delivery, group) else "withdrawn"
+        log.info("group %s", outcome, extra=self._ids(request) | {"policy_version": group.policy_version})
+        return outcome
+
+    def _ids(self, request: pb.RolloutRequest) -> dict[str, object]:
+        """What a log line of a group is about."""
+        return {
+            "run": self.settings.run,
+            "worker": self.settings.worker,
+            "stage": request.stage,
+            "attempt": request.attempt,
+            "position": request.position,
+            "prompt_id": request.prompt.id,
+        }
 
     async def _bury(self, stream: WorkerStream, delivery: Delivery, reason: str) -> str:
-        log.error("buried: %s", reason)
+        log.error("buried: %s", reason, extra=self._ids(delivery.request) if delivery.request else None)
         await stream.bury(delivery, reason)
         return "buried"
 
@@ -97,6 +113,14 @@ class Worker:
             await asyncio.sleep(stream.lease_seconds / 3)
             with suppress(RedisError, OSError):
                 await stream.keep(delivery)
+
+
+async def _watch_streams(stream: WorkerStream) -> None:
+    while True:
+        with suppress(RedisError, OSError):
+            for name, entries in (await stream.lengths()).items():
+                metrics.STREAM.labels(name).set(entries)
+        await asyncio.sleep(WATCH_SECONDS)
 
 
 def _count(group: pb.RolloutGroup) -> None:

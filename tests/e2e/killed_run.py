@@ -81,6 +81,7 @@ def make_killed_run(runs_dir: Path) -> Run:
             "stages.sft.steps=120",
             "stages.sft.checkpoint_every=50",
             f"stages.align.steps={ALIGN_STEPS}",
+            "stages.align.experts.grounding.epochs=4",
             f"stages.align.warmup_steps={WARMUP_STEPS}",
             "stages.align.checkpoint_every=2",
             "stages.align.rollouts.prompts=6",

@@ -55,6 +55,22 @@ async def test_who_gets_in(path: str, header: str | bytes | None, status: int) -
 
 
 @pytest.mark.parametrize(
+    ("port", "path", "token", "status"),
+    [
+        (8000, "/weights", ADMIN, 403),
+        (8000, "/v1/grade", DATA, 200),
+        (8001, "/weights", ADMIN, 200),
+        (8001, "/weights", DATA, 403),
+        (8001, "/weights", "wrong", 401),
+    ],
+)
+async def test_admin_routes_are_on_their_own_port(port: int, path: str, token: str, status: int) -> None:
+    auth = BearerAuth(inner, DATA, ADMIN, is_admin={"/weights"}.__contains__, admin_port=8001)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=auth), base_url=f"http://test:{port}") as client:
+        assert (await client.post(path, headers={"Authorization": f"Bearer {token}"})).status_code == status
+
+
+@pytest.mark.parametrize(
     ("token", "enters"), [(None, False), (b"Bearer wrong", False), (b"Bearer " + DATA.encode(), True)]
 )
 async def test_web_sockets_are_guarded_too(token: bytes | None, enters: bool) -> None:

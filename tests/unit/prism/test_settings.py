@@ -7,6 +7,7 @@ import pytest
 
 from prism.endpoints import load_endpoints
 from prism.errors import ConfigError
+from prism.secret_files import write_secrets
 from prism.settings import ServiceSettings, load_settings
 from services.experts.settings import ExpertSettings
 
@@ -26,7 +27,16 @@ ENDPOINTS = {
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Only what a test sets."""
-    for name in ("PORT", "HOST", "TOKEN", "ADMIN_TOKEN", "LOG_LEVEL", *(key.upper() for key in ENDPOINTS)):
+    for name in (
+        "PORT",
+        "ADMIN_PORT",
+        "HOST",
+        "TOKEN",
+        "ADMIN_TOKEN",
+        "SECRETS_DIR",
+        "LOG_LEVEL",
+        *(key.upper() for key in ENDPOINTS),
+    ):
         monkeypatch.delenv(f"PRISM_{name}", raising=False)
     return monkeypatch
 
@@ -51,6 +61,7 @@ def test_settings_come_from_prefixed_variables(environment: pytest.MonkeyPatch) 
         (GOOD | {"PRISM_PORT": "web"}, "(given: 'web')"),
         (GOOD | {"PRISM_TOKEN": "short"}, "need 16 characters or more"),
         (GOOD | {"PRISM_TOKEN": ADMIN}, "must differ"),
+        (GOOD | {"PRISM_ADMIN_PORT": "8000"}, "PRISM_PORT and PRISM_ADMIN_PORT must differ"),
     ],
 )
 def test_a_wrong_variable_is_named(environment: pytest.MonkeyPatch, values: dict[str, str], message: str) -> None:
@@ -67,6 +78,31 @@ def test_no_token_has_a_default(environment: pytest.MonkeyPatch) -> None:
         load_settings(ServiceSettings)
     assert "PRISM_TOKEN: is not set" in str(refused.value)
     assert "PRISM_ADMIN_TOKEN: is not set" in str(refused.value)
+
+
+def test_a_secret_may_be_a_file_and_the_variable_comes_first(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_secrets(tmp_path, tmp_path, "redis:6379")
+    given(environment, {"PRISM_PORT": "8000", "PRISM_SECRETS_DIR": str(tmp_path), "PRISM_ADMIN_TOKEN": ADMIN})
+    settings = load_settings(ServiceSettings)
+    assert settings.token.get_secret_value() == (tmp_path / "prism_token").read_text()
+    assert settings.admin_token.get_secret_value() == ADMIN
+
+
+def test_secrets_are_made_up_once_unless_they_are_given(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder, redis = tmp_path / "all", tmp_path / "redis"
+    folder.mkdir()
+    redis.mkdir()
+    environment.delenv("PRISM_REDIS_PASSWORD", raising=False)
+    given(environment, {"PRISM_TOKEN": DATA})
+    assert write_secrets(folder, redis, "redis:6379") == ["PRISM_ADMIN_TOKEN", "PRISM_REDIS_PASSWORD"]
+    first = {file.name: file.read_text() for file in folder.iterdir()}
+    assert write_secrets(folder, redis, "redis:6379") == []
+    assert {file.name: file.read_text() for file in folder.iterdir()} == first
+    assert first["prism_token"] == DATA
+    assert len({first["prism_admin_token"], first["prism_redis_password"]}) == 2
+    assert first["prism_redis_url"] == f"redis://:{first['prism_redis_password']}@redis:6379/0"
+    assert (redis / "password.conf").read_text() == f"requirepass {first['prism_redis_password']}\n"
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o400}
 
 
 def test_a_service_says_all_it_lacks_at_once(environment: pytest.MonkeyPatch) -> None:
@@ -87,7 +123,7 @@ def test_endpoints_come_from_the_environment_before_the_stack_file(
     assert endpoints.policy_url == "http://elsewhere"
     assert endpoints.grader_url == "http://grader"
     assert endpoints.admin_token is None
-    assert endpoints.expert_url("reasoning") == "http://reasoning"
+    assert endpoints.expert_url("reasoning") == endpoints.admin_url("reasoning") == "http://reasoning"
     assert "secret" not in repr(endpoints)
 
 
@@ -97,3 +133,11 @@ def test_endpoints_that_nobody_names_are_listed(environment: pytest.MonkeyPatch,
         load_endpoints(tmp_path / "stack.json")
     assert "PRISM_POLICY_URL: is not set" in str(refused.value)
     assert "PRISM_REDIS_URL" not in str(refused.value)
+
+
+def test_weights_go_to_the_admin_port(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "stack.json"
+    file.write_text(json.dumps(ENDPOINTS | {"policy_url": "http://policy:8000"}))
+    given(environment, {"PRISM_ADMIN_PORT": "8001"})
+    endpoints = load_endpoints(file)
+    assert (endpoints.admin_url("policy"), endpoints.policy_url) == ("http://policy:8001", "http://policy:8000")

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from prism.config import RunConfig, load_config
 from prism.errors import ServiceError
-from prism.stack import Service, Stack
+from prism.stack import RunningServices, Service, Stack
 
 # Says that it is ready by a file, so that nothing needs a port; ends as soon as it is asked to.
 READY = "import pathlib, time; pathlib.Path(r'{flag}').touch(); time.sleep(600)"
@@ -100,13 +101,14 @@ def test_a_run_has_all_services_on_consecutive_ports_with_tokens_of_their_own(
 
 
 def test_experts_start_from_a_folder_of_their_own_where_they_have_one(config: RunConfig, tmp_path: Path) -> None:
-    def models(**options: Path) -> dict[str, str]:
+    def models(**options: Any) -> dict[str, str]:
         stack = Stack(config, tmp_path / "policy", Console(file=io.StringIO()), **options)
         return {s.name: s.environment["PRISM_MODEL"] for s in stack.services if "PRISM_MODEL" in s.environment}
 
-    policy, mixture = str(tmp_path / "policy"), tmp_path / "mixture"
+    policy, one, two = (str(tmp_path / name) for name in ("policy", "one", "two"))
     assert models() == {"policy": policy, "perception": policy, "reasoning": policy}
-    assert models(experts=mixture) == {"policy": policy, "perception": str(mixture), "reasoning": str(mixture)}
+    own = models(experts={"perception": Path(one), "reasoning": Path(two)})
+    assert own == {"policy": policy, "perception": one, "reasoning": two}
 
 
 def test_a_redis_of_ones_own_and_more_workers_are_taken(
@@ -213,3 +215,16 @@ def test_each_expert_knows_where_the_other_is(stack: Stack) -> None:
     environments = {service.name: service.environment for service in stack.services}
     for expert, other in (("perception", "reasoning"), ("reasoning", "perception")):
         assert environments[expert]["PRISM_PEER_URL"] == environments[expert][f"PRISM_{other.upper()}_URL"]
+
+
+def test_services_that_run_already_are_waited_for_and_named_when_they_are_late(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"http://127.0.0.1:{config.stack.base_port}"
+    urls = {f"PRISM_{name}_URL": url for name in ("REDIS", "POLICY", "PERCEPTION", "REASONING", "GRADER")}
+    for name, value in (urls | {"PRISM_BLOBS": "/blobs", "PRISM_TOKEN": "x" * 16}).items():
+        monkeypatch.setenv(name, value)
+    late = config.model_copy(update={"stack": config.stack.model_copy(update={"start_deadline_seconds": 0.1})})
+    console = Console(file=io.StringIO(), highlight=False)
+    with pytest.raises(ServiceError, match=f"{url} is not ready: ConnectError"), RunningServices(late, console):
+        pass

@@ -251,3 +251,12 @@ def test_runs_do_not_meet(trainer: TrainerStream, redis_client: redis.Redis) -> 
     trainer.admit([request()])
     assert (trainer.lag(), other.lag()) == (1, 0)
     assert redis_client.xinfo_groups(NAMES.prompts)[0]["name"] == WORKERS.encode()
+
+
+async def test_a_worker_sees_how_long_the_streams_are(
+    trainer: TrainerStream, workers: tuple[WorkerStream, WorkerStream]
+) -> None:
+    trainer.admit(request(position) for position in range(3))
+    await workers[0].finish(await taken(workers[0]), pb.RolloutGroup())
+    await workers[0].bury(await taken(workers[0]), "no good")
+    assert await workers[1].lengths() == {"prompts": 1, "rollouts": 1, "dead": 1}

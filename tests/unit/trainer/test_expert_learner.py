@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from prism.v1 import rollout_pb2 as pb
 from services.experts.planner import Planner
 from services.experts.settings import ExpertSettings
 from trainer.examples import GroupExamples
-from trainer.expert_learner import ExpertLearner
+from trainer.expert_learner import ExpertLearner, _Pairs, _with_mismatches  # pyright: ignore[reportPrivateUsage]
 from trainer.losses import bradley_terry, score_regularisation
 
 MEASURED = (
@@ -418,6 +419,32 @@ def test_mismatched_pairs_teach_to_look_at_the_prompt(
     assert history[-1]["gap"] == 0.0
     alone = figures(learner(mismatch=1.0), groups(WRONG, count=1), prompts, examples)
     assert alone["mismatch_accuracy"] is None, "one prompt has no other"
+
+
+def test_mismatched_pairs_need_the_teachers_text_alone(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    batch = groups("", count=8)
+    for group in batch:
+        del group.samples[:]
+    one = learner(mismatch=1.0, optimizer={"lr": 3e-3})
+    history = [figures(one, batch, prompts, examples) for _ in range(25)]
+    assert history[-1]["mismatch_accuracy"] > 0.8
+    assert (history[-1]["pair_accuracy"], history[-1]["valid_pairs"], history[-1]["updated"]) == (None, None, 1)
+    idle = figures(learner(), batch, prompts, examples)
+    assert (idle["loss"], idle["updated"]) == (None, 0), "without mismatches there is nothing to learn"
+
+
+def test_a_mismatch_is_the_text_of_the_prompt_most_alike(examples: Any, prompts: list[Example]) -> None:
+    """Same question about another picture of its size, where there is one; each text once as such."""
+    inputs = examples.inputs
+    pairs = [_Pairs(inputs.with_text(prompt, f"- text {i}"), []) for i, prompt in enumerate(prompts)]
+    twin = replace(prompts[0], pixel_values=prompts[0].pixel_values + 1)
+    made = _with_mismatches([*pairs, _Pairs(inputs.with_text(twin, "- twin"), [])], inputs)
+    texts = [inputs.tokenizer.decode(p.mismatched.response_ids[:-1]) for p in made if p.mismatched]
+    assert sorted(texts) == sorted([f"- text {i}" for i in range(len(prompts))] + ["- twin"])
+    assert texts[0] == "- twin" or texts[-1] == "- text 0"
+    assert all(p.mismatched and p.mismatched.pixel_values is p.teacher.pixel_values for p in made)
 
 
 def test_a_warm_up_balances_the_routers_and_is_not_skipped(

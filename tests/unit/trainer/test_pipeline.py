@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prism.config import AlignConfig, RunConfig, load_config
+from prism.config import AlignConfig, GroundingConfig, RunConfig, load_config
 from prism.errors import ConfigError, ServiceError
 from prism.expert_model import load_expert
+from prism.expert_section import SECTIONS
 from trainer import pipeline
 from trainer.compare import load_compare, stage_overrides, teacher_texts
 from trainer.expert_start import expert_start, served_experts
@@ -73,24 +74,46 @@ def align_of(config: RunConfig) -> AlignConfig:
     return stage
 
 
+def align_with(config: RunConfig, **experts: Any) -> AlignConfig:
+    stage = align_of(config)
+    return stage.model_copy(update={"experts": stage.experts.model_copy(update=experts)})
+
+
 def test_learners_and_services_take_the_same_mixture_made_once(config: RunConfig, tiny_model: Path) -> None:
     assert served_experts(config) is None, "alignment's own start is not there yet"
     finish_stage(config, "sft", "sft", lambda folder: copy(tiny_model, folder))
-    folder = config.run_dir / "experts" / "align"
-    assert served_experts(config) == folder
+    folder = config.run_dir / "experts" / "align" / "mixture"
+    mixed = align_with(config, grounding=None)
+    assert expert_start(config, "align", mixed, "reasoning") == folder
     assert load_expert(folder, strict=True).mixture == (4, 2)
     made = (folder / "model.safetensors").stat().st_mtime_ns
-    assert expert_start(config, "align", align_of(config)) == folder
+    assert expert_start(config, "align", mixed, "perception") == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
-    dense = align_of(config).model_copy(
-        update={"experts": align_of(config).experts.model_copy(update={"mixture": None})}
-    )
-    assert expert_start(config, "align", dense) == config.run_dir / "stages" / "sft"
+    dense = align_with(config, grounding=None, mixture=None)
+    assert expert_start(config, "align", dense, "perception") == config.run_dir / "stages" / "sft"
+
+
+def test_experts_are_grounded_on_the_teachers_text_before_the_game(
+    config: RunConfig, tiny_model: Path, demo_folder: Path
+) -> None:
+    data = config.path(align_of(config).rollouts.data)
+    data.parent.mkdir(parents=True)
+    shutil.copyfile(demo_folder / "data" / "teacher.jsonl", data)
+    shutil.copytree(demo_folder / "data" / "images", data.parent / "images")
+    finish_stage(config, "sft", "sft", lambda folder: copy(tiny_model, folder))
+    config.stages["align"] = align_with(config, grounding=GroundingConfig(epochs=1, batch=4))
+    folders = served_experts(config)
+    assert folders == {expert: config.run_dir / "experts" / "align" / expert for expert in SECTIONS}
+    for expert, folder in folders.items():
+        assert load_expert(folder, strict=True).mixture == (4, 2)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line[f"{expert}_pair_accuracy"] for line in lines] == [None, None]  # 8 rows in fours, no student
+        assert all(line[f"{expert}_updated"] for line in lines)
 
 
 def test_a_mixture_that_cannot_be_made_stops_the_run(config: RunConfig) -> None:
     finish_stage(config, "sft", "sft", lambda folder: {})
-    with pytest.raises(ConfigError, match="no mixture of experts could be made of"):
+    with pytest.raises(ConfigError, match="mixture could not be made"):
         served_experts(config)
     assert not (config.run_dir / "experts" / "align").exists()
 

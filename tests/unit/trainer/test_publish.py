@@ -1,6 +1,7 @@
 """Weights pushed to a server that is slow, away, or says no; and the probe that goes with them."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from prism.inputs import InputBuilder
 from prism.packing import pack
 from prism.v1 import rollout_pb2 as pb
 from prism.weights import MANIFEST, Manifest, Probe, verify
+from trainer import publish
 from trainer.policy_model import load_policy, response_logprobs
 from trainer.probe import make_probe
 from trainer.publish import Publisher
@@ -178,3 +180,24 @@ def test_no_probe_is_made_of_no_text(
 ) -> None:
     model = load_policy(tiny_model, dtype=torch.float32)
     assert make_probe(model, inputs, teacher_prompts[0], "", blobs, 1e-3) is None
+
+
+def test_every_replica_that_a_name_stands_for_gets_the_weights(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server: Server = serve((200, 0))
+    port = server.http.server_port
+
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        assert host == "policy-replicas"
+        return [(socket.AF_INET, 0, 0, "", (f"127.0.0.{last}", port)) for last in (1, 2)]
+
+    monkeypatch.setattr(publish.socket, "getaddrinfo", resolve)
+    assert publish.replica_urls(f"http://policy-replicas:{port}") == [
+        f"http://127.0.0.{last}:{port}" for last in (1, 2)
+    ]
+    monkeypatch.undo()
+    monkeypatch.setattr(publish, "replica_urls", lambda url: [server.url, server.url])
+    pusher = Publisher("policy", "http://policy-replicas", ADMIN, tmp_path, 1, PushConfig())
+    pusher.push(1, lambda folder: (folder / "model.safetensors").write_bytes(b"x") and None)
+    assert len(server.requests) == 2

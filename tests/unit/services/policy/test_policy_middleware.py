@@ -1,6 +1,8 @@
 """Tokens, the generation gate and pushes of weights, over a stand-in for vLLM."""
 
 import asyncio
+import contextlib
+import socket
 from typing import Any
 
 import httpx
@@ -10,6 +12,7 @@ from starlette.types import Message, Scope
 
 from prism.weights import Probe, read_newest
 from services.policy.gate import Phase
+from services.policy.settings import PolicySettings
 
 PROBE_MESSAGES: list[dict[str, object]] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
@@ -45,6 +48,24 @@ async def test_a_route_takes_its_own_token(service: Service, path: str, data_sta
     assert (await service.nobody.get(path, headers={"Authorization": "Bearer wrong"})).status_code == 401
     assert (await service.data.get(path)).status_code == data_status
     assert (await service.admin.get(path)).status_code == (405 if path == "/weights" else 200)
+
+
+async def test_admin_routes_move_to_the_admin_port(settings: PolicySettings) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    service = Service(settings.model_copy(update={"admin_port": port}))
+    await service.settled()
+    refused = await service.admin.get("/weights")
+    assert (refused.status_code, "PRISM_ADMIN_PORT" in refused.text) == (403, True)
+    assert (await service.data.get("/v1/models")).status_code == 200
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=service.admin.headers) as admin:
+        for _ in range(100):  # it is being started
+            with contextlib.suppress(httpx.ConnectError):
+                assert (await admin.get("/weights")).status_code == 405
+                break
+            await asyncio.sleep(0.05)
+        assert (await admin.get("/v1/models")).status_code == 200
 
 
 async def test_health_and_metrics_are_open_and_every_answer_names_the_version(service: Service) -> None:

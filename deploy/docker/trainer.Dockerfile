@@ -1,0 +1,28 @@
+# The trainer: all stages of a run over services that run already. For a GPU: --build-arg TORCH=cuda.
+FROM python:3.11-slim-bookworm
+WORKDIR /build
+COPY pyproject.toml constraints.txt ./
+COPY scripts/packages scripts/
+COPY deploy/docker/install deploy/docker/
+ARG TORCH=cpu
+RUN TORCH=$TORCH deploy/docker/install "learner,report,demo"
+
+WORKDIR /app
+COPY prism prism
+COPY services services
+COPY trainer trainer
+COPY configs configs
+RUN python3 -m compileall -q .
+
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title="PRISM trainer" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"
+# The root file system may be read-only: what libraries want to cache goes to /tmp.
+ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PRISM_HOST=0.0.0.0 PRISM_PORT=8000 PRISM_ADMIN_PORT=8001
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 CMD ["python3", "-m", "prism.healthcheck", "/metrics"]
+ENTRYPOINT ["python3", "-m", "prism"]
+CMD ["run", "configs/demo.toml", "--attach", "--set", "runs_dir=/runs"]

@@ -1,0 +1,22 @@
+"""``python -m prism.await_model MODEL FOLDER...``: returns once MODEL is a model's folder, and makes the other folders.
+
+What a pod of a service runs first: the trainer's makes or downloads the model meanwhile.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+LOOK_SECONDS = 2
+
+
+def main(model: str, *folders: str) -> None:
+    print(f"waiting for {model}", flush=True)
+    while not (Path(model) / "config.json").is_file():
+        time.sleep(LOOK_SECONDS)
+    for folder in folders:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

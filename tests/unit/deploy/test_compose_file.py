@@ -1,0 +1,101 @@
+"""docker-compose.yml against images, settings and the demo's configuration."""
+
+import re
+
+import pytest
+from deployment import ELSEWHERE, ROOT, SETTINGS, compose, default, image, known_variables, required_variables
+
+from prism.config import load_config
+
+SERVICES = compose()
+GPU = compose("docker-compose.gpu.yml")
+SECRETS = {"PRISM_TOKEN", "PRISM_ADMIN_TOKEN", "PRISM_REDIS_URL"}  # files that `prism secrets` writes
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_service_gets_the_variables_it_reads(name: str) -> None:
+    given = set(SERVICES[name]["environment"])
+    assert given - ELSEWHERE <= known_variables(name)
+    by_image = set(image(SERVICES[name]["image"]).environment)
+    assert required_variables(name) <= given | by_image | SECRETS
+    assert set(GPU.get(name, {}).get("environment", {})) <= known_variables(name)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_service_is_built_from_the_dockerfile_its_image_is_named_after(name: str) -> None:
+    build = OURS[name]["build"]
+    kind = OURS[name]["image"].split(":")[0].removeprefix("prism-")
+    assert build["dockerfile"] == f"deploy/docker/{kind}.Dockerfile"
+    assert (ROOT / build["dockerfile"]).is_file()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_container_may_do_little_and_is_published_on_this_machine_alone(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    for port in service.get("ports", []):
+        assert default(port).startswith("127.0.0.1:")
+        assert not default(port).endswith(":8001"), "the admin port is for the inner network"
+
+
+def test_redis_workers_and_trainer_are_reached_from_inside_alone() -> None:
+    for name in ("redis", "rollouts", "trainer"):
+        assert SERVICES[name]["networks"] == ["inside"]
+        assert "ports" not in SERVICES[name]
+
+
+@pytest.mark.parametrize("name", ["policy", "perception", "reasoning", "grader"])
+def test_what_is_published_is_the_data_port_of_the_image(name: str) -> None:
+    (published,) = SERVICES[name]["ports"]
+    assert default(published).split(":")[-1] == image(SERVICES[name]["image"]).environment["PRISM_PORT"]
+
+
+def test_no_secret_has_a_default() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert set(re.findall(r"\$\{(PRISM_[A-Z_]*(?:TOKEN|PASSWORD)):-\}", text)) == {
+        "PRISM_TOKEN",
+        "PRISM_ADMIN_TOKEN",
+        "PRISM_REDIS_PASSWORD",
+    }
+    assert not re.search(r"\$\{PRISM_[A-Z_]*(TOKEN|PASSWORD):-[^}]", text)
+
+
+def test_the_policy_admits_what_the_demo_asks_for() -> None:
+    longest = int(default(SERVICES["policy"]["environment"]["PRISM_MAX_MODEL_LEN"]))
+    assert longest == load_config(ROOT / "configs" / "demo.toml").stack.max_model_len
+    longest = int(default(GPU["policy"]["environment"]["PRISM_MAX_MODEL_LEN"]))
+    assert longest == load_config(ROOT / "configs" / "qwen3-vl-2b.toml").stack.max_model_len
+
+
+def waits_for(name: str) -> dict[str, str]:
+    needed: dict[str, dict[str, str]] = SERVICES[name].get("depends_on", {})
+    return {other: condition["condition"] for other, condition in needed.items()}
+
+
+def test_everyone_waits_for_health_and_not_for_time() -> None:
+    assert "sleep" not in (ROOT / "docker-compose.yml").read_text()
+    servers = ("redis", "policy", "perception", "reasoning", "grader", "rollouts")
+    assert waits_for("trainer") == dict.fromkeys(servers, "service_healthy")
+    for name in ("policy", "perception", "reasoning", "rollouts"):
+        assert waits_for(name)["prepare"] == waits_for(name)["secrets"] == "service_completed_successfully"
+
+
+def volumes(name: str) -> dict[str, list[str]]:
+    return {part[1]: part for part in (volume.split(":") for volume in SERVICES[name].get("volumes", []))}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_only_who_makes_a_run_writes_to_it(name: str) -> None:
+    for target, parts in volumes(name).items():
+        writable = parts[-1] != "ro"
+        assert writable == (target == "/state" or (target == "/runs" and name == "trainer"))
+
+
+def test_prometheus_scrapes_every_service() -> None:
+    text = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text()
+    for name in SETTINGS:
+        port = image(SERVICES[name]["image"]).environment["PRISM_PORT"]
+        assert f'"{name}:{port}"' in text or (f"names: [{name}]" in text and f"port: {port}" in text)

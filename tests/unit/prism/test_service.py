@@ -1,0 +1,60 @@
+"""A service as a process: which routes answer on which port."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
+SERVICE = """
+from prism.service import create_app, serve
+from prism.settings import ServiceSettings, load_settings
+settings = load_settings(ServiceSettings)
+app = create_app("test", settings, not_ready=lambda: None)
+app.post("/weights")(lambda: "taken")
+serve(app, settings)
+"""
+
+
+@pytest.fixture(scope="module")
+def ports() -> Iterator[tuple[int, int]]:
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        data, admin = one.getsockname()[1], two.getsockname()[1]
+    environment = {"PRISM_PORT": data, "PRISM_ADMIN_PORT": admin, "PRISM_TOKEN": DATA, "PRISM_ADMIN_TOKEN": ADMIN}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVICE], env=os.environ | {name: str(value) for name, value in environment.items()}
+    )
+    try:
+        until = time.monotonic() + 30
+        while subprocess.run([sys.executable, "-m", "prism.healthcheck"], env=os.environ | {"PRISM_PORT": str(data)},
+                             capture_output=True).returncode:  # fmt: skip
+            assert process.poll() is None
+            assert time.monotonic() < until, "the service is not ready"
+            time.sleep(0.1)
+        yield data, admin
+    finally:
+        process.terminate()
+        assert process.wait(15) is not None
+
+
+def push(port: int) -> int:
+    url, headers = f"http://127.0.0.1:{port}/weights", {"Authorization": f"Bearer {ADMIN}"}
+    return httpx.post(url, headers=headers).status_code
+
+
+def test_weights_are_taken_on_the_admin_port_alone(ports: tuple[int, int]) -> None:
+    assert (push(ports[0]), push(ports[1])) == (403, 200)
+
+
+def test_the_health_check_fails_for_what_is_not_there(ports: tuple[int, int]) -> None:
+    for path, status in (("/readyz", 0), ("/nothing", 1)):
+        command = [sys.executable, "-m", "prism.healthcheck", path]
+        checked = subprocess.run(command, env=os.environ | {"PRISM_PORT": str(ports[0])}, capture_output=True)
+        assert checked.returncode == status
