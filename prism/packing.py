@@ -193,16 +193,11 @@ def _positions(backbone: Any, batch: Batch) -> Tensor:
     """Rotary positions [3, 1, T]: a response's go on from the end of its prompt, on all three axes."""
     parts: list[Tensor] = []
     after: list[int] = []  # the position after each prompt
-    rows = zip(
-        batch.sequences,
-        batch.input_ids.cpu().split(batch.layout.lengths, 1),
-        batch.is_image.cpu().split(batch.layout.lengths, 1),
-        strict=True,
-    )
-    for sequence, ids, is_image in rows:
+    for sequence in batch.sequences:
         if sequence.prompt:
-            end = sequence.prompt.prompt_length
-            taken = prompt_positions(backbone, ids[:, :end], is_image[:, :end], sequence.prompt.image_grid_thw)
+            ids = torch.tensor([sequence.prompt.input_ids[: sequence.prompt.prompt_length]])
+            is_image = ids == backbone.config.image_token_id
+            taken = prompt_positions(backbone, ids, is_image, sequence.prompt.image_grid_thw)
             parts.append(taken)
             after.append(int(taken.max()) + 1)
         start = after[sequence.parent]

@@ -286,7 +286,7 @@ def gradient_of_update(one: PolicyLearner, samples: list[TrainingSample], exampl
     """Of the update's only optimizer step, which is not made."""
     gradients: list[torch.Tensor] = []
 
-    def keep(loss: float) -> tuple[float, bool]:
+    def keep(loss: float = 0.0) -> tuple[float, bool]:
         gradients.append(torch.cat([p.grad.flatten() for p in one.model.parameters() if p.grad is not None]))
         return 1.0, True
 

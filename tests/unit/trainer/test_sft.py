@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from prism.config import RunConfig, SftConfig
 from prism.data import DataFile, read_rows
-from prism.errors import DataError
+from prism.errors import DataError, NotFiniteError
 from prism.inputs import InputBuilder
 from trainer import sft
 from trainer.checkpoint import checkpoints
@@ -97,6 +97,37 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
     assert resumed.keys() == whole.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_updates_that_are_not_finite_end_it_and_their_rows_are_named(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, healthy, steps = config(optimizer={"lr": 3e-3, "max_skipped": 2}), sft.response_logprobs, list[int]()
+
+    def spoilt(*given: Any) -> torch.Tensor:
+        steps.append(len(steps))
+        return healthy(*given) * (float("nan") if steps[-1] >= 2 else 1.0)
+
+    monkeypatch.setattr(sft, "response_logprobs", spoilt)
+    with pytest.raises(NotFiniteError, match="2 updates in a row"):
+        train(made)
+    assert losses(made)[2] is None
+    assert [folder.name for folder in checkpoints(made.run_dir / "checkpoints" / "sft")] == ["000002"]
+    order, file = Order(24, 4, made.seed), made.run_dir / "data" / "public.jsonl"
+    ids = [json.loads(line)["id"] for line in file.read_text().splitlines()]
+    for step in (2, 3):
+        kept = (made.run_dir / "not-finite" / f"sft-{step + 1:06d}.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in kept] == [{"file": str(file), "id": ids[i]} for i in order.at(step)]
+
+
+@pytest.mark.parametrize("tokens", [1, 150])
+def test_a_step_does_not_depend_on_the_micro_batch(config: Callable[..., RunConfig], tokens: int) -> None:
+    together, apart = config(steps=1), config(steps=1, micro_batch_tokens=tokens)
+    train(together)
+    train(apart, "apart")
+    lines = [json.loads(line) for line in (apart.run_dir / "metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "grad_norm"):
+        assert lines[1][name] == pytest.approx(lines[0][name], rel=1e-5)
 
 
 def test_the_text_asked_for_is_imitated(demo_folder: Path, tiny_model: Path, teacher_rows: DataFile) -> None:
