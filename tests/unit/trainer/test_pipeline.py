@@ -139,7 +139,10 @@ def test_a_preparation_that_fails_is_the_users_to_mend(config: RunConfig) -> Non
         pipeline.prepare(broken, Console(quiet=True))
 
 
-def test_a_stage_wants_the_one_before_it(config: RunConfig) -> None:
+def test_a_stage_wants_what_comes_before_it(config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="`prism prepare` makes the run's model and data"):
+        train_stage(config, "sft")
+    config.run_dir.mkdir()
     with pytest.raises(ConfigError, match="starts from the result of align"):
         train_stage(config, "rlvr")
     with pytest.raises(ConfigError, match="no stage 'alignn': the configuration has sft, align, rlvr"):
