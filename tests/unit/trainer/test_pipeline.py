@@ -96,10 +96,7 @@ def test_learners_and_services_take_the_same_mixture_made_once(config: RunConfig
 def test_experts_are_grounded_on_the_teachers_text_before_the_game(
     config: RunConfig, tiny_model: Path, demo_folder: Path
 ) -> None:
-    data = config.path(align_of(config).rollouts.data)
-    data.parent.mkdir(parents=True)
-    shutil.copyfile(demo_folder / "data" / "teacher.jsonl", data)
-    shutil.copytree(demo_folder / "data" / "images", data.parent / "images")
+    shutil.copytree(demo_folder / "data", config.run_dir / "data")
     finish_stage(config, "sft", "sft", lambda folder: copy(tiny_model, folder))
     config.stages["align"] = align_with(config, grounding=GroundingConfig(epochs=1, batch=4))
     folders = served_experts(config)
