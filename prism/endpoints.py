@@ -26,7 +26,7 @@ class Endpoints(BaseSettings):
     token: SecretStr
     admin_token: SecretStr | None = None
     admin_port: int | None = Field(
-        None, description="where services keep their admin routes, if on a port of their own"
+        default=None, description="where services keep their admin routes, if on a port of their own"
     )
 
     def expert_url(self, expert: str) -> str:

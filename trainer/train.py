@@ -11,12 +11,12 @@ from trainer.result import finish_stage, stage_result, start_of
 def train_stage(config: RunConfig, which: str) -> None:
     """``which`` is a stage's name, or its kind where only one has it. Raises ConfigError if it cannot be trained."""
     name = _name(config, which)
-    if config.prepare and not config.run_dir.is_dir():
-        raise ConfigError(f"{config.run_dir} is not there yet: `prism prepare` makes the run's model and data")
     names = list(config.stages)
     before = names[: names.index(name)]
     if before and not stage_result(config, before[-1]):
         raise ConfigError(f"stage {name} starts from the result of {before[-1]}, which is not there: train that first")
+    if config.prepare and not config.run_dir.is_dir():
+        raise ConfigError(f"{config.run_dir} is not there yet: `prism prepare` makes the run's model and data")
     if config.threads:
         torch.set_num_threads(config.threads)
     stage, start = config.stages[name], start_of(config, name)

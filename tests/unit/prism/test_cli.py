@@ -14,6 +14,8 @@ from prism.errors import DataError
 COMMANDS = [
     [],
     ["run"],
+    ["prepare"],
+    ["secrets"],
     ["demo"],
     ["train"],
     ["up"],
@@ -77,7 +79,7 @@ def prism(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         (["train", "rlvr", "--config", "{demo}"], "error: stage rlvr starts from the result of align"),
         (
             ["train", "sft", "--config", "{demo}", "--set", "model=./nowhere", "--set", "threads=1"],
-            "error: no processor can be loaded from ./nowhere: ",
+            "error: runs/demo is not there yet: `prism prepare` makes the run's model and data",
         ),
         (["demo"], "error: configs/demo.toml is not here"),
         (["experts", "upcycle", "./nowhere", "out"], "error: no processor can be loaded from ./nowhere: "),

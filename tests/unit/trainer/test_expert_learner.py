@@ -24,7 +24,7 @@ from prism.v1 import rollout_pb2 as pb
 from services.experts.planner import Planner
 from services.experts.settings import ExpertSettings
 from trainer.examples import GroupExamples
-from trainer.expert_learner import ExpertLearner, _Pairs, _with_mismatches  # pyright: ignore[reportPrivateUsage]
+from trainer.expert_learner import ExpertLearner, _Pairs, _with_mismatches
 from trainer.losses import bradley_terry, score_regularisation
 
 MEASURED = (
@@ -439,6 +439,7 @@ def test_a_mismatch_is_the_text_of_the_prompt_most_alike(examples: Any, prompts:
     """Same question about another picture of its size, where there is one; each text once as such."""
     inputs = examples.inputs
     pairs = [_Pairs(inputs.with_text(prompt, f"- text {i}"), []) for i, prompt in enumerate(prompts)]
+    assert prompts[0].pixel_values is not None
     twin = replace(prompts[0], pixel_values=prompts[0].pixel_values + 1)
     made = _with_mismatches([*pairs, _Pairs(inputs.with_text(twin, "- twin"), [])], inputs)
     texts = [inputs.tokenizer.decode(p.mismatched.response_ids[:-1]) for p in made if p.mismatched]

@@ -100,6 +100,7 @@ def test_experts_are_grounded_on_the_teachers_text_before_the_game(
     finish_stage(config, "sft", "sft", lambda folder: copy(tiny_model, folder))
     config.stages["align"] = align_with(config, grounding=GroundingConfig(epochs=1, batch=4))
     folders = served_experts(config)
+    assert folders
     assert folders == {expert: config.run_dir / "experts" / "align" / expert for expert in SECTIONS}
     for expert, folder in folders.items():
         assert load_expert(folder, strict=True).mixture == (4, 2)
@@ -139,7 +140,6 @@ def test_a_preparation_that_fails_is_the_users_to_mend(config: RunConfig) -> Non
 def test_a_stage_wants_what_comes_before_it(config: RunConfig) -> None:
     with pytest.raises(ConfigError, match="`prism prepare` makes the run's model and data"):
         train_stage(config, "sft")
-    config.run_dir.mkdir()
     with pytest.raises(ConfigError, match="starts from the result of align"):
         train_stage(config, "rlvr")
     with pytest.raises(ConfigError, match="no stage 'alignn': the configuration has sft, align, rlvr"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from prism.blobs import BlobStore
 from prism.config import PushConfig
@@ -199,5 +200,5 @@ def test_every_replica_that_a_name_stands_for_gets_the_weights(
     monkeypatch.undo()
     monkeypatch.setattr(publish, "replica_urls", lambda url: [server.url, server.url])
     pusher = Publisher("policy", "http://policy-replicas", ADMIN, tmp_path, 1, PushConfig())
-    pusher.push(1, lambda folder: (folder / "model.safetensors").write_bytes(b"x") and None)
+    pusher.push(1, lambda folder: save_file({"x": torch.zeros(1)}, folder / "model.safetensors"))
     assert len(server.requests) == 2

@@ -51,7 +51,7 @@ def test_an_expert_learns_and_goes_on_bit_for_bit_after_an_interruption(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     result = warm_up(mixture, pairs, whole, "--expert=perception")
     assert result.exit_code == 0, result.output
-    assert "1 of 8 pairs break the response format" in result.output
+    assert "1 of 8 rows break the response format" in result.output
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 16 pairs in threes
     assert lines[-1]["perception_pair_accuracy"] == 1.0
