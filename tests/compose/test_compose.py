@@ -98,9 +98,9 @@ def test_dashboards_ask_for_what_a_running_stack_exposes(run: Composed) -> None:
         for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", page, re.MULTILINE)
         for suffix in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))
     }
-    figures = set(re.findall(r'prism_trainer_value\{figure="([a-z_]+)"', page))
+    figures = set(re.findall(r'prism_trainer_value\{figure="([a-z0-9_]+)"', page))
     text = "\n".join(file.read_text() for file in [*CHART.glob("dashboards/*.json"), CHART / "rules.yml"])
-    asked = set(re.findall(r"\b(?:prism_|vllm:)[a-z_]+(?=[{\[) ])", text))
+    asked = set(re.findall(r"\b(?:prism_|vllm:)[a-z0-9_]+(?=[{\[) ])", text))
     assert asked - names == set()
     of_rlvr = {"reward", "accuracy"}  # the pages were read during alignment
-    assert set(re.findall(r'figure=\\?"([a-z_]+)', text)) - figures - of_rlvr == set()
+    assert set(re.findall(r'figure=\\?"([a-z0-9_]+)', text)) - figures - of_rlvr == set()
