@@ -77,13 +77,14 @@ def test_experts_that_score_are_the_ones_that_were_pushed(run: Run) -> None:
 
 
 def test_experts_are_mixtures_wherever_they_live(run: Run) -> None:
-    start = run.folder / "experts" / "align"
+    starts = run.folder / "experts" / "align"
     for expert in ("perception", "reasoning"):
+        start = starts / expert
         result = run.folder / "stages" / "align" / "experts" / expert
         newest = Manifest.model_validate_json((run.folder / "services" / expert / "newest.json").read_bytes())
         assert newest.version == WARMUP_STEPS + ALIGN_STEPS
         served = verify(run.folder / "weights", newest)
-        for folder in (start, result, served):
+        for folder in (starts / "mixture", start, result, served):
             assert load_expert(folder, strict=True).mixture == (4, 2), folder
         pushed, trained, before = (load_file(f / "model.safetensors") for f in (served, result, start))
         assert all((pushed[name] == trained[name]).all() for name in trained)
