@@ -14,7 +14,6 @@ import torch
 from prism.config import AlignConfig, RunConfig
 from prism.expert_model import load_expert, place, save_expert
 from prism.expert_section import SECTIONS, Section
-from prism.inputs import Example
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
 from trainer.advantages import Advantages, ExpertScores, alignment_advantages
@@ -24,13 +23,12 @@ from trainer.expert_learner import ExpertLearner
 from trainer.expert_start import expert_start
 from trainer.intake import POLICY, Admission, Intake
 from trainer.losses import Algorithm
-from trainer.not_finite import keep_groups
 from trainer.policy_learner import PolicyLearner, training_samples
 from trainer.policy_model import load_learner, save_policy
 from trainer.publish import Publisher
 from trainer.recorder import Recorder
 from trainer.result import start_version
-from trainer.stage import loss_options, mean, push_policy, rollout_figures, update_policy, usable_groups
+from trainer.stage import keeping_offenders, loss_options, mean, push_policy, rollout_figures, usable_groups
 
 WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still
 
@@ -75,13 +73,15 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
 
         warming_up = step < stage.warmup_steps
         for expert in experts:
-            figures |= _update_expert(context, expert, step, groups, prompts, warming_up)
+            with keeping_offenders(context, expert, step, groups):
+                figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
         if not warming_up:
             advantages = _advantages(groups, stage.alpha)
             samples, unplaceable = training_samples(
                 groups, prompts, advantages.values, advantages.keep, context.examples
             )
-            figures |= update_policy(context, policy, step, groups, samples)
+            with keeping_offenders(context, policy, step, groups):
+                figures |= policy.update(samples, context.examples)
             figures |= _judged(groups, advantages) | {"unplaceable_samples": unplaceable}
         intake.finish(step)
 
@@ -119,27 +119,6 @@ def _new_expert(
         transformers_model: Any = model
         transformers_model.gradient_checkpointing_enable()
     return ExpertLearner(expert, place(model, config.device), stage.experts, updates)
-
-
-def _update_expert(
-    context: Context,
-    expert: ExpertLearner,
-    step: int,
-    groups: Sequence[pb.RolloutGroup],
-    prompts: Sequence[Example],
-    warming_up: bool,
-) -> dict[str, Any]:
-    """As the expert does it. What made an update not finite is kept in the run's folder."""
-    try:
-        return expert.update(groups, prompts, context.inputs, warming_up=warming_up)
-    finally:
-        if expert.not_finite:
-            offenders = [groups[number] for number in expert.not_finite]
-            name = f"{context.stage}-{expert.expert}"
-            file = keep_groups(context.config.run_dir, name, step + 1, offenders)
-            context.say(
-                f"step {step + 1}: the {expert.expert} expert's update was not finite; its groups are in {file}"
-            )
 
 
 def _admit_ahead(

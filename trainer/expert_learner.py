@@ -26,6 +26,8 @@ from trainer.router import RouterLoad, load_balance
 class _Pairs:
     """One prompt's sections: the teacher's, and those it is paired with."""
 
+    group: int
+    """The prompt's place among the groups of the update."""
     teacher: Example
     students: list[Example]
     mismatched: Example | None = None
@@ -75,13 +77,12 @@ class ExpertLearner:
         """
         started = time.perf_counter()
         config = self.config
-        pairs = [self._pairs(group, prompt, inputs) for group, prompt in zip(groups, prompts, strict=True)]
-        numbers = [number for number, p in enumerate(pairs) if p is not None]
-        valid = [p for p in pairs if p is not None]
+        numbered = enumerate(zip(groups, prompts, strict=True))
+        found = [self._pairs(number, group, prompt, inputs) for number, (group, prompt) in numbered]
+        pairs = [p for p in found if p is not None]
         if config.mismatch:
-            valid = _with_mismatches(valid, inputs)
-        used = [p for p in valid if p.students or p.mismatched]
-        group_of = [number for number, p in zip(numbers, valid, strict=True) if p.students or p.mismatched]
+            pairs = _with_mismatches(pairs, inputs)
+        used = [p for p in pairs if p.students or p.mismatched]
         self.not_finite = []
         total_pairs = sum(len(p.students) for p in used)
         total_mismatches = sum(p.mismatched is not None for p in used)
@@ -115,7 +116,7 @@ class ExpertLearner:
             loss.backward()
             loss_sum += loss.item()
             if not math.isfinite(loss.item()):
-                self.not_finite += [group_of[index] for index in indices]
+                self.not_finite += [p.group for p in chunk]
             load.add(judged)
             scores_of += _split(scores.detach().cpu(), chunk)
         finite = all(s.is_finite for s in scores_of)
@@ -123,7 +124,7 @@ class ExpertLearner:
         accuracy = measured["pair_accuracy"]
         norm, updated = None, False
         if used and (warming_up or accuracy is None or accuracy <= config.skip_above_accuracy):
-            self.not_finite = self.not_finite or group_of  # in case it raises
+            self.not_finite = self.not_finite or [p.group for p in used]  # in case it raises
             norm, updated = self._optimizer.step(loss_sum)
             self.not_finite = [] if updated else self.not_finite
         else:
@@ -141,12 +142,12 @@ class ExpertLearner:
         }
         return {f"{self.expert}_{name}": value for name, value in figures.items()}
 
-    def _pairs(self, group: pb.RolloutGroup, prompt: Example, inputs: InputBuilder) -> _Pairs | None:
+    def _pairs(self, number: int, group: pb.RolloutGroup, prompt: Example, inputs: InputBuilder) -> _Pairs | None:
         teacher = self._section(group.request.prompt.teacher, prompt, inputs)
         if teacher is None:
             return None
         students = [self._section(sample.text, prompt, inputs) for sample in group.samples]
-        return _Pairs(teacher, [student for student in students if student is not None])
+        return _Pairs(number, teacher, [student for student in students if student is not None])
 
     def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
         parsed = parse_response(text)

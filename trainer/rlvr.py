@@ -18,7 +18,7 @@ from trainer.policy_learner import PolicyLearner, training_samples
 from trainer.policy_model import load_learner, load_reference, save_policy
 from trainer.recorder import Recorder
 from trainer.result import start_version
-from trainer.stage import loss_options, mean, push_policy, rollout_figures, update_policy, usable_groups
+from trainer.stage import keeping_offenders, loss_options, mean, push_policy, rollout_figures, usable_groups
 
 
 def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, output: Path) -> dict[str, Any]:
@@ -61,7 +61,8 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             groups, prompts = [groups[i] for i in chosen], [prompts[i] for i in chosen]
         advantages = _advantages(groups, stage)
         samples, unplaceable = training_samples(groups, prompts, advantages.values, advantages.keep, context.examples)
-        figures |= update_policy(context, policy, step, groups, samples)
+        with keeping_offenders(context, policy, step, groups):
+            figures |= policy.update(samples, context.examples)
         figures |= {
             "masked_samples": advantages.masked_samples,
             "dropped_groups": advantages.dropped_groups,

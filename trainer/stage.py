@@ -1,7 +1,8 @@
 """What a step of alignment and a step of RLVR have in common: checked prompts, figures, pushes, stage results."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -12,10 +13,11 @@ from prism.inputs import Example
 from prism.response import caption_f1, parse_response
 from prism.v1 import rollout_pb2 as pb
 from trainer.context import Context
+from trainer.expert_learner import ExpertLearner
 from trainer.intake import Intake, StepRollouts
 from trainer.losses import DEFAULT_OPTIONS, Algorithm, LossOptions
 from trainer.not_finite import keep_groups
-from trainer.policy_learner import PolicyLearner, TrainingSample
+from trainer.policy_learner import PolicyLearner
 from trainer.probe import make_probe
 from trainer.publish import Publisher
 from trainer.staleness import staleness
@@ -64,24 +66,21 @@ def _refuse_mixed_scores(group: pb.RolloutGroup) -> None:
             raise StreamError(f"{expert} scores of versions {', '.join(map(str, sorted(found)))} cannot be compared")
 
 
-def update_policy(
-    context: Context,
-    policy: PolicyLearner,
-    step: int,
-    groups: Sequence[pb.RolloutGroup],
-    samples: Sequence[TrainingSample],
-) -> dict[str, Any]:
-    """Learn from the step's samples of ``groups``. What made an update not finite is kept in the run's folder.
-
-    Raises NotFiniteError as the learner does.
-    """
+@contextmanager
+def keeping_offenders(
+    context: Context, learner: PolicyLearner | ExpertLearner, step: int, groups: Sequence[pb.RolloutGroup]
+) -> Iterator[None]:
+    """Around an update of the step's ``groups``: what made it not finite is kept in the run's folder, and said."""
     try:
-        return policy.update(samples, context.examples)
+        yield
     finally:
-        if policy.not_finite:
-            offenders = [groups[number] for number in policy.not_finite]
-            file = keep_groups(context.config.run_dir, context.stage, step + 1, offenders)
-            context.say(f"step {step + 1}: a policy update was not finite; its {len(offenders)} groups are in {file}")
+        if learner.not_finite:
+            name, whose = context.stage, "a policy"
+            if isinstance(learner, ExpertLearner):
+                name, whose = f"{name}-{learner.expert}", f"the {learner.expert} expert's"
+            offenders = [groups[number] for number in learner.not_finite]
+            file = keep_groups(context.config.run_dir, name, step + 1, offenders)
+            context.say(f"step {step + 1}: {whose} update was not finite; its {len(offenders)} groups are in {file}")
 
 
 def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, version: int) -> dict[str, Any]:

@@ -438,10 +438,10 @@ def test_mismatched_pairs_need_the_teachers_text_alone(
 def test_a_mismatch_is_the_text_of_the_prompt_most_alike(examples: Any, prompts: list[Example]) -> None:
     """Same question about another picture of its size, where there is one; each text once as such."""
     inputs = examples.inputs
-    pairs = [_Pairs(inputs.with_text(prompt, f"- text {i}"), []) for i, prompt in enumerate(prompts)]
+    pairs = [_Pairs(i, inputs.with_text(prompt, f"- text {i}"), []) for i, prompt in enumerate(prompts)]
     assert prompts[0].pixel_values is not None
     twin = replace(prompts[0], pixel_values=prompts[0].pixel_values + 1)
-    made = _with_mismatches([*pairs, _Pairs(inputs.with_text(twin, "- twin"), [])], inputs)
+    made = _with_mismatches([*pairs, _Pairs(len(pairs), inputs.with_text(twin, "- twin"), [])], inputs)
     texts = [inputs.tokenizer.decode(p.mismatched.response_ids[:-1]) for p in made if p.mismatched]
     assert sorted(texts) == sorted([f"- text {i}" for i in range(len(prompts))] + ["- twin"])
     assert texts[0] == "- twin" or texts[-1] == "- text 0"

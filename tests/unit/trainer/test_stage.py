@@ -18,7 +18,7 @@ from trainer.intake import Intake, StepRollouts
 from trainer.losses import Algorithm
 from trainer.policy_learner import PolicyLearner
 from trainer.policy_model import load_reference
-from trainer.stage import loss_options, update_policy, usable_groups
+from trainer.stage import keeping_offenders, loss_options, usable_groups
 from trainer.staleness import StalenessBound
 
 EXAMPLE = Example([1], 1, None, None)
@@ -85,17 +85,18 @@ def test_groups_of_an_update_that_was_not_finite_are_kept(tmp_path: Path, fatal:
     class Learner:
         not_finite = (1,)
 
-        def update(self, samples: Any, examples: Any) -> dict[str, Any]:
+        def update(self) -> dict[str, Any]:
             if fatal:
                 raise NotFiniteError("5 updates in a row")
             return {"policy_skipped": 1}
 
-    made, groups = context(tmp_path), [group(1, 7), group(2, 7, perception=(3, 3))]
+    made, groups, learner = context(tmp_path), [group(1, 7), group(2, 7, perception=(3, 3))], Learner()
     if fatal:
-        with pytest.raises(NotFiniteError):
-            update_policy(made, cast(PolicyLearner, Learner()), 11, groups, [])
+        with pytest.raises(NotFiniteError), keeping_offenders(made, cast(PolicyLearner, learner), 11, groups):
+            learner.update()
     else:
-        assert update_policy(made, cast(PolicyLearner, Learner()), 11, groups, []) == {"policy_skipped": 1}
+        with keeping_offenders(made, cast(PolicyLearner, learner), 11, groups):
+            assert learner.update() == {"policy_skipped": 1}
     file = tmp_path / "not-finite" / "rlvr-000012.jsonl"
     (line,) = file.read_text().splitlines()
     assert ParseDict(json.loads(line), pb.RolloutGroup()) == groups[1]
@@ -103,8 +104,9 @@ def test_groups_of_an_update_that_was_not_finite_are_kept(tmp_path: Path, fatal:
 
 
 def test_an_update_that_was_finite_leaves_nothing(tmp_path: Path) -> None:
-    learner = SimpleNamespace(not_finite=[], update=lambda samples, examples: {})
-    update_policy(cast(Context, context(tmp_path)), cast(PolicyLearner, learner), 0, [], [])
+    learner = SimpleNamespace(not_finite=[])
+    with keeping_offenders(cast(Context, context(tmp_path)), cast(PolicyLearner, learner), 0, []):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
