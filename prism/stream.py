@@ -5,6 +5,7 @@ A request is done and its group added in one atomic step, so a group exists exac
 are consumer groups of ``rollouts`` and acknowledge an entry with the checkpoint that contains it.
 """
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,22 @@ class DeadLetter:
     source: str
     reason: str
     body: bytes
+
+
+class WorkerRedis(redis.asyncio.Redis):
+    """redis-py's client, of which a task that is cancelled always hears.
+
+    It sends through ``asyncio.wait_for``, which up to Python 3.11 drops a cancellation that arrives in the moment the
+    send completes: a worker told to stop would work on for ever.
+    """
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().execute_command(*args, **options)
+        finally:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
 
 
 class WorkerStream:

@@ -4,14 +4,13 @@ import asyncio
 import logging
 from contextlib import suppress
 
-import redis.asyncio
 from redis.exceptions import RedisError
 
 from prism.clients import Refused, Unavailable
 from prism.endpoints import Endpoints
 from prism.errors import DataError
 from prism.rollout import Judges, open_judges
-from prism.stream import Delivery, WorkerStream
+from prism.stream import Delivery, WorkerRedis, WorkerStream
 from prism.v1 import rollout_pb2 as pb
 from services.rollouts import metrics
 from services.rollouts.settings import RolloutSettings
@@ -30,7 +29,7 @@ class Worker:
 
     async def run(self) -> None:
         settings = self.settings
-        client = redis.asyncio.Redis.from_url(self.endpoints.redis_url.get_secret_value(), health_check_interval=15)
+        client = WorkerRedis.from_url(self.endpoints.redis_url.get_secret_value(), health_check_interval=15)
         stream = WorkerStream(client, settings.run, settings.worker, settings.lease_seconds)
         room = asyncio.Semaphore(settings.concurrency)
         judges = open_judges(

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import redis
-import redis.asyncio
 
 from prism.errors import StreamError
-from prism.stream import WORKERS, Delivery, StreamNames, TrainerStream, WorkerStream, parse_group
+from prism.stream import WORKERS, Delivery, StreamNames, TrainerStream, WorkerRedis, WorkerStream, parse_group
 from prism.v1 import rollout_pb2 as pb
 
 RUN = "streams"
@@ -36,7 +35,7 @@ def trainer(redis_client: redis.Redis) -> TrainerStream:
 
 @pytest.fixture
 async def workers(redis_url: str, trainer: TrainerStream) -> AsyncIterator[tuple[WorkerStream, WorkerStream]]:
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
+    async with WorkerRedis.from_url(redis_url) as client:
         yield WorkerStream(client, RUN, "one", LEASE), WorkerStream(client, RUN, "two", LEASE)
 
 
@@ -142,7 +141,7 @@ async def test_opening_withdraws_what_was_asked_for_before(
 
 
 async def test_workers_may_come_before_the_trainer(redis_client: redis.Redis, redis_url: str) -> None:
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
+    async with WorkerRedis.from_url(redis_url) as client:
         early = WorkerStream(client, RUN, "early", LEASE)
         assert await early.next(0.001) is None
         TrainerStream(redis_client, RUN, LEARNERS).open()
@@ -260,3 +259,19 @@ async def test_a_worker_sees_how_long_the_streams_are(
     await workers[0].finish(await taken(workers[0]), pb.RolloutGroup())
     await workers[0].bury(await taken(workers[0]), "no good")
     assert await workers[1].lengths() == {"prompts": 1, "rollouts": 1, "dead": 1}
+
+
+async def test_a_cancellation_is_heard_at_whatever_moment_it_comes(redis_url: str) -> None:
+    async def keep_asking() -> None:
+        while True:
+            await client.ping()
+
+    async with WorkerRedis.from_url(redis_url) as client:
+        for moment in range(60):
+            task = asyncio.create_task(keep_asking())
+            for _ in range(moment):
+                await asyncio.sleep(0)
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=5)
+            assert done, f"not heard at moment {moment}"
+            assert task.cancelled()
