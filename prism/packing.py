@@ -133,6 +133,24 @@ def split_by_tokens(units: Sequence[Sequence[Example]], tokens: int) -> list[lis
     return batches
 
 
+def share_by_tokens(units: Sequence[Sequence[Example]], ranks: int) -> list[list[int]]:
+    """``units``, each of which must stay whole, dealt to ``ranks`` so that these get about as many tokens each: the
+    largest first, to whoever has least. Their indices, in order; a rank may get none.
+    """
+    sizes = [
+        sum({prompt_key(example): example.prompt_length for example in unit}.values())
+        + sum(len(example.response_ids) for example in unit)
+        for unit in units
+    ]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for index in sorted(range(len(units)), key=lambda index: -sizes[index]):
+        least = tokens.index(min(tokens))
+        shares[least].append(index)
+        tokens[least] += sizes[index]
+    return [sorted(share) for share in shares]
+
+
 def prompt_key(example: Example) -> tuple[int, tuple[int, ...]]:
     """Equal for examples that share their prompt. Images are told apart by identity: a group's share their tensors."""
     return id(example.pixel_values), tuple(example.input_ids[: example.prompt_length])

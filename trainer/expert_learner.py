@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from prism.config import ExpertLearnerConfig
-from prism.expert_model import ExpertModel, load_expert, save_expert
+from prism.expert_model import ExpertModel, Judgement, load_expert, save_expert
 from prism.expert_section import Section, section_of
 from prism.inputs import Example, InputBuilder, distinct
-from prism.packing import pack, split_by_tokens
+from prism.packing import pack, share_by_tokens, split_by_tokens
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
+from trainer import ranks
 from trainer.losses import bradley_terry, score_regularisation
 from trainer.optimizer import Optimizer
 from trainer.router import RouterLoad, load_balance
@@ -74,6 +75,7 @@ class ExpertLearner:
         A warm-up balances the routers' load and is never skipped. Sections are judged whole, however long: nothing is
         ever truncated. Without a valid pair nothing is learnt and every figure is None: no data is reported as no data.
         Groups without a sample are of use where ``mismatch`` is set: it needs the teacher's text alone.
+        All ranks are given the same groups; each computes a share of them, and all return the figures of the whole.
         """
         started = time.perf_counter()
         config = self.config
@@ -90,15 +92,18 @@ class ExpertLearner:
         possible = sum(len(group.samples) for group in groups)
         balance = config.load_balance if warming_up else config.load_balance_online
         load = RouterLoad(self.model.mixture)
-        scores_of: list[_Scores] = []
-        loss_sum = 0.0
+        own_scores: dict[int, _Scores] = {}  # by the prompt's place in ``used``
+        own_loss = 0.0
+        blamed: list[int] = []
         self.model.train()
-        for indices in split_by_tokens([p.sequences for p in used], config.micro_batch_tokens):
-            chunk = [used[index] for index in indices]
-            once, rows = distinct([example for p in chunk for example in p.sequences])
-            batch = pack(once, inputs, self.model.score.weight.device)
-            judged = self.model.judge(batch, router_logits=True)
-            scores = judged.scores[rows]  # [sequences]
+        ranks.expect_images(self.model, any(p.teacher.pixel_values is not None for p in used))
+        for indices in self._passes(used):
+            chunk = [used[index] for index in indices or [0]]
+            judged = self._judged([example for p in chunk for example in p.sequences], inputs)
+            scores = judged.scores  # [sequences]
+            if not indices:
+                (0 * scores.sum()).backward()
+                continue
             of_chunk = _split(scores, chunk)
             loss = config.score_regularisation * score_regularisation(scores, total_scores=total_scores)
             teachers, others = _beside([(s.teacher, s.students) for s in of_chunk])
@@ -114,11 +119,16 @@ class ExpertLearner:
                 share = len(scores) / total_scores
                 loss = loss + balance * share * load_balance(judged, self.model.mixture)
             loss.backward()
-            loss_sum += loss.item()
+            own_loss += loss.item()
             if not math.isfinite(loss.item()):
-                self.not_finite += [p.group for p in chunk]
+                blamed += [p.group for p in chunk]
             load.add(judged)
-            scores_of += _split(scores.detach().cpu(), chunk)
+            own_scores |= zip(indices, _split(scores.detach().cpu(), chunk), strict=True)
+        of_ranks = ranks.gathered((own_loss, blamed, own_scores))
+        loss_sum = sum(loss for loss, _, _ in of_ranks)
+        self.not_finite = [group for _, groups, _ in of_ranks for group in groups]
+        by_place = {place: scores for _, _, of_rank in of_ranks for place, scores in of_rank.items()}
+        scores_of = [by_place[place] for place in range(len(used))]
         finite = all(s.is_finite for s in scores_of)
         measured = _measured(used, scores_of) if finite else _measured([], [])
         accuracy = measured["pair_accuracy"]
@@ -141,6 +151,25 @@ class ExpertLearner:
             "update_seconds": time.perf_counter() - started,
         }
         return {f"{self.expert}_{name}": value for name, value in figures.items()}
+
+    def _judged(self, sequences: Sequence[Example], inputs: InputBuilder) -> Judgement:
+        once, rows = distinct(sequences)
+        batch = pack(once, inputs, self.model.score.weight.device)
+
+        def forward() -> Judgement:
+            judged = self.model.judge(batch, router_logits=True)
+            return replace(judged, scores=judged.scores[rows])
+
+        return ranks.through(self.model, forward)
+
+    def _passes(self, pairs: Sequence[_Pairs]) -> list[list[int] | None]:
+        """This rank's share of the prompts, as their places, in as many passes as every rank makes."""
+        sequences = [p.sequences for p in pairs]
+        batches: list[list[list[int]]] = []  # rank, pass, place
+        for share in share_by_tokens(sequences, ranks.world()):
+            passes = split_by_tokens([sequences[place] for place in share], self.config.micro_batch_tokens)
+            batches.append([[share[index] for index in indices] for indices in passes])
+        return ranks.in_step(batches[ranks.rank()], max(map(len, batches)))
 
     def _pairs(self, number: int, group: pb.RolloutGroup, prompt: Example, inputs: InputBuilder) -> _Pairs | None:
         teacher = self._section(group.request.prompt.teacher, prompt, inputs)

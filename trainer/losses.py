@@ -3,12 +3,11 @@
 T is the number of response tokens in a call, N the number of samples they belong to, P the number of pairs.
 
 Each policy loss is a sum over tokens, divided by a count of the *whole* batch. Give that count as ``totals`` and the
-losses (and gradients) of the micro-batches add up to the whole batch's, however it is split. With several ranks that
-average their gradients, multiply the loss by the number of ranks.
+losses (and gradients) of the micro-batches add up to the whole batch's, however it is split, over ranks too.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -181,6 +180,11 @@ class PolicyLoss:
     """How many tokens the figures are of."""
     reference_kl: Tensor | None = None
     """[] k3 estimate of KL(π_θ || reference) a token, in nats; None without a reference."""
+
+    def detached(self) -> "PolicyLoss":
+        """On the CPU, without a graph: what may travel between ranks."""
+        tensors = {name: value.detach().cpu() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
     @classmethod
     def merged(cls, parts: Sequence["PolicyLoss"]) -> "PolicyLoss":

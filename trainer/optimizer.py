@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from prism.config import OptimizerConfig
 from prism.errors import NotFiniteError
@@ -60,7 +61,8 @@ class Optimizer:
         for weight, parameter in self._copies():
             weight.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
-        norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self._config.max_grad_norm))
+        total = torch.nn.utils.clip_grad_norm_(self._weights, self._config.max_grad_norm)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
             for group in self._adamw.param_groups:

@@ -12,8 +12,9 @@ from torch import Tensor
 from prism.config import PolicyLearnerConfig
 from prism.errors import NotFiniteError
 from prism.inputs import Example
-from prism.packing import pack, split_by_tokens
+from prism.packing import pack, share_by_tokens, split_by_tokens
 from prism.v1 import rollout_pb2 as pb
+from trainer import ranks
 from trainer.examples import GroupExamples
 from trainer.losses import LossOptions, PackedTokens, PolicyLoss, Totals, policy_loss, truncated_importance_weights
 from trainer.optimizer import Optimizer
@@ -37,6 +38,8 @@ class _MicroBatch:
     """What goes through the model together. All tensors are [T]: response tokens, sample after sample."""
 
     samples: list[TrainingSample]
+    """Of a pass that only the other ranks need: one of theirs, from which nothing is learnt."""
+    learns: bool
     sampler: Tensor
     """Log-probabilities under the policy that sampled."""
     own: Tensor | None = None
@@ -71,6 +74,8 @@ class PolicyLearner:
     def update(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
         """Learn from one step's samples and count the version up. Without a sample nothing is learnt, but counted.
 
+        All ranks are given the same samples; each computes a share of them, and all return the figures of the whole.
+
         Raises NotFiniteError as the optimizer does; ``not_finite`` says whose fault it was.
         """
         started = time.perf_counter()
@@ -82,38 +87,48 @@ class PolicyLearner:
         self.not_finite = []
         self.model.train()
         minibatches = [
-            self._micro_batches(minibatch, examples)
+            (minibatch, self._micro_batches(minibatch, examples))
             for minibatch in _split(samples, self.config.minibatches)
             if minibatch
         ]
         at_start = True  # only before the first update do equal weights mean equal logprobs
         for _ in range(self.config.epochs):
-            for minibatch in minibatches:
-                of_minibatch = [sample for micro in minibatch for sample in micro.samples]
-                totals = Totals(sum(len(sample.logprobs) for sample in of_minibatch), len(of_minibatch))
+            for minibatch, micro_batches in minibatches:
+                totals = Totals(sum(len(sample.logprobs) for sample in minibatch), len(minibatch))
+                ranks.expect_images(self.model, any(s.example.pixel_values is not None for s in minibatch))
                 losses: list[PolicyLoss] = []
-                for micro in minibatch:
+                blamed: list[int] = []
+                for micro in micro_batches:
                     tokens = self._tokens(self.model, micro, examples)
-                    losses.append(self._loss(micro, tokens.logprobs, totals))
-                    losses[-1].loss.backward()
+                    loss = self._loss(micro, tokens.logprobs, totals)
+                    if not micro.learns:
+                        (0 * loss.loss).backward()
+                        continue
+                    loss.loss.backward()
+                    losses.append(loss.detached())
+                    blamed += [] if loss.loss.isfinite() else [sample.group for sample in micro.samples]
                     entropy.add(tokens.entropy)
                     if at_start:
                         current = torch.tensor(
                             [s.policy_version == self.version for s in micro.samples for _ in s.logprobs]
                         )
                         mismatch.add((tokens.logprobs.detach() - micro.sampler).abs()[current.to(micro.sampler.device)])
-                parts += losses
                 at_start = False
+                of_ranks = ranks.gathered((losses, blamed))
+                losses = [loss for own, _ in of_ranks for loss in own]
+                # Where each loss is finite, a gradient alone was not.
+                suspects = [group for _, own in of_ranks for group in own] or [sample.group for sample in minibatch]
+                parts += losses
                 try:
-                    norm, updated = self._optimizer.step(sum(float(loss.loss.detach()) for loss in losses))
+                    norm, updated = self._optimizer.step(sum(float(loss.loss) for loss in losses))
                 except NotFiniteError:
-                    self.not_finite += _blamed(minibatch, losses)
+                    self.not_finite += sorted(set(suspects))
                     raise
                 if updated:
                     norms.append(norm)
                 else:
                     skipped += 1
-                    self.not_finite += _blamed(minibatch, losses)
+                    self.not_finite += sorted(set(suspects))
         self.version += 1
         merged = PolicyLoss.merged(parts) if parts else None
         return {
@@ -126,21 +141,24 @@ class PolicyLearner:
             "ratio_max": float(merged.ratio_max) if merged else None,
             "approx_kl": float(merged.approx_kl) if merged else None,
             "reference_kl": float(merged.reference_kl) if merged and merged.reference_kl is not None else None,
-            "entropy": entropy.value(),
-            "logprob_mismatch": mismatch.value(),
+            "entropy": entropy.of_ranks(),
+            "logprob_mismatch": mismatch.of_ranks(),
             "trained_samples": len(samples),
             "trained_tokens": sum(len(sample.logprobs) for sample in samples),
             "policy_update_seconds": time.perf_counter() - started,
         }
 
     def _micro_batches(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> list[_MicroBatch]:
-        """What the loss needs beside the samples is computed here, before the first step moves the weights."""
+        """This rank's share, in as many passes as every rank makes.
+
+        What the loss needs beside the samples is computed here, before the first step moves the weights.
+        """
         made: list[_MicroBatch] = []
         moves = self.config.minibatches * self.config.epochs > 1
-        for indices in split_by_tokens([[sample.example] for sample in samples], self.config.micro_batch_tokens):
-            part = [samples[index] for index in indices]
-            sampler = torch.tensor([logprob for s in part for logprob in s.logprobs], device=self.model.device)
-            micro = _MicroBatch(part, sampler)
+        for part in self._passes(samples):
+            used = part or [min(samples, key=lambda sample: len(sample.example.input_ids))]
+            sampler = torch.tensor([logprob for s in used for logprob in s.logprobs], device=self.model.device)
+            micro = _MicroBatch(used, bool(part), sampler)
             with torch.no_grad():
                 if moves and self.config.importance_cap is not None:
                     micro.own = self._tokens(self.model, micro, examples).logprobs
@@ -148,6 +166,16 @@ class PolicyLearner:
                     micro.reference = self._tokens(self._reference, micro, examples).logprobs
             made.append(micro)
         return made
+
+    def _passes(self, samples: Sequence[TrainingSample]) -> list[list[TrainingSample] | None]:
+        """Whole groups are dealt to the ranks: a prompt is computed once."""
+        groups = [[s for s in samples if s.group == number] for number in sorted({s.group for s in samples})]
+        batches: list[list[list[TrainingSample]]] = []  # rank, pass, sample
+        for share in share_by_tokens([[s.example for s in group] for group in groups], ranks.world()):
+            own = [sample for index in share for sample in groups[index]]
+            passes = split_by_tokens([[sample.example] for sample in own], self.config.micro_batch_tokens)
+            batches.append([[own[index] for index in indices] for indices in passes])
+        return ranks.in_step(batches[ranks.rank()], max(map(len, batches)))
 
     def _tokens(self, model: Any, micro: _MicroBatch, examples: GroupExamples) -> ResponseTokens:
         batch = pack([sample.example for sample in micro.samples], examples.inputs, self.model.device)
@@ -217,19 +245,6 @@ def _split(samples: Sequence[TrainingSample], count: int) -> list[list[TrainingS
     ]
 
 
-def _blamed(minibatch: Sequence[_MicroBatch], losses: Sequence[PolicyLoss]) -> list[int]:
-    """Groups of the micro-batches whose loss is not finite, or of all if each is: then a gradient alone was not."""
-    finite = [bool(loss.loss.detach().isfinite()) for loss in losses]
-    return sorted(
-        {
-            sample.group
-            for micro, is_finite in zip(minibatch, finite, strict=True)
-            for sample in micro.samples
-            if not is_finite or all(finite)
-        }
-    )
-
-
 class _Mean:
     def __init__(self) -> None:
         self._sum, self._count = 0.0, 0
@@ -238,6 +253,7 @@ class _Mean:
         self._sum += float(values.sum())
         self._count += values.numel()
 
-    def value(self) -> float | None:
-        """None where there was nothing to compare."""
-        return self._sum / self._count if self._count else None
+    def of_ranks(self) -> float | None:
+        """Over what all ranks added. None where there was nothing to compare."""
+        sums, counts = zip(*ranks.gathered((self._sum, self._count)), strict=True)
+        return sum(sums) / sum(counts) if sum(counts) else None

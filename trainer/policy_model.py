@@ -14,6 +14,7 @@ from prism.errors import ConfigError
 from prism.inputs import InputBuilder
 from prism.packing import Batch, hidden_states
 from prism.shared_prefix import ATTENTION
+from trainer import ranks
 
 LOGITS = 2**25  # that exist at one time: 128 MiB in float32, however many tokens there are
 
@@ -30,8 +31,8 @@ def load_policy(folder: Path | str, *, dtype: torch.dtype, device: str = "cpu") 
 
 
 def load_learner(folder: Path | str, config: RunConfig) -> Any:
-    """The model as a run trains it. Raises ConfigError if there is none to load."""
-    model = load_policy(folder, dtype=getattr(torch, config.dtype), device=config.device)
+    """The model as a run trains it, over all ranks. Raises ConfigError if there is none to load."""
+    model = ranks.placed(lambda dtype: load_policy(folder, dtype=dtype), config.device, getattr(torch, config.dtype))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
@@ -39,13 +40,22 @@ def load_learner(folder: Path | str, config: RunConfig) -> Any:
 
 def load_reference(folder: Path | str, config: RunConfig) -> Any:
     """The same to compare with, never trained."""
-    return load_policy(folder, dtype=getattr(torch, config.dtype), device=config.device).requires_grad_(False).eval()
+    dtype = getattr(torch, config.dtype)
+
+    def load(dtype: torch.dtype) -> Any:
+        return load_policy(folder, dtype=dtype).requires_grad_(False).eval()
+
+    return ranks.placed(load, config.device, dtype)
 
 
 def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
-    """An ordinary Hugging Face folder, processor included: whatever loads the base model loads this."""
-    model.save_pretrained(folder)
-    inputs.processor.save_pretrained(folder)
+    """An ordinary Hugging Face folder, processor included: whatever loads the base model loads this.
+
+    All ranks must call it; the first writes.
+    """
+    ranks.save_weights(model, folder)
+    if ranks.is_first():
+        inputs.processor.save_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,10 @@ def response_tokens(model: Any, batch: Batch, temperature: float = 1.0) -> Respo
     Logits are made for response tokens alone, a chunk at a time, and where there is more than one chunk made again in
     the backward pass: neither way does a tensor of all tokens × vocabulary exist.
     """
+    return ranks.through(model, lambda: _response_tokens(model, batch, temperature))
+
+
+def _response_tokens(model: Any, batch: Batch, temperature: float) -> ResponseTokens:
     states = hidden_states(model.model, batch)[batch.predicts]  # [R, H]
     size = max(1, LOGITS // model.lm_head.out_features)  # tokens a chunk
 

@@ -9,6 +9,8 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 from rich.console import Console
 
+from trainer import ranks
+
 VALUE = Gauge(
     "prism_trainer_value",
     "The newest value of each figure in metrics.jsonl",
@@ -20,11 +22,14 @@ NO_DATA = None  # what a figure is when there was nothing to compute it from; ne
 
 
 class Recorder:
-    """Appends one JSON object a step. After a resume a step may stand there twice; the last line counts."""
+    """Appends one JSON object a step. After a resume a step may stand there twice; the last line counts.
+
+    Of several ranks the first alone records: figures are of all.
+    """
 
     def __init__(self, run_dir: Path, stage: str, total: int, *, console: Console | None = None) -> None:
         self.stage, self.total = stage, total
-        self._file = (run_dir / "metrics.jsonl").open("a")
+        self._file = (run_dir / "metrics.jsonl").open("a") if ranks.is_first() else None
         self._console = console or Console(highlight=False)
         self._started = time.monotonic()
         self._first: int | None = None
@@ -32,6 +37,8 @@ class Recorder:
 
     def step(self, step: int, figures: dict[str, Any], show: tuple[str, ...] = ()) -> None:
         """Record step ``step`` (1-based); ``show`` names the figures of the progress line."""
+        if self._file is None:
+            return
         # NaN is no JSON, and nothing that a mean or a chart could use.
         figures = {name: NO_DATA if _not_finite(value) else value for name, value in figures.items()}
         json.dump({"stage": self.stage, "step": step, "time": time.time()} | figures, self._file)
@@ -57,7 +64,8 @@ class Recorder:
             )
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _not_finite(value: Any) -> bool:

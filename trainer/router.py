@@ -6,6 +6,7 @@ import torch
 
 from prism import torchvision_cpu
 from prism.expert_model import Judgement
+from trainer import ranks
 
 torchvision_cpu.install()
 
@@ -47,10 +48,14 @@ class RouterLoad:
 
     def figures(self) -> dict[str, list[float] | float | None]:
         """Each expert's share of assignments, which sum to 1, in the mean over layers; and the largest and the smallest
-        share of an expert in any one layer, where a collapse shows that the mean hides. None for a dense expert."""
-        if self._counts is None:
+        share of an expert in any one layer, where a collapse shows that the mean hides. None for a dense expert.
+
+        Over what all ranks added."""
+        counted = [counts for counts in ranks.gathered(self._counts) if counts is not None]
+        if not counted:
             return {"router_load": None, "router_load_max": None, "router_load_min": None}
-        shares = self._counts.double() / self._counts.sum(1, keepdim=True)  # [layers, experts]
+        counts = torch.stack(counted).sum(0)
+        shares = counts.double() / counts.sum(1, keepdim=True)  # [layers, experts]
         return {
             "router_load": shares.mean(0).tolist(),
             "router_load_max": shares.max().item(),

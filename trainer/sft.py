@@ -16,6 +16,7 @@ from prism.errors import NotFiniteError
 from prism.inputs import Example, InputBuilder
 from prism.packing import pack, split_by_tokens
 from prism.v1 import rollout_pb2 as pb
+from trainer import ranks
 from trainer.checkpoint import newest_checkpoint, save_checkpoint
 from trainer.not_finite import keep_rows
 from trainer.optimizer import Optimizer
@@ -98,8 +99,8 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
 
     Returns what is worth keeping of the stage. Raises DataError for unusable data.
     """
-    torch.manual_seed(config.seed)
-    console = Console(highlight=False)
+    ranks.seed(config.seed)
+    console = Console(highlight=False, quiet=not ranks.is_first())
     inputs = InputBuilder(start)
     model = load_learner(start, config).train()
     files = [read_rows(config.path(path), config.on_bad_row, require=(stage.target,)) for path in stage.data]
@@ -115,23 +116,33 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     started = time.perf_counter()
     for step in range(first, stage.steps):
         began = time.perf_counter()
-        examples = [data.example(i) for i in order.at(step)]
-        tokens = sum(len(example.response_ids) for example in examples)
-        total = 0.0
-        for indices in split_by_tokens([[example] for example in examples], stage.micro_batch_tokens):
-            batch = pack([examples[i] for i in indices], inputs, model.device)
+        rows = order.at(step)
+        examples = [data.example(i) for i in rows[ranks.rank() :: ranks.world()]]  # a rank builds its own alone
+        batches = split_by_tokens([[example] for example in examples], stage.micro_batch_tokens)
+        own_tokens = sum(len(example.response_ids) for example in examples)
+        own_images = any(example.pixel_values is not None for example in examples)
+        counts, all_tokens, images = zip(*ranks.gathered((len(batches), own_tokens, own_images)), strict=True)
+        tokens = sum(all_tokens)
+        ranks.expect_images(model, any(images))
+        own_loss = 0.0
+        for indices in ranks.in_step(batches, max(counts)):
+            used = [examples[i] for i in indices] if indices else [data.example(rows[0])]
+            batch = pack(used, inputs, model.device)
             with torch.autocast(model.device.type, torch.bfloat16) if stage.autocast_bf16 else contextlib.nullcontext():
                 loss = -response_logprobs(model, batch).sum() / tokens
+            loss = loss if indices else 0 * loss
             loss.backward()
-            total += loss.item()
+            own_loss += loss.item()
+        total = sum(ranks.gathered(own_loss))
         lr = optimizer.lr
         try:
             norm, updated = optimizer.step(total)
         except NotFiniteError:
-            keep_rows(config.run_dir, name, step + 1, map(data.source, order.at(step)))
+            if ranks.is_first():
+                keep_rows(config.run_dir, name, step + 1, map(data.source, rows))
             raise
-        if not updated:
-            file = keep_rows(config.run_dir, name, step + 1, map(data.source, order.at(step)))
+        if not updated and ranks.is_first():
+            file = keep_rows(config.run_dir, name, step + 1, map(data.source, rows))
             console.print(f"[yellow]step {step + 1}: the update was not finite; its rows are in {escape(str(file))}[/]")
         figures = {
             "loss": total if updated else None,

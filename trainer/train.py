@@ -1,11 +1,17 @@
-"""``prism train``: one stage, from the result of the stage before it to a result of its own."""
+"""``prism train``: one stage, from the result of the stage before it to a result of its own.
+
+Under ``torchrun`` every rank comes through here.
+"""
+
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig
 from prism.errors import ConfigError
-from trainer import align, rlvr, sft
-from trainer.result import finish_stage, stage_result, start_of
+from trainer import align, ranks, rlvr, sft
+from trainer.result import finish_stage, stage_folder, stage_result, start_of
 
 
 def train_stage(config: RunConfig, which: str) -> None:
@@ -20,13 +26,23 @@ def train_stage(config: RunConfig, which: str) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     stage, start = config.stages[name], start_of(config, name)
-    match stage:
-        case SftConfig():
-            finish_stage(config, name, stage.kind, lambda folder: sft.train(config, name, stage, start, folder))
-        case AlignConfig():
-            finish_stage(config, name, stage.kind, lambda folder: align.train(config, name, stage, start, folder))
-        case RlvrConfig():
-            finish_stage(config, name, stage.kind, lambda folder: rlvr.train(config, name, stage, start, folder))
+
+    def train(folder: Path) -> dict[str, Any]:
+        match stage:
+            case SftConfig():
+                return sft.train(config, name, stage, start, folder)
+            case AlignConfig():
+                return align.train(config, name, stage, start, folder)
+            case RlvrConfig():
+                return rlvr.train(config, name, stage, start, folder)
+
+    with ranks.started(config.device):
+        if ranks.world() > 1 and not isinstance(stage, SftConfig):
+            raise ConfigError(f"stage {name}: of all stages sft alone trains under torchrun yet")
+        if ranks.is_first():
+            finish_stage(config, name, stage.kind, train)
+        else:
+            train(stage_folder(config, name))  # to take part: it writes nothing
 
 
 def _name(config: RunConfig, which: str) -> str:

@@ -1,0 +1,137 @@
+"""Updates of the learners, made by however many ranks run this; ``test_ranks`` compares what comes of them."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prism.config import ExpertLearnerConfig, PolicyLearnerConfig
+from prism.data import read_rows
+from prism.expert_model import load_expert, upcycle
+from prism.inputs import Example, InputBuilder
+from prism.v1 import rollout_pb2 as pb
+from trainer import ranks
+from trainer.examples import GroupExamples
+from trainer.expert_learner import ExpertLearner
+from trainer.losses import Algorithm, LossOptions
+from trainer.policy_learner import PolicyLearner, TrainingSample
+from trainer.policy_model import load_policy
+from trainer.sft import Demonstrations
+
+TEXTS = [
+    f"<caption>- a {one}</caption><think>{two}+1={two + 1}</think><answer>{two + 1}</answer>"
+    for one, two in (("one", 1), ("two", 4), ("three", 7), ("nine", 11))
+]
+GRPO, DAPO, GSPO = Algorithm.GRPO, Algorithm.DAPO, Algorithm.GSPO
+
+# name -> algorithm, settings, groups of each of two updates: 1 leaves a rank with nothing, 3 do not divide.
+POLICIES: dict[str, tuple[Algorithm, dict[str, Any], tuple[int, int]]] = {
+    "grpo": (GRPO, {}, (3, 3)),
+    "dapo, two minibatches, passes of one sample": (DAPO, {"minibatches": 2, "micro_batch_tokens": 1}, (4, 3)),
+    "gspo, one group": (GSPO, {"epochs": 2}, (1, 1)),
+    "grpo, importance and reference": (GRPO, {"minibatches": 2, "importance_cap": 1.5}, (3, 4)),
+}
+EXPERTS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
+    "dense": ({"mismatch": 0.5}, (3, 4)),
+    "mixture, one group": ({"mixture": {}}, (1, 3)),
+    "passes of one prompt": ({"micro_batch_tokens": 1}, (3, 1)),
+}
+
+
+def prompts(folder: Path, inputs: InputBuilder) -> list[Example]:
+    """Of the demo's rows; the first has no image."""
+    file = read_rows(folder / "data" / "teacher.jsonl", "fail", require=("teacher",))
+    data = Demonstrations([file], "teacher", inputs)
+    made = [data.example(i) for i in range(4)]
+    text = [pb.Message(role="user", parts=[pb.Part(text="How many are there?")])]
+    return [inputs.prompt(text, []), *(inputs.with_ids(example, []) for example in made[1:])]
+
+
+def samples(prompts: Sequence[Example], inputs: InputBuilder, version: int) -> list[TrainingSample]:
+    """Two or three of each prompt."""
+    generator = torch.Generator().manual_seed(len(prompts))
+    made: list[TrainingSample] = []
+    for number, prompt in enumerate(prompts):
+        for text in TEXTS[: 2 + number % 2]:
+            example = inputs.with_text(prompt, text)
+            logprobs = (-6 + torch.rand(len(example.response_ids), generator=generator)).tolist()
+            advantage = float(torch.randn((), generator=generator))
+            made.append(TrainingSample(example, logprobs, advantage, number, version))
+    return made
+
+
+def groups(count: int) -> list[pb.RolloutGroup]:
+    return [
+        pb.RolloutGroup(
+            request=pb.RolloutRequest(prompt=pb.Prompt(id=str(number), teacher=TEXTS[number])),
+            samples=[pb.Sample(text=text) for text in TEXTS[number + 1 :] + TEXTS[: number // 2]],
+        )
+        for number in range(count)
+    ]
+
+
+def policy_learner(folder: Path, name: str) -> PolicyLearner:
+    algorithm, settings, _ = POLICIES[name]
+    config = PolicyLearnerConfig.model_validate({"optimizer": {"lr": 1e-3, "weight_decay": 0.1}} | settings)
+
+    def load(dtype: torch.dtype) -> Any:
+        return load_policy(folder / "model", dtype=dtype)
+
+    model = ranks.placed(load, "cpu", torch.float32)
+    reference = ranks.placed(load, "cpu", torch.float32).requires_grad_(False).eval() if "reference" in name else None
+    options = LossOptions(kl_coef=0.1 if reference else 0.0)
+    return PolicyLearner(model, config, algorithm, options, temperature=1.0, updates=2, version=0, reference=reference)
+
+
+def expert_learner(folder: Path, name: str) -> ExpertLearner:
+    settings, _ = EXPERTS[name]
+    config = ExpertLearnerConfig.model_validate({"optimizer": {"lr": 1e-3}, "dropout": 0.0} | settings)
+
+    def load(dtype: torch.dtype) -> Any:
+        if config.mixture:
+            return upcycle(folder / "model", dtype=dtype, **config.mixture.model_dump())
+        return load_expert(folder / "model", dtype=dtype)
+
+    return ExpertLearner("perception", ranks.placed(load, "cpu", torch.float32), config, 2)
+
+
+def work(folder: Path) -> dict[str, dict[str, Any]]:
+    """The figures of two updates each and the weights after them; weights on the first rank alone."""
+    made: dict[str, dict[str, Any]] = {}
+    inputs = InputBuilder(folder / "model")
+    all_prompts = prompts(folder, inputs)
+    examples: Any = type("", (), {"inputs": inputs})
+    for name, (_, _, counts) in POLICIES.items():
+        learner = policy_learner(folder, name)
+        figures = [learner.update(samples(all_prompts[:count], inputs, learner.version), examples) for count in counts]
+        made[name] = {"figures": figures, "weights": ranks.full_weights(learner.model)}
+    for name, (_, counts) in EXPERTS.items():
+        expert = expert_learner(folder, name)
+        figures = [expert.update(groups(count), all_prompts[:count], inputs) for count in counts]
+        made[name] = {"figures": figures, "weights": ranks.full_weights(expert.model)}
+    made["spoilt"] = spoilt(folder, samples(all_prompts[:3], inputs, 0), examples)
+    return made
+
+
+def spoilt(folder: Path, samples: list[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
+    """One sample that one rank has is no number: no rank learns."""
+    learner = policy_learner(folder, "grpo")
+    figures = learner.update([*samples[:-1], replace(samples[-1], advantage=float("nan"))], examples)
+    everywhere = ranks.gathered((figures["policy_skipped"], learner.not_finite, learner._optimizer.steps))
+    return {"figures": [figures], "weights": ranks.full_weights(learner.model), "everywhere": everywhere}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with ranks.started("cpu"):
+        result = work(Path(sys.argv[1]))
+        if ranks.is_first():
+            out = Path(sys.argv[2])
+            torch.save({name: case["weights"] for name, case in result.items()}, out / "weights.pt")
+            for case in result.values():
+                del case["weights"]
+            (out / "figures.json").write_text(json.dumps(result))

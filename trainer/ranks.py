@@ -1,0 +1,166 @@
+"""Ranks: the processes of a learner that ``torchrun`` started, and a model sharded over them. Without it, one process.
+
+Every rank calls a learner with the same arguments and works on a part of them; services, files and console are the
+first's. Whatever is decided is decided from what all ranks have in common, so that none waits for a collective that
+another never enters.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=10)  # a rank that is this late for another is lost
+PATIENCE = timedelta(days=30)  # the first rank waits for rollouts, the others for it
+
+_patient: Any = None  # in which the others wait for the first
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this rank is the one that talks to services, writes files and prints."""
+    return rank() == 0
+
+
+@contextmanager
+def started(device: str) -> Iterator[None]:
+    """The process group of ``torchrun``'s ranks, each on the card of its own if ``device`` is "cuda".
+
+    Nothing without ``torchrun``. A rank that fails does not wait for the others: ``torchrun`` ends them.
+    """
+    global _patient
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Objects and checkpoints travel between CPUs whatever the learners compute on.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    yield
+    _patient = None
+    dist.destroy_process_group()
+
+
+def seed(value: int) -> None:
+    """Ranks draw different dropout; the first draws what a single process does."""
+    torch.manual_seed(value + rank())
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What ``make`` returns on the first rank, which alone calls it, however long that takes."""
+    if world() == 1:
+        return make()
+    box = [make() if is_first() else None]
+    dist.broadcast_object_list(box, 0, group=_patient)
+    return box[0]  # pyright: ignore[reportReturnType]
+
+
+def gathered(value: T) -> list[T]:
+    """Every rank's value, in their order, on every rank. Tensors must be of the CPU."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def placed(load: Callable[[torch.dtype], Any], device: str, dtype: torch.dtype) -> Any:
+    """The model that ``load(dtype of its weights)`` makes on the CPU, where it computes; over ranks, sharded by FSDP2:
+    by decoder layer, and the rest at once.
+
+    Sharded, it computes in ``dtype``; weights, sums of gradients and what the optimizer steps are float32. The vision
+    tower is of the rest: a rank without an image takes part in all that it communicates, with a gradient of 0.
+    """
+    if not dist.is_initialized():
+        return load(dtype).to(device)
+    model = load(torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    mesh = init_device_mesh(device, (world(),))
+    for part in [*model.model.language_model.layers, model]:
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+        part.set_gradient_divide_factor(1.0)  # losses are divided by counts of the whole batch: gradients add up
+        part.set_force_sum_reduction_for_comms(True)  # as gloo can
+    model.through = lambda forward: forward()
+    register_fsdp_forward_method(model, "through")
+    return model
+
+
+def is_sharded(model: Any) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def through(model: Any, forward: Callable[[], T]) -> T:
+    """``forward()``, which computes with all of ``model``; where that is sharded, its ranks must all come by."""
+    return model.through(forward) if is_sharded(model) else forward()
+
+
+def expect_images(model: Any, images: bool) -> None:
+    """Before the passes of an update: whether any rank has an image. Only then does the vision tower learn."""
+    if is_sharded(model):
+        model.set_reduce_scatter_unused_params(images)
+
+
+def full_weights(model: Any) -> dict[str, Tensor]:
+    """The model's tensors by name, in the precision it computes in: whole and on the CPU on the first rank, none on the
+    others. All ranks must call it; gathering is over when it returns.
+
+    A card holds one whole tensor at a time, the first rank's host memory all of them. Without shards these are the
+    model's own tensors, not copies.
+    """
+    if not is_sharded(model):
+        return model.state_dict()
+    model.reshard()  # after a pass without gradient the outermost weights still lie whole
+    dtype = computes_in(model)
+    whole: dict[int, Tensor] = {}  # tied weights are one tensor
+    named: dict[str, Tensor] = {}
+    for name, parameter in model.state_dict(keep_vars=True).items():
+        if id(parameter) not in whole:
+            tensor = parameter.detach()
+            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            whole[id(parameter)] = tensor.to("cpu", dtype) if is_first() else tensor.new_empty(0)
+        named[name] = whole[id(parameter)]
+    return named if is_first() else {}
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Write the model as transformers does. All ranks must call it; the first writes."""
+    weights = full_weights(model)
+    if not is_first():
+        return
+    model.save_pretrained(folder, state_dict=weights)
+    file = folder / "config.json"  # names the precision of the shards, whatever the tensors' is
+    kept, written = str(model.dtype), str(computes_in(model))
+    if kept != written:
+        text = file.read_text().replace(f'"{kept.removeprefix("torch.")}"', f'"{written.removeprefix("torch.")}"')
+        file.write_text(text)
+
+
+def computes_in(model: Any) -> torch.dtype:
+    """The precision of forward and backward passes."""
+    if is_sharded(model):
+        return model._get_fsdp_state()._mp_policy.param_dtype or torch.float32
+    return model.dtype
+
+
+def in_step(batches: Sequence[T], passes: int) -> list[T | None]:
+    """As many as every rank makes: None for a pass that this rank has nothing for, but must come by."""
+    return [*batches, *[None] * (passes - len(batches))]
