@@ -151,7 +151,7 @@ def load_expert(
     return expert
 
 
-def place(expert: ExpertModel, device: str) -> ExpertModel:
+def place(expert: ExpertModel, device: str, *, move: bool = True) -> ExpertModel:
     """Move an expert to where it works, and compute its mixtures the way that is fastest there.
 
     On a GPU that is one grouped matrix product for all experts of a layer. On a CPU torch's grouped product is 1.4 to
@@ -159,13 +159,15 @@ def place(expert: ExpertModel, device: str) -> ExpertModel:
     """
     if expert.mixture:
         expert.model.set_experts_implementation("eager" if torch.device(device).type == "cpu" else "grouped_mm")
-    return expert.to(device)
+    return expert.to(device) if move else expert
 
 
-def save_expert(expert: ExpertModel, folder: Path, inputs: InputBuilder) -> None:
-    """Write the expert as a folder, with the processor its inputs were built by."""
+def save_expert(
+    expert: ExpertModel, folder: Path, inputs: InputBuilder, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write the expert as a folder, with the processor its inputs were built by. ``weights``: where it is sharded."""
     model: Any = expert
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     file = folder / "config.json"
     config = json.loads(file.read_text()) | {"architectures": [ARCHITECTURES[expert.config.model_type]]}
     file.write_text(json.dumps(config, indent=2) + "\n")

@@ -6,20 +6,30 @@ weights go out to the running servers. No accuracy reward, no KL (method: Policy
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from prism.config import AlignConfig, RunConfig
-from prism.expert_model import load_expert, place, save_expert
+from prism.expert_model import ExpertModel, load_expert, place
 from prism.expert_section import SECTIONS, Section
+from prism.inputs import Example
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
+from trainer import ranks
 from trainer.advantages import Advantages, ExpertScores, alignment_advantages
-from trainer.checkpoint import newest_checkpoint, save_checkpoint
+from trainer.checkpoint import (
+    Checkpoints,
+    newest_checkpoint,
+    random_state,
+    read_tensors,
+    set_random_state,
+    write_description,
+)
 from trainer.context import Context, open_context
-from trainer.expert_learner import ExpertLearner
+from trainer.expert_learner import ExpertLearner, write_expert
 from trainer.expert_start import expert_start
 from trainer.intake import POLICY, Admission, Intake
 from trainer.losses import Algorithm
@@ -28,14 +38,22 @@ from trainer.policy_model import load_learner, save_policy
 from trainer.publish import Publisher
 from trainer.recorder import Recorder
 from trainer.result import start_version
-from trainer.stage import keeping_offenders, loss_options, mean, push_policy, rollout_figures, usable_groups
+from trainer.stage import (
+    keeping_offenders,
+    loss_options,
+    mean,
+    push_policy,
+    rollout_figures,
+    shared_step,
+    usable_groups,
+)
 
 WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still
 
 
 def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, output: Path) -> dict[str, Any]:
     """Play the game from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
-    torch.manual_seed(config.seed)
+    ranks.seed(config.seed)
     context = open_context(config, name, start)
     base = start_version(start)
     total = stage.warmup_steps + stage.steps
@@ -51,10 +69,12 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
         version=base,
     )
     experts = [
-        _new_expert(expert, config, stage, expert_start(config, name, stage, expert), total) for expert in SECTIONS
+        _new_expert(expert, config, stage, ranks.from_first(partial(expert_start, config, name, stage, expert)), total)
+        for expert in SECTIONS
     ]
     intake = context.intake(stage.rollouts, (POLICY, *SECTIONS), require=("teacher",))
-    first = _resume(context, policy, experts, intake)
+    saved = context.checkpoints()
+    first = _resume(context, saved, policy, experts, intake)
     publishers = {name: context.publisher(name) for name in (POLICY, *SECTIONS)}
     # Servers get this attempt's weights before a single rollout is asked for.
     push_policy(context, publishers[POLICY], policy, None)
@@ -64,40 +84,49 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     recorder = Recorder(config.run_dir, name, total)
     started = time.perf_counter()
     asked = first
-    for step in range(first, total):
-        began = time.perf_counter()
-        asked = _admit_ahead(intake, stage, asked, step, base, policy.version, experts[0].version)
-        rollouts = intake.collect(step, context.say)
-        groups, prompts = usable_groups(context, intake, rollouts, policy.version)
-        figures = rollout_figures(groups, rollouts, policy.version)
+    with saved:
+        for step in range(first, total):
+            began = time.perf_counter()
+            saved.look()
 
-        warming_up = step < stage.warmup_steps
-        for expert in experts:
-            with keeping_offenders(context, expert, step, groups):
-                figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
-        if not warming_up:
-            advantages = _advantages(groups, stage.alpha)
-            samples, unplaceable = training_samples(
-                groups, prompts, advantages.values, advantages.keep, context.examples
-            )
-            with keeping_offenders(context, policy, step, groups):
-                figures |= policy.update(samples, context.examples)
-            figures |= _judged(groups, advantages) | {"unplaceable_samples": unplaceable}
-        intake.finish(step)
+            def collected(step: int = step) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
+                nonlocal asked
+                asked = _admit_ahead(intake, stage, asked, step, base, policy.version, experts[0].version)
+                rollouts = intake.collect(step, context.say)
+                groups, prompts = usable_groups(context, intake, rollouts, policy.version)
+                return groups, prompts, rollout_figures(groups, rollouts, policy.version)
 
-        if not warming_up or step == stage.warmup_steps - 1:
+            groups, prompts, figures = shared_step(context, collected)
+            warming_up = step < stage.warmup_steps
             for expert in experts:
-                figures |= _push_expert(context, publishers[expert.expert], expert)
-        if not warming_up:
-            figures |= push_policy(context, publishers[POLICY], policy, groups[0] if groups else None)
-        figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
-        recorder.step(step + 1, figures, show=("perception_gap", "reasoning_gap", "caption_f1", "format_rate"))
-        if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
-            _save(context, step + 1, policy, experts, intake)
+                with keeping_offenders(context, expert, step, groups):
+                    figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
+            if not warming_up:
+                advantages = _advantages(groups, stage.alpha)
+                samples, unplaceable = training_samples(
+                    groups, prompts, advantages.values, advantages.keep, context.examples
+                )
+                with keeping_offenders(context, policy, step, groups):
+                    figures |= policy.update(samples, context.examples)
+                figures |= _judged(groups, advantages) | {"unplaceable_samples": unplaceable}
+            if ranks.is_first():
+                intake.finish(step)
+
+            if not warming_up or step == stage.warmup_steps - 1:
+                for expert in experts:
+                    figures |= _push_expert(context, publishers[expert.expert], expert)
+            if not warming_up:
+                figures |= push_policy(context, publishers[POLICY], policy, groups[0] if groups else None)
+            figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
+            recorder.step(step + 1, figures, show=("perception_gap", "reasoning_gap", "caption_f1", "format_rate"))
+            if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
+                _save(context, saved, step + 1, policy, experts, intake)
     recorder.close()
     save_policy(policy.model, output, context.inputs)
     for expert in experts:
-        save_expert(expert.model, output / "experts" / expert.expert, context.inputs)
+        weights = ranks.full_weights(expert.model)
+        if ranks.is_first():
+            write_expert(expert.model, weights, output / "experts" / expert.expert, context.inputs)
     return {
         "version": policy.version,
         "expert_version": experts[0].version,
@@ -109,16 +138,14 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
 def _new_expert(
     expert: Section, config: RunConfig, stage: AlignConfig, start: Path | str, updates: int
 ) -> ExpertLearner:
-    model = load_expert(
-        start,
-        seed=config.seed,
-        dropout=stage.experts.dropout,
-        dtype=getattr(torch, config.dtype),
-    )
+    def load(dtype: torch.dtype) -> ExpertModel:
+        model = load_expert(start, seed=config.seed, dropout=stage.experts.dropout, dtype=dtype)
+        return place(model, config.device, move=False)
+
+    model = ranks.placed(load, config.device, getattr(torch, config.dtype))
     if config.gradient_checkpointing:
-        transformers_model: Any = model
-        transformers_model.gradient_checkpointing_enable()
-    return ExpertLearner(expert, place(model, config.device), stage.experts, updates)
+        model.gradient_checkpointing_enable()
+    return ExpertLearner(expert, model, stage.experts, updates)
 
 
 def _admit_ahead(
@@ -194,14 +221,31 @@ def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[s
 
 
 def _push_expert(context: Context, publisher: Publisher, expert: ExpertLearner) -> dict[str, Any]:
-    result = publisher.push(expert.version, lambda folder: save_expert(expert.model, folder, context.inputs))
+    weights = ranks.full_weights(expert.model)
+    result = ranks.from_first(
+        lambda: publisher.push(
+            expert.version, lambda folder: write_expert(expert.model, weights, folder, context.inputs)
+        )
+    )
     return {
         f"{expert.expert}_sync_total_seconds": result.total_seconds,
         f"{expert.expert}_sync_paused_seconds": result.paused_seconds,
     }
 
 
-def _save(context: Context, step: int, policy: PolicyLearner, experts: Sequence[ExpertLearner], intake: Intake) -> None:
+def _tensors(context: Context, policy: PolicyLearner, experts: Sequence[ExpertLearner]) -> dict[str, Any]:
+    learners = {POLICY: policy.state_dict()} | {expert.expert: expert.state_dict() for expert in experts}
+    return learners | {"rng": random_state(context.config.device)}
+
+
+def _save(
+    context: Context,
+    saved: Checkpoints,
+    step: int,
+    policy: PolicyLearner,
+    experts: Sequence[ExpertLearner],
+    intake: Intake,
+) -> None:
     state = {
         "step": step,
         "policy_version": policy.version,
@@ -209,28 +253,27 @@ def _save(context: Context, step: int, policy: PolicyLearner, experts: Sequence[
         **intake.state(),
         "attempt": context.attempt,
     }
-
-    def write(folder: Path) -> None:
-        policy.save(folder / POLICY)
-        for expert in experts:
-            expert.save(folder / expert.expert, context.inputs)
-        torch.save({"rng": torch.get_rng_state()}, folder / "random.pt")
-
-    save_checkpoint(context.checkpoints, step, state, write, keep=context.config.keep_checkpoints)
-    intake.acknowledge()
+    models = {POLICY: policy.model} | {expert.expert: expert.model for expert in experts}
+    description = partial(write_description, context.config, models)
+    then = intake.acknowledgement() if ranks.is_first() else None
+    saved.save(step, state, _tensors(context, policy, experts), description, then)
 
 
-def _resume(context: Context, policy: PolicyLearner, experts: Sequence[ExpertLearner], intake: Intake) -> int:
-    newest = newest_checkpoint(context.checkpoints)
+def _resume(
+    context: Context, saved: Checkpoints, policy: PolicyLearner, experts: Sequence[ExpertLearner], intake: Intake
+) -> int:
+    newest = newest_checkpoint(saved.root)
     if newest is None:
-        intake.resume(None)
+        ranks.from_first(lambda: intake.resume(None))
         return 0
     folder, state = newest
-    policy.load(folder / POLICY, state["policy_version"])
+    tensors = _tensors(context, policy, experts)
+    read_tensors(folder, tensors)
+    policy.load_state_dict(tensors[POLICY], state["policy_version"])
     for expert in experts:
-        expert.load(folder / expert.expert, state["expert_versions"][expert.expert])
-    torch.set_rng_state(torch.load(folder / "random.pt", weights_only=True)["rng"])
+        expert.load_state_dict(tensors[expert.expert], state["expert_versions"][expert.expert])
+    set_random_state(tensors["rng"])
     intake.restore(state)
-    kept = intake.resume(state["policy_version"])
+    kept = ranks.from_first(lambda: intake.resume(state["policy_version"]))
     context.say(f"resumed after step {state['step']} at version {policy.version}, {kept} groups taken over")
     return state["step"]

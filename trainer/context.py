@@ -15,6 +15,8 @@ from prism.data import read_rows, to_prompt
 from prism.endpoints import Endpoints, load_endpoints
 from prism.inputs import InputBuilder
 from prism.stream import TrainerStream
+from trainer import ranks
+from trainer.checkpoint import Checkpoints
 from trainer.examples import GroupExamples
 from trainer.intake import Intake, PromptSequence
 from trainer.publish import Publisher, open_publisher
@@ -35,17 +37,17 @@ class Context:
     examples: GroupExamples
     console: Console
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.config.run_dir / "checkpoints" / self.stage
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.config.run_dir / "checkpoints" / self.stage, self.config.keep_checkpoints)
 
     def say(self, text: str) -> None:
         self.console.print(f"[yellow]{escape(text)}[/]")
 
     def intake(self, rollouts: RolloutConfig, learners: tuple[str, ...], require: tuple[str, ...]) -> Intake:
+        """Of the first rank; the others' has no prompts, and is not asked."""
         file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require)
         report_problems(file, self.console)
-        prompts = [to_prompt(row, file, self.blobs) for row in file.rows]
+        prompts = [to_prompt(row, file, self.blobs) for row in file.rows] if ranks.is_first() else []
         client = redis.Redis.from_url(
             self.endpoints.redis_url.get_secret_value(),
             health_check_interval=15,
@@ -66,6 +68,6 @@ def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
     inputs = InputBuilder(start)
     blobs = BlobStore(endpoints.blobs)
     return Context(
-        config, stage, next_attempt(config.run_dir), endpoints, blobs, inputs, GroupExamples(inputs, blobs),
-        Console(highlight=False),
+        config, stage, ranks.from_first(lambda: next_attempt(config.run_dir)), endpoints, blobs, inputs,
+        GroupExamples(inputs, blobs), Console(highlight=False, quiet=not ranks.is_first()),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prism.config import ExpertLearnerConfig
-from prism.expert_model import ExpertModel, Judgement, load_expert, save_expert
+from prism.expert_model import ExpertModel, Judgement, save_expert
 from prism.expert_section import Section, section_of
 from prism.inputs import Example, InputBuilder, distinct
 from prism.packing import pack, share_by_tokens, split_by_tokens
@@ -60,7 +60,7 @@ class ExpertLearner:
         self.model, self.config, self.version = model, config, 0
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of them if its gradient alone was."""
-        self._optimizer = Optimizer(model.parameters(), config.optimizer, updates)
+        self._optimizer = Optimizer(model.named_parameters(), config.optimizer, updates)
 
     def update(
         self,
@@ -182,14 +182,19 @@ class ExpertLearner:
         parsed = parse_response(text)
         return inputs.with_text(prompt, section_of(parsed, self.expert)) if parsed.valid else None
 
-    def save(self, folder: Path, inputs: InputBuilder) -> None:
-        save_expert(self.model, folder, inputs)
-        torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
+    def state_dict(self) -> dict[str, Any]:
+        """The learner's own tensors, for a checkpoint to be written from or read into; without the version."""
+        return self._optimizer.state_dict()
 
-    def load(self, folder: Path, version: int) -> None:
-        self.model.load_state_dict(load_expert(folder, dtype=self.model.score.weight.dtype, strict=True).state_dict())
-        self._optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    def load_state_dict(self, state: dict[str, Any], version: int) -> None:
+        self._optimizer.load_state_dict(state)
         self.version = version
+
+
+def write_expert(model: ExpertModel, weights: dict[str, torch.Tensor], folder: Path, inputs: InputBuilder) -> None:
+    """What ``ranks.full_weights`` gathered, with the model's configuration and the processor."""
+    save_expert(model, folder, inputs, weights)
+    ranks.name_precision(model, folder)
 
 
 def _with_mismatches(pairs: Sequence[_Pairs], inputs: InputBuilder) -> list[_Pairs]:

@@ -1,19 +1,24 @@
 """``prism export``: a model of a run, finished or from its newest checkpoint, as an ordinary Hugging Face folder."""
 
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from prism.config import AlignConfig, RunConfig
 from prism.errors import ConfigError
+from prism.expert_model import CLASSES, save_expert
 from prism.inputs import InputBuilder
-from trainer.checkpoint import newest_checkpoint
+from trainer.checkpoint import CONFIG, newest_checkpoint, read_tensors
 from trainer.make_experts import refuse_existing, write_whole
-from trainer.result import stage_folder, stage_result, start_of
+from trainer.policy_model import save_policy
+from trainer.result import RESULT, stage_folder, stage_result, start_of
 
 Model = Literal["policy", "perception", "reasoning"]
 
@@ -29,17 +34,26 @@ def export(run_dir: Path, out: Path, *, stage: str | None, model: Model, console
     if stage is not None and stage not in config.stages:
         raise ConfigError(f"no stage {stage!r}: the run has {', '.join(config.stages)}")
     for name in [stage] if stage else reversed(config.stages):
-        found = _newest(config, name, model)
-        if found:
-            folder, said = found
-            write_whole(out, lambda target: _copy(folder, target, start_of(config, name)))  # noqa: B023 (called at once)
-            console.print(f"{escape(str(out))}: the {model} of {name}, {said}", soft_wrap=True)
-            return
+        if model != "policy" and not isinstance(config.stages[name], AlignConfig):
+            continue
+        if stage_result(config, name):
+            folder = stage_folder(config, name)
+            finished = folder if model == "policy" else folder / "experts" / model
+            write_whole(out, partial(_copy, finished))
+            said = "finished"
+        elif newest := newest_checkpoint(config.run_dir / "checkpoints" / name):
+            write_whole(out, partial(_assemble, config, name, newest[0], model))
+            said = f"after step {newest[1]['step']}"
+        else:
+            continue
+        console.print(f"{escape(str(out))}: the {model} of {name}, {said}", soft_wrap=True)
+        return
     raise ConfigError(f"{run_dir} holds no {model} yet{f' of {stage}' if stage else ''}: neither result nor checkpoint")
 
 
 def _config_of(run_dir: Path) -> RunConfig:
-    file = run_dir / "config.json"
+    described = sorted(run_dir.glob(f"checkpoints/*/*/{CONFIG}"))  # each checkpoint keeps a copy
+    file = next((file for file in (run_dir / CONFIG, *described) if file.is_file()), run_dir / CONFIG)
     try:
         config = RunConfig.model_validate_json(file.read_bytes())
     except FileNotFoundError:
@@ -49,19 +63,23 @@ def _config_of(run_dir: Path) -> RunConfig:
     return config.model_copy(update={"runs_dir": run_dir.parent, "name": run_dir.name})  # it may have been moved
 
 
-def _newest(config: RunConfig, stage: str, model: Model) -> tuple[Path, str] | None:
-    """Where the newest weights lie, and what they are; None without."""
-    if model != "policy" and not isinstance(config.stages[stage], AlignConfig):
-        return None
-    result = stage_result(config, stage)
-    if result:
-        folder = stage_folder(config, stage)
-        return (folder if model == "policy" else folder / "experts" / model), "finished"
-    newest = newest_checkpoint(config.run_dir / "checkpoints" / stage)
-    return (newest[0] / model, f"after step {newest[1]['step']}") if newest else None
+def _copy(folder: Path, target: Path) -> None:
+    for file in folder.iterdir():
+        if file.is_file() and file.name != RESULT:
+            shutil.copyfile(file, target / file.name)
 
 
-def _copy(folder: Path, target: Path, start: Path | str) -> None:
-    for file in sorted([*folder.glob("*.safetensors*"), *folder.glob("*config.json")]):
-        shutil.copyfile(file, target / file.name)
-    InputBuilder(start).processor.save_pretrained(target)
+def _assemble(config: RunConfig, stage: str, checkpoint: Path, model: Model, target: Path) -> None:
+    """The model from what all ranks wrote of it, with the processor of the stage's start."""
+    described, dtype = AutoConfig.from_pretrained(checkpoint / model), getattr(torch, config.dtype)
+    make: Any = AutoModelForImageTextToText.from_config
+    if model != "policy":
+        make = CLASSES[described.model_type]._from_config
+    with torch.device("meta"):  # all that is saved is read below
+        made = make(described, dtype=dtype)
+    weights = {name: torch.empty(p.shape, dtype=dtype) for name, p in made.named_parameters()}
+    read_tensors(checkpoint, {model: {"weights": weights}})
+    made.load_state_dict(weights, strict=False, assign=True)
+    made.tie_weights()
+    save: Any = save_policy if model == "policy" else save_expert
+    save(made, target, InputBuilder(start_of(config, stage)))

@@ -198,12 +198,16 @@ class Intake:
         """Go on where ``state`` was taken; call before ``resume``."""
         self.position, self._consumed = state["position"], set(state["consumed"])
 
-    def acknowledge(self) -> None:
-        """Call once the checkpoint that contains all finished steps is on disk."""
-        for learner, entry_ids in self._done.items():
-            self.stream.acknowledge(learner, entry_ids)
-        self._done.clear()
-        self.stream.trim()
+    def acknowledgement(self) -> Callable[[], None]:
+        """Of the steps finished by now: call it once the checkpoint that contains them is on disk."""
+        done, self._done = self._done, {}
+
+        def acknowledge() -> None:
+            for learner, entry_ids in done.items():
+                self.stream.acknowledge(learner, entry_ids)
+            self.stream.trim()
+
+        return acknowledge
 
     def cursor(self) -> int:
         """The first position that no finished step has consumed."""

@@ -37,8 +37,10 @@ class Optimizer:
     Updates are made to float32 weights: beside a parameter of fewer bits one is kept, or small steps would be lost.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig, total: int) -> None:
-        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, total: int) -> None:
+        """``named`` as ``named_parameters()`` gives them."""
+        learning = {name: parameter for name, parameter in named if parameter.requires_grad}
+        self._names, self._parameters = list(learning), list(learning.values())
         self._weights = [p if p.dtype == torch.float32 else p.detach().float() for p in self._parameters]
         self._adamw = torch.optim.AdamW(
             self._weights, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
@@ -87,17 +89,29 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "adamw": self._adamw.state_dict(),
-            "weights": [weight for weight, _ in self._copies()],
-            "steps": self.steps,
-            "skipped": self._skipped,
-        }
+        """Weights and AdamW's moments by name, in float32, and how far it is: the very tensors it works with, which a
+        checkpoint may be read into.
+        """
+        moments: dict[str, dict[str, torch.Tensor]] = {}
+        for name, weight in zip(self._names, self._weights, strict=True):
+            state = self._adamw.state[weight]
+            if not state:  # as AdamW begins
+                state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+            moments[name] = dict(state)
+        weights = {name: weight.detach() for name, weight in zip(self._names, self._weights, strict=True)}
+        return {"weights": weights, "moments": moments, "steps": self.steps, "skipped": self._skipped}
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._adamw.load_state_dict(state["adamw"])
-        for (weight, _), saved in zip(self._copies(), state["weights"], strict=True):
-            weight.copy_(saved)
+        """Go on where ``state`` was taken, the model's weights included."""
+        own = self.state_dict()
+        for name, weight in own["weights"].items():
+            weight.copy_(state["weights"][name])
+            for key, moment in own["moments"][name].items():
+                moment.copy_(state["moments"][name][key])
+        for weight, parameter in self._copies():
+            parameter.copy_(weight)
         self.steps, self._skipped = state["steps"], state["skipped"]
 
     def _copies(self) -> list[tuple[torch.Tensor, nn.Parameter]]:

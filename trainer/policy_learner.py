@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from trainer import ranks
 from trainer.examples import GroupExamples
 from trainer.losses import LossOptions, PackedTokens, PolicyLoss, Totals, policy_loss, truncated_importance_weights
 from trainer.optimizer import Optimizer
-from trainer.policy_model import ResponseTokens, load_policy, response_tokens
+from trainer.policy_model import ResponseTokens, response_tokens
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,9 @@ class PolicyLearner:
         """The groups of the last update whose loss was not finite; all of a minibatch's if its gradient alone was."""
         self._temperature, self._reference = temperature, reference
         self._algorithm, self._options = algorithm, options
-        self._optimizer = Optimizer(model.parameters(), config.optimizer, updates * config.minibatches * config.epochs)
+        self._optimizer = Optimizer(
+            model.named_parameters(), config.optimizer, updates * config.minibatches * config.epochs
+        )
 
     def update(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
         """Learn from one step's samples and count the version up. Without a sample nothing is learnt, but counted.
@@ -197,14 +198,12 @@ class PolicyLearner:
         )
         return policy_loss(self._algorithm, packed, self._options, totals)
 
-    def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
-        torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
+    def state_dict(self) -> dict[str, Any]:
+        """The learner's own tensors, for a checkpoint to be written from or read into; without the version."""
+        return self._optimizer.state_dict()
 
-    def load(self, folder: Path, version: int) -> None:
-        loaded = load_policy(folder, dtype=self.model.dtype)
-        self.model.load_state_dict(loaded.state_dict())
-        self._optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    def load_state_dict(self, state: dict[str, Any], version: int) -> None:
+        self._optimizer.load_state_dict(state)
         self.version = version
 
 

@@ -53,9 +53,16 @@ def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
 
     All ranks must call it; the first writes.
     """
-    ranks.save_weights(model, folder)
+    weights = ranks.full_weights(model)
     if ranks.is_first():
+        write_policy(model, weights, folder)
         inputs.processor.save_pretrained(folder)
+
+
+def write_policy(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
+    """What ``ranks.full_weights`` gathered, with the model's configuration."""
+    model.save_pretrained(folder, state_dict=weights)
+    ranks.name_precision(model, folder)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)  # a rank that is this late for another is lost
 PATIENCE = timedelta(days=30)  # the first rank waits for rollouts, the others for it
 
-_patient: Any = None  # in which the others wait for the first
+_patient: Any = None  # the group in which the others wait for the first
+_behind: Any = None  # that of what goes on behind the loop, in a thread
 
 
 def rank() -> int:
@@ -46,7 +47,7 @@ def started(device: str) -> Iterator[None]:
 
     Nothing without ``torchrun``. A rank that fails does not wait for the others: ``torchrun`` ends them.
     """
-    global _patient
+    global _patient, _behind
     if not dist.is_torchelastic_launched():
         yield
         return
@@ -55,9 +56,15 @@ def started(device: str) -> Iterator[None]:
     # Objects and checkpoints travel between CPUs whatever the learners compute on.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _behind = dist.new_group(backend="gloo", timeout=TIMEOUT)
     yield
-    _patient = None
+    _patient = _behind = None
     dist.destroy_process_group()
+
+
+def behind() -> dist.ProcessGroup | None:
+    """All ranks, for a thread beside the loop: its collectives must not meet the loop's. None without ``torchrun``."""
+    return _behind
 
 
 def seed(value: int) -> None:
@@ -141,17 +148,12 @@ def full_weights(model: Any) -> dict[str, Tensor]:
     return named if is_first() else {}
 
 
-def save_weights(model: Any, folder: Path) -> None:
-    """Write the model as transformers does. All ranks must call it; the first writes."""
-    weights = full_weights(model)
-    if not is_first():
-        return
-    model.save_pretrained(folder, state_dict=weights)
-    file = folder / "config.json"  # names the precision of the shards, whatever the tensors' is
-    kept, written = str(model.dtype), str(computes_in(model))
-    if kept != written:
-        text = file.read_text().replace(f'"{kept.removeprefix("torch.")}"', f'"{written.removeprefix("torch.")}"')
-        file.write_text(text)
+def name_precision(model: Any, folder: Path) -> None:
+    """In the configuration written beside the model's ``full_weights``: theirs, which is not that of the shards."""
+    held, written = (str(dtype).removeprefix("torch.") for dtype in (model.dtype, computes_in(model)))
+    if held != written:
+        file = folder / "config.json"
+        file.write_text(file.read_text().replace(f'"{held}"', f'"{written}"'))
 
 
 def computes_in(model: Any) -> torch.dtype:

@@ -2,15 +2,25 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from prism.config import RlvrConfig, RunConfig
+from prism.inputs import Example
 from prism.v1 import rollout_pb2 as pb
+from trainer import ranks
 from trainer.advantages import Advantages, group_centred, group_normalised, soft_overlong_penalty
-from trainer.checkpoint import newest_checkpoint, save_checkpoint
+from trainer.checkpoint import (
+    Checkpoints,
+    newest_checkpoint,
+    random_state,
+    read_tensors,
+    set_random_state,
+    write_description,
+)
 from trainer.context import Context, open_context
 from trainer.intake import POLICY, Admission, Intake, StepRollouts
 from trainer.losses import Algorithm
@@ -18,12 +28,20 @@ from trainer.policy_learner import PolicyLearner, training_samples
 from trainer.policy_model import load_learner, load_reference, save_policy
 from trainer.recorder import Recorder
 from trainer.result import start_version
-from trainer.stage import keeping_offenders, loss_options, mean, push_policy, rollout_figures, usable_groups
+from trainer.stage import (
+    keeping_offenders,
+    loss_options,
+    mean,
+    push_policy,
+    rollout_figures,
+    shared_step,
+    usable_groups,
+)
 
 
 def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, output: Path) -> dict[str, Any]:
     """Train from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
-    torch.manual_seed(config.seed)
+    ranks.seed(config.seed)
     context = open_context(config, name, start)
     base = start_version(start)
     model = load_learner(start, config)
@@ -39,44 +57,54 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
         reference=load_reference(start, config) if stage.kl_coef else None,
     )
     intake = context.intake(stage.rollouts, (POLICY,), require=("gold",))
-    first = _resume(context, policy, intake)
+    saved = context.checkpoints()
+    first = _resume(context, saved, policy, intake)
     publisher = context.publisher(POLICY)
     push_policy(context, publisher, policy, None)  # before a single rollout is asked for
 
     recorder = Recorder(config.run_dir, name, stage.steps)
     started = time.perf_counter()
     asked = first
-    for step in range(first, stage.steps):
-        began = time.perf_counter()
-        while asked < stage.steps and intake.admit(
-            _admission(stage, asked, base, stage.rollouts.prompts), version=policy.version, expert_version=0
-        ):
-            asked += 1
-        rollouts, rounds = _collect(context, intake, stage, step, base, policy.version)
-        groups, prompts = usable_groups(context, intake, rollouts, policy.version)
-        figures = rollout_figures(groups, rollouts, policy.version) | _rewards(groups)
+    with saved:
+        for step in range(first, stage.steps):
+            began = time.perf_counter()
+            saved.look()
 
-        if stage.dynamic_sampling:
-            chosen = [i for i, group in enumerate(groups) if _undecided(group)][: stage.rollouts.prompts]
-            groups, prompts = [groups[i] for i in chosen], [prompts[i] for i in chosen]
-        advantages = _advantages(groups, stage)
-        samples, unplaceable = training_samples(groups, prompts, advantages.values, advantages.keep, context.examples)
-        with keeping_offenders(context, policy, step, groups):
-            figures |= policy.update(samples, context.examples)
-        figures |= {
-            "masked_samples": advantages.masked_samples,
-            "dropped_groups": advantages.dropped_groups,
-            "flat_groups": advantages.flat_groups,
-            "unplaceable_samples": unplaceable,
-            "sampling_rounds": rounds,
-        }
-        intake.finish(step)
+            def collected(step: int = step) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
+                nonlocal asked
+                while asked < stage.steps and intake.admit(
+                    _admission(stage, asked, base, stage.rollouts.prompts), version=policy.version, expert_version=0
+                ):
+                    asked += 1
+                rollouts, rounds = _collect(context, intake, stage, step, base, policy.version)
+                groups, prompts = usable_groups(context, intake, rollouts, policy.version)
+                figures = rollout_figures(groups, rollouts, policy.version) | _rewards(groups)
+                if stage.dynamic_sampling:
+                    chosen = [i for i, group in enumerate(groups) if _undecided(group)][: stage.rollouts.prompts]
+                    groups, prompts = [groups[i] for i in chosen], [prompts[i] for i in chosen]
+                return groups, prompts, figures | {"sampling_rounds": rounds}
 
-        figures |= push_policy(context, publisher, policy, groups[0] if groups else None)
-        figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
-        recorder.step(step + 1, figures, show=("reward", "accuracy", "format_rate", "response_tokens"))
-        if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
-            _save(context, step + 1, policy, intake)
+            groups, prompts, figures = shared_step(context, collected)
+            advantages = _advantages(groups, stage)
+            samples, unplaceable = training_samples(
+                groups, prompts, advantages.values, advantages.keep, context.examples
+            )
+            with keeping_offenders(context, policy, step, groups):
+                figures |= policy.update(samples, context.examples)
+            figures |= {
+                "masked_samples": advantages.masked_samples,
+                "dropped_groups": advantages.dropped_groups,
+                "flat_groups": advantages.flat_groups,
+                "unplaceable_samples": unplaceable,
+            }
+            if ranks.is_first():
+                intake.finish(step)
+
+            figures |= push_policy(context, publisher, policy, groups[0] if groups else None)
+            figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
+            recorder.step(step + 1, figures, show=("reward", "accuracy", "format_rate", "response_tokens"))
+            if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
+                _save(context, saved, step + 1, policy, intake)
     recorder.close()
     save_policy(policy.model, output, context.inputs)
     return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
@@ -131,26 +159,29 @@ def _rewards(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
     }
 
 
-def _save(context: Context, step: int, policy: PolicyLearner, intake: Intake) -> None:
+def _save(context: Context, saved: Checkpoints, step: int, policy: PolicyLearner, intake: Intake) -> None:
     state = {
         "step": step,
         "policy_version": policy.version,
         **intake.state(),
         "attempt": context.attempt,
     }
-    keep = context.config.keep_checkpoints
-    save_checkpoint(context.checkpoints, step, state, lambda folder: policy.save(folder / POLICY), keep=keep)
-    intake.acknowledge()
+    tensors = {POLICY: policy.state_dict(), "rng": random_state(context.config.device)}
+    description = partial(write_description, context.config, {POLICY: policy.model})
+    saved.save(step, state, tensors, description, intake.acknowledgement() if ranks.is_first() else None)
 
 
-def _resume(context: Context, policy: PolicyLearner, intake: Intake) -> int:
-    newest = newest_checkpoint(context.checkpoints)
+def _resume(context: Context, saved: Checkpoints, policy: PolicyLearner, intake: Intake) -> int:
+    newest = newest_checkpoint(saved.root)
     if newest is None:
-        intake.resume(None)
+        ranks.from_first(lambda: intake.resume(None))
         return 0
     folder, state = newest
-    policy.load(folder / POLICY, state["policy_version"])
+    tensors = {POLICY: policy.state_dict(), "rng": random_state(context.config.device)}
+    read_tensors(folder, tensors)
+    policy.load_state_dict(tensors[POLICY], state["policy_version"])
+    set_random_state(tensors["rng"])
     intake.restore(state)
-    kept = intake.resume(state["policy_version"])
+    kept = ranks.from_first(lambda: intake.resume(state["policy_version"]))
     context.say(f"resumed after step {state['step']} at version {policy.version}, {kept} groups taken over")
     return state["step"]

@@ -1,8 +1,8 @@
 """Supervised fine-tuning: demonstrations in, loss on the response alone."""
 
-import contextlib
 import random
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,18 @@ from prism.inputs import Example, InputBuilder
 from prism.packing import pack, split_by_tokens
 from prism.v1 import rollout_pb2 as pb
 from trainer import ranks
-from trainer.checkpoint import newest_checkpoint, save_checkpoint
+from trainer.checkpoint import (
+    Checkpoints,
+    newest_checkpoint,
+    random_state,
+    read_tensors,
+    set_random_state,
+    write_description,
+)
+from trainer.intake import POLICY
 from trainer.not_finite import keep_rows
 from trainer.optimizer import Optimizer
-from trainer.policy_model import load_learner, load_policy, response_logprobs, save_policy
+from trainer.policy_model import load_learner, response_logprobs, save_policy
 from trainer.recorder import Recorder
 from trainer.result import start_version
 
@@ -107,57 +115,59 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     for file in files:
         report_problems(file, console)
     data = Demonstrations(files, stage.target, inputs)
-    optimizer = Optimizer(model.parameters(), stage.optimizer, stage.steps)
+    optimizer = Optimizer(model.named_parameters(), stage.optimizer, stage.steps)
     order = Order(len(data), stage.batch, config.seed)
-    root = config.run_dir / "checkpoints" / name
-    first = _resume(root, model, optimizer)
+    saved = Checkpoints(config.run_dir / "checkpoints" / name, config.keep_checkpoints)
+    first = _resume(saved.root, config, optimizer)
 
     recorder = Recorder(config.run_dir, name, stage.steps)
     started = time.perf_counter()
-    for step in range(first, stage.steps):
-        began = time.perf_counter()
-        rows = order.at(step)
-        examples = [data.example(i) for i in rows[ranks.rank() :: ranks.world()]]  # a rank builds its own alone
-        batches = split_by_tokens([[example] for example in examples], stage.micro_batch_tokens)
-        own_tokens = sum(len(example.response_ids) for example in examples)
-        own_images = any(example.pixel_values is not None for example in examples)
-        counts, all_tokens, images = zip(*ranks.gathered((len(batches), own_tokens, own_images)), strict=True)
-        tokens = sum(all_tokens)
-        ranks.expect_images(model, any(images))
-        own_loss = 0.0
-        for indices in ranks.in_step(batches, max(counts)):
-            used = [examples[i] for i in indices] if indices else [data.example(rows[0])]
-            batch = pack(used, inputs, model.device)
-            with torch.autocast(model.device.type, torch.bfloat16) if stage.autocast_bf16 else contextlib.nullcontext():
-                loss = -response_logprobs(model, batch).sum() / tokens
-            loss = loss if indices else 0 * loss
-            loss.backward()
-            own_loss += loss.item()
-        total = sum(ranks.gathered(own_loss))
-        lr = optimizer.lr
-        try:
-            norm, updated = optimizer.step(total)
-        except NotFiniteError:
-            if ranks.is_first():
-                keep_rows(config.run_dir, name, step + 1, map(data.source, rows))
-            raise
-        if not updated and ranks.is_first():
-            file = keep_rows(config.run_dir, name, step + 1, map(data.source, rows))
-            console.print(f"[yellow]step {step + 1}: the update was not finite; its rows are in {escape(str(file))}[/]")
-        figures = {
-            "loss": total if updated else None,
-            "grad_norm": norm if updated else None,
-            "skipped": int(not updated),
-            "lr": lr,
-            "response_tokens": tokens,
-            "update_seconds": time.perf_counter() - began,
-        }
-        recorder.step(step + 1, figures, show=("loss",))
-        if (step + 1) % stage.checkpoint_every == 0 and step + 1 < stage.steps:
-            save_checkpoint(
-                root, step + 1, {"step": step + 1}, lambda folder: _write(folder, model, optimizer),
-                keep=config.keep_checkpoints,
-            )  # fmt: skip
+    with saved:
+        for step in range(first, stage.steps):
+            began = time.perf_counter()
+            saved.look()
+            rows = order.at(step)
+            examples = [data.example(i) for i in rows[ranks.rank() :: ranks.world()]]  # a rank builds its own alone
+            batches = split_by_tokens([[example] for example in examples], stage.micro_batch_tokens)
+            own_tokens = sum(len(example.response_ids) for example in examples)
+            own_images = any(example.pixel_values is not None for example in examples)
+            counts, all_tokens, images = zip(*ranks.gathered((len(batches), own_tokens, own_images)), strict=True)
+            tokens = sum(all_tokens)
+            ranks.expect_images(model, any(images))
+            own_loss = 0.0
+            for indices in ranks.in_step(batches, max(counts)):
+                used = [examples[i] for i in indices] if indices else [data.example(rows[0])]
+                batch = pack(used, inputs, model.device)
+                with torch.autocast(model.device.type, torch.bfloat16, enabled=stage.autocast_bf16):
+                    loss = -response_logprobs(model, batch).sum() / tokens
+                loss = loss if indices else 0 * loss
+                loss.backward()
+                own_loss += loss.item()
+            total = sum(ranks.gathered(own_loss))
+            lr = optimizer.lr
+            try:
+                norm, updated = optimizer.step(total)
+            except NotFiniteError:
+                if ranks.is_first():
+                    keep_rows(config.run_dir, name, step + 1, map(data.source, rows))
+                raise
+            if not updated and ranks.is_first():
+                file = keep_rows(config.run_dir, name, step + 1, map(data.source, rows))
+                console.print(
+                    f"[yellow]step {step + 1}: the update was not finite; its rows are in {escape(str(file))}[/]"
+                )
+            figures = {
+                "loss": total if updated else None,
+                "grad_norm": norm if updated else None,
+                "skipped": int(not updated),
+                "lr": lr,
+                "response_tokens": tokens,
+                "update_seconds": time.perf_counter() - began,
+            }
+            recorder.step(step + 1, figures, show=("loss",))
+            if (step + 1) % stage.checkpoint_every == 0 and step + 1 < stage.steps:
+                tensors = {POLICY: optimizer.state_dict(), "rng": random_state(config.device)}
+                saved.save(step + 1, {"step": step + 1}, tensors, partial(write_description, config, {POLICY: model}))
     recorder.close()
     save_policy(model, output, inputs)
     return {
@@ -178,19 +188,13 @@ def report_problems(file: DataFile, console: Console) -> None:
         console.print(f"[yellow]{len(file.problems)} rows of {name} skipped[/], {len(file.rows)} used")
 
 
-def _write(folder: Path, model: Any, optimizer: Optimizer) -> None:
-    model.save_pretrained(folder / "policy")
-    torch.save({"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, folder / "training.pt")
-
-
-def _resume(root: Path, model: Any, optimizer: Optimizer) -> int:
+def _resume(root: Path, config: RunConfig, optimizer: Optimizer) -> int:
     newest = newest_checkpoint(root)
     if newest is None:
         return 0
     folder, state = newest
-    loaded = load_policy(folder / "policy", dtype=model.dtype)
-    model.load_state_dict(loaded.state_dict())
-    training = torch.load(folder / "training.pt", weights_only=True)
-    optimizer.load_state_dict(training["optimizer"])
-    torch.set_rng_state(training["rng"])
+    tensors = {POLICY: optimizer.state_dict(), "rng": random_state(config.device)}
+    read_tensors(folder, tensors)
+    optimizer.load_state_dict(tensors[POLICY])
+    set_random_state(tensors["rng"])
     return state["step"]

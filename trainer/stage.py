@@ -1,26 +1,30 @@
 """What a step of alignment and a step of RLVR have in common: checked prompts, figures, pushes, stage results."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from prism.config import PolicyLearnerConfig
 from prism.errors import DataError, StreamError
 from prism.inputs import Example
 from prism.response import caption_f1, parse_response
 from prism.v1 import rollout_pb2 as pb
+from trainer import ranks
 from trainer.context import Context
 from trainer.expert_learner import ExpertLearner
 from trainer.intake import Intake, StepRollouts
 from trainer.losses import DEFAULT_OPTIONS, Algorithm, LossOptions
 from trainer.not_finite import keep_groups
 from trainer.policy_learner import PolicyLearner
+from trainer.policy_model import write_policy
 from trainer.probe import make_probe
 from trainer.publish import Publisher
 from trainer.staleness import staleness
+
+T = TypeVar("T")
 
 
 def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int, *, kl_coef: float = 0.0) -> LossOptions:
@@ -28,6 +32,21 @@ def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int, *
     clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
     given = {name: value for name, value in clip.items() if value is not None}
     return replace(DEFAULT_OPTIONS[Algorithm(algorithm)], max_length=max_tokens, kl_coef=kl_coef, **given)
+
+
+def shared_step(
+    context: Context, collect: Callable[[], tuple[list[pb.RolloutGroup], list[Example], T]]
+) -> tuple[list[pb.RolloutGroup], list[Example], T]:
+    """What ``collect`` gives on the first rank, on all: groups travel, their prompts each rank builds itself."""
+    built: list[Example] = []
+
+    def on_first() -> tuple[list[pb.RolloutGroup], T]:
+        groups, prompts, figures = collect()
+        built.extend(prompts)
+        return groups, figures
+
+    groups, figures = ranks.from_first(on_first)
+    return groups, built if ranks.is_first() else [context.examples.prompt(group) for group in groups], figures
 
 
 def usable_groups(
@@ -74,7 +93,7 @@ def keeping_offenders(
     try:
         yield
     finally:
-        if learner.not_finite:
+        if learner.not_finite and ranks.is_first():
             name, whose = context.stage, "a policy"
             if isinstance(learner, ExpertLearner):
                 name, whose = f"{name}-{learner.expert}", f"the {learner.expert} expert's"
@@ -113,13 +132,16 @@ def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, v
 def push_policy(
     context: Context, publisher: Publisher, policy: PolicyLearner, group: pb.RolloutGroup | None
 ) -> dict[str, Any]:
-    """Publish the policy; ``group`` gives the prompt and the text of the probe."""
+    """Publish the policy, from all ranks; ``group`` gives the prompt and the text of the probe."""
     probe = None
     if group is not None:
         text = next((sample.text for sample in group.samples if sample.text), group.request.prompt.teacher)
         tolerance = context.config.push.probe_tolerance
         probe = make_probe(policy.model, context.inputs, group.request.prompt, text, context.blobs, tolerance)
-    result = publisher.push(policy.version, policy.model.save_pretrained, probe)
+    weights = ranks.full_weights(policy.model)
+    result = ranks.from_first(
+        lambda: publisher.push(policy.version, lambda folder: write_policy(policy.model, weights, folder), probe)
+    )
     return {"sync_total_seconds": result.total_seconds, "sync_paused_seconds": result.paused_seconds}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig
+from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, save_resolved
 from prism.errors import ConfigError
 from trainer import align, ranks, rlvr, sft
 from trainer.result import finish_stage, stage_folder, stage_result, start_of
@@ -37,8 +37,8 @@ def train_stage(config: RunConfig, which: str) -> None:
                 return rlvr.train(config, name, stage, start, folder)
 
     with ranks.started(config.device):
-        if ranks.world() > 1 and not isinstance(stage, SftConfig):
-            raise ConfigError(f"stage {name}: of all stages sft alone trains under torchrun yet")
+        if ranks.is_first() and not (config.run_dir / "config.json").is_file():
+            save_resolved(config)
         if ranks.is_first():
             finish_stage(config, name, stage.kind, train)
         else:

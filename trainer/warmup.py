@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,7 +27,14 @@ from prism.response import parse_response
 from prism.settings import describe
 from prism.v1 import rollout_pb2 as pb
 from prism.weights import file_sha256
-from trainer.checkpoint import newest_checkpoint, save_checkpoint
+from trainer.checkpoint import (
+    Checkpoints,
+    newest_checkpoint,
+    random_state,
+    read_tensors,
+    set_random_state,
+    write_description,
+)
 from trainer.expert_learner import ExpertLearner
 from trainer.make_experts import refuse_existing, write_whole
 from trainer.recorder import Recorder
@@ -90,19 +98,24 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
     total = max(1, math.ceil(pairs / config.batch))
     learner = ExpertLearner(config.expert, place(model, config.device), config.learner, total)
     order = Order(len(file.rows), config.batch, config.seed)
-    first = _resume(work, learner, console)
+    saved = Checkpoints(work / "checkpoints", KEEP_CHECKPOINTS)
+    first = _resume(saved.root, config, learner, console)
     recorder = Recorder(work, config.expert, total, console=console)
     paired = any(row.response is not None for row in file.rows)
     shown = ("pair_accuracy", "gap") if paired else ("mismatch_accuracy",)
-    for step in range(first, total):
-        began = time.perf_counter()
-        rows = [file.rows[i] for i in order.at(step)[: max(1, pairs - step * config.batch)]]
-        prompts = [_prompt(row, file, inputs) for row in rows]
-        figures = learner.update([_group(row) for row in rows], prompts, inputs, warming_up=True)
-        figures["step_seconds"] = time.perf_counter() - began
-        recorder.step(step + 1, figures, show=tuple(f"{config.expert}_{name}" for name in shown))
-        if (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
-            _save(work, step + 1, learner, inputs)
+    with saved:
+        for step in range(first, total):
+            began = time.perf_counter()
+            saved.look()
+            rows = [file.rows[i] for i in order.at(step)[: max(1, pairs - step * config.batch)]]
+            prompts = [_prompt(row, file, inputs) for row in rows]
+            figures = learner.update([_group(row) for row in rows], prompts, inputs, warming_up=True)
+            figures["step_seconds"] = time.perf_counter() - began
+            recorder.step(step + 1, figures, show=tuple(f"{config.expert}_{name}" for name in shown))
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
+                tensors = {learner.expert: learner.state_dict(), "rng": random_state(config.device)}
+                description = partial(write_description, config, {learner.expert: learner.model})
+                saved.save(step + 1, {"step": step + 1}, tensors, description)
     recorder.close()
 
     def write(folder: Path) -> None:
@@ -154,20 +167,14 @@ def _group(row: Row) -> pb.RolloutGroup:
     )
 
 
-def _save(work: Path, step: int, learner: ExpertLearner, inputs: InputBuilder) -> None:
-    def write(folder: Path) -> None:
-        learner.save(folder / learner.expert, inputs)
-        torch.save({"rng": torch.get_rng_state()}, folder / "random.pt")
-
-    save_checkpoint(work / "checkpoints", step, {"step": step}, write, keep=KEEP_CHECKPOINTS)
-
-
-def _resume(work: Path, learner: ExpertLearner, console: Console) -> int:
-    newest = newest_checkpoint(work / "checkpoints")
+def _resume(root: Path, config: WarmupConfig, learner: ExpertLearner, console: Console) -> int:
+    newest = newest_checkpoint(root)
     if newest is None:
         return 0
     folder, state = newest
-    learner.load(folder / learner.expert, state["step"])
-    torch.set_rng_state(torch.load(folder / "random.pt", weights_only=True)["rng"])
+    tensors = {learner.expert: learner.state_dict(), "rng": random_state(config.device)}
+    read_tensors(folder, tensors)
+    learner.load_state_dict(tensors[learner.expert], state["step"])
+    set_random_state(tensors["rng"])
     console.print(f"resumed after update {state['step']}")
     return state["step"]

@@ -1,6 +1,7 @@
 """``prism export``: what a run has, as a folder that anything loads."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from typer.testing import CliRunner
 
 from bench.padded import load_stock
 from prism import cli
-from prism.config import RunConfig, load_config, save_resolved
+from prism.config import OptimizerConfig, RunConfig, load_config, save_resolved
 from prism.errors import ConfigError, WeightsError
-from prism.expert_model import load_expert, save_expert
+from prism.expert_model import load_expert
 from prism.inputs import InputBuilder
-from trainer.checkpoint import save_checkpoint
+from trainer.checkpoint import Checkpoints, write_description
+from trainer.optimizer import Optimizer
 from trainer.policy_model import load_policy, save_policy
 from trainer.result import finish_stage
+
+OPTIMIZER = OptimizerConfig.model_validate({"lr": 1e-3})
 
 
 @pytest.fixture
@@ -43,16 +47,17 @@ def policy(folder: Path, mark: float) -> Any:
 
 
 def checkpoint(config: RunConfig, stage: str, step: int, folder: Path, mark: float) -> Path:
-    expert, inputs = load_expert(folder), InputBuilder(folder)
+    expert = load_expert(folder)
     torch.nn.init.constant_(expert.score.weight, mark)
 
-    def write(target: Path) -> None:
-        policy(folder, mark).save_pretrained(target / "policy")
-        (target / "policy" / "optimizer.pt").write_bytes(b"not a weight")
-        for name in ("perception", "reasoning") if stage == "align" else ():
-            save_expert(expert, target / name, inputs)
-
-    return save_checkpoint(config.run_dir / "checkpoints" / stage, step, {"step": step}, write, keep=2)
+    models: dict[str, Any] = {"policy": policy(folder, mark)}
+    models |= dict.fromkeys(("perception", "reasoning") if stage == "align" else (), expert)
+    with Checkpoints(config.run_dir / "checkpoints" / stage, keep=2) as saved:
+        tensors = {
+            name: Optimizer(model.named_parameters(), OPTIMIZER, 1).state_dict() for name, model in models.items()
+        }
+        saved.save(step, {"step": step}, tensors, partial(write_description, config, models))
+    return saved.root / f"{step:06d}"
 
 
 def export(config: RunConfig, out: Path, *options: str) -> Any:
@@ -72,7 +77,9 @@ def test_the_newest_is_exported_result_or_checkpoint(config: RunConfig, tiny_mod
     assert export(config, tmp_path / "b").output.endswith("the policy of align, after step 20\n")
     assert mark(tmp_path / "b") == 20.0
     assert InputBuilder(tmp_path / "b").text_ids("one") == InputBuilder(tiny_model).text_ids("one")
-    assert not {file.name for file in (tmp_path / "b").iterdir()} & {"optimizer.pt", "stage.json", "manifest.json"}
+    names = {file.name for file in (tmp_path / "b").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert not names & {"stage.json", "manifest.json", "tensors"}
     export(config, tmp_path / "c", "--stage=sft")
     assert mark(tmp_path / "c") == 1.0
     export(config, tmp_path / "d", "--model=reasoning")
@@ -82,7 +89,7 @@ def test_the_newest_is_exported_result_or_checkpoint(config: RunConfig, tiny_mod
 
 def test_a_damaged_checkpoint_is_not_exported(config: RunConfig, tiny_model: Path, tmp_path: Path) -> None:
     folder = checkpoint(config, "rlvr", 10, tiny_model, 2.0)
-    (folder / "policy" / "model.safetensors").write_bytes(b"")
+    (folder / "tensors" / "__0_0.distcp").write_bytes(b"")
     assert isinstance(export(config, tmp_path / "out").exception, WeightsError)
     assert not (tmp_path / "out").exists()
 

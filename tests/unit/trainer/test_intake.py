@@ -172,7 +172,7 @@ def test_what_is_checkpointed_is_acknowledged_and_gone(
     train(intake, worker, 0)
     assert redis_client.xlen(NAMES.rollouts) == 2  # no checkpoint holds it yet
     train(intake, worker, 1)
-    intake.acknowledge()
+    intake.acknowledgement()()
     assert nothing_left(redis_client)
 
 
@@ -225,7 +225,7 @@ def test_a_resumed_run_trains_nothing_twice_and_asks_for_the_same_prompts(
     first = start()
     train(first, worker, 0)
     cursor = first.cursor()
-    first.acknowledge()  # the checkpoint of version 1
+    first.acknowledgement()()  # the checkpoint of version 1
     lost = train(first, worker, 1)  # trained, but in no checkpoint: killed here, after step 2 was asked for
     first.admit(step(2), version=2, expert_version=0)
     worker.serve(2)
@@ -240,7 +240,7 @@ def test_a_resumed_run_trains_nothing_twice_and_asks_for_the_same_prompts(
     assert [(request.position, request.attempt) for request in asked] == [(4, 2), (5, 2)]
     second.collect(2, silent)
     second.finish(2)
-    second.acknowledge()
+    second.acknowledgement()()
     assert nothing_left(redis_client)
 
 
@@ -251,7 +251,7 @@ def test_a_run_killed_between_checkpoint_and_acknowledgement_trains_nothing_twic
     train(first, worker, 0)
     second = start(1, first.cursor(), attempt=2)
     assert train(second, worker, 1) == [2, 3]
-    second.acknowledge()
+    second.acknowledgement()()
     assert nothing_left(redis_client)
 
 
@@ -261,7 +261,7 @@ def test_without_a_checkpoint_nothing_is_taken_over(
     train(start(), worker, 0)
     second = start(None, attempt=2)
     assert train(second, worker, 0) == [0, 1]
-    second.acknowledge()
+    second.acknowledgement()()
     assert nothing_left(redis_client)
 
 
@@ -272,7 +272,7 @@ def test_groups_of_another_stage_are_of_no_use(
     other = group_for(pb.RolloutRequest(stage="align", position=0), 0)
     redis_client.xadd(NAMES.rollouts, {"group": other.SerializeToString()})
     assert train(intake, worker, 0) == [0, 1]
-    intake.acknowledge()
+    intake.acknowledgement()()
     assert nothing_left(redis_client)
 
 
@@ -286,7 +286,7 @@ def test_a_group_is_consumed_once_even_if_it_were_there_twice(
     assert positions(intake.collect(0, silent).groups) == [0, 1]
     intake.finish(0)
     assert train(intake, worker, 1) == [2, 3]
-    intake.acknowledge()
+    intake.acknowledgement()()
     assert nothing_left(redis_client)
 
 
@@ -304,7 +304,7 @@ def test_a_request_that_cannot_be_served_completes_its_step_all_the_same(
     assert letter.reason == ("no image for 1" if how == "lose" else "the group has no samples or no prompt tokens")
     intake.finish(0)
     assert train(intake, worker, 1) == [2, 3]
-    intake.acknowledge()
+    intake.acknowledgement()()
     assert nothing_left(redis_client)
 
 
@@ -345,7 +345,7 @@ def test_a_buried_group_hides_no_other_dead_letter(
     rollouts = intake.collect(1, silent)
     assert (positions(rollouts.groups), len(rollouts.lost)) == ([3], 1)
     intake.finish(1)
-    intake.acknowledge()
+    intake.acknowledgement()()
     assert nothing_left(redis_client)
     assert redis_client.xlen(NAMES.dead) == 2
 
@@ -362,7 +362,7 @@ def test_a_group_that_one_learner_buried_is_asked_for_again_after_a_resume(
     assert [request.position for request in worker.serve(0)] == [0]
     assert positions(second.collect(0, silent).groups) == [0, 1]
     second.finish(0)
-    second.acknowledge()
+    second.acknowledgement()()
     assert nothing_left(redis_client)
 
 
@@ -374,6 +374,6 @@ def test_junk_in_the_stream_is_buried_and_harms_nothing(
     redis_client.xadd(NAMES.rollouts, {"other": b""})
     redis_client.xadd(NAMES.dead, {"from": "prompts", "reason": "?", "entry": b"\xff\xff"})
     assert train(intake, worker, 0) == [0, 1]
-    intake.acknowledge()
+    intake.acknowledgement()()
     assert nothing_left(redis_client)
     assert redis_client.xlen(NAMES.dead) == 1 + 2 * len(LEARNERS)

@@ -51,7 +51,7 @@ def step_with(optimizer: Optimizer, weight: nn.Parameter, *gradient: float) -> t
 
 def test_a_first_step_moves_by_the_scheduled_rate() -> None:
     weight = parameter(1.0, -1.0)
-    optimizer = Optimizer([weight], settings(lr=0.1, schedule="linear", warmup_fraction=0.5), 4)
+    optimizer = Optimizer([("weight", weight)], settings(lr=0.1, schedule="linear", warmup_fraction=0.5), 4)
     assert optimizer.lr == pytest.approx(0.1 / 3)
     norm, updated = step_with(optimizer, weight, 3.0, -4.0)
     assert (norm, updated, weight.grad) == (pytest.approx(5.0), True, None)
@@ -65,7 +65,7 @@ def test_the_gradient_is_clipped_to_the_largest_norm() -> None:
     results: list[torch.Tensor] = []
     for scale in (10.0, 1000.0):
         weight = parameter(1.0, 1.0)
-        optimizer = Optimizer([weight], settings(lr=0.1, max_grad_norm=1.0), 10)
+        optimizer = Optimizer([("weight", weight)], settings(lr=0.1, max_grad_norm=1.0), 10)
         step_with(optimizer, weight, 0.3, 0.4)
         step_with(optimizer, weight, 0.6 * scale, -0.8 * scale)
         results.append(weight.data)
@@ -75,7 +75,7 @@ def test_the_gradient_is_clipped_to_the_largest_norm() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing_but_is_counted(bad: float) -> None:
     weight = parameter(1.0, 2.0)
-    optimizer = Optimizer([weight], settings(lr=0.1), 10)
+    optimizer = Optimizer([("weight", weight)], settings(lr=0.1), 10)
     step_with(optimizer, weight, 1.0, 1.0)
     before = weight.detach().clone()
     norm, updated = step_with(optimizer, weight, bad, 1.0)
@@ -91,7 +91,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_is_counted(bad: float
 
 def test_frozen_parameters_stay() -> None:
     weight, frozen = parameter(1.0), nn.Parameter(torch.ones(1), requires_grad=False)
-    optimizer = Optimizer([weight, frozen], settings(lr=0.1, weight_decay=0.5), 10)
+    optimizer = Optimizer([("weight", weight), ("frozen", frozen)], settings(lr=0.1, weight_decay=0.5), 10)
     step_with(optimizer, weight, 1.0)
     assert frozen.item() == 1.0
     assert weight.item() < 0.95
@@ -100,11 +100,11 @@ def test_frozen_parameters_stay() -> None:
 def test_a_loaded_optimizer_goes_on_as_the_saved_one(tmp_path: Path) -> None:
     config = settings(lr=0.1, schedule="cosine")
     weight = parameter(1.0, -2.0)
-    optimizer = Optimizer([weight], config, 6)
+    optimizer = Optimizer([("weight", weight)], config, 6)
     for gradient in (0.3, -0.1, 0.2):
         step_with(optimizer, weight, gradient, 1.0)
     copy = parameter(*weight.tolist())
-    resumed = Optimizer([copy], config, 6)
+    resumed = Optimizer([("weight", copy)], config, 6)
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     resumed.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
     assert (resumed.steps, resumed.lr) == (optimizer.steps, optimizer.lr)
@@ -116,7 +116,7 @@ def test_a_loaded_optimizer_goes_on_as_the_saved_one(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_skips_the_update_whatever_its_gradient() -> None:
     weight = parameter(1.0)
-    optimizer = Optimizer([weight], settings(lr=0.1), 10)
+    optimizer = Optimizer([("weight", weight)], settings(lr=0.1), 10)
     weight.grad = torch.ones(1)
     assert optimizer.step(math.nan) == (1.0, False)
     assert (weight.item(), weight.grad) == (1.0, None)
@@ -124,12 +124,12 @@ def test_a_loss_that_is_not_finite_skips_the_update_whatever_its_gradient() -> N
 
 def test_only_skips_in_a_row_end_it() -> None:
     weight = parameter(1.0)
-    optimizer = Optimizer([weight], settings(lr=0.1, max_skipped=3), 20)
+    optimizer = Optimizer([("weight", weight)], settings(lr=0.1, max_skipped=3), 20)
     for _ in range(2):
         for gradient in (math.nan, math.inf, 1.0):
             step_with(optimizer, weight, gradient)
     step_with(optimizer, weight, math.nan)
-    resumed = Optimizer([weight], settings(lr=0.1, max_skipped=3), 20)
+    resumed = Optimizer([("weight", weight)], settings(lr=0.1, max_skipped=3), 20)
     resumed.load_state_dict(optimizer.state_dict())
     step_with(resumed, weight, math.nan)
     with pytest.raises(NotFiniteError, match="3 updates in a row"):
@@ -144,11 +144,11 @@ def test_steps_too_small_for_bfloat16_add_up_and_are_resumed() -> None:
         parameter.grad = torch.ones(1, dtype=torch.bfloat16)
         optimizer.step()
 
-    optimizer = Optimizer([weight], settings(lr=1e-3), 10)
+    optimizer = Optimizer([("weight", weight)], settings(lr=1e-3), 10)
     step(optimizer, weight)
     assert weight.item() == 1.0
     copy = nn.Parameter(weight.detach().clone())
-    resumed = Optimizer([copy], settings(lr=1e-3), 10)
+    resumed = Optimizer([("weight", copy)], settings(lr=1e-3), 10)
     resumed.load_state_dict(optimizer.state_dict())
     for _ in range(4):
         step(optimizer, weight)
@@ -160,7 +160,7 @@ def test_steps_too_small_for_bfloat16_add_up_and_are_resumed() -> None:
 
 def test_gradients_that_are_not_wanted_are_forgotten() -> None:
     weight = parameter(1.0)
-    optimizer = Optimizer([weight], settings(lr=0.1), 10)
+    optimizer = Optimizer([("weight", weight)], settings(lr=0.1), 10)
     weight.grad = torch.ones(1)
     optimizer.clear()
     assert weight.grad is None

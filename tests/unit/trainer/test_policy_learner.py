@@ -16,6 +16,7 @@ from prism.errors import NotFiniteError, StreamError
 from prism.inputs import Example, InputBuilder
 from prism.packing import pack
 from prism.v1 import rollout_pb2 as pb
+from trainer.checkpoint import read_tensors, write_tensors
 from trainer.examples import GroupExamples
 from trainer.losses import LossOptions
 from trainer.policy_learner import PolicyLearner, TrainingSample, training_samples
@@ -360,9 +361,11 @@ def test_a_loaded_learner_goes_on_as_the_saved_one(
 ) -> None:
     one = learner()
     one.update(samples, examples)
-    one.save(tmp_path)
+    write_tensors(tmp_path, one.state_dict())
     two = learner()
-    two.load(tmp_path, one.version)
+    state = two.state_dict()
+    read_tensors(tmp_path, state)
+    two.load_state_dict(state, one.version)
     assert torch.equal(weights(two), weights(one))
     assert [one.update(samples, examples)["policy_version"], two.update(samples, examples)["policy_version"]] == [7, 7]
     torch.testing.assert_close(weights(two), weights(one), rtol=0, atol=1e-6)

@@ -93,7 +93,8 @@ class Workers:
     def resume(self, version: int | None) -> int:
         return 0
 
-    def acknowledge(self) -> None: ...
+    def acknowledgement(self) -> Callable[[], None]:
+        return lambda: None
 
 
 @pytest.fixture
