@@ -28,6 +28,11 @@ from prism.v1 import rollout_pb2 as pb
 
 # What users bring; Pillow reads many more, some by starting other programs.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+KEPT_PROBLEMS = 1_000  # texts; beyond them problems are counted
+CHECKED_IMAGES = 16_384  # names of images known to be good: rows that share one mostly stand together
+SAY_SECONDS = 10
+# What reading a row raises, if something is wrong with it.
+ROW_ERRORS = (ValidationError, json.JSONDecodeError, DataError, UnicodeError, RecursionError)
 
 
 class TextPart(BaseModel):
@@ -122,11 +127,6 @@ def _place_images(value: object) -> object:
     return {**value, "messages": messages}
 
 
-KEPT_PROBLEMS = 1_000  # texts; beyond them problems are counted
-CHECKED_IMAGES = 16_384  # names of images known to be good: rows that share one mostly stand together
-SAY_SECONDS = 10
-
-
 @dataclass
 class DataFile:
     """The usable rows of one file, and what was wrong with the others, each with file and line."""
@@ -213,9 +213,6 @@ def read_rows(
         raise DataError(f"data file {path} holds no usable row{first}")
     result.rows = LazyRows(lines, offsets, _parse_row)
     return result
-
-
-ROW_ERRORS = (ValidationError, json.JSONDecodeError, DataError, UnicodeError, RecursionError)
 
 
 def what_is_wrong(error: Exception) -> str:
