@@ -40,7 +40,12 @@ class SftConfig(Strict):
 
     kind: Literal["sft"]
     data: list[str] = Field(min_length=1)
-    """JSON Lines files, relative to the run's folder."""
+    """JSON Lines or Parquet files, relative to the run's folder. Rows stay on disk until a step needs them."""
+    check_images: Literal["decode", "exist"] = "decode"
+    """Before training starts every row is read, and every image opened or, for millions of them, only looked for. One
+    that turns out to be broken later is named then; its row is left out of its steps, or fatal, by ``on_bad_row``."""
+    cache_gib: float = Field(2.0, ge=0)
+    """Memory for examples made ready, images processed, so that the next epoch finds them. Changes speed alone."""
     target: Literal["response", "teacher"] = "response"
     """Which text of a row is imitated."""
     steps: int = Field(gt=0)
@@ -58,7 +63,7 @@ class RolloutConfig(Strict):
     """What is sampled for each learner step."""
 
     data: str
-    """JSON Lines of prompts, relative to the run's folder."""
+    """JSON Lines or Parquet of prompts, relative to the run's folder."""
     prompts: int = Field(gt=0)
     """Prompts (groups) a step."""
     n: int = Field(ge=2)
