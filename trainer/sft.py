@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from prism import logs
 from prism.config import RunConfig, SftConfig
 from prism.data import DataFile, Row, open_image, read_rows
 from prism.errors import NotFiniteError
@@ -99,7 +100,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     Returns what is worth keeping of the stage. Raises DataError for unusable data.
     """
     torch.manual_seed(config.seed)
-    console = Console(highlight=False)
+    console = logs.console()
     inputs = InputBuilder(start)
     model = load_learner(start, config).train()
     files = [read_rows(config.path(path), config.on_bad_row, require=(stage.target,)) for path in stage.data]
