@@ -31,6 +31,7 @@ from trainer.recorder import Recorder
 from trainer.result import start_version
 from trainer.stage import keeping_offenders, loss_options, mean, push_policy, rollout_figures, usable_groups
 
+SHOWN = ("perception_gap", "reasoning_gap", "caption_f1", "format_rate")
 WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still
 
 
@@ -92,7 +93,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
         if not warming_up:
             figures |= push_policy(context, publishers[POLICY], policy, groups[0] if groups else None)
         figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
-        recorder.step(step + 1, figures, show=("perception_gap", "reasoning_gap", "caption_f1", "format_rate"))
+        recorder.step(step + 1, figures, show=SHOWN, groups=groups)
         if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
             _save(context, step + 1, policy, experts, intake)
     recorder.close()

@@ -51,7 +51,8 @@ def usable_groups(
             prompts.append(context.examples.prompt(group))
             groups.append(group)
         except (StreamError, DataError) as error:
-            context.say(f"group of prompt {group.request.prompt.id} buried: {error}")
+            prompt_id, position = group.request.prompt.id, group.request.position
+            context.say(f"group of prompt {prompt_id} buried: {error}", prompt_id=prompt_id, position=position)
             intake.bury(group, str(error))
     return groups, prompts
 
