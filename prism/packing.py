@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prism.inputs import Example, InputBuilder
 from prism.shared_prefix import Layout, prompt_positions
+from prism.v1 import rollout_pb2 as pb
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,11 @@ def share_by_tokens(units: Sequence[Sequence[Example]], ranks: int) -> list[list
         shares[least].append(index)
         tokens[least] += sizes[index]
     return [sorted(share) for share in shares]
+
+
+def spare_example(inputs: InputBuilder) -> Example:
+    """Something short to compute, for a rank that has nothing but must come by."""
+    return inputs.with_text(inputs.prompt([pb.Message(role="user", parts=[pb.Part(text="?")])], []), "")
 
 
 def prompt_key(example: Example) -> tuple[int, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from prism.config import AlignConfig, RunConfig
-from prism.expert_model import ExpertModel, load_expert, place
+from prism.expert_model import ARCHITECTURES, ExpertModel, load_expert, place
 from prism.expert_section import SECTIONS, Section
 from prism.inputs import Example
 from prism.response import parse_response
@@ -33,6 +33,7 @@ from trainer.expert_learner import ExpertLearner, write_expert
 from trainer.expert_start import expert_start
 from trainer.intake import POLICY, Admission, Intake
 from trainer.losses import Algorithm
+from trainer.named_weights import config_json, named_weights
 from trainer.policy_learner import PolicyLearner, training_samples
 from trainer.policy_model import load_learner, save_policy
 from trainer.publish import Publisher
@@ -48,6 +49,7 @@ from trainer.stage import (
     usable_groups,
 )
 
+SHOWN = ("perception_gap", "reasoning_gap", "caption_f1", "format_rate")
 WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still
 
 
@@ -79,7 +81,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     # Servers get this attempt's weights before a single rollout is asked for.
     push_policy(context, publishers[POLICY], policy, None)
     for expert in experts:
-        _push_expert(context, publishers[expert.expert], expert)
+        _push_expert(publishers[expert.expert], expert)
 
     recorder = Recorder(config.run_dir, name, total)
     started = time.perf_counter()
@@ -114,11 +116,11 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
 
             if not warming_up or step == stage.warmup_steps - 1:
                 for expert in experts:
-                    figures |= _push_expert(context, publishers[expert.expert], expert)
+                    figures |= _push_expert(publishers[expert.expert], expert)
             if not warming_up:
                 figures |= push_policy(context, publishers[POLICY], policy, groups[0] if groups else None)
             figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
-            recorder.step(step + 1, figures, show=("perception_gap", "reasoning_gap", "caption_f1", "format_rate"))
+            recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
                 _save(context, saved, step + 1, policy, experts, intake)
     recorder.close()
@@ -220,17 +222,11 @@ def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[s
     return figures
 
 
-def _push_expert(context: Context, publisher: Publisher, expert: ExpertLearner) -> dict[str, Any]:
-    weights = ranks.full_weights(expert.model)
-    result = ranks.from_first(
-        lambda: publisher.push(
-            expert.version, lambda folder: write_expert(expert.model, weights, folder, context.inputs)
-        )
-    )
-    return {
-        f"{expert.expert}_sync_total_seconds": result.total_seconds,
-        f"{expert.expert}_sync_paused_seconds": result.paused_seconds,
-    }
+def _push_expert(publisher: Publisher, expert: ExpertLearner) -> dict[str, Any]:
+    model, weights = expert.model, ranks.full_weights(expert.model)
+    config = config_json(model, ARCHITECTURES[model.config.model_type])
+    pushed = ranks.from_first(lambda: publisher.push(expert.version, named_weights(model, weights), config))
+    return pushed.figures(f"{expert.expert}_")
 
 
 def _tensors(context: Context, policy: PolicyLearner, experts: Sequence[ExpertLearner]) -> dict[str, Any]:

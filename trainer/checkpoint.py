@@ -11,6 +11,7 @@ counts once it is sealed. (torch's own index of the tensors is a pickle: it is r
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +31,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from prism.errors import CheckpointError, WeightsError
 from prism.weights import file_sha256
 from trainer import ranks
+
+# A run without torchrun is one process, as it should be.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 # What a full disk raises: Python's own writes, torch's and those of safetensors.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, CheckpointException)

@@ -7,8 +7,8 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 from rich.console import Console
-from rich.markup import escape
 
+from prism import logs
 from prism.blobs import BlobStore
 from prism.config import RolloutConfig, RunConfig
 from prism.data import read_rows, to_prompt
@@ -17,11 +17,11 @@ from prism.inputs import InputBuilder
 from prism.stream import TrainerStream
 from trainer import ranks
 from trainer.checkpoint import Checkpoints
+from trainer.demonstrations import report_problems
 from trainer.examples import GroupExamples
 from trainer.intake import Intake, PromptSequence
 from trainer.publish import Publisher, open_publisher
 from trainer.result import next_attempt
-from trainer.sft import report_problems
 
 
 @dataclass
@@ -40,12 +40,13 @@ class Context:
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.config.run_dir / "checkpoints" / self.stage, self.config.keep_checkpoints)
 
-    def say(self, text: str) -> None:
-        self.console.print(f"[yellow]{escape(text)}[/]")
+    def say(self, text: str, **ids: object) -> None:
+        """``ids`` are what it is about, for logs."""
+        logs.say(self.console, text, **ids)
 
     def intake(self, rollouts: RolloutConfig, learners: tuple[str, ...], require: tuple[str, ...]) -> Intake:
         """Of the first rank; the others' has no prompts, and is not asked."""
-        file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require)
+        file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require, say=self.say)
         report_problems(file, self.console)
         prompts = [to_prompt(row, file, self.blobs) for row in file.rows] if ranks.is_first() else []
         client = redis.Redis.from_url(
@@ -67,7 +68,8 @@ def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
     endpoints = load_endpoints(config.run_dir / "stack.json")
     inputs = InputBuilder(start)
     blobs = BlobStore(endpoints.blobs)
+    attempt = ranks.from_first(lambda: next_attempt(config.run_dir))
+    logs.about(attempt=attempt)
     return Context(
-        config, stage, ranks.from_first(lambda: next_attempt(config.run_dir)), endpoints, blobs, inputs,
-        GroupExamples(inputs, blobs), Console(highlight=False, quiet=not ranks.is_first()),
+        config, stage, attempt, endpoints, blobs, inputs, GroupExamples(inputs, blobs), ranks.console()
     )  # fmt: skip

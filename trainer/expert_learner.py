@@ -18,6 +18,7 @@ from prism.packing import pack, share_by_tokens, split_by_tokens
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
 from trainer import ranks
+from trainer.freeze import freeze
 from trainer.losses import bradley_terry, score_regularisation
 from trainer.optimizer import Optimizer
 from trainer.router import RouterLoad, load_balance
@@ -60,6 +61,7 @@ class ExpertLearner:
         self.model, self.config, self.version = model, config, 0
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of them if its gradient alone was."""
+        freeze(model, config.freeze)
         self._optimizer = Optimizer(model.named_parameters(), config.optimizer, updates)
 
     def update(
@@ -194,7 +196,8 @@ class ExpertLearner:
 def write_expert(model: ExpertModel, weights: dict[str, torch.Tensor], folder: Path, inputs: InputBuilder) -> None:
     """What ``ranks.full_weights`` gathered, with the model's configuration and the processor."""
     save_expert(model, folder, inputs, weights)
-    ranks.name_precision(model, folder)
+    file = folder / "config.json"
+    file.write_text(ranks.in_precision(model, file.read_text()))
 
 
 def _with_mismatches(pairs: Sequence[_Pairs], inputs: InputBuilder) -> list[_Pairs]:

@@ -39,8 +39,10 @@ class Optimizer:
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, total: int) -> None:
         """``named`` as ``named_parameters()`` gives them."""
-        learning = {name: parameter for name, parameter in named if parameter.requires_grad}
+        given = dict(named)
+        learning = {name: parameter for name, parameter in given.items() if parameter.requires_grad}
         self._names, self._parameters = list(learning), list(learning.values())
+        self._frozen = {name: parameter for name, parameter in given.items() if name not in learning}
         self._weights = [p if p.dtype == torch.float32 else p.detach().float() for p in self._parameters]
         self._adamw = torch.optim.AdamW(
             self._weights, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
@@ -89,8 +91,8 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and AdamW's moments by name, in float32, and how far it is: the very tensors it works with, which a
-        checkpoint may be read into.
+        """Weights, frozen ones too, and AdamW's moments by name, and how far it is: the very tensors it works with, so
+        that a checkpoint may be read into them.
         """
         moments: dict[str, dict[str, torch.Tensor]] = {}
         for name, weight in zip(self._names, self._weights, strict=True):
@@ -99,7 +101,8 @@ class Optimizer:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
             moments[name] = dict(state)
-        weights = {name: weight.detach() for name, weight in zip(self._names, self._weights, strict=True)}
+        weights = self._frozen | dict(zip(self._names, self._weights, strict=True))
+        weights = {name: weight.detach() for name, weight in weights.items()}
         return {"weights": weights, "moments": moments, "steps": self.steps, "skipped": self._skipped}
 
     @torch.no_grad()
@@ -108,7 +111,7 @@ class Optimizer:
         own = self.state_dict()
         for name, weight in own["weights"].items():
             weight.copy_(state["weights"][name])
-            for key, moment in own["moments"][name].items():
+            for key, moment in own["moments"].get(name, {}).items():
                 moment.copy_(state["moments"][name][key])
         for weight, parameter in self._copies():
             parameter.copy_(weight)

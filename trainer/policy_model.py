@@ -62,7 +62,8 @@ def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
 def write_policy(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
     """What ``ranks.full_weights`` gathered, with the model's configuration."""
     model.save_pretrained(folder, state_dict=weights)
-    ranks.name_precision(model, folder)
+    file = folder / "config.json"
+    file.write_text(ranks.in_precision(model, file.read_text()))
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,17 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+
+from prism import logs
 
 T = TypeVar("T")
 
@@ -39,6 +41,11 @@ def world() -> int:
 def is_first() -> bool:
     """Whether this rank is the one that talks to services, writes files and prints."""
     return rank() == 0
+
+
+def console() -> Console:
+    """Of the first rank; the others are silent."""
+    return logs.console() if is_first() else Console(quiet=True)
 
 
 @contextmanager
@@ -148,12 +155,10 @@ def full_weights(model: Any) -> dict[str, Tensor]:
     return named if is_first() else {}
 
 
-def name_precision(model: Any, folder: Path) -> None:
-    """In the configuration written beside the model's ``full_weights``: theirs, which is not that of the shards."""
-    held, written = (str(dtype).removeprefix("torch.") for dtype in (model.dtype, computes_in(model)))
-    if held != written:
-        file = folder / "config.json"
-        file.write_text(file.read_text().replace(f'"{held}"', f'"{written}"'))
+def in_precision(model: Any, config: str) -> str:
+    """A model's ``config.json`` as it belongs to its ``full_weights``, whose precision is not that of the shards."""
+    held, whole = (str(dtype).removeprefix("torch.") for dtype in (model.dtype, computes_in(model)))
+    return config.replace(f'"{held}"', f'"{whole}"')
 
 
 def computes_in(model: Any) -> torch.dtype:
@@ -161,6 +166,11 @@ def computes_in(model: Any) -> torch.dtype:
     if is_sharded(model):
         return model._get_fsdp_state()._mp_policy.param_dtype or torch.float32
     return model.dtype
+
+
+def own(items: Sequence[T]) -> list[T]:
+    """This rank's share of what is as good in any hands."""
+    return list(items[rank() :: world()])
 
 
 def in_step(batches: Sequence[T], passes: int) -> list[T | None]:

@@ -38,6 +38,8 @@ from trainer.stage import (
     usable_groups,
 )
 
+SHOWN = ("reward", "accuracy", "format_rate", "response_tokens")
+
 
 def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, output: Path) -> dict[str, Any]:
     """Train from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
@@ -102,7 +104,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
 
             figures |= push_policy(context, publisher, policy, groups[0] if groups else None)
             figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
-            recorder.step(step + 1, figures, show=("reward", "accuracy", "format_rate", "response_tokens"))
+            recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
                 _save(context, saved, step + 1, policy, intake)
     recorder.close()

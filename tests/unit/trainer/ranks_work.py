@@ -2,25 +2,32 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
+from rich.console import Console
+from safetensors.torch import load_file
 
-from prism.config import ExpertLearnerConfig, PolicyLearnerConfig
-from prism.data import read_rows
+from prism.blobs import BlobStore
+from prism.config import ExpertLearnerConfig, PolicyLearnerConfig, RunConfig
+from prism.data import read_rows, to_prompt
 from prism.expert_model import load_expert, upcycle
 from prism.inputs import Example, InputBuilder
 from prism.v1 import rollout_pb2 as pb
-from trainer import ranks
+from tests.unit.trainer.test_stages import Workers
+from trainer import align, ranks, rlvr
+from trainer.context import Context
+from trainer.demonstrations import prompt_of
 from trainer.examples import GroupExamples
 from trainer.expert_learner import ExpertLearner
 from trainer.losses import Algorithm, LossOptions
 from trainer.policy_learner import PolicyLearner, TrainingSample
 from trainer.policy_model import load_policy
-from trainer.sft import Demonstrations
+from trainer.publish import PushResult
 
 TEXTS = [
     f"<caption>- a {one}</caption><think>{two}+1={two + 1}</think><answer>{two + 1}</answer>"
@@ -33,6 +40,7 @@ POLICIES: dict[str, tuple[Algorithm, dict[str, Any], tuple[int, int]]] = {
     "grpo": (GRPO, {}, (3, 3)),
     "dapo, two minibatches, passes of one sample": (DAPO, {"minibatches": 2, "micro_batch_tokens": 1}, (4, 3)),
     "gspo, one group": (GSPO, {"epochs": 2}, (1, 1)),
+    "grpo, frozen tower": (GRPO, {"freeze": ["model.visual"]}, (3, 4)),
     "grpo, importance and reference": (GRPO, {"minibatches": 2, "importance_cap": 1.5}, (3, 4)),
 }
 EXPERTS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
@@ -45,10 +53,9 @@ EXPERTS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 def prompts(folder: Path, inputs: InputBuilder) -> list[Example]:
     """Of the demo's rows; the first has no image."""
     file = read_rows(folder / "data" / "teacher.jsonl", "fail", require=("teacher",))
-    data = Demonstrations([file], "teacher", inputs)
-    made = [data.example(i) for i in range(4)]
+    made = [prompt_of(file.rows[i], file, inputs) for i in range(4)]
     text = [pb.Message(role="user", parts=[pb.Part(text="How many are there?")])]
-    return [inputs.prompt(text, []), *(inputs.with_ids(example, []) for example in made[1:])]
+    return [inputs.prompt(text, []), *made[1:]]
 
 
 def samples(prompts: Sequence[Example], inputs: InputBuilder, version: int) -> list[TrainingSample]:
@@ -99,7 +106,7 @@ def expert_learner(folder: Path, name: str) -> ExpertLearner:
     return ExpertLearner("perception", ranks.placed(load, "cpu", torch.float32), config, 2)
 
 
-def work(folder: Path) -> dict[str, dict[str, Any]]:
+def work(folder: Path, out: Path) -> dict[str, dict[str, Any]]:
     """The figures of two updates each and the weights after them; weights on the first rank alone."""
     made: dict[str, dict[str, Any]] = {}
     inputs = InputBuilder(folder / "model")
@@ -113,8 +120,59 @@ def work(folder: Path) -> dict[str, dict[str, Any]]:
         expert = expert_learner(folder, name)
         figures = [expert.update(groups(count), all_prompts[:count], inputs) for count in counts]
         made[name] = {"figures": figures, "weights": ranks.full_weights(expert.model)}
+    for kind in ("rlvr", "align"):
+        made[kind] = whole_stage(folder, out, kind)
     made["spoilt"] = spoilt(folder, samples(all_prompts[:3], inputs, 0), examples)
     return made
+
+
+def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict[str, Any]:
+    """Of two steps, an alignment's after one of warm-up; checkpoints after each."""
+    inputs, blobs = InputBuilder(folder / "model"), BlobStore(str(out / "blobs"))
+    file = read_rows(folder / "data" / "teacher.jsonl", "fail", require=("teacher",))
+    rows = [to_prompt(row, file, blobs) for row in file.rows] if ranks.is_first() else []
+    examples = GroupExamples(inputs, blobs)
+    workers = Workers(rows, examples, blobs)
+    settings: dict[str, Any] = {
+        "kind": kind,
+        "steps": 2,
+        "checkpoint_every": 1,
+        "rollouts": {"data": "x", "prompts": 3, "n": 3, "max_tokens": 64},
+        "policy": {"optimizer": {"lr": 1e-3}},
+    }
+    if kind == "align":
+        experts = {"optimizer": {"lr": 1e-3}, "dropout": 0.0}
+        settings |= {"warmup_steps": 1, "warmup_prompts": 3, "experts": experts}
+    config = RunConfig.model_validate(
+        {
+            "name": kind,
+            "runs_dir": out,
+            "model": str(folder / "model"),
+            "stages": {"it": settings},
+            "evaluate": {"data": "x", "max_tokens": 8},
+            "stack": {"max_model_len": 256},
+        }
+    )
+    config.run_dir.mkdir(exist_ok=True)
+    pushed: list[int] = []
+
+    def push(version: int, tensors: Iterable[tuple[str, torch.Tensor]], *_: Any) -> PushResult:
+        pushed.append(len([tensor.shape for _, tensor in tensors]))
+        return PushResult(0.0, 0.0, 0, 0)
+
+    endpoints: Any = None
+    context: Any = Context(config, "it", 1, endpoints, blobs, inputs, examples, Console(quiet=True))
+    context.intake = lambda rollouts, learners, require: workers
+    context.publisher = lambda model: SimpleNamespace(push=push)
+    module: Any = {"rlvr": rlvr, "align": align}[kind]
+    module.open_context = lambda *_: context
+    module.train(config, "it", config.stages["it"], folder / "model", config.run_dir / "out")
+    calls = {"pushed": pushed, "finished": workers.finished, "asked": sorted(workers.asked)}
+    everywhere = ranks.gathered(calls)
+    lines = (config.run_dir / "metrics.jsonl").read_text().splitlines() if ranks.is_first() else []
+    figures = [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+    weights = load_file(config.run_dir / "out" / "model.safetensors") if ranks.is_first() else {}
+    return {"figures": figures, "weights": weights, "everywhere": everywhere}
 
 
 def spoilt(folder: Path, samples: list[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
@@ -128,7 +186,7 @@ def spoilt(folder: Path, samples: list[TrainingSample], examples: GroupExamples)
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with ranks.started("cpu"):
-        result = work(Path(sys.argv[1]))
+        result = work(Path(sys.argv[1]), Path(sys.argv[2]))
         if ranks.is_first():
             out = Path(sys.argv[2])
             torch.save({name: case["weights"] for name, case in result.items()}, out / "weights.pt")

@@ -3,6 +3,7 @@
 import json
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ import torch
 from safetensors.torch import save_file
 
 from prism.errors import CheckpointError, WeightsError
-from trainer.checkpoint import checkpoints, newest_checkpoint, save_checkpoint
+from trainer.checkpoint import (
+    Checkpoints,
+    checkpoints,
+    newest_checkpoint,
+    random_state,
+    read_tensors,
+    save_checkpoint,
+    set_random_state,
+    write_tensors,
+)
 
 
 def writing(content: bytes) -> Callable[[Path], None]:
@@ -138,3 +148,77 @@ def test_a_manifest_that_cannot_be_read_is_damage_too(tmp_path: Path) -> None:
 def test_the_manifest_names_every_file(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     assert set(json.loads((folder / "manifest.json").read_text())) == {"policy/model.safetensors", "state.json"}
+
+
+def behind(root: Path) -> Checkpoints:
+    return Checkpoints(root, keep=2)
+
+
+def no_files(folder: Path) -> None: ...
+
+
+def test_what_is_saved_behind_the_loop_is_as_it_was_when_it_was_asked_for(tmp_path: Path) -> None:
+    """Sealed and acknowledged by a later look alone; the next one waits for it."""
+    weight, sealed = torch.ones(1000), list[int]()
+    go_on = threading.Event()
+    with behind(tmp_path) as saved:
+        saved.save(1, {"step": 1}, {"weight": weight}, lambda _: assert_set(go_on), lambda: sealed.append(1))
+        weight += 1
+        saved.look()
+        assert (checkpoints(tmp_path), sealed) == ([], [])
+        go_on.set()
+        saved.save(2, {"step": 2}, {"weight": weight}, no_files, lambda: sealed.append(2))
+        assert sealed == [1]
+    assert sealed == [1, 2]
+    for folder, value in zip(checkpoints(tmp_path), (1, 2), strict=True):
+        tensors = {"weight": torch.zeros(1000)}
+        read_tensors(folder, tensors)
+        assert torch.equal(tensors["weight"], torch.full((1000,), float(value)))
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(30)
+
+
+@pytest.mark.parametrize("when", ["look", "wait", "save", "end"])
+def test_a_save_that_fails_behind_the_loop_is_said_at_the_next_opportunity(
+    tmp_path: Path, no_room: None, when: str
+) -> None:
+    old, sealed = save(tmp_path, 1), list[int]()
+    tensors = {"weight": torch.zeros(2**16)}
+
+    def loop() -> None:
+        with behind(tmp_path) as saved:
+            saved.save(2, {}, tensors, no_files, lambda: sealed.append(2))
+            while when == "look":
+                saved.look()
+            if when == "wait":
+                saved.wait()
+            if when == "save":
+                saved.save(3, {}, tensors, no_files)
+
+    with pytest.raises(CheckpointError, match=r"step 2 could not be written.*Earlier ones are untouched"):
+        loop()
+    assert sealed == []
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_loop_that_fails_still_seals_what_it_saved(tmp_path: Path) -> None:
+    def loop() -> None:
+        with behind(tmp_path) as saved:
+            saved.save(1, {"step": 1}, {"weight": torch.ones(1)}, no_files)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        loop()
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["000001"]
+
+
+def test_random_generators_go_on(tmp_path: Path) -> None:
+    write_tensors(tmp_path, {"rng": random_state("cpu"), "step": 3})
+    expected = torch.rand(4)
+    tensors = {"rng": random_state("cpu"), "step": 0}
+    read_tensors(tmp_path, tensors)
+    set_random_state(tensors["rng"])
+    assert tensors["step"] == 3
+    assert torch.equal(torch.rand(4), expected)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.unit.trainer.ranks_work import EXPERTS, POLICIES, work
+from trainer.checkpoint import checkpoints
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
@@ -24,8 +25,8 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(demo_folder: Path) -> dict[str, dict[str, Any]]:
-    return work(demo_folder)
+def alone(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return work(demo_folder, tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,13 @@ def together(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return {name: case | {"weights": weights[name]} for name, case in made.items()}
 
 
-def assert_same_figures(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def assert_same_figures(ours: dict[str, Any], theirs: dict[str, Any], absolute: float = 1e-6) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        if value is None:
-            assert theirs[name] is None, name
+        if value is None or isinstance(value, bool | str):
+            assert theirs[name] == value, name
         elif not name.endswith("seconds"):
-            assert theirs[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+            assert theirs[name] == pytest.approx(value, rel=1e-5, abs=absolute), name
 
 
 @pytest.mark.parametrize("name", [*POLICIES, *EXPERTS])
@@ -84,6 +85,7 @@ data = ["data/public.jsonl"]
 steps = 4
 batch = 3
 micro_batch_tokens = 150
+checkpoint_every = 2
 optimizer = {{ lr = 3e-3 }}
 [evaluate]
 data = "x"
@@ -93,24 +95,71 @@ max_model_len = 256
 """
 
 
-def test_the_command_trains_over_ranks_as_it_does_alone(demo_folder: Path, tmp_path: Path) -> None:
-    """A batch of 3 leaves the second rank with one row, and with fewer passes than the first."""
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for name, launcher in (("alone", [sys.executable]), ("together", [*TORCHRUN, "--nproc-per-node=2"])):
-        shutil.copytree(demo_folder / "data", tmp_path / name / "data")
-        config = tmp_path / f"{name}.toml"
-        config.write_text(SFT.format(name=name, runs=tmp_path, model=demo_folder / "model"))
-        done = run([*launcher, "-m", "prism", "train", "sft", "--config", str(config)])
-        assert done.returncode == 0, done.stderr
-        lines[name] = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines["together"]] == [1, 2, 3, 4]
-    for ours, theirs in zip(lines["alone"], lines["together"], strict=True):
-        for figure in ("loss", "grad_norm", "response_tokens", "lr"):
-            assert theirs[figure] == pytest.approx(ours[figure], rel=1e-5), figure
-    ours, theirs = (tmp_path / name / "stages" / "sft" for name in ("alone", "together"))
+LAUNCHERS = {"alone": [sys.executable], "together": [*TORCHRUN, "--nproc-per-node=2"]}
+COMPARED = ("step", "loss", "grad_norm", "response_tokens", "lr")
+
+
+def train_sft(runs: Path, name: str, launcher: str) -> list[dict[str, Any]]:
+    """The figures of all steps that the run has made by now."""
+    done = run([*LAUNCHERS[launcher], "-m", "prism", "train", "sft", "--config", str(runs / f"{name}.toml")])
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+    return [{figure: line[figure] for figure in COMPARED} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def sft_runs(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One by a process alone, one by two ranks, with the checkpoint of their second step. A batch of 3 leaves the
+    second rank with one row, and with fewer passes than the first.
+    """
+    runs = tmp_path_factory.mktemp("runs")
+    figures: dict[str, Any] = {}
+    for name in LAUNCHERS:
+        shutil.copytree(demo_folder / "data", runs / name / "data")
+        (runs / f"{name}.toml").write_text(SFT.format(name=name, runs=runs, model=demo_folder / "model"))
+        figures[name] = train_sft(runs, name, name)
+    return runs, figures
+
+
+def test_the_command_trains_over_ranks_as_it_does_alone(sft_runs: tuple[Path, dict[str, Any]]) -> None:
+    runs, figures = sft_runs
+    assert [line["step"] for line in figures["together"]] == [1, 2, 3, 4]
+    for ours, theirs in zip(figures["alone"], figures["together"], strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-5)
+    ours, theirs = (runs / name / "stages" / "sft" for name in ("alone", "together"))
     assert {file.name for file in ours.iterdir()} == {file.name for file in theirs.iterdir()}
     assert (ours / "config.json").read_text() == (theirs / "config.json").read_text()
     assert load_file(ours / "model.safetensors").keys() == load_file(theirs / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize(("name", "launcher"), [("alone", "together"), ("together", "alone")])
+def test_a_checkpoint_is_resumed_by_another_number_of_ranks(
+    sft_runs: tuple[Path, dict[str, Any]], name: str, launcher: str
+) -> None:
+    runs, figures = sft_runs
+    assert [folder.name for folder in checkpoints(runs / name / "checkpoints" / "sft")] == ["000002"]
+    written = {file.name for file in (runs / name / "checkpoints" / "sft" / "000002" / "tensors").iterdir()}
+    assert written == {".metadata", *(f"__{rank}_0.distcp" for rank in range(2 if name == "together" else 1))}
+    shutil.rmtree(runs / name / "stages")
+    resumed = train_sft(runs, name, launcher)[4:]
+    assert [line["step"] for line in resumed] == [3, 4]
+    for ours, theirs in zip(figures[name][2:], resumed, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["rlvr", "align"])
+def test_a_stage_over_ranks_is_that_of_one_process(
+    alone: dict[str, dict[str, Any]], together: dict[str, dict[str, Any]], kind: str
+) -> None:
+    """From rollouts to checkpoints; the first rank alone asks, publishes and acknowledges."""
+    ours, theirs = alone[kind]["figures"], together[kind]["figures"]
+    assert len(ours) == (2 if kind == "rlvr" else 3)
+    for one, two in zip(ours, theirs, strict=True):
+        assert_same_figures(one, two, absolute=1e-5)  # three models, each moved by what the others made of rounding
+    for name, calls in alone[kind]["everywhere"][0].items():
+        assert together[kind]["everywhere"][0][name] == calls
+        assert not together[kind]["everywhere"][1][name]
+    assert alone[kind]["everywhere"][0]["finished"]
 
 
 def test_a_rank_that_fails_ends_all_with_its_message(demo_folder: Path, tmp_path: Path) -> None:
