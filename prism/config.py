@@ -40,7 +40,12 @@ class SftConfig(Strict):
 
     kind: Literal["sft"]
     data: list[str] = Field(min_length=1)
-    """JSON Lines files, relative to the run's folder."""
+    """JSON Lines or Parquet files, relative to the run's folder. Rows stay on disk until a step needs them."""
+    check_images: Literal["decode", "exist"] = "decode"
+    """Before training starts every row is read, and every image opened or, for millions of them, only looked for. One
+    that turns out to be broken later is named then; its row is left out of its steps, or fatal, by ``on_bad_row``."""
+    cache_gib: float = Field(2.0, ge=0)
+    """Memory for examples made ready, images processed, so that the next epoch finds them. Changes speed alone."""
     target: Literal["response", "teacher"] = "response"
     """Which text of a row is imitated."""
     steps: int = Field(gt=0)
@@ -58,7 +63,7 @@ class RolloutConfig(Strict):
     """What is sampled for each learner step."""
 
     data: str
-    """JSON Lines of prompts, relative to the run's folder."""
+    """JSON Lines or Parquet of prompts, relative to the run's folder."""
     prompts: int = Field(gt=0)
     """Prompts (groups) a step."""
     n: int = Field(ge=2)
@@ -69,8 +74,13 @@ class RolloutConfig(Strict):
     """How many policy versions a rollout may be behind the learner: 0 is lock-step."""
 
 
+Frozen = list[Annotated[str, Field(min_length=1)]]
+
+
 class PolicyLearnerConfig(Strict):
     optimizer: OptimizerConfig
+    freeze: Frozen = []
+    """Parts of the model that are not trained, and that pushes need not write again: ``["model.visual"]``."""
     clip_low: float | None = Field(None, gt=0, lt=1)
     """How far below 1 a ratio may fall before it earns nothing more; by default as published for the loss."""
     clip_high: float | None = Field(None, gt=0)
@@ -113,6 +123,8 @@ class ExpertLearnerConfig(Strict):
     """Bradley-Terry learning of one expert, online."""
 
     optimizer: OptimizerConfig
+    freeze: Frozen = []
+    """Parts of the model that are not trained in the game (grounding, before it, trains all)."""
     mixture: MixtureConfig | None = None
     """Start from mixtures of experts, upcycled from the model the stage starts from; without it experts are dense."""
     grounding: GroundingConfig | None = None

@@ -30,7 +30,7 @@ Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="requests
 Patience = Annotated[float, typer.Option("--patience", min=0, help="seconds a service may be away or busy")]
 
 # \b keeps typer from re-wrapping the examples.
-SCORE_HELP = """Score responses with the discriminator experts: JSON Lines in, a table or JSON Lines out.
+SCORE_HELP = """Score responses with the discriminator experts: JSON Lines or Parquet in, a table or JSON Lines out.
 
 A row is a prompt and the responses to it, whoever wrote them:
 
@@ -72,7 +72,7 @@ def register(app: typer.Typer) -> None:
 
 
 def score(
-    file: Annotated[Path, typer.Argument(help="JSON Lines of prompts and responses")],
+    file: Annotated[Path, typer.Argument(help="JSON Lines or Parquet of prompts and responses")],
     out: Annotated[Path | None, typer.Option("--out", help="write JSON Lines here; rows it holds are skipped")] = None,
     expert: ExpertOption = Expert.both,
     alpha: Annotated[float, typer.Option(min=0, max=1, help="weight of perception in the mixture of both")] = 0.5,
@@ -95,7 +95,7 @@ def score(
 
 
 def calibrate(
-    file: Annotated[Path, typer.Argument(help="JSON Lines of prompts with responses of teacher and policy")],
+    file: Annotated[Path, typer.Argument(help="JSON Lines or Parquet of prompts with responses of teacher and policy")],
     expert: ExpertOption = Expert.both,
     section: SectionOption = Part.own,
     run: Run = Path("runs/demo"),

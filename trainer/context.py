@@ -15,11 +15,11 @@ from prism.data import read_rows, to_prompt
 from prism.endpoints import Endpoints, load_endpoints
 from prism.inputs import InputBuilder
 from prism.stream import TrainerStream
+from trainer.demonstrations import report_problems
 from trainer.examples import GroupExamples
 from trainer.intake import Intake, PromptSequence
 from trainer.publish import Publisher, open_publisher
 from trainer.result import next_attempt
-from trainer.sft import report_problems
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Context:
         logs.say(self.console, text, **ids)
 
     def intake(self, rollouts: RolloutConfig, learners: tuple[str, ...], require: tuple[str, ...]) -> Intake:
-        file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require)
+        file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require, say=self.say)
         report_problems(file, self.console)
         prompts = [to_prompt(row, file, self.blobs) for row in file.rows]
         client = redis.Redis.from_url(

@@ -46,7 +46,7 @@ def warmup(
     pairs: Annotated[
         Path,
         typer.Argument(
-            help="JSON Lines rows with messages, teacher and response (the policy's, which --mismatch does without)"
+            help="JSON Lines or Parquet: messages, teacher and response (the policy's, which --mismatch does without)"
         ),
     ],
     out: Annotated[Path, typer.Argument(help="folder to write; it must not exist yet")],

@@ -196,10 +196,5 @@ def train_in_process(
 
 def _serve(config: RunConfig, model: str, folder: Path, version: int) -> None:
     """Give finished weights to their server, whatever it serves now."""
-
-    def write(target: Path) -> None:
-        for file in [*folder.glob("*.safetensors*"), folder / "config.json"]:
-            shutil.copyfile(file, target / file.name)
-
     endpoints = load_endpoints(config.run_dir / "stack.json")
-    open_publisher(config, endpoints, model, next_attempt(config.run_dir)).push(version, write)
+    open_publisher(config, endpoints, model, next_attempt(config.run_dir)).push_folder(version, folder)

@@ -17,20 +17,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from prism.config import ExpertLearnerConfig, Strict
-from prism.data import DataFile, Row, open_image, read_rows
+from prism.data import DataFile, Row, read_rows
 from prism.errors import ConfigError, DataError
 from prism.expert_model import load_expert, place, save_expert
 from prism.expert_section import Section
-from prism.inputs import Example, InputBuilder
+from prism.inputs import InputBuilder
 from prism.response import parse_response
 from prism.settings import describe
 from prism.v1 import rollout_pb2 as pb
 from prism.weights import file_sha256
 from trainer.checkpoint import newest_checkpoint, save_checkpoint
+from trainer.demonstrations import Order, prompt_of, report_problems
 from trainer.expert_learner import ExpertLearner
 from trainer.make_experts import refuse_existing, write_whole
 from trainer.recorder import Recorder
-from trainer.sft import Order, report_problems, row_messages
 
 KEEP_CHECKPOINTS = 2
 
@@ -97,7 +97,7 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
     for step in range(first, total):
         began = time.perf_counter()
         rows = [file.rows[i] for i in order.at(step)[: max(1, pairs - step * config.batch)]]
-        prompts = [_prompt(row, file, inputs) for row in rows]
+        prompts = [prompt_of(row, file, inputs) for row in rows]
         figures = learner.update([_group(row) for row in rows], prompts, inputs, warming_up=True)
         figures["step_seconds"] = time.perf_counter() - began
         recorder.step(step + 1, figures, show=tuple(f"{config.expert}_{name}" for name in shown))
@@ -138,13 +138,6 @@ def _refuse_other_settings(config: WarmupConfig, work: Path) -> None:
             )
     work.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings, indent=1))
-
-
-def _prompt(row: Row, file: DataFile, inputs: InputBuilder) -> Example:
-    try:
-        return inputs.prompt(row_messages(row), [open_image(file.image(name)) for name in row.image_paths])
-    except DataError as error:
-        raise DataError(f"row {row.id} of {file.path}: {error}") from None
 
 
 def _group(row: Row) -> pb.RolloutGroup:

@@ -1,12 +1,18 @@
 """A policy update by the learner, beside (a) TRL's GRPOTrainer and (b) the same model padded, with nothing shared: one
 run, one machine, the same weights, batch and optimizer, the same gradients. Groups of 16 responses to prompts that are
-mostly a picture; one group at a time each.
+mostly a picture; one group at a time each. A peer that does not fit or takes too long is said to, and left out.
+
+On a GPU, what to run is `python -m bench.learner --device cuda --model qwen3-vl-2b --groups 4 --updates 5`: random
+weights of that model's sizes, bfloat16.
 """
 
 import argparse
 import json
+import os
+import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.experts.__main__ import device_name
-from bench.learner.contestants import CONTESTANTS, Measured, Task, measure
-from bench.learner.workload import CASES, SIZES, make_model
+from bench.learner.contestants import CONTESTANTS, Measured, Task, matrix_rate, measure
+from bench.learner.workload import LENGTHS, SIZES, make_model
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}  # of gradients: |difference| / |gradient|, over all weights
 
@@ -27,53 +33,88 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.learner", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=list(SIZES), default="demo")
-    parser.add_argument("--groups", type=int, default=4)
-    parser.add_argument(
-        "--updates", type=int, default=3, help="that are timed, after one that is not; the median counts"
-    )
-    parser.add_argument("--prompt", type=int, help="tokens of a prompt; by default several sizes are measured")
-    parser.add_argument("--response", type=int, help="tokens of an average response")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", choices=list(SIZES), default="demo", help="larger has ten times the demo's weights")
+    parser.add_argument("--lengths", default=LENGTHS, help="prompt+average response in tokens; default: %(default)s")
+    parser.add_argument("--groups", type=int, default=1)
+    parser.add_argument("--updates", type=int, default=3, help="that are timed, after one that is not")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads of each contestant")
+    parser.add_argument("--compile", action="store_true", help="PRISM's layers through torch.compile, too")
     parser.add_argument("--without", action="append", choices=["trl", "padded"], default=[])
+    parser.add_argument("--memory-gib", type=float, default=16, help="of a contestant on a CPU, at most")
+    parser.add_argument("--minutes", type=float, default=15, help="of a contestant at one length, at most")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-learner.json"))
     options = parser.parse_args()
+    options.without += [] if options.compile else ["compiled"]
     console = Console(highlight=False)
-    cases = [(options.prompt, options.response)] if options.prompt and options.response else CASES
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        parameters = make_model(model, options.size, options.device)
-        for prompt, response in cases:
+        parameters = make_model(model, options.model, options.device)
+        rate = _apart(options, matrix_rate, SIZES[options.model].dtype, options.device, options.threads)
+        where = {"model": options.model, "parameters": parameters, "device": device_name(options.device),
+                 "matrix_rate": rate}  # fmt: skip
+        console.print(f"{parameters / 1e6:,.1f}M parameters, {where['device']}, {rate / 1e9:,.0f} GFLOP/s of matrices")
+        for lengths in options.lengths.split(","):
+            prompt, response = map(int, lengths.split("+"))
             results.append(compare(Path(folder), prompt, response, options))
-            show(results[-1], console)
-    where = {"size": options.size, "parameters": parameters, "device": device_name(options.device)}
+            show(results[-1], rate, console)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(where | {"cases": results}, indent=1))
 
 
 def compare(folder: Path, prompt: int, response: int, options: argparse.Namespace) -> dict[str, Any]:
     """Raises AssertionError if anyone's gradients are not the learner's."""
-    dtype = SIZES[options.size].dtype
+    dtype = SIZES[options.model].dtype
     measured: dict[str, Measured] = {}
+    failed: dict[str, str] = {}
     gradients: dict[str, Any] = {}
+    load = os.getloadavg()[0]
     for name in CONTESTANTS:
         if name in options.without:
             continue
         task = Task(name, folder / "model", dtype, options.groups, prompt, response, options.updates, options.device,
-                    options.threads, folder / f"{name}.pt")  # fmt: skip
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:  # its memory is its own
-            measured[name] = process.submit(measure, task).result()
+                    options.threads, int(options.memory_gib * 2**30), folder / f"{name}.pt")  # fmt: skip
+        try:
+            measured[name] = _apart(options, measure, task)
+        except (BrokenProcessPool, TimeoutError, MemoryError, RuntimeError) as error:
+            if name == "prism" or not (reason := _no_room_or_time(error, options)):
+                raise
+            failed[name] = reason
+            continue
         gradients[name] = torch.load(task.gradients, weights_only=True)
     off = {name: difference(gradients["prism"], other) for name, other in gradients.items() if name != "prism"}
     assert all(far < TOLERANCE[dtype] for far in off.values()), f"these are other gradients: {off}"
     return {
         "prompt": prompt,
         "response": response,
+        "load_average": load,
+        "failed": failed,
         "gradient_difference": off,
-        **{name: asdict(one) | {"tokens_per_second": one.tokens / one.seconds} for name, one in measured.items()},
-    }
+        **{name: asdict(one) | {"tokens_per_second": one.tokens / statistics.median(one.seconds)}
+           for name, one in measured.items()},
+    }  # fmt: skip
+
+
+def _apart(options: argparse.Namespace, function: Any, *given: Any) -> Any:
+    """The function's result, from a process whose memory is its own. Raises TimeoutError."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        work = pool.submit(function, *given)
+        try:
+            return work.result(options.minutes * 60)
+        except TimeoutError:
+            for process in pool._processes.values():
+                process.kill()
+            raise
+
+
+def _no_room_or_time(error: Exception, options: argparse.Namespace) -> str:
+    """What kept a contestant from its figures; empty if it was something else."""
+    if isinstance(error, TimeoutError):
+        return f"not done after {options.minutes:g} minutes"
+    if isinstance(error, BrokenProcessPool | MemoryError) or "memory" in str(error):
+        return "out of memory" if options.device == "cuda" else f"does not fit into {options.memory_gib:g} GiB"
+    return ""
 
 
 def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -82,23 +123,34 @@ def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -
     return (squares / sum(float(gradient.square().sum()) for gradient in theirs.values())) ** 0.5
 
 
-def show(result: dict[str, Any], console: Console) -> None:
-    title = f"{result['prompt']} tokens of prompt and picture, 16 responses of about {result['response']}"
-    table = Table("", "tokens/s", "PRISM's", "peak memory", "PRISM's", "gradients differ by", title=title)
+def show(result: dict[str, Any], rate: float, console: Console) -> None:
+    title = (
+        f"{result['prompt']} tokens of prompt and picture, 16 responses of about {result['response']} "
+        f"(load average {result['load_average']:.1f})"
+    )
+    table = Table("", "seconds (range)", "tokens/s", "×", "peak MiB", "×", "matrix rate", "gradients", title=title)
     ours = result["prism"]
     for name in CONTESTANTS:
-        if name in result:
+        if name in result["failed"]:
+            table.add_row(name, result["failed"][name])
+        elif name in result:
             one = result[name]
+            median = statistics.median(one["seconds"])
             off = result["gradient_difference"].get(name)
             table.add_row(
                 name,
+                f"{median:.2f} ({min(one['seconds']):.2f}–{max(one['seconds']):.2f})",
                 f"{one['tokens_per_second']:,.0f}",
                 f"{ours['tokens_per_second'] / one['tokens_per_second']:.2f}×",
-                f"{one['peak_bytes'] / 2**20:,.0f} MiB",
+                f"{one['peak_bytes'] / 2**20:,.0f}",
                 f"{ours['peak_bytes'] / one['peak_bytes']:.2f}×",
+                f"{one['flops'] / median / rate:.0%}",
                 "" if off is None else f"{off:.1e}",
             )
     console.print(table)
+    console.print(
+        "×: PRISM's beside it; matrix rate: its share of what one large product reaches; gradients: how far off"
+    )
 
 
 if __name__ == "__main__":

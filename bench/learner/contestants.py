@@ -1,6 +1,6 @@
-"""The same policy update three ways: GRPO, one group of 16 at a time, fused AdamW; each in a process of its own."""
+"""The same policy update several ways: GRPO, one group of 16 at a time, fused AdamW; each in a process of its own."""
 
-import statistics
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.learner.workload import RESPONSES, VERSION, groups_of, make_samples
 from bench.padded import collate, load_stock, response_logprobs
@@ -39,14 +40,18 @@ class Task:
     updates: int
     device: str
     threads: int | None
+    memory_bytes: int
+    """More than that, on a CPU, and it fails as if the machine had no more."""
     gradients: Path
     """Where those of the first update are written."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    seconds: float
-    """Of an update, in the median."""
+    seconds: list[float]
+    """Of each update that was timed."""
+    flops: int
+    """Of an update's matrix products, forward and backward, as executed. (Attention counts where torch knows it.)"""
     tokens: int
     """Prompt and response tokens of the batch, each sequence with its prompt: the work that is to be done."""
     peak_bytes: int
@@ -56,6 +61,8 @@ class Measured:
 def measure(task: Task) -> Measured:
     if task.threads:
         torch.set_num_threads(task.threads)
+    if task.device == "cpu":
+        resource.setrlimit(resource.RLIMIT_DATA, (task.memory_bytes, task.memory_bytes))
     inputs = InputBuilder(task.folder)
     samples = make_samples(inputs, task.groups, task.prompt, task.response)
     model, update = CONTESTANTS[task.contestant](task, inputs, samples)
@@ -70,11 +77,14 @@ def measure(task: Task) -> Measured:
 
     before = _reset_peak(task.device)
     hooks = [p.register_post_accumulate_grad_hook(keep(name)) for name, p in model.named_parameters()]
-    update()
+    with FlopCounterMode(display=False) as counter:
+        update()
     for hook in hooks:
         hook.remove()
     torch.save(found, task.gradients)
     found.clear()
+    if task.contestant == "compiled":
+        update()  # the one above ran as it was written: nothing compiled is counted
     _reset_peak(task.device)  # the gradients kept above do not count
     seconds: list[float] = []
     for _ in range(task.updates):
@@ -83,7 +93,23 @@ def measure(task: Task) -> Measured:
         _wait(task.device)
         seconds.append(time.perf_counter() - started)
     tokens = sum(len(sample.example.input_ids) for sample in samples)
-    return Measured(statistics.median(seconds), tokens, _peak(task.device) - before)
+    return Measured(seconds, counter.get_total_flops(), tokens, _peak(task.device) - before)
+
+
+def matrix_rate(dtype: str, device: str, threads: int | None) -> float:
+    """FLOP/s of one large product of two square matrices, the best of ten."""
+    if threads:
+        torch.set_num_threads(threads)
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(side, side, dtype=getattr(torch, dtype), device=device) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        _wait(device)
+        started = time.perf_counter()
+        torch.mm(a, b)
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * side**3 / best
 
 
 def _prism(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
@@ -96,6 +122,14 @@ def _prism(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> t
     with tempfile.TemporaryDirectory() as folder:
         examples = GroupExamples(inputs, BlobStore(folder))
     return model, lambda: learner.update(samples, examples)
+
+
+def _compiled(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
+    """PRISM's update, its model's layers through torch.compile."""
+    model, update = _prism(task, inputs, samples)
+    for layer in model.model.language_model.layers:
+        layer.compile(dynamic=True)
+    return model, update
 
 
 def _padded(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
@@ -182,7 +216,7 @@ def _trl_batch(group: list[TrainingSample], inputs: InputBuilder) -> dict[str, A
     }
 
 
-CONTESTANTS = {"prism": _prism, "padded": _padded, "trl": _trl}
+CONTESTANTS = {"prism": _prism, "compiled": _compiled, "padded": _padded, "trl": _trl}
 
 
 def _on(value: Any, device: str) -> Any:

@@ -18,11 +18,11 @@ RESPONSES = 16
 VERSION = 0
 SIZES = {
     "demo": EXPERT_SIZES["demo"],
-    "15m": Size(hidden=384, layers=8, heads=12, key_value_heads=4, mlp=1024, vision_hidden=192, vision_layers=4,
+    "larger": Size(hidden=384, layers=8, heads=12, key_value_heads=4, mlp=1024, vision_hidden=192, vision_layers=4,
                 vision_heads=6, vision_mlp=384, max_positions=4096, max_side=1024),
-    "2b": EXPERT_SIZES["2b"],
+    "qwen3-vl-2b": EXPERT_SIZES["2b"],
 }  # fmt: skip
-CASES = ((300, 60), (1000, 200), (2000, 400))  # tokens of a prompt, of its average response
+LENGTHS = "300+60,1000+200,2000+400"  # tokens of a prompt, of its average response
 
 
 def make_model(folder: Path, size: str, device: str) -> int:

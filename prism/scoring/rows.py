@@ -1,4 +1,4 @@
-"""Rows of a file to be scored: JSON Lines of a prompt and the responses to it, images by path."""
+"""Rows of a file to be scored: JSON Lines or Parquet of a prompt and the responses to it, images by path."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism.data import numbered_lines, parse_line, take_demonstration
+from prism.data import parse_line, take_demonstration
 from prism.errors import DataError
 from prism.expert_api import ScoreItem
 from prism.experts_client import parse_item
+from prism.row_files import numbered_lines
 
 PROMPT_KEYS = ("messages", "prompt", "images")
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "demo.toml"
 ALIGN_STEPS, WARMUP_STEPS, RLVR_STEPS = 8, 4, 8
 PORTS = 6  # of the stack's services
-DEADLINE = 300  # seconds for any one thing that is waited for
+DEADLINE = 900  # seconds for any one thing that is waited for: a machine may be busy with other work
 
 
 def free_base_port() -> int:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from prism.expert_model import load_expert
 from prism.weights import Manifest, verify
 
-pytestmark = pytest.mark.timeout(900)  # the first test makes the run
+pytestmark = pytest.mark.timeout(2400)  # the first test makes the run
 
 
 def final(run: Run, stage: str) -> list[dict[str, Any]]:

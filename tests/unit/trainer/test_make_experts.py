@@ -14,7 +14,7 @@ from prism.errors import ConfigError, PrismError
 from prism.expert_model import load_expert, upcycle
 from prism.inputs import InputBuilder
 from prism.packing import Batch, hidden_states, pack
-from trainer.sft import row_messages
+from trainer.demonstrations import row_messages
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Supervised fine-tuning on a real model: what it imitates, how it resumes, what it says of bad rows."""
 
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -9,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
+from pyarrow import parquet
+from pyarrow.json import read_json
 from safetensors.torch import load_file
 
 from prism.config import RunConfig, SftConfig
-from prism.data import DataFile, read_rows
 from prism.errors import DataError, NotFiniteError
-from prism.inputs import InputBuilder
+from prism.inputs import Example, InputBuilder
 from trainer import sft
 from trainer.checkpoint import checkpoints
-from trainer.sft import Demonstrations, Order, report_problems
+from trainer.demonstrations import Demonstrations, Order
 
 
 @pytest.fixture
@@ -75,28 +74,53 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
-def test_a_run_that_was_killed_ends_as_one_that_was_not(
-    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_run_that_was_killed_in_mid_epoch_ends_as_one_that_was_not(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    made = config()
+    made = config(data=[f"data/public.{kind}"], cache_gib=0)
+    if kind == "parquet":
+        rows = made.run_dir / "data" / "public.jsonl"
+        parquet.write_table(read_json(rows), rows.with_suffix(".parquet"))
     _, whole = train(made)
     shutil.rmtree(made.run_dir / "checkpoints")
-    at, seen = Order.at, list[int]()
+    batch, seen = Demonstrations.batch, list[list[int]]()
 
-    def killed_at_5(order: Order, step: int) -> list[int]:
-        seen.append(step)
-        if step == 5 and seen.count(5) == 1:
+    def killed_at_5(data: Demonstrations, indices: list[int], ahead: list[int]) -> list[Example]:
+        seen.append(indices)
+        if len(seen) == 6:
             raise Killed
-        return at(order, step)
+        return batch(data, indices, ahead)
 
-    monkeypatch.setattr(Order, "at", killed_at_5)
+    monkeypatch.setattr(Demonstrations, "batch", killed_at_5)
     with pytest.raises(Killed):
         train(made, "killed")
     _, resumed = train(made, "killed")
-    assert seen == [0, 1, 2, 3, 4, 5, 4, 5]  # from the checkpoint of step 4
+    order = Order(24, 4, made.seed)
+    assert seen == [order.at(step) for step in (0, 1, 2, 3, 4, 5, 4, 5)]  # from the checkpoint of step 4
     assert resumed.keys() == whole.keys()
-    for name, tensor in whole.items():
-        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-6)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_an_image_that_breaks_after_the_check_costs_its_row_alone_or_ends_the_run(
+    config: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = config(steps=12, batch=6, check_images="exist")
+    lines = [json.loads(line) for line in (made.run_dir / "data" / "public.jsonl").read_text().splitlines()]
+    lines[7]["messages"][0]["content"][0]["image"] = "broken.png"
+    (made.run_dir / "data" / "public.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    image = made.run_dir / "data" / "broken.png"
+    image.write_bytes(b"\x89PNG\r\n\x1a\n")
+    result, _ = train(made)
+    assert (result["rows"], result["bad_rows"]) == (24, 1)
+    said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(said) == 1, "once, though it was shown thrice"
+    assert f"row {lines[7]['id']} of" in said[0]
+    with pytest.raises(DataError, match=f"row {lines[7]['id']} of .*: image .*: not a"):
+        train(made.model_copy(update={"on_bad_row": "fail"}), "fails")
+    image.unlink()
+    result, _ = train(config(steps=1, check_images="exist"), "missing")
+    assert (result["rows"], result["bad_rows"]) == (23, 1)
 
 
 def test_updates_that_are_not_finite_end_it_and_their_rows_are_named(
@@ -130,40 +154,6 @@ def test_a_step_does_not_depend_on_the_micro_batch(config: Callable[..., RunConf
         assert lines[1][name] == pytest.approx(lines[0][name], rel=1e-5)
 
 
-def test_the_text_asked_for_is_imitated(demo_folder: Path, tiny_model: Path, teacher_rows: DataFile) -> None:
-    inputs = InputBuilder(tiny_model)
-    public = read_rows(demo_folder / "data" / "public.jsonl", "fail", require=("response",))
-    for file, target in ((public, "response"), (teacher_rows, "teacher")):
-        data = Demonstrations([file], target, inputs)
-        assert len(data) == len(file.rows)
-        example = data.example(1)
-        assert inputs.tokenizer.decode(example.response_ids[:-1]) == getattr(file.rows[1], target)
-        assert example.response_ids[-1] == inputs.end_token_id
-        assert example.pixel_values is not None
-        assert example.input_ids == data.example(1).input_ids
-
-
 def test_rows_without_the_text_asked_for_are_refused(config: Callable[..., RunConfig]) -> None:
     with pytest.raises(DataError, match="teacher is missing, which this stage needs"):
         train(config(target="teacher"))
-
-
-def test_each_epoch_shows_every_row_once_in_an_order_of_its_own() -> None:
-    order = Order(10, 4, seed=1)
-    shown = [index for step in range(5) for index in order.at(step)]
-    assert sorted(shown[:10]) == sorted(shown[10:]) == list(range(10))
-    assert shown[:10] != shown[10:]
-    assert [Order(10, 4, seed=1).at(step) for step in (3, 0)] == [shown[12:16], shown[0:4]]
-    assert Order(10, 4, seed=2).at(0) != order.at(0)
-    assert len(Order(3, 8, seed=0).at(0)) == 8  # a batch larger than the data
-
-
-def test_skipped_rows_are_said_as_they_are_and_counted(tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=60, highlight=False)
-    problems = [f"rows.jsonl:{line}: id [/x] [red]{line}: {'long ' * 20}" for line in range(1, 8)]
-    report_problems(DataFile(tmp_path / "[x]rows.jsonl", [], problems), console)
-    assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
-    assert [line.rstrip() for line in lines[:5]] == [f"skipped {problem}".rstrip() for problem in problems[:5]]
-    assert "7 rows of" in console.file.getvalue()
-    assert "[x]rows.jsonl" in console.file.getvalue().replace("\n", "")
