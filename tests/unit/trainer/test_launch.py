@@ -24,7 +24,7 @@ dist.destroy_process_group()
 
 
 def test_alone_is_python_itself() -> None:
-    assert Launch().python("demo-sft") == [sys.executable]
+    assert load_settings(Launch).python("demo-sft") == [sys.executable]
 
 
 def test_nodes_meet_and_number_their_ranks(tmp_path: Path) -> None:
