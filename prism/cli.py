@@ -8,10 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from prism import score_cli
+from prism import logs, score_cli
 from prism.errors import ConfigError, PrismError
 from services.grader.cli import HELP as GRADE_HELP
 from services.grader.cli import grade
@@ -109,7 +107,7 @@ def prepare(config: ConfigArgument, overrides: Overrides = None) -> None:
     from trainer.pipeline import prepare as prepare_run
 
     resolved = load_config(config, overrides)
-    prepare_run(resolved, Console(highlight=False))
+    prepare_run(resolved, logs.console())
     for folder in ("weights", "blobs"):
         (resolved.run_dir / folder).mkdir(parents=True, exist_ok=True)
 
@@ -124,7 +122,7 @@ def write_secrets(
     from prism import secret_files
 
     made_up = secret_files.write_secrets(folder, redis_folder, redis_address)
-    Console(highlight=False).print(f"made up: {', '.join(made_up)}" if made_up else "secrets are there")
+    logs.console().print(f"made up: {', '.join(made_up)}" if made_up else "secrets are there")
 
 
 @app.command()
@@ -143,7 +141,7 @@ def demo(
     if compare:
         from trainer.compare import compare_arms
 
-        compare_arms(DEMO_COMPARE, overrides or [], Console(highlight=False), fresh=fresh)
+        compare_arms(DEMO_COMPARE, overrides or [], logs.console(), fresh=fresh)
         return
     _run(load_config(DEMO, overrides), DEMO, overrides or [], fresh)
 
@@ -169,7 +167,7 @@ def up(config: ConfigArgument, overrides: Overrides = None) -> None:
     from trainer.expert_start import served_experts
     from trainer.pipeline import prepare, served_model
 
-    console = Console(highlight=False)
+    console = logs.console()
     resolved = load_config(config, overrides)
     prepare(resolved, console)
     with Stack(resolved, served_model(resolved), console, experts=served_experts(resolved)) as stack:
@@ -186,7 +184,7 @@ def report(
     """Write report.html and report.json from what a run has left so far, and print its table."""
     from prism.report import print_table, write_report
 
-    console = Console(highlight=False)
+    console = logs.console()
     print_table(write_report(run_dir), console)
     console.print(f"report: {run_dir / 'report.html'}")
 
@@ -203,7 +201,7 @@ def export(
     """A run's model as an ordinary Hugging Face folder: a stage's result, or what its newest checkpoint holds."""
     from trainer.export import export as export_model
 
-    export_model(run_dir, out, stage=stage, model=model, console=Console(highlight=False))
+    export_model(run_dir, out, stage=stage, model=model, console=logs.console())
 
 
 def _run(
@@ -218,7 +216,7 @@ def _run(
     from trainer.pipeline import run as run_pipeline
     from trainer.pipeline import start_over
 
-    console = Console(highlight=False)
+    console = logs.console()
     began = time.monotonic()
     if fresh:
         start_over(config)
@@ -235,11 +233,11 @@ def main() -> None:
     # to ten times slower as soon as another process computes; that sleep at once make it 1.5 times slower when none
     # does. Read when torch is loaded, inherited by all we start.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    logs.configure_command()
     try:
         app()
     except PrismError as error:
-        # Not wrapped: paths and keys in it are there to be copied.
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        logs.fail(error)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -16,6 +16,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from prism import telemetry
 from prism.errors import ServiceError
 from prism.expert_api import ImagePart, Judge, Message, ScoreAnswer, ScoreItem, ScoreRequest, TextPart
 from prism.expert_section import Section
@@ -39,10 +40,12 @@ Answer = TypeVar("Answer", bound=BaseModel)
 class Unavailable(ServiceError):
     """The service cannot answer now: restarting, overloaded, or its weights are still older than asked for."""
 
-    def __init__(self, message: str, retry_after: float = 0) -> None:
+    def __init__(self, message: str, retry_after: float = 0, *, reached: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         """Seconds the service asks to be left alone."""
+        self.reached = reached
+        """Whether the request was with the service when it failed, and so may be why."""
 
 
 class Refused(ServiceError):
@@ -92,12 +95,17 @@ class ServiceClient:
         headers: dict[str, str] | None = None,
         conflict_passes: bool = True,
     ) -> httpx.Response:
+        reached = False
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(Unavailable), wait=_wait, stop=stop_before_delay(self._patience)
             ):
                 with attempt:
-                    return await self._request_once(method, path, body, headers or {}, conflict_passes)
+                    try:
+                        return await self._request_once(method, path, body, headers or {}, conflict_passes)
+                    except Unavailable as error:
+                        error.reached = reached = reached or error.reached
+                        raise
         except RetryError as error:
             raise error.last_attempt.exception() or Unavailable(self.url) from None
         raise AssertionError("unreachable: the loop returns or raises")
@@ -105,16 +113,20 @@ class ServiceClient:
     async def _request_once(
         self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str], conflict_passes: bool
     ) -> httpx.Response:
-        try:
-            response = await self._http.request(method, self.url + path, json=body, headers=self._headers | headers)
-        except httpx.TransportError as error:
-            raise Unavailable(f"{self.url}{path}: {type(error).__name__}: {error}") from None
-        status = response.status_code
-        if status in (408, 425, 429) or status >= 500 or (status == 409 and conflict_passes):
-            raise Unavailable(f"{self.url}{path}: {status} {_reason(response)}", _retry_after(response))
-        if response.is_error:
-            raise Refused(f"{self.url}{path}: {status} {_reason(response)}", status)
-        return response
+        with telemetry.span(f"{method} {path}", kind="client", url=self.url):
+            try:
+                sent = self._headers | telemetry.headers() | headers
+                response = await self._http.request(method, self.url + path, json=body, headers=sent)
+            except httpx.TransportError as error:
+                reached = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+                raise Unavailable(f"{self.url}{path}: {type(error).__name__}: {error}", reached=reached) from None
+            status = response.status_code
+            if status in (408, 425, 429) or status >= 500 or (status == 409 and conflict_passes):
+                told = f"{self.url}{path}: {status} {_reason(response)}"
+                raise Unavailable(told, _retry_after(response), reached=status == 500)
+            if response.is_error:
+                raise Refused(f"{self.url}{path}: {status} {_reason(response)}", status)
+            return response
 
 
 _backoff = wait_random_exponential(multiplier=0.1, max=2)

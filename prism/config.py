@@ -74,8 +74,13 @@ class RolloutConfig(Strict):
     """How many policy versions a rollout may be behind the learner: 0 is lock-step."""
 
 
+Frozen = list[Annotated[str, Field(min_length=1)]]
+
+
 class PolicyLearnerConfig(Strict):
     optimizer: OptimizerConfig
+    freeze: Frozen = []
+    """Parts of the model that are not trained, and that pushes need not write again: ``["model.visual"]``."""
     clip_low: float | None = Field(None, gt=0, lt=1)
     """How far below 1 a ratio may fall before it earns nothing more; by default as published for the loss."""
     clip_high: float | None = Field(None, gt=0)
@@ -118,6 +123,8 @@ class ExpertLearnerConfig(Strict):
     """Bradley-Terry learning of one expert, online."""
 
     optimizer: OptimizerConfig
+    freeze: Frozen = []
+    """Parts of the model that are not trained in the game (grounding, before it, trains all)."""
     mixture: MixtureConfig | None = None
     """Start from mixtures of experts, upcycled from the model the stage starts from; without it experts are dense."""
     grounding: GroundingConfig | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from prism import torchvision_cpu
+from prism import logs, torchvision_cpu
 from prism.errors import ConfigError, DataError
 from prism.v1 import rollout_pb2 as pb
 
@@ -22,6 +22,9 @@ from transformers import AutoProcessor  # noqa: E402  (torchvision must find its
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would bury the run's own
+if logs.is_json():
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
 
 
 @dataclass(frozen=True)

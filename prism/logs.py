@@ -1,14 +1,35 @@
-"""Logs of a service: lines for people, or a JSON object a line for what collects them (PRISM_LOG_FORMAT=json).
+"""Logs: lines for people, or a JSON object a line for what collects them (PRISM_LOG_FORMAT=json).
 
-What a record is about goes into its ``extra``: run, prompt, versions. Both forms show those of ``IDS``.
+What a record is about goes into its ``extra``: run, prompt, versions. What all records of a process are about is said
+once, to ``about``. Both forms show those of ``IDS``.
 """
 
+import io
 import json
 import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-IDS = ("run", "stage", "attempt", "position", "prompt_id", "worker", "policy_version", "expert_version")
+from rich.console import Console
+from rich.markup import escape
+
+from prism import telemetry
+
+IDS = (
+    *("run", "stage", "attempt", "step", "position", "prompt_id", "worker"),
+    *("policy_version", "expert_version", "trace_id"),
+)
+FIGURES = "figures"  # of a learner step; in JSON alone
+
+log = logging.getLogger("prism")
+
+_about: dict[str, Any] = {}
+_PREFIX = re.compile(r"\((?P<process>\S+ pid=\d+)\) ")  # vLLM's, before each line of a process that it starts
 
 
 class JsonLines(logging.Formatter):
@@ -19,6 +40,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         } | _ids(record)
+        if figures := vars(record).get(FIGURES):
+            line[FIGURES] = figures
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -30,6 +53,10 @@ class TextLines(logging.Formatter):
         return super().format(record) + (f" [{ids}]" if ids else "")
 
 
+def is_json() -> bool:
+    return os.environ.get("PRISM_LOG_FORMAT") == "json"
+
+
 def configure(level: str, form: Literal["text", "json"]) -> None:
     """For the whole process, on stderr."""
     handler = logging.StreamHandler()
@@ -38,7 +65,86 @@ def configure(level: str, form: Literal["text", "json"]) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # one line for each request, or health probe, otherwise
+    if form == "json":
+        logging.captureWarnings(True)
+        sys.excepthook = lambda kind, error, trace: log.critical("%s", error, exc_info=(kind, error, trace))
+
+
+def configure_command() -> None:
+    """For a command that prints for people unless PRISM_LOG_FORMAT says otherwise."""
+    if is_json():
+        configure(os.environ.get("PRISM_LOG_LEVEL", "info"), "json")
+
+
+def about(**ids: object) -> None:
+    """What every record of this process is about from now on."""
+    _about.update({name: value for name, value in ids.items() if value})
+
+
+def console(**options: Any) -> Console:
+    """Where a command prints for people; with PRISM_LOG_FORMAT=json each line of it is a record."""
+    if is_json():
+        return Console(file=_Records(), width=200, highlight=False, **options)
+    return Console(highlight=False, **options)
+
+
+def say(to: Console, text: str, **ids: object) -> None:
+    """Something to look at, and what it is about."""
+    if is_json():
+        log.warning("%s", text, extra=ids)
+    else:
+        to.print(f"[yellow]{escape(text)}[/]")
+
+
+def fail(error: Exception) -> None:
+    """A user's mistake, or what a user can put right: a message, never a traceback."""
+    if is_json():
+        log.error("%s", error)
+    else:  # not wrapped: paths and keys in it are there to be copied
+        text = f"[bold red]error:[/] {escape(str(error))}"
+        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a program that knows nothing of log formats; with PRISM_LOG_FORMAT=json each line of its is a record."""
+    if not is_json():
+        return subprocess.run(command, check=False).returncode
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as at:
+        assert at.stdout
+        for line in at.stdout:
+            log.info("%s", line.rstrip())
+    return at.returncode
+
+
+def as_json(line: str, logger: str) -> str:
+    """A line of another process as JSON: as it is if it is an object already, else as a record's message."""
+    prefix = _PREFIX.match(line)
+    text = line[prefix.end() :] if prefix else line
+    try:
+        known = json.loads(text) if text.startswith("{") else None
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        record = logging.LogRecord(logger, logging.INFO, "", 0, text, None, None)
+        known = json.loads(JsonLines().format(record))
+    return json.dumps(known | ({"process": prefix["process"]} if prefix else {}))
+
+
+class _Records(io.StringIO):
+    """A console's file that logs what is written to it, by lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rest = ""
+
+    def write(self, text: str, /) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if line.strip():
+                log.info("%s", line.rstrip())
+        return len(text)
 
 
 def _ids(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: vars(record)[name] for name in IDS if vars(record).get(name) is not None}
+    known = {"trace_id": telemetry.trace_id()} | _about | vars(record)
+    return {name: known[name] for name in IDS if known.get(name) is not None}

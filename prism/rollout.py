@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 
+from prism import telemetry
 from prism.blobs import BlobStore
 from prism.clients import ExpertClient, GraderClient, PolicyClient, Refused, Unavailable
 from prism.endpoints import Endpoints
@@ -30,9 +31,14 @@ class Judges:
     async def rollout(self, request: pb.RolloutRequest, worker: str) -> pb.RolloutGroup:
         """Sample the group, then let experts and grader judge it concurrently, one call each.
 
-        A judge that fails leaves a status, never a number. Raises Refused or Unavailable if nothing could be sampled,
-        DataError if an image is missing.
+        A judge that fails at the group leaves a status, never a number. Raises Refused if nothing could be sampled,
+        Unavailable if a service is away, DataError if an image is missing, ServiceError if their store is away.
         """
+        about = {"stage": request.stage, "position": request.position, "prompt_id": request.prompt.id}
+        with telemetry.span("rollout", parent=request.traceparent, kind="consumer", worker=worker, **about):
+            return await self._rollout(request, worker)
+
+    async def _rollout(self, request: pb.RolloutRequest, worker: str) -> pb.RolloutGroup:
         prompt = request.prompt
         started = time.perf_counter()
         wanted = {part.image_sha256 for m in prompt.messages for part in m.parts if part.HasField("image_sha256")}
@@ -60,6 +66,7 @@ class Judges:
         try:
             scores = await client.score(expert, prompt.messages, texts, min_version)
         except (Refused, Unavailable) as error:
+            _raise_if_away(error)
             scores = [pb.Score(expert=expert, status=pb.STATUS_ERROR, detail=str(error)) for _ in texts]
         for sample, score in zip(group.samples, scores, strict=False):
             sample.scores.append(score)
@@ -73,9 +80,15 @@ class Judges:
             if len(verdicts) != len(texts):
                 raise Refused(f"{self._grader.url} gave {len(verdicts)} verdicts for {len(texts)} responses")
         except (Refused, Unavailable) as error:
+            _raise_if_away(error)
             verdicts = [pb.Verdict(status=pb.STATUS_ERROR, detail=str(error)) for _ in texts]
         for sample, verdict in zip(group.samples, verdicts, strict=True):
             sample.verdict.CopyFrom(verdict)
+
+
+def _raise_if_away(error: Refused | Unavailable) -> None:
+    if isinstance(error, Unavailable) and not error.reached:
+        raise error
 
 
 async def _nothing() -> None:

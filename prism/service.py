@@ -1,5 +1,6 @@
 """What all PRISM's HTTP services have in common: tokens, body limit, health, metrics, JSON logs of errors."""
 
+import asyncio
 import socket
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prism import logs
+from prism import logs, telemetry
 from prism.auth import OPEN_PATHS, BearerAuth
 from prism.errors import ServiceError
 from prism.settings import ServiceSettings
@@ -54,6 +55,39 @@ class BodyLimit:
         await self.app(scope, replay, send)
 
 
+def traced(app: ASGIApp) -> ASGIApp:
+    """``app`` with a span around each request; ``app`` itself where traces are off."""
+    return Traced(app) if telemetry.is_on() else app
+
+
+class Traced:
+    """ASGI middleware. What is inside sees this span's traceparent: a server that traces by itself continues it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            await asyncio.to_thread(telemetry.flush)  # a signal ends the process
+            return
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        key = telemetry.HEADER.encode()
+        parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == key), "")
+        with telemetry.span(f"{scope['method']} {scope['path']}", parent=parent, kind="server") as span:
+
+            async def sending(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("http.response.status_code", message["status"])
+                await send(message)
+
+            own = [(name.encode(), value.encode()) for name, value in telemetry.headers().items()]
+            headers = [*(header for header in scope["headers"] if header[0] != key), *own]
+            await self.app({**scope, "headers": headers}, receive, sending)
+
+
 def create_app(
     title: str,
     settings: ServiceSettings,
@@ -67,6 +101,9 @@ def create_app(
     ``not_ready()`` returns why the service cannot serve yet, or None once it can.
     """
     app = FastAPI(title=title, docs_url="/docs", redoc_url=None, **fastapi)
+    telemetry.start(title.lower().replace(" ", "-"))
+    if telemetry.is_on():
+        app.add_middleware(Traced)
     app.add_middleware(BodyLimit, limit=body_limit, variable="PRISM_MAX_BODY_BYTES")
     app.add_middleware(
         BearerAuth,
@@ -157,6 +194,7 @@ def _sockets(settings: ServiceSettings) -> list[socket.socket] | None:
 def serve(app: FastAPI, settings: ServiceSettings) -> None:
     """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand. Raises what ``end`` was given."""
     logs.configure(settings.log_level, settings.log_format)
+    logs.about(run=settings.run)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -27,6 +27,7 @@ class ServiceSettings(BaseSettings):
     admin_port: int | None = Field(
         None, ge=1, le=65535, description="another port, on which alone admin routes are served; unset: all on one"
     )
+    run: str = Field("", description="name of the run that the service is for, told in its logs")
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"
 

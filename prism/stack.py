@@ -168,15 +168,13 @@ class Stack:
         services.append(self._service(4, "grader", ["grader"], {}))
         for worker in range(config.rollout_workers):
             name = f"rollouts-{worker + 1}"
-            services.append(
-                self._service(5 + worker, name, ["rollouts"], {"PRISM_RUN": self.config.name, "PRISM_WORKER": name})
-            )
+            services.append(self._service(5 + worker, name, ["rollouts"], {"PRISM_WORKER": name}))
         return services
 
     def _service(self, index: int, name: str, command: list[str], extra: dict[str, str]) -> Service:
         port = self._port(index)
-        state = {"PRISM_STATE_DIR": str(self._run_dir / "services" / name)}
-        environment = self.environment() | state | extra | {"PRISM_HOST": "127.0.0.1", "PRISM_PORT": str(port)}
+        run = {"PRISM_RUN": self.config.name, "PRISM_STATE_DIR": str(self._run_dir / "services" / name)}
+        environment = self.environment() | run | extra | {"PRISM_HOST": "127.0.0.1", "PRISM_PORT": str(port)}
         return Service(
             name,
             [sys.executable, "-m", "prism", "serve", *command],

@@ -138,6 +138,13 @@ class WorkerStream:
         """Renew the lease on a request at work."""
         await self._redis.xclaim(self._names.prompts, WORKERS, self._consumer, 0, [delivery.entry_id], justid=True)
 
+    async def uncount(self, delivery: Delivery) -> None:
+        """Let the request come again once its lease has run out, as if this delivery had not been."""
+        entry, count = [delivery.entry_id], delivery.deliveries - 1
+        await self._redis.xclaim(
+            self._names.prompts, WORKERS, self._consumer, 0, entry, idle=0, retrycount=count, justid=True
+        )
+
     async def finish(self, delivery: Delivery, group: pb.RolloutGroup) -> bool:
         """Acknowledge the request and add its group, atomically. False if it was no longer ours to finish."""
         done = await self._finish(

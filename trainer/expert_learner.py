@@ -17,6 +17,7 @@ from prism.inputs import Example, InputBuilder, distinct
 from prism.packing import pack, split_by_tokens
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
+from trainer.freeze import freeze
 from trainer.losses import bradley_terry, score_regularisation
 from trainer.optimizer import Optimizer
 from trainer.router import RouterLoad, load_balance
@@ -59,6 +60,7 @@ class ExpertLearner:
         self.model, self.config, self.version = model, config, 0
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of them if its gradient alone was."""
+        freeze(model, config.freeze)
         self._optimizer = Optimizer(model.parameters(), config.optimizer, updates)
 
     def update(

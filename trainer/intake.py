@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from prism import telemetry
 from prism.config import RolloutConfig
 from prism.errors import ServiceError, StreamError
 from prism.stream import DeadLetter, TrainerStream, parse_group
@@ -141,6 +142,7 @@ class Intake:
                 min_expert_version=expert_version,
                 experts=admission.experts,
                 grade=admission.grade,
+                traceparent=telemetry.begin_trace("request", stage=self.stage, position=position),
             )
             for position in positions
             if position not in self._arrived

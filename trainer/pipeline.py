@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from prism import logs
 from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, save_resolved
 from prism.endpoints import load_endpoints
 from prism.errors import ConfigError, ServiceError
@@ -45,6 +46,7 @@ def run(
 
     Raises PrismError with what to do; the same call then resumes.
     """
+    logs.about(run=config.name)
     refuse_changed(config)
     save_resolved(config)
     prepare(config, console)
@@ -91,7 +93,7 @@ def prepare(config: RunConfig, console: Console) -> None:
     options = [f"--{key.replace('_', '-')}={value}" for key, value in config.prepare.options.items()]
     command = [sys.executable, str(config.prepare.script), "--out", str(config.run_dir), "--seed", str(config.seed)]
     began = time.monotonic()
-    if subprocess.run([*command, *options], check=False).returncode:
+    if logs.run([*command, *options]):
         raise ConfigError(f"{config.prepare.script} failed; its message stands above")
     console.print(f"data and model in {config.run_dir} ({time.monotonic() - began:.0f} s)")
 
@@ -171,10 +173,5 @@ def train_in_process(
 
 def _serve(config: RunConfig, model: str, folder: Path, version: int) -> None:
     """Give finished weights to their server, whatever it serves now."""
-
-    def write(target: Path) -> None:
-        for file in [*folder.glob("*.safetensors*"), folder / "config.json"]:
-            shutil.copyfile(file, target / file.name)
-
     endpoints = load_endpoints(config.run_dir / "stack.json")
-    open_publisher(config, endpoints, model, next_attempt(config.run_dir)).push(version, write)
+    open_publisher(config, endpoints, model, next_attempt(config.run_dir)).push_folder(version, folder)

@@ -15,6 +15,7 @@ from prism.inputs import Example
 from prism.packing import pack, split_by_tokens
 from prism.v1 import rollout_pb2 as pb
 from trainer.examples import GroupExamples
+from trainer.freeze import freeze
 from trainer.losses import LossOptions, PackedTokens, PolicyLoss, Totals, policy_loss, truncated_importance_weights
 from trainer.optimizer import Optimizer
 from trainer.policy_model import ResponseTokens, load_policy, response_tokens
@@ -64,6 +65,7 @@ class PolicyLearner:
         self.model, self.config, self.version = model, config, version
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of a minibatch's if its gradient alone was."""
+        freeze(model, config.freeze)
         self._temperature, self._reference = temperature, reference
         self._algorithm, self._options = algorithm, options
         self._optimizer = Optimizer(model.parameters(), config.optimizer, updates * config.minibatches * config.epochs)

@@ -1,20 +1,26 @@
-"""Weights from a learner to the servers that work with them: written, sealed, pushed, verified there. (No torch.)"""
+"""Weights from a learner to the servers that work with them: written, sealed, pushed, verified there.
 
-import shutil
+(No torch, but for a learner's tensors.)
+"""
+
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from prism.config import PushConfig, RunConfig
 from prism.endpoints import Endpoints
 from prism.errors import ConfigError, WeightsError
-from prism.weights import Manifest, Probe, keep_newest, seal
+from prism.weights import Manifest, Probe, keep_newest, newest_sealed, seal
+from trainer.weight_folder import WeightFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEEP_VERSIONS = 3  # a server that restarts in the middle of a push still finds the one before
 
@@ -22,13 +28,30 @@ KEEP_VERSIONS = 3  # a server that restarts in the middle of a push still finds 
 @dataclass(frozen=True)
 class PushResult:
     total_seconds: float
-    """From the first byte written until the server answered."""
+    """From the first byte written until every server answered."""
     paused_seconds: float
-    """How long the server could not work because of it, as the server says."""
+    """How long the server could not work because of it, as the server says; of several, the longest."""
+    bytes_written: int
+    """Of files that the version before does not have."""
+    bytes_saved: int
+    """Of files that are the same as in the version before, and were linked."""
+
+    def figures(self, prefix: str = "") -> dict[str, float]:
+        """As they stand in metrics.jsonl."""
+        return {
+            f"{prefix}sync_total_seconds": self.total_seconds,
+            f"{prefix}sync_paused_seconds": self.paused_seconds,
+            f"{prefix}sync_bytes_written": self.bytes_written,
+            f"{prefix}sync_bytes_saved": self.bytes_saved,
+        }
 
 
 class Publisher:
-    """Pushes one model's weights to one server, or to each of its replicas: all addresses that its name stands for."""
+    """Pushes one model's weights to one server, or to each of its replicas: all addresses that its name stands for.
+
+    A server that is away, restarting or draining is retried until the deadline. Every push raises WeightsError when a
+    server refuses the weights or the deadline passes.
+    """
 
     def __init__(
         self, model: str, url: str, admin_token: str, weights_root: Path, attempt: int, config: PushConfig
@@ -37,24 +60,40 @@ class Publisher:
         self._deadline = config.deadline_seconds
         self._http = httpx.Client(headers={"Authorization": f"Bearer {admin_token}"})
 
-    def push(self, version: int, write: Callable[[Path], None], probe: Probe | None = None) -> PushResult:
-        """``write(folder)`` the weights, then give them to the server, to all replicas at once.
+    def push(
+        self, version: int, tensors: Iterable[tuple[str, "Tensor"]], config: str, probe: Probe | None = None
+    ) -> PushResult:
+        """A learner's weights, as WeightFolder takes them, with the model's ``config.json``."""
+        return self._push(version, lambda folder: folder.add_tensors(tensors, config), probe)
 
-        A server that is away, restarting or draining is retried until the deadline. Raises WeightsError when a
-        server refuses the weights or the deadline passes.
-        """
+    def push_folder(self, version: int, source: Path) -> PushResult:
+        """The weights of a finished model folder."""
+        return self._push(version, lambda folder: folder.add_folder(source), None)
+
+    def _push(self, version: int, fill: Callable[[WeightFolder], None], probe: Probe | None) -> PushResult:
         started = time.perf_counter()
         path = f"{self._model}/{self._attempt:04d}-{version:06d}"
-        folder = self._root / path
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write(folder)
-        manifest = seal(self._root, path, model=self._model, version=version, attempt=self._attempt, probe=probe)
+        folder = WeightFolder(self._root, path, newest_sealed(self._root / self._model))
+        fill(folder)
+        manifest = seal(
+            self._root,
+            path,
+            model=self._model,
+            version=version,
+            attempt=self._attempt,
+            probe=probe,
+            files=folder.files,
+        )
         replicas = replica_urls(self._url)
         with ThreadPoolExecutor(len(replicas)) as threads:
             answers = list(threads.map(lambda url: self._post(url, manifest), replicas))
         keep_newest(self._root / self._model, KEEP_VERSIONS)
-        return PushResult(time.perf_counter() - started, max(answer["sync_paused_seconds"] for answer in answers))
+        return PushResult(
+            total_seconds=time.perf_counter() - started,
+            paused_seconds=max(answer["sync_paused_seconds"] for answer in answers),
+            bytes_written=folder.bytes_written,
+            bytes_saved=folder.bytes_saved,
+        )
 
     def _post(self, url: str, manifest: Manifest) -> dict[str, Any]:
         body = manifest.model_dump(mode="json")

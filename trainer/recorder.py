@@ -1,13 +1,20 @@
 """What a run leaves to look at: ``metrics.jsonl``, a line of progress, and live Prometheus gauges."""
 
 import json
+import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import Counter, Gauge
 from rich.console import Console
+
+from prism import logs, telemetry
+from prism.v1 import rollout_pb2 as pb
+
+log = logging.getLogger("prism.trainer")
 
 VALUE = Gauge(
     "prism_trainer_value",
@@ -25,13 +32,20 @@ class Recorder:
     def __init__(self, run_dir: Path, stage: str, total: int, *, console: Console | None = None) -> None:
         self.stage, self.total = stage, total
         self._file = (run_dir / "metrics.jsonl").open("a")
-        self._console = console or Console(highlight=False)
+        self._console = console or logs.console()
         self._started = time.monotonic()
         self._first: int | None = None
         self._printed = 0.0
 
-    def step(self, step: int, figures: dict[str, Any], show: tuple[str, ...] = ()) -> None:
-        """Record step ``step`` (1-based); ``show`` names the figures of the progress line."""
+    def step(
+        self,
+        step: int,
+        figures: dict[str, Any],
+        show: tuple[str, ...] = (),
+        groups: Sequence[pb.RolloutGroup] = (),
+    ) -> None:
+        """Record step ``step`` (1-based); ``show`` names the figures of the progress line, ``groups`` are those that
+        were trained on."""
         # NaN is no JSON, and nothing that a mean or a chart could use.
         figures = {name: NO_DATA if _not_finite(value) else value for name, value in figures.items()}
         json.dump({"stage": self.stage, "step": step, "time": time.time()} | figures, self._file)
@@ -41,6 +55,10 @@ class Recorder:
         for name, value in figures.items():
             if isinstance(value, int | float):
                 VALUE.labels(self.stage, name).set(value)
+        self._trace(step, figures, groups)
+        if logs.is_json():
+            self._log(step, figures, groups)
+            return
         if self._first is None:
             self._first = step
         now = time.monotonic()
@@ -55,6 +73,26 @@ class Recorder:
                 f"[cyan]{self.stage:>10}[/] [green]{bar:<24}[/] {step:>4}/{self.total}  {shown}  "
                 f"[dim]{_clock(remaining)} left[/]"
             )
+
+    def _trace(self, step: int, figures: dict[str, Any], groups: Sequence[pb.RolloutGroup]) -> None:
+        versions = {name: figures[name] for name in ("policy_version",) if figures.get(name) is not None}
+        asked = [group.request.traceparent for group in groups]
+        seconds = figures.get("step_seconds") or 0
+        telemetry.record_step("learner step", seconds, asked, stage=self.stage, step=step, **versions)
+
+    def _log(self, step: int, figures: dict[str, Any], groups: Sequence[pb.RolloutGroup]) -> None:
+        of_step = {"stage": self.stage, "step": step}
+        for group in groups:
+            request = group.request
+            of_group = {
+                "position": request.position,
+                "prompt_id": request.prompt.id,
+                "policy_version": group.policy_version,
+                "trace_id": telemetry.trace_id(request.traceparent),
+            }
+            log.info("group trained on", extra=of_step | of_group)
+        version = {"policy_version": figures.get("policy_version")}
+        log.info("step %d of %d", step, self.total, extra=of_step | version | {logs.FIGURES: figures})
 
     def close(self) -> None:
         self._file.close()

@@ -74,7 +74,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
 
         figures |= push_policy(context, publisher, policy, groups[0] if groups else None)
         figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
-        recorder.step(step + 1, figures, show=("reward", "accuracy", "format_rate", "response_tokens"))
+        recorder.step(step + 1, figures, show=("reward", "accuracy", "format_rate", "response_tokens"), groups=groups)
         if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
             _save(context, step + 1, policy, intake)
     recorder.close()

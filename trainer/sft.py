@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from prism import logs
 from prism.config import RunConfig, SftConfig
 from prism.data import read_rows
 from prism.errors import NotFiniteError
@@ -29,7 +30,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     Returns what is worth keeping of the stage. Raises DataError for unusable data.
     """
     torch.manual_seed(config.seed)
-    console = Console(highlight=False)
+    console = logs.console()
     inputs = InputBuilder(start)
     model = load_learner(start, config).train()
     data = _open_data(config, stage, inputs, console)

@@ -16,6 +16,7 @@ from trainer.context import Context
 from trainer.expert_learner import ExpertLearner
 from trainer.intake import Intake, StepRollouts
 from trainer.losses import DEFAULT_OPTIONS, Algorithm, LossOptions
+from trainer.named_weights import config_json, named_weights
 from trainer.not_finite import keep_groups
 from trainer.policy_learner import PolicyLearner
 from trainer.probe import make_probe
@@ -50,7 +51,8 @@ def usable_groups(
             prompts.append(context.examples.prompt(group))
             groups.append(group)
         except (StreamError, DataError) as error:
-            context.say(f"group of prompt {group.request.prompt.id} buried: {error}")
+            prompt_id, position = group.request.prompt.id, group.request.position
+            context.say(f"group of prompt {prompt_id} buried: {error}", prompt_id=prompt_id, position=position)
             intake.bury(group, str(error))
     return groups, prompts
 
@@ -119,8 +121,8 @@ def push_policy(
         text = next((sample.text for sample in group.samples if sample.text), group.request.prompt.teacher)
         tolerance = context.config.push.probe_tolerance
         probe = make_probe(policy.model, context.inputs, group.request.prompt, text, context.blobs, tolerance)
-    result = publisher.push(policy.version, policy.model.save_pretrained, probe)
-    return {"sync_total_seconds": result.total_seconds, "sync_paused_seconds": result.paused_seconds}
+    model = policy.model
+    return publisher.push(policy.version, named_weights(model), config_json(model), probe).figures()
 
 
 def mean(values: Sequence[float]) -> float | None:

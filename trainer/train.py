@@ -2,6 +2,7 @@
 
 import torch
 
+from prism import logs, telemetry
 from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig
 from prism.errors import ConfigError
 from trainer import align, rlvr, sft
@@ -17,6 +18,8 @@ def train_stage(config: RunConfig, which: str) -> None:
         raise ConfigError(f"stage {name} starts from the result of {before[-1]}, which is not there: train that first")
     if config.prepare and not config.run_dir.is_dir():
         raise ConfigError(f"{config.run_dir} is not there yet: `prism prepare` makes the run's model and data")
+    telemetry.start("prism-trainer")
+    logs.about(run=config.name, stage=name)
     if config.threads:
         torch.set_num_threads(config.threads)
     stage, start = config.stages[name], start_of(config, name)

@@ -71,7 +71,7 @@ class Sampling(_message.Message):
     def __init__(self, n: _Optional[int] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class RolloutRequest(_message.Message):
-    __slots__ = ("prompt", "sampling", "stage", "step", "attempt", "position", "min_policy_version", "min_expert_version", "experts", "grade")
+    __slots__ = ("prompt", "sampling", "stage", "step", "attempt", "position", "min_policy_version", "min_expert_version", "experts", "grade", "traceparent")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class RolloutRequest(_message.Message):
     MIN_EXPERT_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
     GRADE_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     prompt: Prompt
     sampling: Sampling
     stage: str
@@ -92,7 +93,8 @@ class RolloutRequest(_message.Message):
     min_expert_version: int
     experts: _containers.RepeatedScalarFieldContainer[str]
     grade: bool
-    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stage: _Optional[str] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., position: _Optional[int] = ..., min_policy_version: _Optional[int] = ..., min_expert_version: _Optional[int] = ..., experts: _Optional[_Iterable[str]] = ..., grade: _Optional[bool] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stage: _Optional[str] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., position: _Optional[int] = ..., min_policy_version: _Optional[int] = ..., min_expert_version: _Optional[int] = ..., experts: _Optional[_Iterable[str]] = ..., grade: _Optional[bool] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Score(_message.Message):
     __slots__ = ("expert", "expert_version", "status", "value", "detail")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prism import logs
 from prism.errors import ConfigError, ServiceError, WeightsError
 from prism.expert_model import ExpertModel, load_expert, place
 from prism.inputs import Example, InputBuilder
@@ -185,6 +186,7 @@ class ScoringEngine:
                 if not self.alive:
                     raise ServiceError("the scoring thread has died")
                 wait([result], timeout=1)
+            logs.about(expert_version=manifest.version, attempt=manifest.attempt)
             metrics.VERSION.labels(self.name).set(manifest.version)
             return paused[0]
 

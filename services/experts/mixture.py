@@ -7,6 +7,7 @@ import httpx
 from fastapi import HTTPException
 from pydantic import ValidationError
 
+from prism import telemetry
 from prism.expert_api import (
     Judge,
     MixedItem,
@@ -69,7 +70,7 @@ class Peer:
             response = await self._http.post(
                 f"{self._url}/v1/score",
                 content=request.model_dump_json(exclude_defaults=True),
-                headers={"Content-Type": "application/json"},
+                headers={"Content-Type": "application/json"} | telemetry.headers(),
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise HTTPException(

@@ -5,12 +5,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from prism import logs
 from prism.errors import ConfigError, PrismError, ServiceError
 from prism.settings import load_settings
-from services.policy.launcher import server_argv, server_environment
+from services.policy.launcher import server_argv, server_environment, write_logging
 from services.policy.settings import PolicySettings
 from services.policy.supervisor import Supervisor
 
@@ -19,10 +17,13 @@ def main() -> None:
     """Runs until SIGTERM or SIGINT. Raises PrismError for what the user must put right."""
     settings = load_settings(PolicySettings)
     logs.configure(settings.log_level, settings.log_format)
+    logs.about(run=settings.run)
     if importlib.util.find_spec("vllm") is None:
         raise ServiceError("vLLM is not installed: run `make setup`, or pip install 'prism-align[policy-gpu]'")
     for folder in (settings.weights_root, settings.state_dir):
         _make(folder)
+    if settings.log_format == "json":
+        write_logging(settings)
     asyncio.run(Supervisor(settings, server_argv(settings), server_environment(settings)).run())
 
 
@@ -37,5 +38,5 @@ if __name__ == "__main__":
     try:
         main()
     except PrismError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
+        logs.fail(error)
         sys.exit(1)

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from prism import telemetry
 from services.policy.settings import PolicySettings
 
 SITE = Path(__file__).parent / "site"  # a sitecustomize for every interpreter the server starts
 ROOT = Path(__file__).parents[2]  # where `services` and `prism` are imported from
 SUPERVISOR_PID = "PRISM_SUPERVISOR_PID"
+LOGGING = "vllm-logging.json"
 BATCHED_TOKENS = 16384  # of one forward pass on a CPU, encoder included
 NO_DOMAIN = "data-uris-only.invalid"  # vLLM takes an empty list for "any host"; RFC 6761 keeps this one unresolvable
 
@@ -42,6 +44,21 @@ def server_argv(settings: PolicySettings) -> list[str]:
     return argv + settings.vllm_flags
 
 
+def write_logging(settings: PolicySettings) -> None:
+    """The logging of vLLM and its web server, as ours, where ``server_environment`` says."""
+    handler = {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}
+    logger = {"handlers": ["json"], "level": settings.log_level.upper()}
+    configuration = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"json": {"()": "prism.logs.JsonLines"}},
+        "handlers": {"json": handler},
+        "root": logger | {"level": "WARNING"},
+        "loggers": {name: logger | {"propagate": False} for name in ("vllm", "uvicorn")},
+    }
+    (settings.state_dir / LOGGING).write_text(json.dumps(configuration))
+
+
 def server_environment(settings: PolicySettings, base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """``base`` and what the server needs beside it. The middleware reads the same ``PRISM_*`` variables again."""
     environment = dict(base)
@@ -59,6 +76,10 @@ def server_environment(settings: PolicySettings, base: Mapping[str, str] = os.en
     }
     environment.pop("VLLM_API_KEY", None)  # vLLM's own check would refuse our tokens
     environment.pop("PROMETHEUS_MULTIPROC_DIR", None)  # would hide the middleware's metrics from vLLM's page
+    if settings.log_format == "json":
+        environment["VLLM_LOGGING_CONFIG_PATH"] = str(settings.state_dir / LOGGING)
+    if telemetry.is_on():  # what the middleware sends, should vLLM trace too (--otlp-traces-endpoint)
+        environment.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
     if settings.device == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
         # --enforce-eager leaves a few compiled helpers, which would cost the first requests 20 s and a C++ compiler.

@@ -17,9 +17,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prism import logs, telemetry
 from prism.auth import OPEN_PATHS, refusal
 from prism.errors import ServiceError
-from prism.service import BodyLimit
+from prism.service import BodyLimit, traced
 from prism.settings import describe, load_settings
 from prism.weights import Manifest
 from services.policy import metrics
@@ -69,7 +70,9 @@ class PolicyMiddleware:
         self.gate = Gate()
         self.engine = Engine(app, self.settings.served_name)
         self.weights = Weights(self.settings, self.engine, self.gate)
-        self._limited = BodyLimit(self._route, self.settings.body_limit, "PRISM_BODY_LIMIT")
+        telemetry.start("prism-policy")
+        logs.about(run=self.settings.run)
+        self._limited = BodyLimit(traced(self._route), self.settings.body_limit, "PRISM_BODY_LIMIT")
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
         metrics.VERSION.set(0)
@@ -77,7 +80,7 @@ class PolicyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, self._start_after(scope, send))
+            await traced(self.app)(scope, receive, self._start_after(scope, send))
         elif scope["type"] == "http":
             self._start(scope)
             await self._http(scope, receive, self._with_version(send))

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from prism import logs
 from prism.errors import PrismError, ServiceError, WeightsError
 from prism.weights import Manifest, note_newest, read_newest, verify
 from services.policy import metrics, tensors
@@ -202,6 +203,7 @@ class Weights:
                     f"the probe's logprobs differ by {difference:.3g} on average, over {manifest.probe.tolerance:g}"
                 )
         self.loaded, self.version, self.attempt = manifest, manifest.version, manifest.attempt
+        logs.about(policy_version=self.version, attempt=self.attempt)
         metrics.VERSION.set(self.version)
         metrics.ATTEMPT.set(self.attempt)
         return difference

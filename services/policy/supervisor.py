@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from prism import logs
 from prism.errors import ServiceError
 from services.policy.gate import Phase
 from services.policy.settings import PolicySettings
@@ -96,9 +97,14 @@ class Supervisor:
         transport, _ = await loop.connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(reading, "rb")
         )
+        rest = b""
         try:
             while chunk := await reader.read(65536):
                 self.tail = (self.tail + chunk)[-TAIL_BYTES:]
+                if self.settings.log_format == "json":  # not all that it prints comes from its logger
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    texts = (logs.as_json(line.decode(errors="replace"), "vllm") for line in lines if line.strip())
+                    chunk = "".join(f"{text}\n" for text in texts).encode()
                 sys.stderr.buffer.write(chunk)
                 sys.stderr.buffer.flush()
         finally:

@@ -5,6 +5,7 @@ vLLM only logs a warning about tensors a checkpoint lacks and would go on with a
 
 import json
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 from prism.errors import WeightsError
@@ -12,22 +13,34 @@ from prism.weights import Manifest
 
 MAX_HEADER = 100 * 2**20  # bytes, the format's own limit
 
-Layout = dict[str, tuple[int, ...]]
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the headers of a folder's safetensors files say."""
+
+    shapes: dict[str, tuple[int, ...]]
+    files: dict[str, list[str]]
+    """Of each tensor, the names of the files that hold it."""
 
 
 def layout(folder: Path) -> Layout:
-    """Name and shape of every tensor in the folder's safetensors files. Raises WeightsError if one is malformed."""
-    shapes: Layout = {}
+    """Raises WeightsError if a file is malformed."""
+    found = Layout({}, {})
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with path.open("rb") as file:
                 (size,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(size)) if size <= MAX_HEADER else None
             assert isinstance(header, dict)
-            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+            header.pop("__metadata__", None)
+            found.shapes.update((name, tuple(entry["shape"])) for name, entry in header.items())
         except (AssertionError, KeyError, TypeError, ValueError, struct.error):
             raise WeightsError(f"{path.name!r} is not a safetensors file") from None
-    return shapes
+        for name in header:
+            found.files.setdefault(name, []).append(path.name)
+    return found
 
 
 def check(base: Path, folder: Path, manifest: Manifest) -> None:
@@ -35,14 +48,16 @@ def check(base: Path, folder: Path, manifest: Manifest) -> None:
     stray = sorted({path.name for path in folder.glob("*.safetensors")} - manifest.files.keys())
     if stray:
         raise WeightsError(f"weights file {stray[0]!r} of {manifest.path!r} is not in the manifest")
-    expected, given = layout(base), layout(folder)
+    given = layout(folder)
+    _check_files(folder, given)
+    expected = layout(base).shapes
     if not expected:
         return  # the base came in another format: nothing to compare with
-    for name, shape in given.items():
+    for name, shape in given.shapes.items():
         if name in expected and expected[name] != shape:
             raise WeightsError(f"tensor {name!r} has shape {list(shape)}, the model's has {list(expected[name])}")
-    missing = expected.keys() - given.keys()
-    unknown = given.keys() - expected.keys()
+    missing = expected.keys() - given.shapes.keys()
+    unknown = given.shapes.keys() - expected.keys()
     if _tied(base):
         missing, unknown = missing - {"lm_head.weight"}, unknown - {"lm_head.weight"}
     if missing or unknown:
@@ -50,6 +65,20 @@ def check(base: Path, folder: Path, manifest: Manifest) -> None:
         raise WeightsError(
             f"not weights of the served model: {len(missing)} tensors missing, {len(unknown)} unknown ({names}, …)"
         )
+
+
+def _check_files(folder: Path, given: Layout) -> None:
+    """Raises WeightsError where vLLM would load a tensor twice, or, since the index does not name its file, never."""
+    for name, files in given.files.items():
+        if len(files) > 1:
+            raise WeightsError(f"tensor {name!r} stands in {files[0]!r} and in {files[1]!r}")
+    if (folder / INDEX).exists():
+        try:
+            indexed = json.loads((folder / INDEX).read_bytes())["weight_map"]
+        except (KeyError, TypeError, ValueError):
+            raise WeightsError(f"{INDEX!r} is not an index of safetensors files") from None
+        if indexed != {name: files[0] for name, files in given.files.items()}:
+            raise WeightsError(f"{INDEX!r} does not name exactly the tensors that are there")
 
 
 def _tied(base: Path) -> bool:

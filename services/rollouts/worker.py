@@ -6,9 +6,10 @@ from contextlib import suppress
 
 from redis.exceptions import RedisError
 
+from prism import telemetry
 from prism.clients import Refused, Unavailable
 from prism.endpoints import Endpoints
-from prism.errors import DataError
+from prism.errors import DataError, ServiceError
 from prism.rollout import Judges, open_judges
 from prism.stream import Delivery, WorkerRedis, WorkerStream
 from prism.v1 import rollout_pb2 as pb
@@ -81,8 +82,10 @@ class Worker:
             return await self._bury(stream, delivery, f"given up after {delivery.deliveries - 1} deliveries")
         try:
             group = await judges.rollout(request, self.settings.worker)
-        except (Refused, DataError, Unavailable) as error:
+        except (Refused, DataError) as error:
             return await self._bury(stream, delivery, str(error))
+        except ServiceError as error:
+            return await self._leave(stream, delivery, request, error)
         except Exception as error:  # an answer nobody foresaw must cost its own group only
             log.exception("a group failed", extra=self._ids(request))
             return await self._bury(stream, delivery, f"{type(error).__name__}: {error}")
@@ -90,6 +93,21 @@ class Worker:
         outcome = "finished" if await stream.finish(delivery, group) else "withdrawn"
         log.info("group %s", outcome, extra=self._ids(request) | {"policy_version": group.policy_version})
         return outcome
+
+    async def _leave(
+        self, stream: WorkerStream, delivery: Delivery, request: pb.RolloutRequest, error: ServiceError
+    ) -> str:
+        """To its lease, after which it comes again: a service that is away says nothing about the request.
+
+        One that failed at the request may have been broken by it: then this delivery counts.
+        """
+        if isinstance(error, Unavailable) and error.reached:
+            if delivery.deliveries >= self.settings.max_deliveries:
+                return await self._bury(stream, delivery, f"given up after {delivery.deliveries} deliveries: {error}")
+        else:
+            await stream.uncount(delivery)
+        log.warning("a service is away, the group will be made later: %s", error, extra=self._ids(request))
+        return "away"
 
     def _ids(self, request: pb.RolloutRequest) -> dict[str, object]:
         """What a log line of a group is about."""
@@ -100,6 +118,7 @@ class Worker:
             "attempt": request.attempt,
             "position": request.position,
             "prompt_id": request.prompt.id,
+            "trace_id": telemetry.trace_id(request.traceparent),
         }
 
     async def _bury(self, stream: WorkerStream, delivery: Delivery, reason: str) -> str:

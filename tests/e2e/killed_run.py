@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "demo.toml"
 ALIGN_STEPS, WARMUP_STEPS, RLVR_STEPS = 8, 4, 8
 PORTS = 6  # of the stack's services
-DEADLINE = 300  # seconds for any one thing that is waited for
+DEADLINE = 900  # seconds for any one thing that is waited for: a machine may be busy with other work
 
 
 def free_base_port() -> int:
@@ -53,6 +53,8 @@ class Run:
     second_output: str = ""
     second_status: int | None = None
     server_killed_at: int = 0
+    logs_before: dict[str, int] = field(default_factory=dict)
+    """Bytes of each service's log at the second start, which logs in JSON."""
 
     @property
     def folder(self) -> Path:
@@ -117,7 +119,8 @@ def _kill_trainer_in_alignment(run: Run) -> None:
 
 
 def _kill_server_in_rlvr(run: Run) -> None:
-    with _started(run) as process:
+    with _started(run, PRISM_LOG_FORMAT="json") as process:
+        run.logs_before = {file.name: file.stat().st_size for file in (run.folder / "logs").iterdir()}
         _wait(process, lambda: len(run.steps("rlvr")) >= 2, "RLVR to be under way")
         servers = [
             p
@@ -131,8 +134,8 @@ def _kill_server_in_rlvr(run: Run) -> None:
 
 
 class _started:
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, **environment: str) -> None:
+        self._run, self._environment = run, environment
 
     def __enter__(self) -> "subprocess.Popen[str]":
         self._process = subprocess.Popen(
@@ -141,7 +144,7 @@ class _started:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"COLUMNS": "200"},
+            env=os.environ | {"COLUMNS": "200"} | self._environment,
         )
         return self._process
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from prism.expert_model import load_expert
 from prism.weights import Manifest, verify
 
-pytestmark = pytest.mark.timeout(900)  # the first test makes the run
+pytestmark = pytest.mark.timeout(2400)  # the first test makes the run
 
 
 def final(run: Run, stage: str) -> list[dict[str, Any]]:
@@ -129,3 +129,35 @@ def test_the_report_is_there(run: Run) -> None:
     assert page.count("<img") >= 12
     report = json.loads((run.folder / "report.json").read_text())
     assert [stage["name"] for stage in report["stages"]] == ["sft", "align", "rlvr"]
+
+
+def log_lines(text: str) -> list[dict[str, Any]]:
+    """Raises ValueError if any line is no JSON."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_line_of_the_trainer_can_be_json_and_says_what_it_is_about(run: Run) -> None:
+    lines = log_lines(run.second_output)
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    trained = [line for line in lines if line["message"] == "group trained on" and line["stage"] == "rlvr"]
+    assert len(trained) >= RLVR_STEPS
+    for line in trained:
+        assert {"run", "stage", "attempt", "step", "position", "prompt_id", "policy_version"} <= line.keys()
+    steps = [line for line in lines if "figures" in line and line["stage"] == "rlvr"]
+    assert [line["figures"]["policy_version"] for line in steps] == [line["policy_version"] for line in steps]
+    assert {line["run"] for line in lines if "run" in line} == {"e2e"}
+
+
+@pytest.mark.parametrize("service", ["policy", "perception", "reasoning", "grader", "rollouts-1"])
+def test_every_line_of_a_service_can_be_json_and_names_the_run(run: Run, service: str) -> None:
+    name = f"{service}.log"
+    lines = log_lines((run.folder / "logs" / name).read_bytes()[run.logs_before[name] :].decode())
+    assert lines
+    assert {line["run"] for line in lines if line["logger"].startswith("prism")} <= {"e2e"}
+    if service == "policy":  # of the server itself, not of its supervisor
+        served = [line for line in lines if line["logger"] == "vllm.prism.policy" and "took weights" in line["message"]]
+        assert {line["policy_version"] for line in served} >= {ALIGN_STEPS + 1, ALIGN_STEPS + RLVR_STEPS}
+    if service == "rollouts-1":
+        made = [line for line in lines if line["message"] == "group finished" and line["stage"] == "rlvr"]
+        assert all({"run", "position", "prompt_id", "policy_version"} <= line.keys() for line in made)
+        assert made

@@ -10,7 +10,12 @@ from configs.demo import task
 from configs.demo.model import Size, save_model
 from prism import torchvision_cpu
 
-torchvision_cpu.install()  # before a test module imports transformers
+torchvision_cpu.install()
+
+import torch  # noqa: E402  (torchvision must find its operators declared)
+
+from prism.inputs import InputBuilder  # noqa: E402
+from trainer.policy_model import load_policy, save_policy  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +26,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed, folder in enumerate(folders):
         save_model(folder, texts, task.TAGS, seed, Size())
     return folders
+
+
+@pytest.fixture(scope="session")
+def retrained(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``models[2]`` with a language model that was trained, as ``models[3]`` has it, beside a frozen vision tower."""
+    model, other = load_policy(models[2], dtype=torch.float32), load_policy(models[3], dtype=torch.float32)
+    model.model.language_model.load_state_dict(other.model.language_model.state_dict())
+    folder = tmp_path_factory.mktemp("models") / "retrained"
+    save_policy(model, folder, InputBuilder(models[2]))
+    return folder
 
 
 @pytest.fixture(scope="session")

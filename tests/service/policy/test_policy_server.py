@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import random
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,13 +16,17 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from policy_process import PolicyProcess, data_uri
+from policy_process import ADMIN_TOKEN, PolicyProcess, data_uri
 from transformers import Qwen3VLForConditionalGeneration
 
 from bench.padded import collate
+from prism.config import PushConfig
 from prism.inputs import Example, InputBuilder
 from prism.v1 import rollout_pb2 as pb
 from prism.weights import Probe
+from trainer.named_weights import config_json, named_weights
+from trainer.policy_model import load_policy
+from trainer.publish import Publisher, PushResult
 
 torch.set_num_threads(1)  # leave the other core to the server
 
@@ -282,18 +287,40 @@ def test_a_response_in_flight_keeps_its_version_and_one_that_asks_for_the_next_g
     assert too_new.status_code == 409
 
 
-def test_a_killed_server_comes_back_with_the_newest_weights(policy: PolicyProcess, models: list[Path]) -> None:
+def test_a_push_writes_what_changed_and_the_server_has_all_of_it(
+    policy: PolicyProcess, models: list[Path], retrained: Path
+) -> None:
+    publisher = Publisher("policy", policy.url, ADMIN_TOKEN, policy.weights_root, 2, PushConfig())
+
+    def push(version: int, folder: Path) -> PushResult:
+        model = load_policy(folder, dtype=torch.float32)
+        return publisher.push(version, named_weights(model), config_json(model), probe_of(folder))
+
+    whole = push(3, models[2])
+    changed = push(4, retrained)
+    assert_serves(policy, retrained, version=4)
+    vision = sum(p.numel() for p in reference(retrained).model.model.visual.parameters()) * 4
+    assert vision <= changed.bytes_saved < vision * 1.2
+    assert (changed.bytes_saved + changed.bytes_written, whole.bytes_saved) == (whole.bytes_written, 0)
+    shutil.rmtree(policy.weights_root / "policy" / "0002-000003")  # what the newest version was linked to
+
+
+def test_a_killed_server_comes_back_with_the_newest_weights(
+    policy: PolicyProcess, models: list[Path], retrained: Path
+) -> None:
     engine = [process for process in policy.server().children(recursive=True) if process.is_running()]
     policy.server().kill()
     _, alive = psutil.wait_procs(engine, timeout=10)
     assert not alive
     policy.wait_ready()
-    assert_serves(policy, models[2], version=2)
+    assert_serves(policy, retrained, version=4)
     assert policy.push(policy.seal(models[3], 9, attempt=1)).status_code == 409
 
 
-def test_weights_that_fail_their_probe_are_never_served(policy: PolicyProcess, models: list[Path]) -> None:
-    answer = policy.push(policy.seal(models[3], 3, attempt=2, probe=probe_of(models[3], offset=0.5)))
+def test_weights_that_fail_their_probe_are_never_served(
+    policy: PolicyProcess, models: list[Path], retrained: Path
+) -> None:
+    answer = policy.push(policy.seal(models[3], 5, attempt=2, probe=probe_of(models[3], offset=0.5)))
     assert (answer.status_code, "differ" in answer.text) == (422, True)
     refused = policy.client.post("/v1/completions", json={"model": "policy", "prompt": "a", "max_tokens": 1})
     assert refused.status_code == 503
@@ -304,7 +331,7 @@ def test_weights_that_fail_their_probe_are_never_served(policy: PolicyProcess, m
         time.sleep(0.1)
     assert restarted
     policy.wait_ready()
-    assert_serves(policy, models[2], version=2)
+    assert_serves(policy, retrained, version=4)
 
 
 def test_a_killed_supervisor_leaves_nothing_behind(policy: PolicyProcess) -> None:

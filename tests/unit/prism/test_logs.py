@@ -3,10 +3,17 @@
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from prism import logs
 from prism.logs import JsonLines, TextLines
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -40,3 +47,58 @@ def test_a_line_for_people_ends_with_the_ids(logger: logging.Logger) -> None:
     logger.warning("late", extra={"run": "demo", "policy_version": 3})
     logger.warning("alone")
     assert said(logger) == "WARNING late [run=demo policy_version=3]\nWARNING alone\n"
+
+
+def test_a_line_is_also_about_what_its_process_is(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_about", {})
+    logger.handlers[0].setFormatter(JsonLines())
+    logs.about(run="demo", expert_version=3, stage=None)
+    logger.info("scored")
+    logger.info("trained", extra={"stage": "align", "expert_version": 4, "figures": {"loss": 0.5}})
+    first, second = (json.loads(line) for line in said(logger).splitlines())
+    assert (first["run"], first["expert_version"], "stage" in first) == ("demo", 3, False)
+    assert (second["run"], second["expert_version"], second["stage"]) == ("demo", 4, "align")
+    assert second["figures"] == {"loss": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "process"),
+    [
+        ('{"message": "ready", "level": "info"}', "ready", None),
+        ('(EngineCore pid=12) {"message": "ready"}', "ready", "EngineCore pid=12"),
+        ("(EngineCore pid=12) [W1] a warning of C++", "[W1] a warning of C++", "EngineCore pid=12"),
+        ("{not JSON", "{not JSON", None),
+        ('"text"', '"text"', None),
+    ],
+)
+def test_what_another_process_prints_becomes_json(line: str, message: str, process: str | None) -> None:
+    read = json.loads(logs.as_json(line, "vllm"))
+    assert (read["message"], read.get("process")) == (message, process)
+
+
+def test_every_line_of_a_command_can_be_json(tmp_path: Path) -> None:
+    """The console's, those of a script it runs, and the error's that ends it."""
+    script = tmp_path / "prepare.py"
+    script.write_text("import sys; print('plain'); print('also plain', file=sys.stderr); sys.exit(1)")
+    sets = ["--set", f"runs_dir={tmp_path}", "--set", f"prepare.script={script}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "prism", "prepare", "configs/demo.toml", *sets],
+        cwd=ROOT, env=os.environ | {"PRISM_LOG_FORMAT": "json"}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.stdout == ""
+    assert {"plain", "also plain"} <= {line["message"] for line in lines}
+    assert (lines[-1]["level"], done.returncode) == ("error", 1)
+    assert f"{script} failed" in lines[-1]["message"]
+
+
+def test_a_console_prints_for_people_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logs.console().print("[bold]two[/]\nlines")
+    assert capsys.readouterr().out == "two\nlines\n"
+    monkeypatch.setenv("PRISM_LOG_FORMAT", "json")
+    with caplog.at_level(logging.INFO, logger="prism"):
+        logs.console().print("[bold]two[/]\nlines")
+    assert [record.getMessage() for record in caplog.records] == ["two", "lines"]
+    assert capsys.readouterr().out == ""

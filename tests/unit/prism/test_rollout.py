@@ -126,7 +126,7 @@ async def test_only_what_is_asked_for_is_judged(judged: Callable[..., Judges], i
     assert not any(sample.HasField("verdict") for sample in group.samples)
 
 
-@pytest.mark.parametrize("answer", [failing(422), failing(503), one_score_too_few])
+@pytest.mark.parametrize("answer", [failing(422), failing(500), one_score_too_few])
 async def test_an_expert_that_fails_leaves_a_status_and_the_others_judge(
     judged: Callable[..., Judges], image: str, answer: Answer
 ) -> None:
@@ -140,7 +140,7 @@ async def test_an_expert_that_fails_leaves_a_status_and_the_others_judge(
     assert all(sample.verdict.reward == 1.0 for sample in group.samples)
 
 
-@pytest.mark.parametrize("answer", [failing(422), failing(503), one_verdict_too_few])
+@pytest.mark.parametrize("answer", [failing(422), failing(500), one_verdict_too_few])
 async def test_a_grader_that_fails_leaves_a_status_and_no_reward(
     judged: Callable[..., Judges], image: str, answer: Answer
 ) -> None:
@@ -158,3 +158,11 @@ async def test_what_cannot_be_sampled_raises(judged: Callable[..., Judges], imag
         await judged(policy=failing(503)).rollout(request(image), "w")
     with pytest.raises(DataError, match="no blob"):
         await judged().rollout(request("0" * 64), "w")
+
+
+@pytest.mark.parametrize("judge", ["perception", "grader"])
+async def test_a_judge_that_is_away_says_nothing_about_the_group(
+    judged: Callable[..., Judges], image: str, judge: str
+) -> None:
+    with pytest.raises(Unavailable, match=f"http://{judge}/.*503 broken"):
+        await judged(**{judge: failing(503)}).rollout(request(image), "w")

@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from prism.errors import WeightsError
-from prism.weights import MANIFEST, Manifest, WeightFile, keep_newest, note_newest, read_newest, seal, verify
+from prism.weights import (
+    MANIFEST,
+    Manifest,
+    WeightFile,
+    keep_newest,
+    newest_sealed,
+    note_newest,
+    read_newest,
+    seal,
+    verify,
+)
 
 EMPTY = WeightFile(sha256="0" * 64, bytes=0)
 
@@ -82,6 +92,15 @@ def test_the_newest_weights_are_remembered(tmp_path: Path, manifest: Manifest) -
     newer = manifest.model_copy(update={"version": 4})
     note_newest(state, newer)
     assert read_newest(state) == newer
+
+
+def test_a_folder_that_was_not_finished_is_no_version(root: Path, manifest: Manifest) -> None:
+    assert newest_sealed(root / "reasoning") is None
+    for name, content in (("000004", None), ("000005", "{"), ("000006", '{"version": 6}')):
+        (root / "policy" / name).mkdir()
+        if content is not None:
+            (root / "policy" / name / MANIFEST).write_text(content)
+    assert newest_sealed(root / "policy") == manifest
 
 
 @pytest.mark.parametrize(("count", "left"), [(5, ["1", "2", "3"]), (2, ["2", "3"]), (0, [])])

@@ -1,6 +1,7 @@
 """Weights pushed to a server that is slow, away, or says no; and the probe that goes with them."""
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -76,14 +77,13 @@ def publisher(root: Path, url: str, *, deadline: float = 20, attempt: int = 2) -
     return Publisher("policy", f"{url}/", ADMIN, root, attempt, PushConfig(deadline_seconds=deadline))
 
 
-def write(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"weights")
+WEIGHTS = [("layers.0.weight", torch.arange(4.0)), ("score.weight", torch.ones(3))]
 
 
 def test_a_push_is_sealed_before_it_is_sent(tmp_path: Path, serve: Any) -> None:
     server = serve((200, 0))
     probe = Probe(messages=[], logprobs=[-1.0], tolerance=1e-3)
-    result = publisher(tmp_path, server.url).push(7, write, probe)
+    result = publisher(tmp_path, server.url).push(7, WEIGHTS, "{}", probe)
     ((path, headers, body),) = server.requests
     assert (path, headers["Authorization"]) == ("/weights", f"Bearer {ADMIN}")
     manifest = Manifest.model_validate(body)
@@ -91,13 +91,14 @@ def test_a_push_is_sealed_before_it_is_sent(tmp_path: Path, serve: Any) -> None:
     folder = verify(tmp_path, manifest)
     assert folder == (tmp_path / "policy" / "0002-000007").resolve()
     assert Manifest.model_validate_json((folder / MANIFEST).read_bytes()) == manifest
-    assert result.paused_seconds == 0.125
+    assert (result.paused_seconds, result.bytes_saved) == (0.125, 0)
+    assert result.bytes_written == sum(file.bytes for file in manifest.files.values())
     assert result.total_seconds > 0
 
 
 def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, serve: Any) -> None:
     server = serve((503, 0), (500, 0), (200, 0))
-    publisher(tmp_path, server.url).push(1, write)
+    publisher(tmp_path, server.url).push(1, WEIGHTS, "{}")
     assert len(server.requests) == 3
     assert server.requests[0][2] == server.requests[2][2]
 
@@ -106,7 +107,7 @@ def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, serve: Any) -> Non
 def test_a_refusal_is_final(tmp_path: Path, serve: Any, status: int) -> None:
     server = serve((status, 0), (200, 0))
     with pytest.raises(WeightsError, match=f"did not take version 3 of the policy weights: {status} .*because"):
-        publisher(tmp_path, server.url).push(3, write)
+        publisher(tmp_path, server.url).push(3, WEIGHTS, "{}")
     assert len(server.requests) == 1
 
 
@@ -120,23 +121,52 @@ def test_a_deadline_is_kept_however_the_server_fails(
     server = serve(*answers)
     started = time.monotonic()
     with pytest.raises(WeightsError, match=rf"did not take version 3 .* within 1 s: {reason}"):
-        publisher(tmp_path, server.url, deadline=1.0).push(3, write)
+        publisher(tmp_path, server.url, deadline=1.0).push(3, WEIGHTS, "{}")
     assert 1.0 <= time.monotonic() - started < 3.5
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"http://127\.0\.0\.1:9 did not take .*ConnectError"):
-        publisher(tmp_path, "http://127.0.0.1:9", deadline=0.2).push(0, write)
+        publisher(tmp_path, "http://127.0.0.1:9", deadline=0.2).push(0, WEIGHTS, "{}")
 
 
 def test_old_versions_are_removed_once_a_newer_one_is_taken(tmp_path: Path, serve: Any) -> None:
     server = serve((200, 0))
     first = publisher(tmp_path, server.url, attempt=1)
     for version in (1, 2, 10):
-        first.push(version, write)
-    publisher(tmp_path, server.url, attempt=2).push(3, write)
+        first.push(version, WEIGHTS, "{}")
+    publisher(tmp_path, server.url, attempt=2).push(3, WEIGHTS, "{}")
     names = sorted(path.name for path in (tmp_path / "policy").iterdir())
     assert names == ["0001-000002", "0001-000010", "0002-000003"]
+
+
+def test_what_the_version_before_holds_is_not_written_again(tmp_path: Path, serve: Any) -> None:
+    server = serve((200, 0))
+    whole = publisher(tmp_path, server.url, attempt=1).push(1, WEIGHTS, "{}")
+    again = publisher(tmp_path, server.url, attempt=2).push(1, WEIGHTS, "{}")  # by another process, after a resume
+    assert (again.bytes_written, again.bytes_saved) == (0, whole.bytes_written)
+    changed = publisher(tmp_path, server.url, attempt=2).push(2, [WEIGHTS[0], ("score.weight", torch.zeros(3))], "{}")
+    newest = Manifest.model_validate(server.requests[-1][2])
+    assert changed.bytes_written == newest.files["score.safetensors"].bytes
+    assert changed.figures("perception_")["perception_sync_bytes_saved"] == changed.bytes_saved
+    assert changed.bytes_written + changed.bytes_saved == whole.bytes_written
+    for old in ("0001-000001", "0002-000001"):
+        shutil.rmtree(tmp_path / "policy" / old)
+    verify(tmp_path, newest)  # needs no version but itself
+
+
+def test_a_finished_folder_is_pushed_without_copying_it(tmp_path: Path, serve: Any) -> None:
+    finished = tmp_path / "finished"
+    finished.mkdir()
+    (finished / "config.json").write_text("{}")
+    (finished / "tokenizer.json").write_text("{}")
+    save_file({"score.weight": torch.ones(3)}, finished / "model.safetensors")
+    server = serve((200, 0))
+    result = publisher(tmp_path, server.url).push_folder(4, finished)
+    manifest = Manifest.model_validate(server.requests[0][2])
+    assert manifest.files.keys() == {"model.safetensors", "config.json"}
+    assert (result.bytes_written, result.bytes_saved) == (0, sum(file.bytes for file in manifest.files.values()))
+    assert (verify(tmp_path, manifest) / "model.safetensors").samefile(finished / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -200,5 +230,5 @@ def test_every_replica_that_a_name_stands_for_gets_the_weights(
     monkeypatch.undo()
     monkeypatch.setattr(publish, "replica_urls", lambda url: [server.url, server.url])
     pusher = Publisher("policy", "http://policy-replicas", ADMIN, tmp_path, 1, PushConfig())
-    pusher.push(1, lambda folder: save_file({"x": torch.zeros(1)}, folder / "model.safetensors"))
+    pusher.push(1, WEIGHTS, "{}")
     assert len(server.requests) == 2

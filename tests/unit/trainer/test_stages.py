@@ -127,7 +127,7 @@ def stage(
         config.run_dir.mkdir(exist_ok=True)
         examples = GroupExamples(inputs, blobs)
         workers = Workers(teacher_prompts, examples, blobs, killed_at, spoilt_from)
-        pushes = SimpleNamespace(push=lambda version, write, probe=None: PushResult(0.0, 0.0))
+        pushes = SimpleNamespace(push=lambda version, tensors, config, probe=None: PushResult(0.0, 0.0, 0, 0))
         endpoints: Any = None
         context: Any = Context(config, "it", 1, endpoints, blobs, inputs, examples, Console(quiet=True))
         context.intake = lambda rollouts, learners, require: workers
@@ -182,6 +182,14 @@ def test_a_stage_that_was_killed_ends_bit_for_bit_as_one_that_was_not(
     if "kl_coef" in values:
         assert figures(whole)[1]["reference_kl"] == 0  # still the model it started from
         assert last["reference_kl"] > 0
+
+
+def test_a_frozen_part_is_not_trained_nor_written_again(stage: Callable[..., Path], tiny_model: Path) -> None:
+    before = load_file(tiny_model / "model.safetensors")
+    run = stage("rlvr", "frozen", policy={"optimizer": {"lr": 1e-3}, "freeze": ["model.visual"]})
+    after = load_file(run / "out" / "model.safetensors")
+    equal = {name for name, tensor in after.items() if torch.equal(tensor, before[name])}
+    assert equal == {name for name in after if name.startswith("model.visual.")}
 
 
 def test_updates_that_are_not_finite_end_the_stage_with_checkpoint_and_groups_kept(

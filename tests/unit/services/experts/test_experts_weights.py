@@ -12,7 +12,11 @@ import torch
 from expert_app import GOOD, OTHER, ask, item, manifest, png, score, serving, uri
 from safetensors.torch import load_file, save_file
 
+from prism.expert_model import load_expert
+from prism.weights import newest_sealed
 from services.experts.settings import ExpertSettings
+from trainer.named_weights import config_json, named_weights
+from trainer.weight_folder import WeightFolder
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -109,6 +113,32 @@ async def test_a_restart_comes_back_with_the_newest_weights(
     async with serving(settings()) as client:
         assert await ask(client, item(image=image)) == before
         assert (before["version"], before["attempt"]) == (3, 2)
+
+
+async def test_a_version_that_is_linked_to_the_one_before_needs_only_itself(
+    settings: Callable[..., ExpertSettings], tiny_model: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "weights"
+
+    def written(version: int) -> tuple[WeightFolder, dict[str, Any]]:
+        """A version with a head of its own, and all else as it was."""
+        model = load_expert(tiny_model, seed=version)
+        folder = WeightFolder(root, f"perception/{version}", newest_sealed(root / "perception"))
+        folder.add_tensors(named_weights(model), config_json(model))
+        return folder, manifest(root, version)
+
+    async with serving(settings(weights_root=root)) as client:
+        whole, first = written(1)
+        assert (await client.post("/weights", json=first)).status_code == 200
+        before = await ask(client)
+        linked, second = written(2)
+        assert linked.bytes_written < whole.bytes_written / 100
+        assert (await client.post("/weights", json=second)).status_code == 200
+        after = await ask(client)
+        assert after["items"] != before["items"]
+    shutil.rmtree(root / "perception" / "1")
+    async with serving(settings(weights_root=root)) as client:
+        assert await ask(client) == after
 
 
 async def test_swaps_under_load_drop_no_request_and_mix_no_versions(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from fake_vllm import Service
 from starlette.types import Message, Scope
 
-from prism.weights import Probe, read_newest
+from prism.weights import Manifest, Probe, read_newest, seal
 from services.policy.gate import Phase
 from services.policy.settings import PolicySettings
 
@@ -174,6 +175,10 @@ async def test_weights_that_are_not_what_they_should_be_are_refused_before_the_g
         assert (answer.status_code, reason in answer.text) == (422, True), answer.text
 
     root = service.settings.weights_root
+
+    def reseal(made: Manifest) -> Manifest:
+        return seal(root, made.path, model=made.model, version=made.version, attempt=made.attempt)
+
     corrupt = service.seal(1)
     (root / corrupt.path / "model.safetensors").write_bytes(b"other")
     await refused(corrupt, "sha256")
@@ -184,6 +189,15 @@ async def test_weights_that_are_not_what_they_should_be_are_refused_before_the_g
     stray = service.seal(5)
     (root / stray.path / "stray.safetensors").write_bytes((root / stray.path / "model.safetensors").read_bytes())
     await refused(stray, "not in the manifest")
+    await refused(reseal(stray), "'layer.weight' stands in 'model.safetensors' and in 'stray.safetensors'")
+    for index, reason in (
+        ({"weight_map": {"layer.weight": "other.safetensors"}}, "does not name exactly"),
+        ({"weight_map": {}}, "does not name exactly"),
+        ({}, "is not an index"),
+    ):
+        indexed = service.seal(6)
+        (root / indexed.path / "model.safetensors.index.json").write_text(json.dumps(index))
+        await refused(reseal(indexed), reason)
     assert service.vllm.calls == []
     assert (await service.generate()).text == "base base"
 

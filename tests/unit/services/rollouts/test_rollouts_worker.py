@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 
+from prism.blobs import BlobStore
 from prism.endpoints import Endpoints
 from prism.settings import load_settings
 from prism.stream import DeadLetter, TrainerStream, parse_group
@@ -23,6 +24,7 @@ from services.rollouts.worker import Worker
 
 RUN = "worker"
 LEASE = 0.3
+BREAK_THEN_AWAY = -1  # the connection ends in the middle of an answer, and the next request gets 503
 
 
 class Services:
@@ -31,6 +33,7 @@ class Services:
     def __init__(self) -> None:
         self.status: dict[str, int] = {}
         self.asked: list[str] = []
+        self.broke = False
         self.hold = asyncio.Event()
         self.hold.set()
         self.app = FastAPI()
@@ -39,7 +42,13 @@ class Services:
     async def answer(self, service: str, request: Request) -> JSONResponse:
         body = await request.json()
         self.asked.append(service)
-        if status := self.status.get(service):
+        status = self.status.get(service)
+        if status == BREAK_THEN_AWAY:
+            self.broke = not self.broke
+            if self.broke:
+                return JSONResponse({"detail": "short"}, headers={"content-length": "999"})
+            status = 503
+        if status:
             return JSONResponse({"detail": f"{service} says no"}, status)
         if service == "policy":
             await self.hold.wait()
@@ -173,7 +182,7 @@ async def test_requests_become_groups(services: tuple[Services, str], working: W
     assert [services[0].asked.count(name) for name in ("policy", "perception", "grader")] == [5, 5, 5]
 
 
-@pytest.mark.parametrize("status", [422, 503])
+@pytest.mark.parametrize("status", [422, 500])
 @pytest.mark.parametrize("judge", ["perception", "grader"])
 async def test_a_judge_that_fails_leaves_a_status_and_no_value(
     services: tuple[Services, str], working: Working, trainer: TrainerStream, judge: str, status: int
@@ -219,13 +228,85 @@ async def test_a_policy_that_is_away_is_waited_for(
     assert trainer.dead_letters() == []
 
 
-async def test_a_policy_that_stays_away_costs_the_group_in_the_end(
+@pytest.mark.parametrize("service", ["policy", "perception", "grader"])
+async def test_a_service_that_is_away_for_longer_than_any_patience_costs_no_group(
+    services: tuple[Services, str],
+    working: Working,
+    trainer: TrainerStream,
+    caplog: pytest.LogCaptureFixture,
+    service: str,
+) -> None:
+    services[0].status[service] = 503
+    left = lambda: [r for r in caplog.records if "made later" in r.message]  # noqa: E731
+    async with working(patience_seconds=0.1, max_deliveries=2):
+        trainer.admit([request()])
+        await until(lambda: len(left()) >= 4)  # twice as often as a request may break something
+        services[0].status.clear()
+        (group,) = await groups(trainer)
+    assert trainer.dead_letters() == []
+    assert all(score.HasField("value") for sample in group.samples for score in sample.scores)
+    assert all(sample.verdict.HasField("reward") for sample in group.samples)
+    assert vars(left()[0])["prompt_id"] == "0"
+
+
+async def test_a_service_that_cannot_be_reached_costs_no_group(
+    working: Working, trainer: TrainerStream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(patience_seconds=0.1, max_deliveries=1) as worker:
+        nowhere = worker.endpoints.model_copy(update={"policy_url": "http://127.0.0.1:9"})
+        away = Worker(worker.settings.model_copy(update={"worker": "two"}), nowhere)
+    task = asyncio.create_task(away.run())
+    trainer.admit([request()])
+    await until(lambda: len([r for r in caplog.records if "ConnectError" in r.getMessage()]) >= 3)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert trainer.dead_letters() == []
+    async with working():
+        await groups(trainer)
+
+
+async def test_a_request_that_a_service_breaks_at_is_buried_with_the_reason(
     services: tuple[Services, str], working: Working, trainer: TrainerStream
 ) -> None:
-    services[0].status["policy"] = 503
-    async with working():
+    services[0].status["policy"] = 500
+    async with working(patience_seconds=0.1, max_deliveries=2):
         trainer.admit([request()])
-        assert "503" in (await buried(trainer)).reason
+        reason = (await buried(trainer)).reason
+    assert reason.startswith("given up after 2 deliveries: ")
+    assert "500 policy says no" in reason
+
+
+async def test_a_request_that_kills_its_service_is_buried(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream
+) -> None:
+    """It breaks the connection, and the next attempts find the service away."""
+    services[0].status["policy"] = BREAK_THEN_AWAY
+    async with working(patience_seconds=0.3, max_deliveries=2):
+        trainer.admit([request()])
+        assert (await buried(trainer)).reason.startswith("given up after 2 deliveries: ")
+
+
+async def test_a_blob_store_that_is_away_costs_no_group(
+    services: tuple[Services, str],
+    working: Working,
+    trainer: TrainerStream,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sha256 = BlobStore(str(tmp_path)).put(b"\x89PNG")
+    file = tmp_path / sha256[:2] / sha256
+    file.rename(tmp_path / "aside")
+    file.mkdir()  # what is read is no file: an error of the store's
+    asked = request()
+    asked.prompt.messages[0].parts.append(pb.Part(image_sha256=sha256))
+    async with working(max_deliveries=1):
+        trainer.admit([asked])
+        await until(lambda: len([r for r in caplog.records if "blob store" in r.getMessage()]) >= 2)
+        file.rmdir()
+        (tmp_path / "aside").rename(file)
+        await groups(trainer)
+    assert trainer.dead_letters() == []
 
 
 async def test_a_missing_image_and_an_entry_that_is_no_request_are_buried(
