@@ -10,10 +10,14 @@ from pathlib import Path
 LOOK_SECONDS = 2
 
 
-def main(model: str, *folders: str) -> None:
-    print(f"waiting for {model}", flush=True)
-    while not (Path(model) / "config.json").is_file():
+def wait_for(path: Path) -> None:
+    print(f"waiting for {path}", flush=True)
+    while not path.exists():
         time.sleep(LOOK_SECONDS)
+
+
+def main(model: str, *folders: str) -> None:
+    wait_for(Path(model) / "config.json")
     for folder in folders:
         Path(folder).mkdir(parents=True, exist_ok=True)
 

@@ -103,10 +103,16 @@ def run(
 @app.command()
 def prepare(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Make a run's data and model as its configuration says, and the folders that services read, before they start."""
+    from prism.await_model import wait_for
     from prism.config import load_config
+    from prism.settings import load_settings
+    from trainer.launch import Launch
     from trainer.pipeline import prepare as prepare_run
 
     resolved = load_config(config, overrides)
+    if not load_settings(Launch).is_first:  # of several nodes that train together the first prepares
+        wait_for(resolved.run_dir / "weights")
+        return
     prepare_run(resolved, logs.console())
     for folder in ("weights", "blobs"):
         (resolved.run_dir / folder).mkdir(parents=True, exist_ok=True)
@@ -212,19 +218,23 @@ def _run(
     attach: bool = False,
     metrics_port: int | None = None,
 ) -> None:
+    from prism.settings import load_settings
+    from trainer.launch import Launch
     from trainer.live_metrics import serve_metrics
     from trainer.pipeline import run as run_pipeline
     from trainer.pipeline import start_over
 
     console = logs.console()
     began = time.monotonic()
-    if fresh:
+    is_first = load_settings(Launch).is_first  # of the nodes that train together
+    if fresh and is_first:
         start_over(config)
     with TemporaryDirectory(prefix="prism-metrics-") as folder:
         environment = serve_metrics(metrics_port, Path(folder)) if metrics_port else {}
         run_pipeline(config, config_file, overrides, console, attach=attach, environment=environment)
     console.print(f"[dim]{(time.monotonic() - began) / 60:.1f} minutes[/]")
-    report(config.run_dir)
+    if is_first:
+        report(config.run_dir)
 
 
 def main() -> None:

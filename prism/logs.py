@@ -90,10 +90,10 @@ def console(**options: Any) -> Console:
 
 def say(to: Console, text: str, **ids: object) -> None:
     """Something to look at, and what it is about."""
-    if is_json():
-        log.warning("%s", text, extra=ids)
-    else:
+    if not is_json():
         to.print(f"[yellow]{escape(text)}[/]")
+    elif not to.quiet:
+        log.warning("%s", text, extra=ids)
 
 
 def fail(error: Exception) -> None:

@@ -19,10 +19,12 @@ from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, s
 from prism.endpoints import load_endpoints
 from prism.errors import ConfigError, ServiceError
 from prism.expert_section import SECTIONS
+from prism.settings import load_settings
 from prism.stack import RunningServices, Stack, start_process
 from trainer.disentangle import disentangle, disentangled_stages, print_disentanglement
 from trainer.evaluate import evaluate, evaluated_stages, print_figures
 from trainer.expert_start import served_experts
+from trainer.launch import RETRY_SECONDS, Launch
 from trainer.publish import open_publisher
 from trainer.result import next_attempt, stage_folder, stage_result, start_of
 
@@ -47,16 +49,23 @@ def run(
     Raises PrismError with what to do; the same call then resumes.
     """
     logs.about(run=config.name)
+    launch = load_settings(Launch)
+    options = ["--config", str(config_file), *(part for o in overrides for part in ("--set", o))]
+
+    def command(name: str) -> list[str]:
+        return [*launch.python(f"{config.name}-{name}"), "-m", "prism", "train", name, *options]
+
+    if not launch.is_first:
+        take_part(config, command, console)
+        return
     refuse_changed(config)
     save_resolved(config)
     prepare(config, console)
-    command = [sys.executable, "-m", "prism", "train"]
-    options = ["--config", str(config_file), *(part for o in overrides for part in ("--set", o))]
     for name, stage in config.stages.items():
         if stage_result(config, name) or not isinstance(stage, SftConfig):
             break
         console.print(f"[bold]{name}[/]: supervised fine-tuning, {stage.steps} steps of {stage.batch}")
-        train_in_process([*command, name, *options], name, None, environment)
+        train_in_process(command(name), name, None, environment)
     if at_end is None and not any(_is_pending(config, name) for name in config.stages):
         return
     if attach:
@@ -67,7 +76,7 @@ def run(
         for name, stage in config.stages.items():
             if not stage_result(config, name):
                 console.print(f"[bold]{name}[/]: {_describe(stage)}")
-                train_in_process([*command, name, *options], name, stack, environment)
+                train_in_process(command(name), name, stack, environment)
             result = stage_result(config, name)
             assert result
             if name not in evaluated_stages(config.run_dir):
@@ -80,6 +89,20 @@ def run(
                 print_disentanglement(console, disentangle(config, name, settings, result["expert_version"]))
         if at_end:
             at_end()
+
+
+def take_part(config: RunConfig, command: Callable[[str], list[str]], console: Console) -> None:
+    """On a node that is not the first: its ranks of each stage, until the first node has written the stage's result.
+
+    Ranks that do not meet the first's, because it is about something else, or that end with it, are started again.
+    """
+    for name in config.stages:
+        while not stage_result(config, name):
+            try:
+                train_in_process(command(name), name, None)
+            except ServiceError as error:
+                logs.say(console, str(error))
+                time.sleep(RETRY_SECONDS)
 
 
 def prepare(config: RunConfig, console: Console) -> None:

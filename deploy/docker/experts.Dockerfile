@@ -7,7 +7,7 @@ COPY deploy/docker/install deploy/docker/
 # Images with torch share its layer.
 ARG TORCH=cpu
 RUN deploy/docker/install torch
-RUN deploy/docker/install "experts"
+RUN deploy/docker/install "experts,s3"
 
 WORKDIR /app
 COPY prism prism

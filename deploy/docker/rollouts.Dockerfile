@@ -1,10 +1,10 @@
-# A rollout worker: prompts from one stream, judged groups to another. The core alone, no torch.
+# A rollout worker: prompts from one stream, judged groups to another. No torch.
 FROM python:3.11-slim-bookworm
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 COPY scripts/packages scripts/
 COPY deploy/docker/install deploy/docker/
-RUN deploy/docker/install ""
+RUN deploy/docker/install "s3"
 
 WORKDIR /app
 COPY prism prism

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from prism.blobs import BlobStore
-from prism.errors import DataError
+from prism.errors import DataError, ServiceError
 from prism.report.reading import RunData
 from prism.report.records import Sample, Score, Verdict
 from prism.response import caption_f1, parse_response
@@ -131,7 +131,7 @@ def picture(run_dir: Path, sha256: str) -> Picture:
                 data, kind = buffer.getvalue(), "JPEG"
     except DataError as error:
         return Picture("", False, "picture missing" if "no blob" in str(error) else "picture unreadable")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (ServiceError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return Picture("", False, "picture unreadable")
     return Picture(f"data:{TYPES[kind]};base64,{base64.b64encode(data).decode()}", small)
 

@@ -5,7 +5,7 @@ import base64
 from collections.abc import Iterable
 
 from prism.blobs import BlobStore
-from prism.errors import DataError
+from prism.errors import DataError, ServiceError
 from services.experts.fetch import UrlFetcher
 from services.experts.settings import ExpertSettings
 
@@ -47,8 +47,8 @@ class ImageSources:
             raise DataError("this service has no blob store: send a data URI, or set PRISM_BLOBS")
         try:
             return self._blobs.get(sha256)
-        except OSError as error:
-            raise DataError(f"the blob store cannot be read: {error}") from None
+        except ServiceError as error:
+            raise DataError(str(error)) from None
 
     async def close(self) -> None:
         if self._urls:

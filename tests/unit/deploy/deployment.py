@@ -15,6 +15,7 @@ from services.experts.settings import ExpertSettings
 from services.grader.settings import GraderSettings
 from services.policy.settings import PolicySettings
 from services.rollouts.settings import RolloutSettings
+from trainer.launch import Launch
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "deploy" / "helm" / "prism"
@@ -27,11 +28,14 @@ SETTINGS: dict[str, tuple[type[BaseSettings], ...]] = {
     "reasoning": (ExpertSettings,),
     "grader": (GraderSettings,),
     "rollouts": (RolloutSettings, Endpoints),
-    "trainer": (Endpoints,),
+    "trainer": (Endpoints, Launch),
 }
 """What each long-running part reads from its environment."""
 GIVEN = {"expert"}  # by the command, `serve perception`
-ELSEWHERE = {"PRISM_SECRETS_DIR"}  # read before any settings class
+ELSEWHERE = {  # read before any settings class
+    *("PRISM_SECRETS_DIR", "PRISM_RUN", "PRISM_LOG_LEVEL", "PRISM_LOG_FORMAT"),
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+}
 
 
 @dataclass(frozen=True)

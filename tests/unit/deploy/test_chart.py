@@ -43,6 +43,9 @@ SWITCHES: dict[str, dict[str, Any]] = {
     },
     "gateway": {"scoring": {"gateway": {"enabled": True, "host": "example.org", "parents": [{"name": "public"}]}}},
     "no-policies": {"networkPolicy": {"enabled": False}},
+    "nodes": {"device": "cuda", "trainer": {"nodes": 2, "gpus": 8}, "model": {"hub": "a/b"}},
+    "bucket": {"blobs": {"url": "s3://bucket/images", "secret": "bucket", "port": 9000}},
+    "tracing": {"tracing": {"endpoint": "http://collector.monitoring:4318", "to": [{"namespaceSelector": {}}]}},
     "volume": {"storage": {"existingClaim": "mine"}},
     "placement": {
         "policy": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": "gpu", "operator": "Exists"}], "spread": True},
@@ -84,6 +87,9 @@ def test_every_object_fits_kubernetes_schema(objects: list[dict[str, Any]]) -> N
         {"redis": {"bundled": False}},
         {"redis": {"bundled": False}, "secrets": {"existing": "mine"}},
         {"scoring": {"ingress": {"enabled": True}}},
+        {"trainer": {"nodes": 0}},
+        {"blobs": {"url": "/runs/blobs"}},
+        {"tracing": {"endpoint": "collector:4318"}},
     ],
     ids=json.dumps,
 )
@@ -171,7 +177,9 @@ def test_ports_are_those_that_images_listen_on(objects: list[dict[str, Any]]) ->
     for component in SETTINGS.keys() & pods.keys():
         (container,) = pods[component]["containers"]
         made = image(container["image"])
-        ports[component] = {port["name"]: port["containerPort"] for port in container["ports"]}
+        ports[component] = {
+            port["name"]: port["containerPort"] for port in container["ports"] if port["name"] != "rendezvous"
+        }
         expected = {"http": int(made.environment["PRISM_PORT"])}
         if component in ("policy", "perception", "reasoning"):
             expected["admin"] = int(made.environment["PRISM_ADMIN_PORT"])
@@ -183,7 +191,7 @@ def test_ports_are_those_that_images_listen_on(objects: list[dict[str, Any]]) ->
     for service in of_kind(objects, "Service"):
         component = service["spec"]["selector"]["app.kubernetes.io/component"]
         for port in service["spec"]["ports"]:
-            if component != "redis":
+            if component != "redis" and port["name"] != "rendezvous":
                 assert port["port"] == ports[component][port["targetPort"]]
         admin = "admin" in {port["name"] for port in service["spec"]["ports"]}
         assert admin == service["metadata"]["name"].endswith("-replicas")
@@ -244,6 +252,63 @@ def test_gpus_go_to_those_who_compute() -> None:
         assert limits.get("nvidia.com/gpu") == wanted.get(component)
     (container,) = policy(RENDERED["values-8gpu"])
     assert {"name": "PRISM_VLLM_FLAGS", "value": "--tensor-parallel-size=2"} in container["env"]
+
+
+def test_a_trainer_of_several_nodes_is_numbered_pods_that_find_the_first() -> None:
+    objects = RENDERED["nodes"]
+    (job,) = of_kind(objects, "Job")
+    assert (job["spec"]["completionMode"], job["spec"]["completions"], job["spec"]["parallelism"]) == ("Indexed", 2, 2)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert "--attach" in container["args"]
+    given = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert (given["PRISM_NODES"], given["PRISM_NODE_PROCESSES"]) == ("2", "8")
+    for first in pod["initContainers"]:  # both pods start them: the first prepares, the other waits
+        assert {v["name"] for v in first["env"]} >= {"PRISM_NODES", "PRISM_NODE_RANK", "PRISM_RENDEZVOUS"}
+    # The first pod's name is that of its Job and 0; the headless Service of its subdomain resolves it.
+    (service,) = [item for item in of_kind(objects, "Service") if item["metadata"]["name"] == pod["subdomain"]]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True, "ranks meet before any pod is ready"
+    (port,) = service["spec"]["ports"]
+    assert given["PRISM_RENDEZVOUS"] == f"{job['metadata']['name']}-0.{pod['subdomain']}:{port['port']}"
+    assert service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    (policy,) = [p for p in of_kind(objects, "NetworkPolicy") if p["metadata"]["name"] == "prism-trainer"]
+    for side, rules in (("from", policy["spec"]["ingress"]), ("to", policy["spec"]["egress"])):
+        open_to = [rule[side] for rule in rules if "ports" not in rule]
+        assert open_to == [[{"podSelector": {"matchLabels": service["spec"]["selector"]}}]], "NCCL chooses its ports"
+
+
+def test_one_pod_trains_without_a_rendezvous() -> None:
+    (job,) = of_kind(RENDERED["defaults"], "Job")
+    names = {variable["name"] for variable in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert "completionMode" not in job["spec"]
+    assert not names & {"PRISM_NODES", "PRISM_RENDEZVOUS"}
+
+
+def test_images_can_lie_in_a_bucket() -> None:
+    pods = pod_specs(RENDERED["bucket"])
+    for component in ("perception", "reasoning", "rollouts", "trainer"):
+        (container,) = pods[component]["containers"]
+        assert {"name": "PRISM_BLOBS", "value": "s3://bucket/images"} in container["env"]
+        assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+        (policy,) = [
+            item for item in of_kind(RENDERED["bucket"], "NetworkPolicy")
+            if item["metadata"]["name"] == f"prism-{component}"
+        ]  # fmt: skip
+        assert {"ports": [{"port": 9000, "protocol": "TCP"}]} in policy["spec"]["egress"]
+
+
+def test_every_part_sends_its_traces() -> None:
+    objects = RENDERED["tracing"]
+    for component in SETTINGS:
+        (container,) = pod_specs(objects)[component]["containers"]
+        endpoint = {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector.monitoring:4318"}
+        assert endpoint in container["env"]
+        (policy,) = [p for p in of_kind(objects, "NetworkPolicy") if p["metadata"]["name"] == f"prism-{component}"]
+        out = policy["spec"]["egress"]
+        assert {"to": [{"namespaceSelector": {}}], "ports": [{"port": 4318, "protocol": "TCP"}]} in out
+        assert sum(53 in {port["port"] for port in rule["ports"]} for rule in out) == 1, "names resolve"
 
 
 def test_autoscalers_own_the_number_of_replicas() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from deployment import DOCKERFILES, ROOT, image
 
-EXTRAS = {"experts": "experts", "grader": "grader", "policy-cpu": "policy-cpu", "rollouts": "", "policy-gpu": ""}
-EXTRAS |= {"trainer": "learner,report,demo"}
+EXTRAS = {"experts": "experts,s3", "grader": "grader", "policy-cpu": "policy-cpu", "rollouts": "s3", "policy-gpu": ""}
+EXTRAS |= {"trainer": "learner,report,demo,s3"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

@@ -36,7 +36,9 @@ class Examples:
 def context(folder: Path) -> Any:
     said: list[str] = []
     config = SimpleNamespace(run_dir=folder)
-    return SimpleNamespace(examples=Examples(), config=config, stage="rlvr", say=said.append, said=said)
+    return SimpleNamespace(
+        examples=Examples(), config=config, stage="rlvr", say=lambda text, **_: said.append(text), said=said
+    )
 
 
 def group(position: int, version: int, **scores: tuple[int, ...]) -> pb.RolloutGroup:

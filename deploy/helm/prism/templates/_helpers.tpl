@@ -79,6 +79,13 @@ resources: {{- toYaml $resources | nindent 2 }}
 {{- end }}
 
 {{- define "prism.runFolder" -}}/runs/{{ .root.Values.run.name }}{{- end }}
+{{- define "prism.blobs" -}}{{ .root.Values.blobs.url | default (printf "%s/blobs" (include "prism.runFolder" .)) }}{{- end }}
+{{/* What a container needs to reach the bucket of images. */}}
+{{- define "prism.blobsSecret" -}}
+{{- with .root.Values.blobs.secret }}
+envFrom: [{secretRef: {name: {{ . }}}}]
+{{- end }}
+{{- end }}
 {{- define "prism.secretName" -}}{{ .root.Values.secrets.existing | default (include "prism.fullname" .root) }}{{- end }}
 {{- define "prism.claim" -}}{{ .root.Values.storage.existingClaim | default (printf "%s-runs" (include "prism.fullname" .root)) }}{{- end }}
 {{- define "prism.url" -}}http://{{ include "prism.name" . }}:8000{{- end }}
@@ -92,8 +99,10 @@ resources: {{- toYaml $resources | nindent 2 }}
 
 {{- define "prism.commonEnv" -}}
 - {name: PRISM_SECRETS_DIR, value: /secrets}
-{{- if ne .component "trainer" }}
 - {name: PRISM_LOG_FORMAT, value: json}
+- {name: PRISM_RUN, value: {{ .root.Values.run.name }}}
+{{- with .root.Values.tracing.endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
 {{- end }}
 {{- range $name, $value := .settings.env }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
@@ -112,7 +121,7 @@ resources: {{- toYaml $resources | nindent 2 }}
 {{- define "prism.endpointsEnv" -}}
 {{- $all := ternary "-replicas" "" (default false .replicas) -}}
 {{ include "prism.commonEnv" . }}
-- {name: PRISM_BLOBS, value: {{ include "prism.runFolder" . }}/blobs}
+- {name: PRISM_BLOBS, value: {{ include "prism.blobs" . | quote }}}
 - {name: PRISM_POLICY_URL, value: "http://{{ include "prism.fullname" .root }}-policy{{ $all }}:8000"}
 - {name: PRISM_PERCEPTION_URL, value: "http://{{ include "prism.fullname" .root }}-perception{{ $all }}:8000"}
 - {name: PRISM_REASONING_URL, value: "http://{{ include "prism.fullname" .root }}-reasoning{{ $all }}:8000"}
