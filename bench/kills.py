@@ -2,10 +2,10 @@
 random moments and started again each time. Fails unless both are one: the same prompts, each trained on once, the same
 losses, and weights pushed anew before each attempt's first rollout.
 
-Sampling takes the request's seed, so a prompt asked for again gets the same responses, except where vLLM, which batches
-whatever is there, rounds otherwise and two tokens are about as likely. Such a group is other data: steps before the
-first of them are compared with the run that was left alone. A step made twice of the very same groups is compared with
-itself in any case.
+Sampling takes the request's seed, so a prompt asked for again gets the same responses, except where vLLM batches it
+with others than before, rounds otherwise, and two tokens are about as likely. So one group is sampled at a time here.
+Should one come out otherwise all the same, it is other data: the steps before it are compared with the run that was left
+alone, those after it are not. A step made again of the same responses is compared with itself in any case.
 """
 
 import argparse
@@ -104,6 +104,7 @@ def main() -> None:
     console = Console(highlight=False)
     console.print(f"load average {os.getloadavg()[0]:.1f}; moments by --seed {options.seed}")
 
+    os.environ["PRISM_CONCURRENCY"] = "1"  # of the rollout worker
     whole = load_config(CONFIG)
     start_over(whole)
     save_resolved(whole)
