@@ -144,7 +144,7 @@ def show(result: dict[str, Any], rate: float, console: Console) -> None:
                 f"{ours['tokens_per_second'] / one['tokens_per_second']:.2f}×",
                 f"{one['peak_bytes'] / 2**20:,.0f}",
                 f"{ours['peak_bytes'] / one['peak_bytes']:.2f}×",
-                f"{one['flops'] / median / rate:.0%}",
+                f"{one['flops'] / median / rate:.0%}" if one["flops"] else "",
                 "" if off is None else f"{off:.1e}",
             )
     console.print(table)
