@@ -4,8 +4,8 @@ losses, and weights pushed anew before each attempt's first rollout.
 
 Sampling takes the request's seed, so a prompt asked for again gets the same responses, except where vLLM batches it
 with others than before, rounds otherwise, and two tokens are about as likely. So one group is sampled at a time here.
-Should one come out otherwise all the same, it is other data: the steps before it are compared with the run that was left
-alone, those after it are not. A step made again of the same responses is compared with itself in any case.
+Should one come out otherwise all the same, it is other data: the steps before it are compared with the run that was
+left alone, those after it are not. A step made again of the same responses is compared with itself in any case.
 """
 
 import argparse
