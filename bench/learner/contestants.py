@@ -136,7 +136,7 @@ def _compiled(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -
 def _padded(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
     """PRISM's loss over the stock model: every sequence whole, padded, its picture encoded with it."""
     model = load_stock(task.folder, dtype=getattr(torch, task.dtype)).to(task.device).train()
-    optimizer = Optimizer(model.parameters(), OPTIMIZER, task.updates + 1)
+    optimizer = Optimizer(model.named_parameters(), OPTIMIZER, task.updates + 1)
     totals = Totals(sum(len(sample.logprobs) for sample in samples), len(samples))
 
     def update() -> None:
@@ -182,7 +182,7 @@ def _trl(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tup
         processing_class=inputs.processor,
     )
     trainer.current_gradient_accumulation_steps = len(groups)  # as its training loop sets it
-    optimizer = Optimizer(model.parameters(), OPTIMIZER, task.updates + 1)
+    optimizer = Optimizer(model.named_parameters(), OPTIMIZER, task.updates + 1)
     batches = [{k: _on(v, task.device) for k, v in _trl_batch(group, inputs).items()} for group in groups]
 
     def update() -> None:

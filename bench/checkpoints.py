@@ -1,0 +1,87 @@
+"""What checkpoints cost the loop that asks for them: updates of a policy without any, with one every few updates that
+is waited for, and with the same written behind the loop. One run, the same weights and batch, rounds taking turns.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.learner.workload import SIZES, VERSION, make_model, make_samples
+from prism.blobs import BlobStore
+from prism.config import PolicyLearnerConfig
+from prism.inputs import InputBuilder
+from trainer.checkpoint import Checkpoints, random_state, write_description
+from trainer.examples import GroupExamples
+from trainer.intake import POLICY
+from trainer.losses import LossOptions
+from trainer.policy_learner import PolicyLearner
+from trainer.policy_model import load_policy
+
+Way = Literal["none", "waited for", "behind the loop"]
+WAYS: tuple[Way, ...] = ("none", "waited for", "behind the loop")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.checkpoints", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=list(SIZES), default="larger")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--every", type=int, default=10, help="updates a checkpoint; a round has twice as many")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder / "model", options.model, options.device)
+        inputs = InputBuilder(folder / "model")
+        samples = make_samples(inputs, 1, 300, 60)
+        model = load_policy(folder / "model", dtype=getattr(torch, SIZES[options.model].dtype), device=options.device)
+        config = PolicyLearnerConfig.model_validate({"optimizer": {"lr": 1e-6}, "micro_batch_tokens": 2048})
+        learner = PolicyLearner(model, config, "grpo", LossOptions(), temperature=1.0, updates=10_000, version=VERSION)
+        examples = GroupExamples(inputs, BlobStore(str(folder)))
+
+        def seconds_of(way: Way) -> float:
+            """Of a round, its last checkpoint's end included."""
+            with Checkpoints(folder / way, keep=2) as saved:
+                started = time.perf_counter()
+                for step in range(1, 2 * options.every + 1):
+                    saved.look()
+                    learner.update(samples, examples)
+                    if way != "none" and step % options.every == 0:
+                        tensors = {POLICY: learner.state_dict(), "rng": random_state(options.device)}
+                        saved.save(step, {"step": step}, tensors, partial(write_description, config, {POLICY: model}))
+                    if way == "waited for":
+                        saved.wait()
+                saved.wait()
+                return time.perf_counter() - started
+
+        seconds_of("none")  # warm
+        rounds = {way: list[float]() for way in WAYS}
+        for _ in range(options.rounds):
+            for way in WAYS:
+                rounds[way].append(seconds_of(way))
+        size = sum(file.stat().st_size for file in (folder / "waited for").rglob("*") if file.is_file()) / 2
+    base = statistics.median(rounds["none"])
+    table = Table("checkpoints", "seconds a round (range)", "share of the loop")
+    for way, took in rounds.items():
+        middle = statistics.median(took)
+        share = "" if way == "none" else f"{(middle - base) / base:.1%}"
+        table.add_row(way, f"{middle:.2f} ({min(took):.2f}–{max(took):.2f})", share)
+    console.print(
+        f"{size / 2**20:,.0f} MiB a checkpoint, every {options.every} updates; load average {os.getloadavg()[0]:.1f}"
+    )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
