@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.learner.flops import attention_flops
 from bench.learner.workload import RESPONSES, VERSION, groups_of, make_samples
 from bench.padded import collate, load_stock, response_logprobs
 from prism.blobs import BlobStore
@@ -52,8 +53,7 @@ class Measured:
     seconds: list[float]
     """Of each update that was timed."""
     flops: int
-    """Of an update's matrix products, forward and backward, as executed. (Attention counts where torch knows it.)
-    Of what is compiled 0: it is not counted."""
+    """Of an update's matrix products, forward and backward, as executed. Of what is compiled 0: it is not counted."""
     tokens: int
     """Prompt and response tokens of the batch, each sequence with its prompt: the work that is to be done."""
     peak_bytes: int
@@ -79,7 +79,7 @@ def measure(task: Task) -> Measured:
 
     before = _reset_peak(task.device)
     hooks = [p.register_post_accumulate_grad_hook(keep(name)) for name, p in model.named_parameters()]
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=attention_flops())
     with nullcontext() if task.contestant == "compiled" else counter:  # nothing is compiled that is counted
         update()
     for hook in hooks:
