@@ -1,9 +1,11 @@
 """A policy update by the learner, beside (a) TRL's GRPOTrainer and (b) the same model padded, with nothing shared: one
 run, one machine, the same weights, batch and optimizer, the same gradients. Groups of 16 responses to prompts that are
-mostly a picture; one group at a time each. A peer that does not fit or takes too long is said to, and left out.
+mostly a picture; one group at a time each, or as much of it as `--peers-take` says. A peer that does not fit or takes
+too long is said to, and left out.
 
-On a GPU, what to run is `python -m bench.learner --device cuda --model qwen3-vl-2b --groups 4 --updates 5`: random
-weights of that model's sizes, bfloat16.
+On a GPU, what to run is
+    python -m bench.learner --device cuda --model qwen3-vl-2b --groups 2 --peers-take 4
+random weights of that model's sizes, bfloat16.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from rich.table import Table
 
 from bench.experts.__main__ import device_name
 from bench.learner.contestants import CONTESTANTS, Measured, Task, matrix_rate, measure
-from bench.learner.workload import LENGTHS, SIZES, make_model
+from bench.learner.workload import LENGTHS, RESPONSES, SIZES, make_model
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}  # of gradients: |difference| / |gradient|, over all weights
 
@@ -38,6 +40,8 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=1)
     parser.add_argument("--updates", type=int, default=3, help="that are timed, after one that is not")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peers-take", type=int, default=RESPONSES, choices=[1, 2, 4, 8, RESPONSES],
+                        help="sequences a pass of theirs, where a whole group does not fit")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads of each contestant")
     parser.add_argument("--compile", action="store_true", help="PRISM's layers through torch.compile, too")
     parser.add_argument("--without", action="append", choices=["trl", "padded"], default=[])
@@ -74,7 +78,8 @@ def compare(folder: Path, prompt: int, response: int, options: argparse.Namespac
         if name in options.without:
             continue
         task = Task(name, folder / "model", dtype, options.groups, prompt, response, options.updates, options.device,
-                    options.threads, int(options.memory_gib * 2**30), folder / f"{name}.pt")  # fmt: skip
+                    options.threads, int(options.memory_gib * 2**30), folder / f"{name}.pt",
+                    options.peers_take)  # fmt: skip
         try:
             measured[name] = _apart(options, measure, task)
         except (BrokenProcessPool, TimeoutError, MemoryError, RuntimeError) as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.learner.flops import attention_flops
-from bench.learner.workload import RESPONSES, VERSION, groups_of, make_samples
+from bench.learner.workload import RESPONSES, VERSION, make_samples
 from bench.padded import collate, load_stock, response_logprobs
 from prism.blobs import BlobStore
 from prism.config import OptimizerConfig, PolicyLearnerConfig
@@ -25,6 +25,10 @@ from trainer.optimizer import Optimizer
 from trainer.policy_learner import PolicyLearner, TrainingSample
 from trainer.policy_model import load_policy
 
+UNCOUNTED = {
+    "compiled",
+    "trl",
+}  # nothing is compiled that is counted, and TRL calls torch in ways its counter does not know
 OPTIMIZER = OptimizerConfig.model_validate({"lr": 1e-6, "max_grad_norm": 1e9})
 
 
@@ -46,6 +50,8 @@ class Task:
     """More than that, on a CPU, and it fails as if the machine had no more."""
     gradients: Path
     """Where those of the first update are written."""
+    peers_take: int
+    """Sequences that peers compute in one pass."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Measured:
     seconds: list[float]
     """Of each update that was timed."""
     flops: int
-    """Of an update's matrix products, forward and backward, as executed. Of what is compiled 0: it is not counted."""
+    """Of an update's matrix products, forward and backward, as executed; of the UNCOUNTED 0."""
     tokens: int
     """Prompt and response tokens of the batch, each sequence with its prompt: the work that is to be done."""
     peak_bytes: int
@@ -80,7 +86,7 @@ def measure(task: Task) -> Measured:
     before = _reset_peak(task.device)
     hooks = [p.register_post_accumulate_grad_hook(keep(name)) for name, p in model.named_parameters()]
     counter = FlopCounterMode(display=False, custom_mapping=attention_flops())
-    with nullcontext() if task.contestant == "compiled" else counter:  # nothing is compiled that is counted
+    with nullcontext() if task.contestant in UNCOUNTED else counter:
         update()
     for hook in hooks:
         hook.remove()
@@ -140,7 +146,7 @@ def _padded(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> 
     totals = Totals(sum(len(sample.logprobs) for sample in samples), len(samples))
 
     def update() -> None:
-        for group in groups_of(samples):
+        for group in _taken(samples, task.peers_take):
             logprobs = response_logprobs(model, [sample.example for sample in group], inputs)
             packed = PackedTokens(
                 logprobs,
@@ -161,13 +167,13 @@ def _trl(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tup
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     model = load_stock(task.folder, dtype=getattr(torch, task.dtype))
-    groups = groups_of(samples)
+    groups = _taken(samples, task.peers_take)
     args = GRPOConfig(
         output_dir=str(task.folder / "trl"),
         use_cpu=task.device == "cpu",
         bf16=False,
         gradient_checkpointing=False,
-        per_device_train_batch_size=RESPONSES,
+        per_device_train_batch_size=task.peers_take,
         gradient_accumulation_steps=len(groups),
         num_generations=RESPONSES,
         loss_type="grpo",
@@ -192,6 +198,10 @@ def _trl(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tup
         optimizer.step()
 
     return model, update
+
+
+def _taken(samples: list[TrainingSample], size: int) -> list[list[TrainingSample]]:
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
 def _trl_batch(group: list[TrainingSample], inputs: InputBuilder) -> dict[str, Any]:

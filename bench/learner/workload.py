@@ -1,7 +1,6 @@
 """Groups like those of alignment: a prompt that is mostly a picture, and 16 responses of different lengths to it."""
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -43,10 +42,6 @@ def make_samples(inputs: InputBuilder, groups: int, prompt: int, response: int) 
             advantage = rng.gauss(0, 1)
             samples.append(TrainingSample(inputs.with_ids(example, ids), logprobs, advantage, group, VERSION))
     return samples
-
-
-def groups_of(samples: Sequence[TrainingSample]) -> list[list[TrainingSample]]:
-    return [list(samples[start : start + RESPONSES]) for start in range(0, len(samples), RESPONSES)]
 
 
 def _prompt(inputs: InputBuilder, rng: random.Random, tokens: int) -> Example:
