@@ -23,6 +23,9 @@ test: lint ## lint, types, then all tests (make test ARGS=tests/unit for some)
 test-compose: setup ## docker compose up for real, with every part killed on the way (needs Docker; ten minutes and more)
 	$(PY) -m pytest tests/compose $(ARGS)
 
+test-gpu: ## what only GPUs can show, learners and weights over NCCL (needs two, and a torch that has CUDA)
+	$(PY) -m pytest tests/gpu $(ARGS)
+
 lint: setup ## ruff and pyright
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .

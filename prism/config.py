@@ -239,6 +239,9 @@ class StackConfig(Strict):
 class PushConfig(Strict):
     """How weights reach the servers."""
 
+    transport: Literal["file", "broadcast"] = "file"
+    """How the policy's get there: by files on what learner and servers share, or from the learner's memory (NCCL; gloo
+    on CPUs), files following behind."""
     deadline_seconds: float = Field(default=120, gt=0)
     """A server that has not taken the weights by then, restarts included, fails the run."""
     probe_tolerance: float = Field(default=1e-3, gt=0)

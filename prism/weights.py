@@ -37,8 +37,30 @@ class Probe(BaseModel):
     tolerance: float = Field(gt=0, description="largest mean absolute difference that passes")
 
 
+class BroadcastTensor(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    dtype: str = Field(pattern="^(float32|bfloat16|float16)$")
+    shape: list[int]
+
+
+class Broadcast(BaseModel):
+    """Weights that come from a learner's memory (``prism.broadcast``), before there are files of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str = Field(description="where the learner is met, as the server reaches it")
+    port: int = Field(ge=1, le=65535)
+    backend: str = Field(description="gloo, or NCCL with its release: both sides must have the same")
+    tensors: list[BroadcastTensor] = Field(description="all of the model's, in the order in which they are sent")
+
+
 class Manifest(BaseModel):
-    """One version of one model's weights. ``(attempt, version)`` orders them: no zombie pushes over a resumed run."""
+    """One version of one model's weights: files, or a broadcast that files of the same version will follow.
+
+    ``(attempt, version)`` orders them: no zombie pushes over a resumed run.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,6 +70,7 @@ class Manifest(BaseModel):
     path: str = Field(description="folder of the files, relative to the weights root both sides share")
     files: dict[str, WeightFile]
     probe: Probe | None = None
+    broadcast: Broadcast | None = Field(default=None, description="then there are no files yet; for policy servers")
 
     @property
     def order(self) -> tuple[int, int]:

@@ -124,6 +124,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
                 _save(context, saved, step + 1, policy, experts, intake)
     recorder.close()
+    publishers[POLICY].settle()
     save_policy(policy.model, output, context.inputs)
     for expert in experts:
         weights = ranks.full_weights(expert.model)

@@ -108,6 +108,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
                 _save(context, saved, step + 1, policy, intake)
     recorder.close()
+    publisher.settle()
     save_policy(policy.model, output, context.inputs)
     return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
 

@@ -9,7 +9,7 @@ import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prism.errors import ServiceError
-from prism.weights import Probe
+from prism.weights import Broadcast, Probe
 
 RETRY_SECONDS = 0.02
 
@@ -26,9 +26,15 @@ class Engine:
 
     async def reload(self, folder: Path, deadline: float) -> None:
         """Load a folder's weights in place. They must not be used before ``flush``."""
-        # Inside vLLM the deadline is the worker's: a little less, so that its message comes before our timeout.
-        body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}, "timeout": deadline * 0.9}
-        await self._call("POST", "/collective_rpc", deadline, body)
+        await self._workers("reload_weights", deadline, weights_path=str(folder))
+
+    async def join(self, broadcast: Broadcast, deadline: float) -> None:
+        """Meet the learner whose weights come; what is loaded stays as it is."""
+        await self._workers("join_broadcast", deadline, broadcast=broadcast.model_dump(), deadline=deadline * 0.8)
+
+    async def receive(self, deadline: float) -> None:
+        """Load in place what the learner sends that was met last. It must not be used before ``flush``."""
+        await self._workers("load_broadcast", deadline)
 
     async def flush(self, deadline: float) -> None:
         """Forget everything computed with earlier weights: keys and values, processed images, encoder outputs."""
@@ -63,6 +69,11 @@ class Engine:
             raise ServiceError(f"the probe scores {len(probe.logprobs)} tokens, its messages have {len(entries)}")
         ours = [next(iter(entry.values()))["logprob"] for entry in entries[-len(probe.logprobs) :]]
         return sum(abs(a - b) for a, b in zip(ours, probe.logprobs, strict=True)) / len(ours)
+
+    async def _workers(self, method: str, limit: float, /, **arguments: object) -> None:
+        # Inside vLLM the deadline is the worker's: a little less, so that its message comes before our timeout.
+        body = {"method": method, "kwargs": arguments, "timeout": limit * 0.9}
+        await self._call("POST", "/collective_rpc", limit, body)
 
     async def _call(self, method: str, path: str, deadline: float, body: object = None) -> httpx.Response:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,6 +25,7 @@ def server_argv(settings: PolicySettings) -> list[str]:
         *("--served-model-name", settings.served_name),
         *("--host", settings.host, "--port", str(settings.port)),
         *("--middleware", "services.policy.middleware.PolicyMiddleware"),
+        *("--worker-extension-cls", "services.policy.receiver.BroadcastWorker"),
         *("--dtype", "float32" if (settings.device, settings.dtype) == ("cpu", "auto") else settings.dtype),
         # Log-probabilities of the distribution that was sampled, temperature included: what importance ratios need.
         *("--logprobs-mode", "processed_logprobs"),

@@ -11,8 +11,9 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from prism import logs
+from prism.broadcast import backend_of
 from prism.errors import PrismError, ServiceError, WeightsError
-from prism.weights import Manifest, note_newest, read_newest, verify
+from prism.weights import Broadcast, Manifest, note_newest, read_newest, verify
 from services.policy import metrics, tensors
 from services.policy.engine import Engine
 from services.policy.gate import Gate, Phase
@@ -89,6 +90,8 @@ class Weights:
         """
         try:
             manifest = self._noted()
+            if manifest is not None and manifest.broadcast:
+                return f"the newest weights (version {manifest.version}) were broadcast; their files have not come yet"
             folder = None if manifest is None else await self._verified(manifest)
         except WeightsError as error:
             return f"the newest weights cannot be loaded again: {error}"
@@ -108,6 +111,16 @@ class Weights:
             raise PushRefused(422, "unverified", str(error)) from None
         except ServiceError as error:
             raise PushRefused(503, "verify_deadline", str(error)) from None
+        if folder is not None and self._follows(manifest):
+            await _in_thread(note_newest, self.settings.state_dir, manifest)
+            self.loaded = manifest
+            metrics.PUSHES.labels("followed").inc()
+            return self._result(time.monotonic() - started, 0.0, None)
+        if manifest.broadcast is not None:
+            try:
+                await self.engine.join(manifest.broadcast, self.settings.reload_deadline)
+            except ServiceError as error:
+                raise PushRefused(503, "not_joined", str(error)) from None
 
         paused = time.monotonic()
         phase, reason = self.gate.phase, self.gate.reason
@@ -154,7 +167,8 @@ class Weights:
             known = self.loaded or self._noted()
         except WeightsError:
             known = None  # an unreadable note is what this push replaces
-        if known is not None and known != manifest and manifest.order <= known.order:
+        again = known is not None and known.broadcast is not None and manifest.order == known.order
+        if known is not None and known != manifest and manifest.order <= known.order and not again:
             raise PushRefused(
                 409,
                 "outdated",
@@ -163,6 +177,12 @@ class Weights:
                 "a run that starts over needs a higher attempt, or a new PRISM_STATE_DIR",
             )
         return False
+
+    def _follows(self, manifest: Manifest) -> bool:
+        """Whether these are the files of what was broadcast and is loaded."""
+        was = self.loaded
+        serving = self.gate.phase is Phase.SERVING
+        return serving and was is not None and was.broadcast is not None and manifest.order == was.order
 
     def _noted(self) -> Manifest | None:
         """The newest weights this server was ever given. Raises WeightsError if the note cannot be read."""
@@ -174,12 +194,20 @@ class Weights:
                 f"{folder}/newest.json cannot be read; push weights, or remove it to start from the base: {error}"
             ) from None
 
-    async def _verified(self, manifest: Manifest) -> Path:
-        """The manifest's folder. Raises WeightsError, or ServiceError when its files take too long to read."""
+    async def _verified(self, manifest: Manifest) -> Path | None:
+        """The manifest's folder; None if it names a broadcast, which must fit the model.
 
-        def check() -> Path:
+        Raises WeightsError, or ServiceError when the files take too long to read.
+        """
+
+        def check() -> Path | None:
+            if manifest.broadcast is not None:
+                _check_backend(manifest.broadcast, self.settings.device)
+                shapes = {tensor.name: tuple(tensor.shape) for tensor in manifest.broadcast.tensors}
+                tensors.check_shapes(self.settings.model, shapes)
+                return None
             folder = verify(self.settings.weights_root, manifest)
-            tensors.check(self.settings.model, folder, manifest)
+            tensors.check_folder(self.settings.model, folder, manifest)
             return folder
 
         try:
@@ -190,9 +218,12 @@ class Weights:
         except OSError as error:
             raise WeightsError(f"the files of {manifest.path!r} cannot be read: {error}") from None
 
-    async def _swap(self, manifest: Manifest, folder: Path) -> float | None:
+    async def _swap(self, manifest: Manifest, folder: Path | None) -> float | None:
         """Load, flush, probe; returns the probe's difference. Raises WeightsError if it is too large, ServiceError."""
-        await self.engine.reload(folder, self.settings.reload_deadline)
+        if folder is None:
+            await self.engine.receive(self.settings.reload_deadline)
+        else:
+            await self.engine.reload(folder, self.settings.reload_deadline)
         await self.engine.flush(self.settings.reload_deadline)
         difference = None
         if manifest.probe is not None:
@@ -215,6 +246,16 @@ class Weights:
             sync_total_seconds=total,
             sync_paused_seconds=paused,
             probe_difference=difference,
+        )
+
+
+def _check_backend(broadcast: Broadcast, device: str) -> None:
+    """Raises WeightsError."""
+    ours = backend_of(device)
+    if broadcast.backend != ours:
+        raise WeightsError(
+            f"the learner broadcasts over {broadcast.backend}, this server has {ours}; "
+            'install the same release on both sides, or set push.transport = "file"'
         )
 
 

@@ -1,10 +1,11 @@
-"""Whether pushed files hold the tensors of the model being served: read from the files' headers, without loading any.
+"""Whether a push holds the tensors of the model being served: of files read from their headers, without loading any.
 
 vLLM only logs a warning about tensors a checkpoint lacks and would go on with a mixture of old and new.
 """
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,21 +44,26 @@ def layout(folder: Path) -> Layout:
     return found
 
 
-def check(base: Path, folder: Path, manifest: Manifest) -> None:
+def check_folder(base: Path, folder: Path, manifest: Manifest) -> None:
     """Raises WeightsError unless ``folder`` holds the tensors of the model in ``base``, in files the manifest names."""
     stray = sorted({path.name for path in folder.glob("*.safetensors")} - manifest.files.keys())
     if stray:
         raise WeightsError(f"weights file {stray[0]!r} of {manifest.path!r} is not in the manifest")
     given = layout(folder)
     _check_files(folder, given)
+    check_shapes(base, given.shapes)
+
+
+def check_shapes(base: Path, given: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises WeightsError unless these are the tensors of the model in ``base``."""
     expected = layout(base).shapes
     if not expected:
         return  # the base came in another format: nothing to compare with
-    for name, shape in given.shapes.items():
+    for name, shape in given.items():
         if name in expected and expected[name] != shape:
             raise WeightsError(f"tensor {name!r} has shape {list(shape)}, the model's has {list(expected[name])}")
-    missing = expected.keys() - given.shapes.keys()
-    unknown = given.shapes.keys() - expected.keys()
+    missing = expected.keys() - given.keys()
+    unknown = given.keys() - expected.keys()
     if _tied(base):
         missing, unknown = missing - {"lm_head.weight"}, unknown - {"lm_head.weight"}
     if missing or unknown:

@@ -41,5 +41,5 @@ def retrained(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def policy(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyProcess]:
     """The service, started from ``models[0]``."""
-    with policy_process(tmp_path_factory.mktemp("policy"), models[0]) as service:
+    with policy_process(tmp_path_factory.mktemp("policy"), models[0], reload_deadline=60) as service:
         yield service

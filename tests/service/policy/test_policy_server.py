@@ -5,6 +5,7 @@ import io
 import json
 import random
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -20,10 +21,11 @@ from policy_process import ADMIN_TOKEN, PolicyProcess, data_uri, policy_process
 from transformers import Qwen3VLForConditionalGeneration
 
 from bench.padded import collate
+from prism.broadcast import Sender
 from prism.config import PushConfig
 from prism.inputs import Example, InputBuilder
 from prism.v1 import rollout_pb2 as pb
-from prism.weights import Probe
+from prism.weights import Broadcast, Manifest, Probe
 from trainer.named_weights import config_json, named_weights
 from trainer.policy_model import load_policy
 from trainer.publish import Publisher, PushResult
@@ -332,6 +334,68 @@ def test_weights_that_fail_their_probe_are_never_served(
     assert restarted
     policy.wait_ready()
     assert_serves(policy, retrained, version=4)
+
+
+def test_a_broadcast_comes_from_the_learners_memory_and_its_files_follow(
+    policy: PolicyProcess, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, push_files = threading.Event(), Publisher._push_files
+
+    def push_late(*arguments: Any) -> PushResult:
+        written.wait()
+        return push_files(*arguments)
+
+    monkeypatch.setattr(Publisher, "_push_files", push_late)
+    publisher = Publisher("policy", policy.url, ADMIN_TOKEN, policy.weights_root, 3, PushConfig(), "cpu")
+    model = load_policy(models[3], dtype=torch.float32)
+    pushed = publisher.push(6, named_weights(model), config_json(model), probe_of(models[3]))
+    assert 0 < pushed.paused_seconds < pushed.total_seconds
+    assert not (policy.weights_root / "policy" / "0003-000006").exists()
+    assert_serves(policy, models[3], version=6)
+
+    policy.server().kill()  # what it had is nowhere but with the learner: it must not serve anything older
+    deadline = time.monotonic() + 240
+    while "their files have not come yet" not in policy.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not policy.is_ready()
+    written.set()
+    settled = publisher.settle()
+    assert settled is not None
+    assert settled.bytes_written > 0
+    policy.wait_ready()
+    assert_serves(policy, models[3], version=6)
+
+    publisher.push(7, named_weights(model), config_json(model), probe_of(models[3]))
+    publisher.settle()  # this time the server has it, and takes note of the files alone
+    assert "followed" in policy.client.get("/metrics").text
+    noted = Manifest.model_validate_json((policy.state_dir / "newest.json").read_bytes())
+    assert (noted.version, noted.broadcast, len(noted.files) > 2) == (7, None, True)
+
+
+def test_a_learner_that_is_lost_in_the_middle_of_a_broadcast_leaves_no_mixture(
+    policy: PolicyProcess, models: list[Path]
+) -> None:
+    tensors = list(named_weights(load_policy(models[1], dtype=torch.float32)))
+    manifest = Manifest(model="policy", version=8, attempt=3, path="policy/0003-000008", files={})
+    address = ("127.0.0.1", int(policy.url.rpartition(":")[2]))
+
+    def post(offer: Broadcast) -> httpx.Response:
+        return policy.push(manifest.model_copy(update={"broadcast": offer}))
+
+    with ThreadPoolExecutor(1) as thread, Sender(address, "cpu", 60) as sender:
+        offer = sender.offer(tensors)
+        for wrong in (
+            offer.model_copy(update={"tensors": offer.tensors[1:]}),
+            offer.model_copy(update={"backend": "nccl 1"}),
+        ):
+            assert post(wrong).status_code == 422
+        answer = thread.submit(post, offer)
+        sender.send(tensors[:5], answer.done)
+    assert answer.result().status_code == 500, answer.result().text
+    while policy.is_ready():
+        time.sleep(0.1)
+    policy.wait_ready()
+    assert_serves(policy, models[3], version=7)
 
 
 def test_a_killed_supervisor_leaves_nothing_behind(policy: PolicyProcess) -> None:

@@ -1,6 +1,10 @@
-"""Updates of the learners, made by however many ranks run this; ``test_ranks`` compares what comes of them."""
+"""Updates of the learners, made by however many ranks run this; ``test_ranks`` compares what comes of them.
+
+On a CPU in float32; with ``DEVICE=cuda`` in the environment on GPUs, in the bfloat16 that learners have there.
+"""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -33,6 +37,9 @@ TEXTS = [
     f"<caption>- a {one}</caption><think>{two}+1={two + 1}</think><answer>{two + 1}</answer>"
     for one, two in (("one", 1), ("two", 4), ("three", 7), ("nine", 11))
 ]
+DEVICE = os.environ.get("DEVICE", "cpu")
+DTYPE = "bfloat16" if DEVICE == "cuda" else "float32"
+
 GRPO, DAPO, GSPO = Algorithm.GRPO, Algorithm.DAPO, Algorithm.GSPO
 
 # name -> algorithm, settings, groups of each of two updates: 1 leaves a rank with nothing, 3 do not divide.
@@ -88,8 +95,10 @@ def policy_learner(folder: Path, name: str) -> PolicyLearner:
     def load(dtype: torch.dtype) -> Any:
         return load_policy(folder / "model", dtype=dtype)
 
-    model = ranks.placed(load, "cpu", torch.float32)
-    reference = ranks.placed(load, "cpu", torch.float32).requires_grad_(False).eval() if "reference" in name else None
+    model = ranks.placed(load, DEVICE, getattr(torch, DTYPE))
+    reference = (
+        ranks.placed(load, DEVICE, getattr(torch, DTYPE)).requires_grad_(False).eval() if "reference" in name else None
+    )
     options = LossOptions(kl_coef=0.1 if reference else 0.0)
     return PolicyLearner(model, config, algorithm, options, temperature=1.0, updates=2, version=0, reference=reference)
 
@@ -103,7 +112,7 @@ def expert_learner(folder: Path, name: str) -> ExpertLearner:
             return upcycle(folder / "model", dtype=dtype, **config.mixture.model_dump())
         return load_expert(folder / "model", dtype=dtype)
 
-    return ExpertLearner("perception", ranks.placed(load, "cpu", torch.float32), config, 2)
+    return ExpertLearner("perception", ranks.placed(load, DEVICE, getattr(torch, DTYPE)), config, 2)
 
 
 def work(folder: Path, out: Path) -> dict[str, dict[str, Any]]:
@@ -147,6 +156,8 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
         {
             "name": kind,
             "runs_dir": out,
+            "device": DEVICE,
+            "dtype": DTYPE,
             "model": str(folder / "model"),
             "stages": {"it": settings},
             "evaluate": {"data": "x", "max_tokens": 8},
@@ -185,7 +196,7 @@ def spoilt(folder: Path, samples: list[TrainingSample], examples: GroupExamples)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with ranks.started("cpu"):
+    with ranks.started(DEVICE):
         result = work(Path(sys.argv[1]), Path(sys.argv[2]))
         if ranks.is_first():
             out = Path(sys.argv[2])
