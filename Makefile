@@ -1,6 +1,6 @@
 # Every target sets up what it needs first: `make demo` and `make test` work right after `git clone`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test test-compose lint format bench protobuf openapi clean
+.PHONY: help setup demo compare test test-compose test-gpu lint format bench protobuf openapi clean
 PY := .venv/bin/python
 
 help: ## show this list

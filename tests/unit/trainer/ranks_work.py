@@ -174,7 +174,7 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
     endpoints: Any = None
     context: Any = Context(config, "it", 1, endpoints, blobs, inputs, examples, Console(quiet=True))
     context.intake = lambda rollouts, learners, require: workers
-    context.publisher = lambda model: SimpleNamespace(push=push)
+    context.publisher = lambda model: SimpleNamespace(push=push, settle=lambda: None)
     module: Any = {"rlvr": rlvr, "align": align}[kind]
     module.open_context = lambda *_: context
     module.train(config, "it", config.stages["it"], folder / "model", config.run_dir / "out")

@@ -12,16 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from prism.blobs import BlobStore
-from prism.config import PushConfig
+from prism.broadcast import Receiver
+from prism.config import PushConfig, RunConfig
 from prism.data import open_image
+from prism.endpoints import Endpoints
 from prism.errors import WeightsError
 from prism.inputs import InputBuilder
 from prism.packing import pack
 from prism.v1 import rollout_pb2 as pb
-from prism.weights import MANIFEST, Manifest, Probe, verify
+from prism.weights import MANIFEST, Broadcast, Manifest, Probe, verify
 from trainer import publish
 from trainer.policy_model import load_policy, response_logprobs
 from trainer.probe import make_probe
@@ -32,10 +34,14 @@ TAKEN = {"sync_paused_seconds": 0.125}
 
 
 class Server:
-    """``POST /weights`` answers with each of ``answers`` (status, seconds of delay) in turn, the last one for ever."""
+    """``POST /weights`` answers with each of ``answers`` (status, seconds of delay) in turn, the last one for ever.
+
+    What is broadcast it receives before it answers 200.
+    """
 
     def __init__(self, *answers: tuple[int, float]) -> None:
         self.answers, self.requests = list(answers), list[tuple[str, dict[str, str], Any]]()
+        self.received: list[dict[str, torch.Tensor]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,6 +50,9 @@ class Server:
                 outer.requests.append((self.path, dict(self.headers), body))
                 status, delay = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
                 time.sleep(delay)
+                if body["broadcast"] and status == 200:
+                    offer = Broadcast.model_validate(body["broadcast"])
+                    outer.received.append(dict(Receiver(offer, torch.device("cpu"), 0, 1, 20).tensors()))
                 content = json.dumps(TAKEN if status == 200 else {"detail": f"because of {status}"}).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -73,8 +82,11 @@ def serve() -> Iterator[Any]:
         server.http.server_close()
 
 
-def publisher(root: Path, url: str, *, deadline: float = 20, attempt: int = 2) -> Publisher:
-    return Publisher("policy", f"{url}/", ADMIN, root, attempt, PushConfig(deadline_seconds=deadline))
+def publisher(
+    root: Path, url: str, *, deadline: float = 20, attempt: int = 2, broadcasts_from: str | None = None
+) -> Publisher:
+    config = PushConfig(deadline_seconds=deadline)
+    return Publisher("policy", f"{url}/", ADMIN, root, attempt, config, broadcasts_from)
 
 
 WEIGHTS = [("layers.0.weight", torch.arange(4.0)), ("score.weight", torch.ones(3))]
@@ -167,6 +179,83 @@ def test_a_finished_folder_is_pushed_without_copying_it(tmp_path: Path, serve: A
     assert manifest.files.keys() == {"model.safetensors", "config.json"}
     assert (result.bytes_written, result.bytes_saved) == (0, sum(file.bytes for file in manifest.files.values()))
     assert (verify(tmp_path, manifest) / "model.safetensors").samefile(finished / "model.safetensors")
+
+
+def test_files_follow_a_broadcast_and_hold_what_was_sent(tmp_path: Path, serve: Any) -> None:
+    server = serve((200, 0))
+    learner = [(name, tensor.clone()) for name, tensor in WEIGHTS]
+    pushing = publisher(tmp_path, server.url, broadcasts_from="cpu")
+    probe = Probe(messages=[], logprobs=[-1.0], tolerance=1e-3)
+    result = pushing.push(7, learner, "{}", probe)
+    for _, tensor in learner:
+        tensor.zero_()  # the learner's next update
+    settled = pushing.settle()
+    sent, followed = (Manifest.model_validate(body) for _, _, body in server.requests)
+    assert (sent.order, sent.probe, sent.files) == ((2, 7), probe, {})
+    assert (followed.order, followed.probe, followed.broadcast) == ((2, 7), None, None)
+    torch.testing.assert_close(server.received, [dict(WEIGHTS)], rtol=0, atol=0)
+    folder = verify(tmp_path, followed)
+    files = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    torch.testing.assert_close(files, dict(WEIGHTS), rtol=0, atol=0)
+    assert (result.paused_seconds, result.bytes_written, result.bytes_saved) == (0.125, 0, 0)
+    assert settled is not None
+    assert settled.bytes_written == sum(file.bytes for file in followed.files.values())
+    assert pushing.settle() is None
+    assert pushing.push(8, WEIGHTS, "{}").bytes_written == 0
+    assert pushing.push(9, WEIGHTS, "{}").bytes_saved == settled.bytes_written  # version 8's files, finished since
+
+
+def test_a_broadcast_that_a_server_cannot_take_now_is_offered_again(tmp_path: Path, serve: Any) -> None:
+    server = serve((503, 0), (500, 0.5), (200, 0))
+    pushing = publisher(tmp_path, server.url, broadcasts_from="cpu")
+    pushing.push(1, WEIGHTS, "{}")
+    pushing.settle()
+    offers = [body["broadcast"] for _, _, body in server.requests]
+    assert [bool(offer) for offer in offers] == [True, True, True, False]
+    assert len(server.received) == 1
+
+
+def test_a_broadcast_that_is_refused_is_final_and_nothing_is_written(tmp_path: Path, serve: Any) -> None:
+    server = serve((422, 0))
+    pushing = publisher(tmp_path, server.url, broadcasts_from="cpu")
+    with pytest.raises(WeightsError, match=r"did not take version 3 of the policy weights: 422 .*because"):
+        pushing.push(3, WEIGHTS, "{}")
+    assert (len(server.requests), pushing.settle(), list(tmp_path.iterdir())) == (1, None, [])
+
+
+def test_files_that_a_server_refuses_after_their_broadcast_end_the_run(tmp_path: Path, serve: Any) -> None:
+    pushing = publisher(tmp_path, serve((200, 0), (409, 0)).url, broadcasts_from="cpu")
+    pushing.push(3, WEIGHTS, "{}")
+    with pytest.raises(WeightsError, match=r"did not take version 3 of the policy weights: 409 .*because"):
+        pushing.push(4, WEIGHTS, "{}")
+
+
+@pytest.mark.parametrize(
+    ("transport", "model", "broadcast"),
+    [("file", "policy", False), ("broadcast", "policy", True), ("broadcast", "reasoning", False)],
+)
+def test_only_a_policy_is_broadcast_and_only_where_asked_for(
+    tmp_path: Path, tiny_model: Path, serve: Any, transport: str, model: str, broadcast: bool
+) -> None:
+    server = serve((200, 0))
+    config = RunConfig.model_validate(
+        {
+            "name": "it",
+            "runs_dir": tmp_path,
+            "model": str(tiny_model),
+            "stages": {"sft": {"kind": "sft", "data": ["x"], "steps": 1, "batch": 1, "optimizer": {"lr": 1e-3}}},
+            "evaluate": {"data": "x", "max_tokens": 8},
+            "stack": {"max_model_len": 256},
+            "push": {"transport": transport},
+        }
+    )
+    urls = dict.fromkeys(("redis_url", "policy_url", "perception_url", "reasoning_url", "grader_url"), server.url)
+    endpoints = Endpoints.model_validate(urls | {"blobs": "x", "token": "x", "admin_token": ADMIN})
+    config.run_dir.mkdir()
+    opened = publish.open_publisher(config, endpoints, model, 1)
+    opened.push(1, WEIGHTS, "{}")
+    opened.settle()
+    assert bool(server.requests[0][2]["broadcast"]) == broadcast
 
 
 @pytest.fixture(scope="module")

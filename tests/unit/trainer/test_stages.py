@@ -128,7 +128,7 @@ def stage(
         config.run_dir.mkdir(exist_ok=True)
         examples = GroupExamples(inputs, blobs)
         workers = Workers(teacher_prompts, examples, blobs, killed_at, spoilt_from)
-        pushes = SimpleNamespace(push=lambda version, tensors, config, probe=None: PushResult(0.0, 0.0, 0, 0))
+        pushes = SimpleNamespace(push=lambda *_: PushResult(0.0, 0.0, 0, 0), settle=lambda: None)
         endpoints: Any = None
         context: Any = Context(config, "it", 1, endpoints, blobs, inputs, examples, Console(quiet=True))
         context.intake = lambda rollouts, learners, require: workers
