@@ -6,6 +6,7 @@ unpickles them; who joins and who sends is asked over HTTP, behind the admin tok
 a group is aborted: no side waits for one that has died.
 """
 
+import ctypes
 import json
 import os
 import socket
@@ -112,9 +113,17 @@ class Receiver:
 
 def backend_of(device: torch.device | str) -> str:
     """What both sides must have in common: gloo, or a release of NCCL. Releases do not talk to each other."""
-    if torch.device(device).type == "cpu":
-        return "gloo"
-    return "nccl " + ".".join(str(part) for part in nccl.version())
+    return "gloo" if torch.device(device).type == "cpu" else f"nccl {nccl_release()}"
+
+
+def nccl_release() -> str:
+    """Of the library that is loaded. torch's own answer is the release that it was built with."""
+    number = ctypes.c_int()
+    try:
+        ctypes.CDLL("libnccl.so.2").ncclGetVersion(ctypes.byref(number))
+    except OSError:  # it is a part of torch
+        return ".".join(str(part) for part in nccl.version())
+    return f"{number.value // 10000}.{number.value // 100 % 100}.{number.value % 100}"
 
 
 def _group(store: Any, rank: int, size: int, device: torch.device, deadline: float) -> Any:

@@ -7,6 +7,10 @@ COPY scripts/packages scripts/
 COPY deploy/docker/install deploy/docker/
 # The image's own versions are the lock file: what it lacks is added, nothing in it is changed.
 RUN python3 -m pip freeze | grep '==' >constraints.txt && deploy/docker/install ""
+# For push.transport = "broadcast" both sides need one release of NCCL: the trainer's, which torch 2.13.0 asks for, is
+# --build-arg NCCL=2.29.7. Without it the image's own stays.
+ARG NCCL=
+RUN [ -z "$NCCL" ] || python3 -m pip install --no-cache-dir --no-deps "nvidia-nccl-cu13==$NCCL"
 
 WORKDIR /app
 COPY prism prism

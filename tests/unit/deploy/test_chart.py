@@ -44,6 +44,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "gateway": {"scoring": {"gateway": {"enabled": True, "host": "example.org", "parents": [{"name": "public"}]}}},
     "no-policies": {"networkPolicy": {"enabled": False}},
     "nodes": {"device": "cuda", "trainer": {"nodes": 2, "gpus": 8}, "model": {"hub": "a/b"}},
+    "broadcast": {"device": "cuda", "trainer": {"push": "broadcast"}},
     "bucket": {"blobs": {"url": "s3://bucket/images", "secret": "bucket", "port": 9000}},
     "tracing": {"tracing": {"endpoint": "http://collector.monitoring:4318", "to": [{"namespaceSelector": {}}]}},
     "volume": {"storage": {"existingClaim": "mine"}},
@@ -88,6 +89,7 @@ def test_every_object_fits_kubernetes_schema(objects: list[dict[str, Any]]) -> N
         {"redis": {"bundled": False}, "secrets": {"existing": "mine"}},
         {"scoring": {"ingress": {"enabled": True}}},
         {"trainer": {"nodes": 0}},
+        {"trainer": {"push": "nccl"}},
         {"blobs": {"url": "/runs/blobs"}},
         {"tracing": {"endpoint": "collector:4318"}},
     ],
@@ -284,6 +286,26 @@ def test_one_pod_trains_without_a_rendezvous() -> None:
     names = {variable["name"] for variable in job["spec"]["template"]["spec"]["containers"][0]["env"]}
     assert "completionMode" not in job["spec"]
     assert not names & {"PRISM_NODES", "PRISM_RENDEZVOUS"}
+
+
+def test_weights_are_broadcast_where_trainer_and_policy_reach_each_other() -> None:
+    for name, transport, extra in (("defaults", "file", []), ("broadcast", "broadcast", ["policy", "trainer"])):
+        (job,) = of_kind(RENDERED[name], "Job")
+        pod = job["spec"]["template"]["spec"]
+        for container in (
+            *pod["containers"],
+            pod["initContainers"][-1],
+        ):  # a run that was prepared otherwise is refused
+            assert f"--set=push.transport={transport}" in container["args"]
+        whole = {
+            (item["metadata"]["name"].removeprefix("prism-"), way, peer)
+            for item in of_kind(RENDERED[name], "NetworkPolicy")
+            for way, side in (("ingress", "from"), ("egress", "to"))
+            for rule in item["spec"][way]
+            if "ports" not in rule
+            for peer in [rule[side][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]]
+        }
+        assert whole == {(a, way, b) for way in ("ingress", "egress") for a in extra for b in extra if a != b}
 
 
 def test_images_can_lie_in_a_bucket() -> None:
