@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+PUSH = os.environ.get("PRISM_PUSH", "file")  # as in docker-compose.yml
 DATA = {"public-demos": 1500, "teacher-demos": 60, "prompts": 60, "validation": 40, "test": 8}
 ALIGN_STEPS, WARMUP_STEPS, RLVR_STEPS = 14, 4, 6
 SETTINGS = [
@@ -118,7 +119,7 @@ def free_ports() -> dict[str, int]:
 
 def start(folder: Path) -> Composed:
     """Built and started, nothing waited for."""
-    sets = [f"--set={setting}" for setting in ("runs_dir=/runs", *SETTINGS)]
+    sets = [f"--set={setting}" for setting in ("runs_dir=/runs", f"push.transport={PUSH}", *SETTINGS)]
     override = folder / "short.yml"
     commands = {"prepare": ["prepare"], "trainer": ["run", "--attach"]}
     override.write_text(
