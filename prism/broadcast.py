@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,9 +27,12 @@ from prism.errors import WeightsError
 from prism.weights import Broadcast, BroadcastTensor
 
 TCPStore: Any = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]
+Gloo: Any = dist.ProcessGroupGloo  # whose options have no types
 
 JOINED, STARTED = "joined", "started"  # keys of the store: how many receivers there are; that they take tensors
 POLL_SECONDS = 0.01
+# To meet and to form a group, while the server generates nothing. Less than it may take for a server that hangs.
+JOIN_SECONDS = 30.0
 
 
 class Sender:
@@ -38,8 +43,8 @@ class Sender:
 
     def __init__(self, towards: tuple[str, int], device: str, deadline: float) -> None:
         self._device, self._deadline = torch.device(device), deadline
-        with _failures("the server cannot be reached"), socket.create_connection(towards, timeout=deadline) as reached:
-            self._host = str(reached.getsockname()[0])
+        with _failures("the server cannot be reached"):
+            self._host = _address_towards(*towards)
         self._store = TCPStore(
             self._host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=deadline)
         )
@@ -68,7 +73,7 @@ class Sender:
         if not self._set(JOINED, answered):
             return
         receivers = json.loads(self._store.get(JOINED))
-        self._group = _group(self._store, 0, receivers + 1, self._device, self._deadline)
+        self._group = _group(self._store, 0, receivers + 1, self._device, self._host, self._deadline)
         if not self._set(STARTED, answered):
             return
         for _, tensor in tensors:
@@ -90,11 +95,13 @@ class Receiver:
 
     def __init__(self, broadcast: Broadcast, device: torch.device, index: int, count: int, deadline: float) -> None:
         self._broadcast, self._device, self._index, self._deadline = broadcast, device, index, deadline
+        limit = timedelta(seconds=min(deadline, JOIN_SECONDS))
         with _failures("the learner cannot be reached"):
-            self._store = TCPStore(broadcast.host, broadcast.port, is_master=False, timeout=timedelta(seconds=deadline))
+            self._store = TCPStore(broadcast.host, broadcast.port, is_master=False, timeout=limit)
+            address = _address_towards(broadcast.host, broadcast.port)
         if index == 0:
             self._store.set(JOINED, json.dumps(count))
-        self._group = _group(self._store, index + 1, count + 1, device, deadline)
+        self._group = _group(self._store, index + 1, count + 1, device, address, deadline)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors as they come. One is in memory at a time, but for those that the caller keeps."""
@@ -126,25 +133,46 @@ def nccl_release() -> str:
     return f"{number.value // 10000}.{number.value // 100 % 100}.{number.value % 100}"
 
 
-def _group(store: Any, rank: int, size: int, device: torch.device, deadline: float) -> Any:
-    limit = timedelta(seconds=deadline)
+def _address_towards(host: str, port: int) -> str:
+    """This machine's own on the network through which the other is reached: it may be on several."""
+    family, kind, _, _, there = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as routed:
+        routed.connect(there)  # which for datagrams sends nothing
+        return str(routed.getsockname()[0])
+
+
+def _group(store: Any, rank: int, size: int, device: torch.device, address: str, deadline: float) -> Any:
+    """``address``: this side's own, at which the others reach it."""
+    join = min(deadline, JOIN_SECONDS)
     with _failures("no group could be formed"):
         if device.type == "cpu":
-            return dist.ProcessGroupGloo(store, rank, size, limit)
+            options = Gloo._Options()
+            options._timeout = timedelta(seconds=join)
+            options._devices = [Gloo.create_device(hostname=address)]
+            return Gloo(store, rank, size, options)
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = limit
+        options._timeout = timedelta(seconds=deadline)
         options.config.blocking = 0  # or a peer that dies while the group forms would be waited for for ever
-        with _environment(TORCH_NCCL_BLOCKING_WAIT="1", TORCH_NCCL_NONBLOCKING_TIMEOUT=str(max(1, int(deadline)))):
-            # Waits raise, rather than a watchdog that ends the process.
+        # Waits raise, rather than a watchdog that ends the process.
+        variables = {"TORCH_NCCL_BLOCKING_WAIT": "1", "TORCH_NCCL_NONBLOCKING_TIMEOUT": str(max(1, int(join)))}
+        if "NCCL_SOCKET_IFNAME" not in os.environ and not ip_address(address).is_loopback:
+            variables["NCCL_SOCKET_IFNAME"] = f"={_interface(address)}"  # read once, by a process's first group
+        with _environment(**variables):
             group: Any = dist.ProcessGroupNCCL(store, rank, size, options)
-            _broadcast(group, torch.zeros(1, device=device), deadline)  # only now does it connect
+            _broadcast(group, torch.zeros(1, device=device), join)  # only now does it connect
         return group
+
+
+def _interface(address: str) -> str:
+    """Name of the network interface that has an address."""
+    found = psutil.net_if_addrs().items()
+    return next(name for name, addresses in found if any(each.address == address for each in addresses))
 
 
 def _broadcast(group: Any, tensor: Tensor, deadline: float) -> None:
     """From rank 0 to all others."""
     options = dist.BroadcastOptions()
-    options.rootRank, options.rootTensor = 0, 0
+    options.rootRank, options.rootTensor, options.timeout = 0, 0, timedelta(seconds=deadline)
     with _failures("the other side was lost"):
         if not group.broadcast([tensor], options).wait(timedelta(seconds=deadline)):
             raise TimeoutError(f"nothing came within {deadline:g} s")

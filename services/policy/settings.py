@@ -57,9 +57,7 @@ class PolicySettings(WeightsSettings):
 
     verify_deadline: float = Field(300, gt=0, description="to read and hash the files of a push")
     drain_deadline: float = Field(120, gt=0, description="for requests in flight to finish once a push closes the gate")
-    reload_deadline: float = Field(
-        120, gt=0, description="to meet a learner, to load pushed weights, to flush the caches"
-    )
+    reload_deadline: float = Field(120, gt=0, description="to load pushed weights, to flush the caches")
     probe_deadline: float = Field(60, gt=0, description="to score a manifest's probe")
 
     start_deadline: float = Field(900, gt=0, description="from start to ready, weights given again included")

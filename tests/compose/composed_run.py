@@ -19,13 +19,13 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PUSH = os.environ.get("PRISM_PUSH", "file")  # as in docker-compose.yml
 DATA = {"public-demos": 1500, "teacher-demos": 60, "prompts": 60, "validation": 40, "test": 8}
 ALIGN_STEPS, WARMUP_STEPS, RLVR_STEPS = 14, 4, 6
 SETTINGS = [
     "prepare.options={ "
     + ", ".join(f'"{key}" = {value}' for key, value in DATA.items())
     + ', "levels" = "1,0,0", "prompt-levels" = "1,0,0" }',
+    "push.transport=broadcast",  # between containers on several networks; experts' weights travel as files
     "stages.sft.steps=120",
     "stages.align.experts.grounding.epochs=4",
     f"stages.align.steps={ALIGN_STEPS}",
@@ -119,7 +119,7 @@ def free_ports() -> dict[str, int]:
 
 def start(folder: Path) -> Composed:
     """Built and started, nothing waited for."""
-    sets = [f"--set={setting}" for setting in ("runs_dir=/runs", f"push.transport={PUSH}", *SETTINGS)]
+    sets = [f"--set={setting}" for setting in ("runs_dir=/runs", *SETTINGS)]
     override = folder / "short.yml"
     commands = {"prepare": ["prepare"], "trainer": ["run", "--attach"]}
     override.write_text(

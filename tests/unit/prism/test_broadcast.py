@@ -1,5 +1,6 @@
 """Tensors between a sender and its receivers, over gloo; NCCL takes the same way (tests/gpu)."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -7,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
 
+from prism import broadcast
 from prism.broadcast import Receiver, Sender, backend_of
 from prism.errors import WeightsError
 from prism.weights import Broadcast
@@ -99,7 +102,38 @@ def test_either_side_hears_that_the_other_is_lost() -> None:
 
 def test_a_place_where_nobody_is() -> None:
     with pytest.raises(WeightsError, match="the server cannot be reached"):
-        Sender(("127.0.0.1", 9), "cpu", 1)
+        Sender(("nowhere.invalid", 9), "cpu", 1)
     offer = Broadcast(host="127.0.0.1", port=9, backend=backend_of("cpu"), tensors=[])
     with pytest.raises(WeightsError, match="the learner cannot be reached"):
         Receiver(offer, CPU, 0, 1, 1)
+
+
+def test_a_machine_on_several_networks_is_met_on_the_one_that_leads_there() -> None:
+    """Here to itself, by each of its own addresses."""
+    for name, addresses in psutil.net_if_addrs().items():
+        for address in (each.address for each in addresses if each.family is socket.AF_INET):
+            with Sender((address, 9), "cpu", 20) as sending, ThreadPoolExecutor(1) as thread:
+                offer = sending.offer(TENSORS)
+                assert offer.host == address
+                assert broadcast._interface(address) == name
+                received = thread.submit(receive, offer, 0, 1)
+                sending.send(TENSORS, nobody)
+                received.result()
+
+
+def test_a_server_may_take_its_time_once_it_has_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broadcast, "JOIN_SECONDS", 1.0)
+    with sender() as sending, ThreadPoolExecutor(1) as thread:
+        offer = sending.offer(TENSORS)
+
+        def take() -> dict[str, Tensor]:
+            receiver = Receiver(offer, CPU, 0, 1, 20)
+            time.sleep(2)  # requests in flight finish
+            tensors = receiver.tensors()
+            first = next(tensors)
+            time.sleep(2)
+            return dict([first, *tensors])
+
+        received = thread.submit(take)
+        sending.send(TENSORS, nobody)
+        assert len(received.result()) == len(TENSORS)
