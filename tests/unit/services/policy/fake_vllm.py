@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from starlette.types import Receive, Scope, Send
 
-from prism.weights import Manifest, Probe, seal
+from prism.weights import Broadcast, BroadcastTensor, Manifest, Probe, seal
 from services.policy.gate import Phase
 from services.policy.middleware import PolicyMiddleware
 from services.policy.settings import PolicySettings
@@ -32,6 +32,7 @@ class FakeVllm:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.loaded = "base"
+        self.joined = 0
         self.slow = False
         self.finish = asyncio.Event()
         self.started = asyncio.Event()
@@ -52,8 +53,7 @@ class FakeVllm:
         if path in self.failing:
             await _answer(send, 500, {"error": "boom"})
         elif path == "/collective_rpc" and request:
-            self.loaded = Path(request["kwargs"]["weights_path"]).name
-            await _answer(send, 200, {"results": [None]})
+            await self._worker(request["method"], request["kwargs"], send)
         elif path == "/reset_prefix_cache":
             self.busy_flushes -= 1
             await _answer(send, 200, {"success": self.busy_flushes < 0})
@@ -64,6 +64,18 @@ class FakeVllm:
             await self._generate(send)
         else:
             await _answer(send, 200, {"path": path})
+
+    async def _worker(self, method: str, arguments: dict[str, Any], send: Send) -> None:
+        if method in self.failing:
+            await _answer(send, 500, {"error": "boom"})
+            return
+        if method == "join_broadcast":
+            self.joined = arguments["broadcast"]["port"]
+        elif method == "load_broadcast":
+            self.loaded = f"broadcast-{self.joined}"
+        else:
+            self.loaded = Path(arguments["weights_path"]).name
+        await _answer(send, 200, {"results": [None]})
 
     async def _generate(self, send: Send) -> None:
         """Streams which weights each of two chunks was made with."""
@@ -128,6 +140,12 @@ class Service:
         path = f"{attempt}-{version}"
         write_weights(self.settings.weights_root / path, **weights)
         return seal(self.settings.weights_root, path, model="policy", version=version, attempt=attempt, probe=probe)
+
+    def offer(self, version: int, port: int = 7000, shape: tuple[int, int] = (2, 3), backend: str = "gloo") -> Manifest:
+        """Of a broadcast, by a learner at ``port``."""
+        tensors = [BroadcastTensor(name="layer.weight", dtype="float32", shape=list(shape))]
+        broadcast = Broadcast(host="learner", port=port, backend=backend, tensors=tensors)
+        return Manifest(model="policy", version=version, attempt=1, path=f"1-{version}", files={}, broadcast=broadcast)
 
     async def push(self, manifest: Manifest) -> httpx.Response:
         return await self.admin.post("/weights", content=manifest.model_dump_json())

@@ -303,6 +303,56 @@ async def test_an_engine_that_is_not_healthy_is_not_ready(service: Service) -> N
     assert (await service.nobody.get("/readyz")).status_code == 503
 
 
+# ── weights by broadcast ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_broadcast_is_served_and_its_files_are_only_noted(service: Service) -> None:
+    await service.push(service.seal(1))
+    assert (await service.push(service.offer(2))).status_code == 200
+    assert (versions(await service.generate()), service.vllm.loaded) == (("2", "1"), "broadcast-7000")
+    files = service.seal(2)
+    assert (await service.push(files)).json()["sync_paused_seconds"] == 0
+    assert (read_newest(service.settings.state_dir), service.vllm.loaded) == (files, "broadcast-7000")
+    service.start()
+    assert (await service.settled()).status_code == 200
+    assert (versions(await service.generate()), service.vllm.loaded) == (("2", "1"), "1-2")
+
+
+async def test_a_learner_that_cannot_be_met_leaves_everything_as_it_was(service: Service) -> None:
+    await service.push(service.seal(1))
+    service.vllm.failing.add("join_broadcast")
+    assert (await service.push(service.offer(2))).status_code == 503
+    service.vllm.failing.clear()
+    assert (versions(await service.generate()), service.vllm.loaded) == (("1", "1"), "1-1")
+    assert (await service.push(service.offer(2, port=7001))).status_code == 200
+    assert (await service.push(service.offer(2, port=7002))).status_code == 200, "its answer was lost on the way"
+    assert (versions(await service.generate()), service.vllm.loaded) == (("2", "1"), "broadcast-7002")
+
+
+async def test_a_broadcast_that_breaks_off_is_not_served(service: Service) -> None:
+    service.vllm.failing.add("load_broadcast")
+    assert (await service.push(service.offer(2))).status_code == 500
+    await assert_broken(service)
+
+
+@pytest.mark.parametrize("wrong", [{"shape": (3, 2)}, {"backend": "nccl 2.28.9"}])
+async def test_a_broadcast_that_does_not_fit_is_not_met(service: Service, wrong: dict[str, Any]) -> None:
+    refused = await service.push(service.offer(2, **wrong))
+    assert (refused.status_code, service.vllm.joined) == (422, 0)
+    assert versions(await service.generate()) == ("0", "0")
+
+
+async def test_a_server_restarted_before_the_files_came_waits_for_them(service: Service) -> None:
+    await service.push(service.offer(2))
+    service.vllm.loaded = "base"
+    service.start()
+    readiness = await service.settled()
+    assert (readiness.status_code, readiness.json()["phase"]) == (503, "unloaded")
+    assert (await service.generate()).status_code == 503
+    assert (await service.push(service.seal(2))).status_code == 200
+    assert (versions(await service.generate()), service.vllm.loaded) == (("2", "1"), "1-2")
+
+
 # ── after a restart ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
