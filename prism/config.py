@@ -262,6 +262,8 @@ class RunConfig(Strict):
     """Where the learners compute, on a GPU in bfloat16; the services' is ``stack.device``."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: far less memory, about a third more time."""
+    compile: bool = False
+    """Decoder layers through torch.compile: for GPUs, where it needs a C compiler and a minute at the start."""
     threads: int | None = Field(None, gt=0)
     """CPU threads of the learner; by default torch's choice."""
     on_bad_row: Literal["skip", "fail"] = "skip"

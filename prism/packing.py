@@ -102,7 +102,7 @@ def pack(examples: Sequence[Example], inputs: InputBuilder, device: torch.device
         examples=examples,
         input_ids=row.to(device),
         is_image=(row == inputs.image_token_id).to(device),
-        layout=Layout(lengths, prompts=lengths[: len(shared)], branches=list(map(len, shared))),
+        layout=Layout(lengths, prompts=lengths[: len(shared)], branches=list(map(len, shared)), device=device),
         sequences=sequences,
         predicts=torch.tensor(predicts, dtype=torch.long, device=device),
         targets=torch.tensor(targets, dtype=torch.long, device=device),

@@ -42,29 +42,27 @@ class Layout:
 
     def __init__(
         self,
-        lengths: list[int],
+        lengths: Sequence[int],
         *,
         prompts: Sequence[int] = (),
         branches: Sequence[int] = (),
         prefixes: Sequence[Prefix] = (),
+        device: torch.device | str = "cpu",
     ) -> None:
         """Each of ``prompts``, lengths in tokens, has as many of the row's last sequences as ``branches`` says.
 
         The prompts are the row's first sequences, or with ``prefixes`` they have been through the model before.
         ``prefixes`` without ``branches``: the sequences are prompts, and what the layers compute of them is kept there.
         """
-        self.lengths, self.prefixes = lengths, prefixes
-        self.prompts = [prefix.tokens for prefix in prefixes] if prefixes else list(prompts)
+        self.lengths, self.prefixes, self.branched = list(lengths), prefixes, bool(branches)
+        if prefixes:
+            prompts = [prefix.tokens for prefix in prefixes]
         starts = _starts(lengths[len(lengths) - sum(branches) :])
-        self.responses = [starts[b] - starts[a] for a, b in pairwise(_starts(branches))]
-        """Tokens of all responses to each prompt; empty without branches."""
-        self._offsets: dict[int, Tensor] = {}
-
-    def offsets(self, lengths: list[int], device: torch.device) -> Tensor:
-        """Cumulative lengths [n + 1] of one of the lists here, as the kernels take them; made once for all layers."""
-        if id(lengths) not in self._offsets:
-            self._offsets[id(lengths)] = torch.tensor(_starts(lengths), dtype=torch.int32, device=device)
-        return self._offsets[id(lengths)]
+        responses = [starts[b] - starts[a] for a, b in pairwise(_starts(branches))]  # tokens of all to each prompt
+        counts = (lengths, responses, prompts)
+        self.tensors = [torch.tensor(each, dtype=torch.int32) for each in counts]
+        self.tensors += [torch.tensor(_starts(each), dtype=torch.int32, device=device) for each in counts]
+        """Lengths in host memory, and where each starts and the last ends: of sequences, of responses, of prompts."""
 
 
 def attention(
@@ -87,58 +85,110 @@ def attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
-    shared_k, shared_v = k[:0], v[:0]
-    if layout.prefixes and layout.responses:
+    prefix_k = prefix_v = None
+    if layout.prefixes and layout.branched:
         layer = module.layer_idx
-        shared_k = torch.cat([prefix.keys[layer] for prefix in layout.prefixes])
-        shared_v = torch.cat([prefix.values[layer] for prefix in layout.prefixes])
+        prefix_k = torch.cat([prefix.keys[layer] for prefix in layout.prefixes])
+        prefix_v = torch.cat([prefix.values[layer] for prefix in layout.prefixes])
     elif layout.prefixes:
         parts = zip(layout.prefixes, k.split(layout.lengths), v.split(layout.lengths), strict=True)
         for prefix, keys, values in parts:
             prefix.keys.append(keys.contiguous())  # not a view: it would keep the whole row alive
             prefix.values.append(values.contiguous())
-    elif layout.responses:
-        shared_k, shared_v = (tensor[: sum(layout.prompts)] for tensor in (k, v))
-    out: Any = _Branches.apply(q, k, v, shared_k, shared_v, layout, scaling)
+    out, _ = _branches(q, k, v, prefix_k, prefix_v, *layout.tensors, scaling)
     return out[None], None
 
 
-class _Branches(torch.autograd.Function):
-    """Attention of each sequence to itself, and of the row's last sequences to their prompts as well."""
+# An operator of its own, whose lengths are tensors: a compiled layer holds one call, whatever the row's layout.
+@torch.library.custom_op("prism::branches", mutates_args=())
+def _branches(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    lengths: Tensor,
+    responses: Tensor,
+    prompts: Tensor,
+    starts: Tensor,
+    response_starts: Tensor,
+    prompt_starts: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention of each sequence to itself, and of the row's last sequences to their prompts as well: those in the
+    prefix, or without one the row's first sequences. From ``lengths`` on, tensors are the layout's.
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, shared_k: Tensor, shared_v: Tensor, layout: Layout, scale: float
-    ) -> Tensor:
-        own = _Runs(layout, layout.lengths, layout.lengths, scale, causal=True)
-        shared = _Runs(layout, layout.responses, layout.prompts, scale, causal=False)
-        out, lse = own.forward(q, k, v)  # [T, heads, D], [T, heads]
-        if layout.responses:
-            first = len(q) - sum(layout.responses)
-            prompt_out, prompt_lse = shared.forward(q[first:], shared_k, shared_v)
-            weight = torch.sigmoid(prompt_lse - lse[first:])[..., None]  # the prompt's share of the softmax
-            # One rounding: the parts are merged in float32.
-            merged = torch.lerp(out[first:].float(), prompt_out.float(), weight).to(out.dtype)
-            out = torch.cat([out[:first], merged])
-            lse = torch.cat([lse[:first], torch.logaddexp(lse[first:], prompt_lse)])
-        ctx.runs = own, shared
-        ctx.save_for_backward(q, k, v, shared_k, shared_v, out, lse)
-        return out
+    Returns [T, heads, D] and its log-sum-exp [heads, T] in float32.
+    """
+    own = _Runs(lengths, lengths, starts, starts, scale, causal=True)
+    shared = _Runs(responses, prompts, response_starts, prompt_starts, scale, causal=False)
+    out, lse = own.forward(q, k, v)
+    if shared.queries:
+        first = len(q) - shared.queries
+        if prefix_k is None or prefix_v is None:
+            prefix_k, prefix_v = k[: shared.keys], v[: shared.keys]
+        prompt_out, prompt_lse = shared.forward(q[first:], prefix_k, prefix_v)
+        own_lse = lse[:, first:]
+        weight = torch.sigmoid(prompt_lse - own_lse).T[..., None]  # the prompt's share of the softmax
+        # One rounding: the parts are merged in float32.
+        out[first:] = torch.lerp(out[first:].float(), prompt_out.float(), weight)
+        own_lse.copy_(torch.logaddexp(own_lse, prompt_lse))
+    return out, lse
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (grad,) = grads  # [T, heads, D]
-        q, k, v, shared_k, shared_v, out, lse = ctx.saved_tensors
-        own, shared = ctx.runs
-        grad_q, grad_k, grad_v = own.backward(grad, q, k, v, out, lse)
-        grad_shared_k = grad_shared_v = None
-        if shared.q_lengths:
-            first = len(q) - sum(shared.q_lengths)
-            grad_tail, grad_shared_k, grad_shared_v = shared.backward(
-                grad[first:], q[first:], shared_k, shared_v, out[first:], lse[first:]
-            )
-            grad_q[first:] += grad_tail
-        return grad_q, grad_k, grad_v, grad_shared_k, grad_shared_v, None, None
+
+@torch.library.custom_op("prism::branches_backward", mutates_args=())
+def _branches_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    lengths: Tensor,
+    responses: Tensor,
+    prompts: Tensor,
+    starts: Tensor,
+    response_starts: Tensor,
+    prompt_starts: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from that of ``out``, without a prefix."""
+    own = _Runs(lengths, lengths, starts, starts, scale, causal=True)
+    shared = _Runs(responses, prompts, response_starts, prompt_starts, scale, causal=False)
+    grad = grad.contiguous()
+    grad_q, grad_k, grad_v = own.backward(grad, q, k, v, out, lse)
+    if shared.queries:
+        first, keys = len(q) - shared.queries, shared.keys
+        added = shared.backward(grad[first:], q[first:], k[:keys], v[:keys], out[first:], lse[:, first:].contiguous())
+        for whole, part in zip((grad_q[first:], grad_k[:keys], grad_v[:keys]), added, strict=True):
+            whole += part
+    return grad_q, grad_k, grad_v
+
+
+@_branches.register_fake
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+
+
+@_branches_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, prefix_k, _, *layout, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output, *layout)
+    ctx.prefixed = prefix_k is not None
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad: Tensor, _: None) -> Any:
+    if ctx.prefixed:
+        raise NotImplementedError("what was computed of a prefix before is not learnt from")
+    return *_branches_backward(grad, *ctx.saved_tensors, ctx.scale), *[None] * 9
+
+
+_branches.register_autograd(_gradients, setup_context=_keep)
 
 
 class _Runs:
@@ -147,34 +197,35 @@ class _Runs:
     These are the fused kernels behind scaled_dot_product_attention, called by name for the log-sum-exp that it drops.
     """
 
-    def __init__(self, layout: Layout, q_lengths: list[int], k_lengths: list[int], scale: float, *, causal: bool):
-        self._layout, self.q_lengths, self.k_lengths = layout, q_lengths, k_lengths
+    def __init__(
+        self, lengths_q: Tensor, lengths_k: Tensor, starts_q: Tensor, starts_k: Tensor, scale: float, *, causal: bool
+    ) -> None:
+        self._lengths_q, self._lengths_k, self._starts = lengths_q.tolist(), lengths_k.tolist(), (starts_q, starts_k)
         self._scale, self._causal = scale, causal
-        self._random: tuple[Tensor, Tensor] | None = None  # of dropout, which there is none of; its kernel wants it
+        self.queries, self.keys = sum(self._lengths_q), sum(self._lengths_k)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """[Tq, heads, D] and its log-sum-exp [Tq, heads] in float32."""
+        """[Tq, heads, D] and its log-sum-exp [heads, Tq] in float32: new tensors, contiguous."""
         if q.device.type == "cpu":
-            runs = zip(_split(q, self.q_lengths), *(_split(each, self.k_lengths) for each in (k, v)), strict=True)
+            runs = zip(_split(q, self._lengths_q), *(_split(each, self._lengths_k) for each in (k, v)), strict=True)
             parts = [
                 torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*run, 0.0, self._causal, scale=self._scale)
                 for run in runs
             ]
-            return _joined([out for out, _ in parts]), torch.cat([lse[0] for _, lse in parts], 1).transpose(0, 1)
-        out, lse, seed, offset, _ = torch.ops.aten._flash_attention_forward(
-            q, k, v, *self._offsets(q), 0.0, self._causal, False, scale=self._scale
+            return _joined([out for out, _ in parts]), torch.cat([lse[0] for _, lse in parts], 1)
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(
+            q, k, v, *self._starts, *self._longest, 0.0, self._causal, False, scale=self._scale
         )
-        self._random = seed, offset
-        return out, lse.transpose(0, 1)
+        return out.contiguous(), lse.contiguous()
 
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of q, k and v. ``out`` and ``lse`` are of the whole softmax, of which this may be one part."""
         if q.device.type == "cpu":
-            grads, qs, outs = (_split(each, self.q_lengths) for each in (grad, q, out))
-            ks, vs = (_split(each, self.k_lengths) for each in (k, v))
-            lses = [part.transpose(0, 1)[None] for part in lse.split(self.q_lengths)]  # [1, heads, tokens]
+            grads, qs, outs = (_split(each, self._lengths_q) for each in (grad, q, out))
+            ks, vs = (_split(each, self._lengths_k) for each in (k, v))
+            lses = [part[None] for part in lse.split(self._lengths_q, 1)]  # [1, heads, tokens]
             runs = zip(grads, qs, ks, vs, outs, lses, strict=True)
             parts = [
                 torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -184,15 +235,16 @@ class _Runs:
             ]
             grad_q, grad_k, grad_v = (_joined(list(each)) for each in zip(*parts, strict=True))
             return grad_q, grad_k, grad_v
-        assert self._random is not None
-        return torch.ops.aten._flash_attention_backward(
-            grad.contiguous(), q, k, v, out, lse.transpose(0, 1).contiguous(), *self._offsets(q), 0.0, self._causal,
-            *self._random, scale=self._scale,
+        no_dropout = torch.empty(2, dtype=torch.uint64, device=q.device)  # its random state, which is not read
+        grad_q, grad_k, grad_v = torch.ops.aten._flash_attention_backward(
+            grad, q, k, v, out, lse, *self._starts, *self._longest, 0.0, self._causal, no_dropout, no_dropout,
+            scale=self._scale,
         )  # fmt: skip
+        return grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous()
 
-    def _offsets(self, q: Tensor) -> tuple[Tensor, Tensor, int, int]:
-        offsets = [self._layout.offsets(lengths, q.device) for lengths in (self.q_lengths, self.k_lengths)]
-        return offsets[0], offsets[1], max(self.q_lengths), max(self.k_lengths)
+    @property
+    def _longest(self) -> tuple[int, int]:
+        return max(self._lengths_q), max(self._lengths_k)
 
 
 def _split(tensor: Tensor, lengths: list[int]) -> list[Tensor]:
@@ -202,7 +254,7 @@ def _split(tensor: Tensor, lengths: list[int]) -> list[Tensor]:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     """Runs [1, heads, tokens, D] one after another: [T, heads, D]."""
-    return torch.cat([part[0] for part in parts], 1).transpose(0, 1)
+    return torch.cat([part[0].transpose(0, 1) for part in parts])
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:

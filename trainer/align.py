@@ -32,6 +32,7 @@ from trainer.context import Context, open_context
 from trainer.expert_learner import ExpertLearner, write_expert
 from trainer.expert_start import expert_start
 from trainer.intake import POLICY, Admission, Intake
+from trainer.learner_model import learner_model
 from trainer.losses import Algorithm
 from trainer.named_weights import config_json, named_weights
 from trainer.policy_learner import PolicyLearner, training_samples
@@ -145,10 +146,7 @@ def _new_expert(
         model = load_expert(start, seed=config.seed, dropout=stage.experts.dropout, dtype=dtype)
         return place(model, config.device, move=False)
 
-    model = ranks.placed(load, config.device, getattr(torch, config.dtype))
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    return ExpertLearner(expert, model, stage.experts, updates)
+    return ExpertLearner(expert, learner_model(load, config), stage.experts, updates)
 
 
 def _admit_ahead(

@@ -15,8 +15,10 @@ from prism.inputs import InputBuilder
 from prism.packing import Batch, hidden_states
 from prism.shared_prefix import ATTENTION
 from trainer import ranks
+from trainer.learner_model import learner_model
 
-LOGITS = 2**25  # that exist at one time: 128 MiB in float32, however many tokens there are
+# Logits that exist at one time, however many tokens there are: 128 MiB in float32, 512 MiB on a GPU.
+LOGITS = {"cpu": 2**25, "cuda": 2**27}
 
 
 def load_policy(folder: Path | str, *, dtype: torch.dtype, device: str = "cpu") -> Any:
@@ -32,10 +34,15 @@ def load_policy(folder: Path | str, *, dtype: torch.dtype, device: str = "cpu") 
 
 def load_learner(folder: Path | str, config: RunConfig) -> Any:
     """The model as a run trains it, over all ranks. Raises ConfigError if there is none to load."""
-    model = ranks.placed(lambda dtype: load_policy(folder, dtype=dtype), config.device, getattr(torch, config.dtype))
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    model = learner_model(lambda dtype: load_policy(folder, dtype=dtype), config)
+    if config.compile:
+        compile_head(model)
     return model
+
+
+def compile_head(model: Any, backend: str = "inductor") -> None:
+    """What is read off the logits through ``torch.compile``."""
+    model.read_logits = torch.compile(read_logits, dynamic=True, backend=backend)
 
 
 def load_reference(folder: Path | str, config: RunConfig) -> Any:
@@ -92,20 +99,26 @@ def response_tokens(model: Any, batch: Batch, temperature: float = 1.0) -> Respo
 
 def _response_tokens(model: Any, batch: Batch, temperature: float) -> ResponseTokens:
     states = hidden_states(model.model, batch)[batch.predicts]  # [R, H]
-    size = max(1, LOGITS // model.lm_head.out_features)  # tokens a chunk
+    size = max(1, LOGITS[states.device.type] // model.lm_head.out_features)  # tokens a chunk
+    read = getattr(model, "read_logits", read_logits)
 
-    def of_chunk(chunk: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model.lm_head(chunk).float() / temperature  # [chunk, V]
-        normaliser = logits.logsumexp(-1)
-        logprobs = logits.gather(-1, target[:, None]).squeeze(-1) - normaliser
-        with torch.no_grad():
-            entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
-        return logprobs, entropy
+    def of_chunk(chunk: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return read(model.lm_head(chunk), targets, temperature)
 
     again = torch.is_grad_enabled() and len(states) > size
     parts = [
-        checkpoint(of_chunk, chunk, target, use_reentrant=False) if again else of_chunk(chunk, target)
-        for chunk, target in zip(states.split(size), batch.targets.split(size), strict=True)
+        checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) if again else of_chunk(*chunk)
+        for chunk in zip(states.split(size), batch.targets.split(size), strict=True)
     ]
     logprobs, entropies = zip(*parts, strict=True)
     return ResponseTokens(torch.cat(logprobs), torch.cat(entropies))
+
+
+def read_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits [C, V] and tokens [C]: log-probabilities of these [C], and the entropies [C], without a gradient."""
+    logits = logits.float() / temperature
+    normaliser = logits.logsumexp(-1)
+    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
+    with torch.no_grad():
+        entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
+    return logprobs, entropy

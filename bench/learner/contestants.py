@@ -20,10 +20,11 @@ from prism.blobs import BlobStore
 from prism.config import OptimizerConfig, PolicyLearnerConfig
 from prism.inputs import InputBuilder
 from trainer.examples import GroupExamples
+from trainer.learner_model import compile_layers
 from trainer.losses import LossOptions, PackedTokens, Totals, policy_loss
 from trainer.optimizer import Optimizer
 from trainer.policy_learner import PolicyLearner, TrainingSample
-from trainer.policy_model import load_policy
+from trainer.policy_model import compile_head, load_policy
 
 UNCOUNTED = {
     "compiled",
@@ -132,10 +133,10 @@ def _prism(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> t
 
 
 def _compiled(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
-    """PRISM's update, its model's layers through torch.compile."""
+    """PRISM's update with ``compile = true``."""
     model, update = _prism(task, inputs, samples)
-    for layer in model.model.language_model.layers:
-        layer.compile(dynamic=True)
+    compile_layers(model)
+    compile_head(model)
     return model, update
 
 

@@ -104,7 +104,12 @@ class PrefixScorer:
             embeds = embeds.masked_scatter(at[..., None], torch.cat([image.embeds for image in images]))
             layers = zip(*(image.deepstack for image in images), strict=True)
             vision = {"visual_pos_masks": at, "deepstack_visual_embeds": [torch.cat(layer) for layer in layers]}
-        self._run(embeds, torch.cat(positions, -1).to(self._device), Layout(lengths, prefixes=prefixes), **vision)
+        self._run(
+            embeds,
+            torch.cat(positions, -1).to(self._device),
+            Layout(lengths, prefixes=prefixes, device=self._device),
+            **vision,
+        )
         return prefixes
 
     def _branch_scores(self, prefixes: Sequence[Prefix], texts: Sequence[Sequence[tuple[int, ...]]]) -> list[float]:
@@ -118,7 +123,12 @@ class PrefixScorer:
         hidden = self._run(
             self.model.model.get_input_embeddings()(row.to(self._device)),
             torch.cat(position).to(self._device).expand(3, 1, -1),
-            Layout(lengths, prefixes=prefixes, branches=[len(branches) for branches in texts]),
+            Layout(
+                lengths,
+                prefixes=prefixes,
+                branches=[len(branches) for branches in texts],
+                device=self._device,
+            ),
         )
         last = torch.tensor(lengths).cumsum(0) - 1
         return self.model.read(hidden[0, last.to(self._device)]).tolist()

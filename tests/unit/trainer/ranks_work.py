@@ -28,6 +28,7 @@ from trainer.context import Context
 from trainer.demonstrations import prompt_of
 from trainer.examples import GroupExamples
 from trainer.expert_learner import ExpertLearner
+from trainer.learner_model import compile_layers
 from trainer.losses import Algorithm, LossOptions
 from trainer.policy_learner import PolicyLearner, TrainingSample
 from trainer.policy_model import load_policy
@@ -47,6 +48,7 @@ POLICIES: dict[str, tuple[Algorithm, dict[str, Any], tuple[int, int]]] = {
     "grpo": (GRPO, {}, (3, 3)),
     "dapo, two minibatches, passes of one sample": (DAPO, {"minibatches": 2, "micro_batch_tokens": 1}, (4, 3)),
     "gspo, one group": (GSPO, {"epochs": 2}, (1, 1)),
+    "grpo, compiled": (GRPO, {}, (3, 4)),
     "grpo, frozen tower": (GRPO, {"freeze": ["model.visual"]}, (3, 4)),
     "grpo, importance and reference": (GRPO, {"minibatches": 2, "importance_cap": 1.5}, (3, 4)),
 }
@@ -96,6 +98,8 @@ def policy_learner(folder: Path, name: str) -> PolicyLearner:
         return load_policy(folder / "model", dtype=dtype)
 
     model = ranks.placed(load, DEVICE, getattr(torch, DTYPE))
+    if "compiled" in name:
+        compile_layers(model, backend="inductor" if DEVICE == "cuda" else "aot_eager")
     reference = (
         ranks.placed(load, DEVICE, getattr(torch, DTYPE)).requires_grad_(False).eval() if "reference" in name else None
     )

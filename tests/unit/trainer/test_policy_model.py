@@ -68,7 +68,7 @@ def gradients(model: Any, logprobs: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_chunks_change_neither_value_nor_gradient(
     model: Any, stock: Any, examples: list[Example], inputs: InputBuilder, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(policy_model, "LOGITS", chunk * model.lm_head.out_features)
+    monkeypatch.setattr(policy_model, "LOGITS", {"cpu": chunk * model.lm_head.out_features})
     computed = response_logprobs(model, pack(examples, inputs), 0.7)
     expected = padded_logprobs(stock, examples, inputs, 0.7)
     torch.testing.assert_close(computed, expected, rtol=0, atol=1e-5)
@@ -101,7 +101,7 @@ def test_no_tensor_of_all_tokens_and_the_vocabulary_exists_forward_or_backward(
     assert len(batch.targets) > 40
     rows: list[int] = []
     for chunk in (5, 10_000):
-        monkeypatch.setattr(policy_model, "LOGITS", chunk * model.lm_head.out_features)
+        monkeypatch.setattr(policy_model, "LOGITS", {"cpu": chunk * model.lm_head.out_features})
         with LargestLogits(model.lm_head) as largest:
             gradients(model, response_logprobs(model, batch))
         rows.append(largest.rows)
