@@ -1,5 +1,6 @@
 """A push of a policy's weights to a real vLLM server, by files and by broadcast: one run, the same learner and server,
-pushes taking turns, each of other weights than the one before. On a GPU the server needs one of its own:
+pushes taking turns, each of other weights than the one before; the first of each way is not counted. On a GPU the
+server needs one of its own:
 
     CUDA_VISIBLE_DEVICES=0,1 python -m bench.pushes --device cuda --model qwen3-vl-2b
 """
@@ -48,7 +49,7 @@ def main() -> None:
             port = free.getsockname()[1]
         server = _start(folder, options.device, port)
         try:
-            pushed = _push(folder, options, f"http://127.0.0.1:{port}", server)
+            pushed = _push(folder, options, f"http://127.0.0.1:{port}", server, console)
         finally:
             server.terminate()
             server.wait(30)
@@ -84,7 +85,7 @@ def _start(folder: Path, device: str, port: int) -> subprocess.Popen[bytes]:
 
 
 def _push(
-    folder: Path, options: argparse.Namespace, url: str, server: subprocess.Popen[bytes]
+    folder: Path, options: argparse.Namespace, url: str, server: subprocess.Popen[bytes], console: Console
 ) -> dict[str, list[PushResult]]:
     model = load_policy(folder / "model", dtype=getattr(torch, SIZES[options.model].dtype), device=options.device)
     while server.poll() is None:
@@ -106,8 +107,10 @@ def _push(
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.mul_(1.01)
-            pushed[way].append(publisher.push(version, named_weights(model), config_json(model)))
+            result = publisher.push(version, named_weights(model), config_json(model))
             publisher.settle()  # so that it does not disturb the next
+            pushed[way].append(result)
+            console.print(f"{way}: {result.total_seconds:.2f} s, {result.paused_seconds:.2f} paused")
     return {way: results[1:] for way, results in pushed.items()}
 
 

@@ -1,6 +1,7 @@
 """Groups like those of alignment: a prompt that is mostly a picture, and 16 responses of different lengths to it."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,13 @@ from trainer.policy_learner import TrainingSample
 
 RESPONSES = 16
 VERSION = 0
+QWEN3_VL_2B = replace(EXPERT_SIZES["2b"], max_side=1280)
 SIZES = {
     "demo": EXPERT_SIZES["demo"],
     "larger": Size(hidden=384, layers=8, heads=12, key_value_heads=4, mlp=1024, vision_hidden=192, vision_layers=4,
                 vision_heads=6, vision_mlp=384, max_positions=4096, max_side=1024),
-    "qwen3-vl-2b": EXPERT_SIZES["2b"],
+    "qwen3-vl-2b": QWEN3_VL_2B,
+    "qwen3-vl-4b": replace(QWEN3_VL_2B, hidden=2560, layers=36, heads=32, mlp=9728),
 }  # fmt: skip
 LENGTHS = "300+60,1000+200,2000+400"  # tokens of a prompt, of its average response
 
