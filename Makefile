@@ -26,9 +26,10 @@ test-compose: setup ## docker compose up for real, with every part killed on the
 test-gpu: ## what only GPUs can show, learners and weights over NCCL (needs two, and a torch that has CUDA)
 	$(PY) -m pytest tests/gpu $(ARGS)
 
-lint: setup ## ruff and pyright
+lint: setup ## ruff, import directions, pyright
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-logo --no-cache
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
 
 format: setup ## format the code and sort its imports

@@ -60,7 +60,7 @@ def test_a_query_uses_labels_that_its_metrics_have(query: str) -> None:
 
 def test_figures_are_those_that_learners_record() -> None:
     """A figure is a key of a dict in trainer/, maybe behind an expert's name."""
-    written = " ".join(file.read_text() for file in (ROOT / "trainer").glob("*.py"))
+    written = " ".join(file.read_text() for file in (ROOT / "trainer").rglob("*.py"))
     for figure in {name for query in QUERIES for name in re.findall(r'figure="([a-z_]+)"', query)}:
         own = re.sub(r"(perception|reasoning)_", "", figure)
         known = f'"{own}"' in written or re.sub("perception|reasoning", "{expert}", figure) in written
