@@ -13,9 +13,9 @@ import pytest
 from fastapi import HTTPException
 from PIL import Image
 
+from prism.clients import experts as experts_client
 from prism.clients.experts import Experts, image_uri, item, parse_item
 from prism.clients.http import Refused, Unavailable
-from prism.clients.http import experts as experts_client
 from prism.data.rows import open_image
 from prism.errors import ConfigError, DataError
 from prism.wire.experts import CalibrationRequest, Reference

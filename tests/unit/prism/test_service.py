@@ -33,8 +33,8 @@ def ports() -> Iterator[tuple[int, int]]:
     )
     try:
         until = time.monotonic() + 30
-        while subprocess.run([sys.executable, "-m", "prism.http.healthcheck"], env=os.environ | {"PRISM_PORT": str(data)},
-                             capture_output=True).returncode:  # fmt: skip
+        health = [sys.executable, "-m", "prism.http.healthcheck"]
+        while subprocess.run(health, env=os.environ | {"PRISM_PORT": str(data)}, capture_output=True).returncode:
             assert process.poll() is None
             assert time.monotonic() < until, "the service is not ready"
             time.sleep(0.1)
