@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from prism.errors import DataError
-from prism.report.records import Disentanglement, Evaluation, Sample, StageResult, Step
-from prism.report.steps import surviving
+from prism.report.records import Disentanglement, Evaluation, Sample, StageResult, Step, surviving
 
 T = TypeVar("T")
 DISENTANGLED = "disentanglement.jsonl"

@@ -16,9 +16,8 @@ from prism.data.blobs import BlobStore
 from prism.errors import DataError
 from prism.report import load_report, print_comparison, print_table, write_comparison, write_report
 from prism.report.charts import running_mean
-from prism.report.records import Step
+from prism.report.records import Step, surviving
 from prism.report.rollouts import response
-from prism.report.steps import surviving
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 STEPS = {"sft": 300, "align": 80, "rlvr": 40}
