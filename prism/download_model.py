@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from prism.await_model import wait_for
+from prism.files import partial_of, seal
 
 
 def main(name: str, folder: str) -> None:
@@ -17,9 +18,9 @@ def main(name: str, folder: str) -> None:
         return
     from huggingface_hub import snapshot_download
 
-    partial = target.with_name(f"{target.name}.partial")  # a download that was cut off goes on
+    partial = partial_of(target)  # a download that was cut off goes on
     snapshot_download(name, local_dir=partial)
-    partial.rename(target)
+    seal(partial, target)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from prism.errors import DataError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+SYNCS_AT_ONCE = 8  # which a disk takes together: forty small files in a tenth of the time
 
 _unsynced: set[Path] = set()
 """Files that were written with ``sync=False`` and not synced yet."""
@@ -119,10 +121,7 @@ def make_folder(folder: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     """Wait until every file and folder under ``folder``, and itself, is on the disk."""
-    for root, _, names in os.walk(folder, topdown=False):
-        for name in sorted(names):
-            _sync(Path(root) / name)
-        _sync(Path(root))
+    _sync_all(path for path in (folder, *folder.rglob("*")) if not path.is_symlink())
 
 
 def append_json(path: Path, *records: Any, sync: bool = True, ensure_ascii: bool = True) -> None:
@@ -136,20 +135,23 @@ def append_json(path: Path, *records: Any, sync: bool = True, ensure_ascii: bool
     opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         _write_all(opened, lines.encode())
+        if sync:
+            os.fsync(opened)
     finally:
         os.close(opened)
-    _unsynced.add(path)
     if sync:
-        sync_written()
+        _sync(path.parent)
+    else:
+        _unsynced.add(path)
 
 
 def sync_written() -> None:
     """Wait until all that this process has written without ``sync`` is on the disk."""
-    while _unsynced:
-        path = _unsynced.pop()
-        with suppress(FileNotFoundError):  # deleted meanwhile, with its folder
-            _sync(path)
-            _sync(path.parent)
+    written: set[Path] = set()
+    while _unsynced:  # other threads may go on writing
+        written.add(_unsynced.pop())
+    there = {path for path in written if path.exists()}
+    _sync_all(there | {path.parent for path in there})
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -191,6 +193,11 @@ def _write_all(opened: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(opened, left) :]
+
+
+def _sync_all(paths: Iterable[Path]) -> None:
+    with ThreadPoolExecutor(SYNCS_AT_ONCE) as threads:
+        list(threads.map(_sync, paths))
 
 
 def _sync(path: Path) -> None:

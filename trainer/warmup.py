@@ -22,6 +22,7 @@ from prism.data import DataFile, Row, read_rows
 from prism.errors import ConfigError, DataError
 from prism.expert_model import load_expert, place, save_expert
 from prism.expert_section import Section
+from prism.files import partial_of, sealed_folder, write_json
 from prism.inputs import InputBuilder
 from prism.response import parse_response
 from prism.settings import describe
@@ -37,7 +38,7 @@ from trainer.checkpoint import (
 )
 from trainer.demonstrations import Order, prompt_of, report_problems
 from trainer.expert_learner import ExpertLearner
-from trainer.make_experts import refuse_existing, write_whole
+from trainer.make_experts import refuse_existing
 from trainer.recorder import Recorder
 
 KEEP_CHECKPOINTS = 2
@@ -83,7 +84,7 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
     file = read_rows(config.pairs, config.on_bad_row, require=required)
     report_problems(file, console)
     _refuse_unusable(file, console)
-    work = out.with_name(f"{out.name}.partial")
+    work = partial_of(out)
     _refuse_other_settings(config, work)
 
     torch.manual_seed(config.seed)
@@ -117,13 +118,10 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
                 description = partial(write_description, config, {learner.expert: learner.model})
                 saved.save(step + 1, {"step": step + 1}, tensors, description)
     recorder.close()
-
-    def write(folder: Path) -> None:
+    with sealed_folder(out, work / "expert") as folder:
         save_expert(learner.model, folder, inputs)
         for name in ("metrics.jsonl", "settings.json"):
             shutil.copyfile(work / name, folder / name.replace("settings", "warmup"))
-
-    write_whole(out, write)
     shutil.rmtree(work)
     console.print(f"the {config.expert} expert, warmed up on {pairs:,} rows, is in {escape(str(out))}")
 
@@ -149,8 +147,7 @@ def _refuse_other_settings(config: WarmupConfig, work: Path) -> None:
             raise ConfigError(
                 f"{work} was begun with other settings ({', '.join(changed)}): delete it, or choose another folder"
             )
-    work.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=1))
+    write_json(file, settings)
 
 
 def _group(row: Row) -> pb.RolloutGroup:
