@@ -30,6 +30,7 @@ from rich.table import Table
 
 from prism.config import RunConfig, load_config
 from prism.endpoints import load_endpoints
+from prism.files import read_jsonl
 from prism.stack import Stack, start_process
 from prism.stream import StreamNames
 from prism.v1 import rollout_pb2 as pb
@@ -180,9 +181,7 @@ def _attempt(config: RunConfig) -> int:
 
 
 def _lines(config: RunConfig) -> list[dict[str, Any]]:
-    file = config.run_dir / "metrics.jsonl"
-    lines = map(json.loads, file.read_text().splitlines())
-    return [line for line in lines if line["stage"] == STAGE]
+    return [line for line in read_jsonl(config.run_dir / "metrics.jsonl") if line["stage"] == STAGE]
 
 
 def _checks(whole: RunConfig, killed: RunConfig, reference: Seen, seen: Seen) -> dict[str, tuple[bool, str]]:

@@ -16,7 +16,7 @@ from prism.expert_model import CLASSES, save_expert
 from prism.files import sealed_folder
 from prism.inputs import InputBuilder
 from trainer.checkpoint import CONFIG, newest_checkpoint, read_tensors
-from trainer.make_experts import refuse_existing
+from trainer.make_experts import aside, refuse_existing
 from trainer.policy_model import save_policy
 from trainer.result import RESULT, stage_folder, stage_result, start_of
 
@@ -39,11 +39,11 @@ def export(run_dir: Path, out: Path, *, stage: str | None, model: Model, console
         if stage_result(config, name):
             folder = stage_folder(config, name)
             finished = folder if model == "policy" else folder / "experts" / model
-            with sealed_folder(out) as target:
+            with sealed_folder(out, aside(out)) as target:
                 _copy(finished, target)
             said = "finished"
         elif newest := newest_checkpoint(config.run_dir / "checkpoints" / name):
-            with sealed_folder(out) as target:
+            with sealed_folder(out, aside(out)) as target:
                 _assemble(config, name, newest[0], model, target)
             said = f"after step {newest[1]['step']}"
         else:

@@ -20,7 +20,7 @@ def upcycle_folder(
     with console.status(f"upcycling {escape(model)}"):
         inputs = InputBuilder(model)
         mixture = upcycle(model, experts=experts, top_k=top_k, noise=noise, seed=seed, dtype=getattr(torch, dtype))
-        with sealed_folder(out) as folder:
+        with sealed_folder(out, aside(out)) as folder:
             save_expert(mixture, folder, inputs)
     parameters = sum(parameter.numel() for parameter in mixture.parameters())
     console.print(
@@ -32,3 +32,8 @@ def upcycle_folder(
 def refuse_existing(out: Path) -> None:
     if out.exists():
         raise ConfigError(f"{out} exists already: choose another folder, or delete it first")
+
+
+def aside(out: Path) -> Path:
+    """Where ``out`` is written: ``out``.partial may hold the checkpoints of a warm-up."""
+    return out.with_name(f".{out.name}.partial")
