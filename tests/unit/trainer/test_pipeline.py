@@ -14,6 +14,8 @@ from prism.expert_model import load_expert
 from prism.expert_section import SECTIONS
 from trainer import pipeline
 from trainer.compare import load_compare, stage_overrides, teacher_texts
+from trainer.disentangle import disentangled_stages
+from trainer.evaluate import evaluated_stages
 from trainer.expert_start import expert_start, served_experts
 from trainer.result import finish_stage, next_attempt, stage_result, start_of, start_version
 from trainer.train import train_stage
@@ -49,6 +51,13 @@ def test_a_stage_that_fails_leaves_no_result(config: RunConfig) -> None:
 
 def test_attempts_count_up_across_starts(tmp_path: Path) -> None:
     assert [next_attempt(tmp_path) for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_torn_last_line_says_nothing_of_a_stage(tmp_path: Path) -> None:
+    for name, stages in (("evaluations.jsonl", evaluated_stages), ("disentanglement.jsonl", disentangled_stages)):
+        assert not stages(tmp_path)
+        (tmp_path / name).write_text('{"stage": "sft"}\n{"stage": "align"}\n{"stage": "rl')
+        assert set(stages(tmp_path)) == {"sft", "align"}
 
 
 def test_results_of_other_settings_are_refused_by_key(config: RunConfig, tmp_path: Path) -> None:
