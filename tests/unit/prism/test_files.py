@@ -19,11 +19,11 @@ from prism import files
 from prism.config import RunConfig, load_config
 from prism.errors import DataError
 from prism.files import append_json, cut_torn_tail, read_jsonl, sealed_folder, write_json, write_text
-from prism.weights import MANIFEST, newest_sealed, seal
-from trainer.checkpoint import newest_checkpoint, save_checkpoint
-from trainer.compare import _share_first_stage
-from trainer.recorder import Recorder
-from trainer.result import finish_stage, next_attempt, stage_folder, stage_result
+from prism.trainer.checkpoint.checkpoint import newest_checkpoint, save_checkpoint
+from prism.trainer.run.compare import _share_first_stage
+from prism.trainer.run.recorder import Recorder
+from prism.trainer.run.result import finish_stage, next_attempt, stage_folder, stage_result
+from prism.wire.weights import MANIFEST, newest_sealed, seal
 
 STEPS = ("open", "write", "fsync", "fchmod", "mkdir", "rename", "replace", "unlink", "rmdir")  # of ``os``
 LARGE = "x" * 100_000
@@ -340,7 +340,7 @@ def test_a_stage_that_is_finished_again_is_the_old_one_or_the_new(tmp_path: Path
 
 
 def test_a_first_stage_is_shared_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.compare.prepare", lambda config, console: None)
+    monkeypatch.setattr("prism.trainer.run.compare.prepare", lambda config, console: None)
 
     def share(folder: Path) -> None:
         source, target = config_of(folder), config_of(folder / "other")
