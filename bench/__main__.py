@@ -5,7 +5,6 @@ them what a user would pick instead: transformers' own ``generate``. The policy 
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rich.table import Table
 from bench.generation import compare_generation
 from bench.idle import BusySampler, idle_shares
 from prism.config import RunConfig, load_config
+from prism.files import read_jsonl, write_json
 from prism.report import load_report
 from prism.trainer.run.pipeline import run, start_over
 from prism.trainer.run.result import stage_folder
@@ -54,13 +54,12 @@ def main() -> None:
         results[name] = _figures(config) | idle_shares(_steps(config), sampler.samples)
         first = first or config
     assert first
-    (first.runs_dir / "bench.json").write_text(json.dumps(results, indent=1))
+    write_json(first.runs_dir / "bench.json", results)
     _print(console, results, options.demo)
 
 
 def _steps(config: RunConfig) -> list[dict[str, Any]]:
-    lines = map(json.loads, (config.run_dir / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["stage"] == "rlvr"][SKIPPED:]
+    return [line for line in read_jsonl(config.run_dir / "metrics.jsonl") if line["stage"] == "rlvr"][SKIPPED:]
 
 
 def _figures(config: RunConfig) -> dict[str, float]:

@@ -30,6 +30,7 @@ from rich.table import Table
 
 from prism.clients.endpoints import load_endpoints
 from prism.config import RunConfig, load_config
+from prism.files import read_jsonl
 from prism.stack.local import Stack, start_process
 from prism.streams.streams import StreamNames
 from prism.trainer.run.pipeline import prepare, save_resolved, served_model, start_over, train_in_process
@@ -180,9 +181,7 @@ def _attempt(config: RunConfig) -> int:
 
 
 def _lines(config: RunConfig) -> list[dict[str, Any]]:
-    file = config.run_dir / "metrics.jsonl"
-    lines = map(json.loads, file.read_text().splitlines())
-    return [line for line in lines if line["stage"] == STAGE]
+    return [line for line in read_jsonl(config.run_dir / "metrics.jsonl") if line["stage"] == STAGE]
 
 
 def _checks(whole: RunConfig, killed: RunConfig, reference: Seen, seen: Seen) -> dict[str, tuple[bool, str]]:

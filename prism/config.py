@@ -1,6 +1,5 @@
 """A run, as written in TOML: ``configs/*.toml``. Unknown keys and impossible values are refused, by name."""
 
-import json
 import re
 import tomllib
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prism.errors import ConfigError
+from prism.files import write_json
 from prism.settings import describe
 
 
@@ -351,6 +351,5 @@ def _override(values: dict[str, Any], override: str) -> None:
 def save_resolved(config: RunConfig) -> Path:
     """Write what was resolved, defaults included, into the run's folder."""
     path = config.run_dir / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config.model_dump(mode="json"), indent=1))
+    write_json(path, config.model_dump(mode="json"))
     return path

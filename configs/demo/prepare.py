@@ -16,9 +16,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -30,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the file
 
 from configs.demo import task
 from configs.demo.task import Flaws, Puzzle, Scans
+from prism.files import seal, write_json
 
 MARKER = "prepared.json"
 SOURCES = ("task.py", "model.py", "prepare.py")
@@ -239,12 +238,6 @@ def write_data(folder: Path, options: argparse.Namespace) -> None:
     write_prompts(writer, "test", options.test, held_out, options.levels, teacher=True)
 
 
-def replace(source: Path, target: Path) -> None:
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(source, target)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     out: Path = options.out
@@ -263,20 +256,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         size = model.Size()
         parameters = model.save_model(work / "model", task.corpus(), task.TAGS, options.seed, size)
         marker.unlink(missing_ok=True)  # from here to the end, the folder is in between
-        replace(work / "data", out / "data")
-        replace(work / "model", out / "model")
-    marker.write_text(
-        json.dumps(
-            {
-                "fingerprint": wanted,
-                "parameters": parameters,
-                "size": dataclasses.asdict(size),
-                "options": {name: str(value) for name, value in vars(options).items() if name not in ("out", "force")},
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+        seal(work / "data", out / "data")
+        seal(work / "model", out / "model")
+    made_with = {name: str(value) for name, value in vars(options).items() if name not in ("out", "force")}
+    prepared = {"fingerprint": wanted, "parameters": parameters, "size": dataclasses.asdict(size), "options": made_with}
+    write_json(marker, prepared)
     print(
         f"{out}: model of {parameters / 1e6:.2f}M parameters and {options.public_demos:,} public demonstrations, "
         f"{options.teacher_demos:,} of the teacher, {options.prompts:,} prompts in {time.monotonic() - started:.0f} s"

@@ -2,14 +2,15 @@
 
 import hashlib
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from prism.errors import ConfigError, DataError, ServiceError
+from prism.files import write_bytes
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -38,16 +39,12 @@ class BlobStore:
         sha256 = hashlib.sha256(data).hexdigest()
         path = self._path(sha256)
         with self._telling():
-            if self._fs.exists(path):
-                return sha256
-            if not isinstance(self._fs, LocalFileSystem):  # an object is there as a whole, or not
+            if isinstance(self._fs, LocalFileSystem):
+                file = Path(path)
+                if not file.is_file() or file.stat().st_size != len(data):  # a power cut may have emptied it
+                    write_bytes(file, data, sync=False)
+            elif not self._fs.exists(path):  # an object is there as a whole, or not
                 self._fs.pipe_file(path, data)
-                return sha256
-            self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            # Written aside and renamed: a reader never sees half a blob, and two writers of one blob do not meet.
-            partial = f"{path}.{uuid.uuid4().hex}.partial"
-            self._fs.pipe_file(partial, data)
-            self._fs.mv(partial, path)
         return sha256
 
     def get(self, sha256: str) -> bytes:

@@ -5,7 +5,6 @@ does not notice a lie there holds by construction, that it notices one in its ow
 """
 
 import asyncio
-import json
 import math
 import statistics
 import time
@@ -24,6 +23,7 @@ from prism.data.rows import read_rows, to_prompt
 from prism.errors import ServiceError
 from prism.evaluation import corrupt
 from prism.evaluation.corrupt import Lies
+from prism.files import append_json, read_jsonl
 from prism.wire.section import SECTIONS as EXPERTS
 from prism.wire.section import Section
 from prism.wire.v1 import rollout_pb2 as pb
@@ -49,14 +49,12 @@ def disentangle(config: RunConfig, stage: str, settings: DisentangleConfig, vers
         "seconds": time.perf_counter() - started,
         "time": time.time(),
     }
-    with (config.run_dir / FILE).open("a") as file:
-        file.write(json.dumps(figures) + "\n")
+    append_json(config.run_dir / FILE, figures)
     return figures
 
 
 def disentangled_stages(run_dir: Path) -> set[str]:
-    file = run_dir / FILE
-    return {json.loads(line)["stage"] for line in file.read_text().splitlines()} if file.is_file() else set()
+    return {line["stage"] for line in read_jsonl(run_dir / FILE)}
 
 
 def print_disentanglement(console: Console, figures: dict[str, Any]) -> None:

@@ -18,11 +18,13 @@ from prism.config import EvaluateConfig, RunConfig
 from prism.data.blobs import BlobStore
 from prism.data.rows import read_rows, to_prompt
 from prism.errors import DataError, ServiceError
+from prism.files import append_json, read_jsonl
 from prism.wire.response import caption_f1, parse_response
 from prism.wire.section import SECTIONS
 from prism.wire.v1 import rollout_pb2 as pb
 
 CONCURRENCY = 48
+EVALUATIONS = "evaluations.jsonl"
 SHOWN = 12  # questions whose responses are kept with the experts' scores, the same in every stage
 
 
@@ -59,16 +61,14 @@ def evaluate(
         "time": time.time(),
     }
     if data is None:
-        _append(config.run_dir / "evaluations.jsonl", [figures])
-        _append(config.run_dir / "samples.jsonl", [_shown(stage, group) for group in groups[:SHOWN]])
+        append_json(config.run_dir / "samples.jsonl", *(_shown(stage, group) for group in groups[:SHOWN]))
+        append_json(config.run_dir / EVALUATIONS, figures)  # last: with it the stage counts as evaluated
     return figures
 
 
 def evaluated_stages(run_dir: Path) -> dict[str, dict[str, Any]]:
     """The newest figures of each stage that was evaluated."""
-    file = run_dir / "evaluations.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return {figures["stage"]: figures for figures in map(json.loads, lines)}
+    return {figures["stage"]: figures for figures in read_jsonl(run_dir / EVALUATIONS)}
 
 
 def print_figures(console: Console, figures: dict[str, Any]) -> None:
@@ -175,8 +175,3 @@ def _score(score: pb.Score) -> dict[str, Any]:
 
 def _status(status: pb.Status) -> str:
     return pb.Status.Name(status).removeprefix("STATUS_").lower()
-
-
-def _append(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with file.open("a") as opened:
-        opened.writelines(json.dumps(row) + "\n" for row in rows)

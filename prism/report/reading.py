@@ -131,6 +131,8 @@ def _read_results(folder: Path, problems: list[str]) -> dict[str, StageResult]:
     results: dict[str, StageResult] = {}
     for path in sorted(folder.glob("stages/*/stage.json")):
         name = path.parent.name
+        if name.endswith(".partial"):  # what a kill has left
+            continue
         try:
             results[name] = StageResult.model_validate(json.loads(path.read_bytes()))
         except ValidationError as error:

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from prism.files import write_text
 from prism.report.arms import METRICS, Comparison
 from prism.report.comparison import load_comparison
 from prism.report.dots import draw_dots
@@ -34,8 +35,8 @@ def write_report(run_dir: Path) -> Report:
         levels=levels(report),
         started=_clock(report.started),
     )
-    _write(run_dir / "report.json", report.model_dump_json(indent=1) + "\n")
-    _write(run_dir / "report.html", page)
+    write_text(run_dir / "report.json", report.model_dump_json(indent=1) + "\n")
+    write_text(run_dir / "report.html", page)
     return report
 
 
@@ -49,7 +50,7 @@ def write_comparison(root: Path) -> Comparison:
         charts=draw_dots(comparison),
         links=_links(root, comparison),
     )
-    _write(root / "comparison.html", page)
+    write_text(root / "comparison.html", page)
     return comparison
 
 
@@ -90,9 +91,3 @@ def _clock(time: float | None) -> str:
         return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M UTC")
     except (OverflowError, ValueError, OSError):
         return ""
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from prism.files import partial_of, seal
 from prism.stack.await_model import wait_for
 
 
@@ -17,9 +18,9 @@ def main(name: str, folder: str) -> None:
         return
     from huggingface_hub import snapshot_download
 
-    partial = target.with_name(f"{target.name}.partial")  # a download that was cut off goes on
+    partial = partial_of(target)  # a download that was cut off goes on
     snapshot_download(name, local_dir=partial)
-    partial.rename(target)
+    seal(partial, target)
 
 
 if __name__ == "__main__":

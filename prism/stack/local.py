@@ -1,7 +1,6 @@
 """The services of a run as processes of this machine: started, waited for, watched, and stopped for good."""
 
 import ctypes
-import json
 import os
 import secrets
 import signal
@@ -24,6 +23,7 @@ from rich.console import Console
 from prism.clients.endpoints import Endpoints
 from prism.config import RunConfig
 from prism.errors import ServiceError
+from prism.files import write_json, write_text
 from prism.settings import load_settings
 from prism.wire.section import SECTIONS, Section
 
@@ -83,9 +83,7 @@ class Stack:
         began = time.monotonic()
         for service in self.services:
             _refuse_taken_port(service)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.touch(mode=0o600)
-        self._file.write_text(json.dumps(self._endpoints(), indent=1))
+        write_json(self._file, self._endpoints(), mode=0o600)
         for service in self.services:
             self._spawn(service)
             if service.name == "redis":
@@ -186,13 +184,13 @@ class Stack:
 
     def _redis(self) -> Service:
         folder = self._run_dir / "redis"
-        folder.mkdir(parents=True, exist_ok=True)
         port, password = self._port(0), self._tokens["redis"]
         # The password goes in a file: arguments can be read by anyone on the machine.
         settings = folder / "redis.conf"
-        settings.touch(mode=0o600)
-        settings.write_text(
-            f'port {port}\nbind 127.0.0.1\nrequirepass {password}\nappendonly yes\ndir "{folder}"\nsave ""\n'
+        write_text(
+            settings,
+            f'port {port}\nbind 127.0.0.1\nrequirepass {password}\nappendonly yes\ndir "{folder}"\nsave ""\n',
+            mode=0o600,
         )
 
         def ready() -> str | None:

@@ -4,6 +4,8 @@ import os
 import secrets
 from pathlib import Path
 
+from prism.files import write_text
+
 VARIABLES = ("PRISM_TOKEN", "PRISM_ADMIN_TOKEN", "PRISM_REDIS_PASSWORD")
 
 
@@ -22,17 +24,8 @@ def write_secrets(folder: Path, redis_folder: Path, redis_address: str) -> list[
             value = secrets.token_urlsafe(32)
             made_up.append(variable)
         values[variable] = value
-        _write(file, value, 0o400)
+        write_text(file, value, mode=0o400)
     password = values["PRISM_REDIS_PASSWORD"]
-    _write(folder / "prism_redis_url", f"redis://:{password}@{redis_address}/0", 0o400)
-    _write(redis_folder / "password.conf", f"requirepass {password}\n", 0o444)
+    write_text(folder / "prism_redis_url", f"redis://:{password}@{redis_address}/0", mode=0o400)
+    write_text(redis_folder / "password.conf", f"requirepass {password}\n", mode=0o444)
     return made_up
-
-
-def _write(file: Path, text: str, mode: int) -> None:
-    partial = file.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    partial.touch(mode=0o600)
-    partial.write_text(text)
-    partial.chmod(mode)
-    partial.replace(file)

@@ -7,12 +7,12 @@ verifies every file before it loads one. Folders are named by version and immuta
 import contextlib
 import hashlib
 import shutil
-import uuid
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from prism.errors import WeightsError
+from prism.files import sync_tree, write_text
 
 MANIFEST = "manifest.json"
 
@@ -104,7 +104,8 @@ def seal(
         if file.is_file() and file.name != MANIFEST
     }
     manifest = Manifest(model=model, version=version, attempt=attempt, path=path, files=files, probe=probe)
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    sync_tree(folder)
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1))
     return manifest
 
 
@@ -136,10 +137,7 @@ def _verify(root: Path, manifest: Manifest) -> Path:
 
 def note_newest(state_dir: Path, manifest: Manifest) -> None:
     """Remember, across restarts of the service, which weights it was given last."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    partial = state_dir / f"newest.{uuid.uuid4().hex}.partial"  # replicas may share the folder
-    partial.write_text(manifest.model_dump_json(indent=1))
-    partial.replace(state_dir / "newest.json")
+    write_text(state_dir / "newest.json", manifest.model_dump_json(indent=1))
 
 
 def read_newest(state_dir: Path) -> Manifest | None:

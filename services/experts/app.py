@@ -178,7 +178,7 @@ def create_app(settings: ExpertSettings) -> FastAPI:
             paused = await asyncio.to_thread(engine.swap, settings.weights_root, manifest)
         except WeightsError as error:
             raise HTTPException(409, str(error)) from None
-        note_newest(settings.state_dir, manifest)
+        await asyncio.to_thread(note_newest, settings.state_dir, manifest)
         total = time.perf_counter() - started
         metrics.SYNC_SECONDS.labels(settings.expert).observe(total)
         metrics.SYNC_PAUSED_SECONDS.labels(settings.expert).observe(paused)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
+from prism.files import write_text
 from prism.wire.experts import CalibrationRequest, CalibrationState, Percentile
 
 log = logging.getLogger(__name__)
@@ -80,10 +81,7 @@ class Kept(BaseModel):
 
 
 def keep(state_dir: Path, base: str, calibration: Calibration) -> None:
-    state_dir.mkdir(parents=True, exist_ok=True)
-    partial = state_dir / f"{FILE}.partial"
-    partial.write_text(Kept(base=base, request=calibration.request).model_dump_json())
-    partial.replace(state_dir / FILE)
+    write_text(state_dir / FILE, Kept(base=base, request=calibration.request).model_dump_json())
 
 
 def read_kept(state_dir: Path, base: str) -> Calibration | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prism import telemetry
+from prism.files import write_json
 from prism.services.policy.settings import PolicySettings
 
 SITE = Path(__file__).parent / "site"  # a sitecustomize for every interpreter the server starts
@@ -57,7 +58,7 @@ def write_logging(settings: PolicySettings) -> None:
         "root": logger | {"level": "WARNING"},
         "loggers": {name: logger | {"propagate": False} for name in ("vllm", "uvicorn")},
     }
-    (settings.state_dir / LOGGING).write_text(json.dumps(configuration))
+    write_json(settings.state_dir / LOGGING, configuration)
 
 
 def server_environment(settings: PolicySettings, base: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -9,7 +9,6 @@ counts once it is sealed. (torch's own index of the tensors is a pickle: it is r
 """
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from prism.errors import CheckpointError, WeightsError
+from prism.files import partial_of, sealed_folder, write_json
 from prism.trainer.learn import ranks
 from prism.wire.weights import file_sha256
 
@@ -48,28 +48,18 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callabl
 
     Raises CheckpointError (a full disk, say) and leaves the checkpoints there were untouched.
     """
-    target, partial = root / f"{step:06d}", root / f"{step:06d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    target = root / f"{step:06d}"  # there already, if of an attempt that was abandoned: this run has just passed it
     try:
-        partial.mkdir(parents=True, exist_ok=True)  # another rank may be earlier
-        write(partial)
-        (partial / STATE).write_text(json.dumps(state, indent=1))
-        files = {str(file.relative_to(partial)): file_sha256(file) for file in _files(partial)}
-        (partial / MANIFEST).write_text(json.dumps(files, indent=1))
-        for file in _files(partial):
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+        with sealed_folder(target) as folder:
+            write(folder)
+            write_json(folder / STATE, state)
+            files = {str(file.relative_to(folder)): file_sha256(file) for file in _files(folder)}
+            write_json(folder / MANIFEST, files)
     except WRITE_ERRORS as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {root}: {_reason(error)}. Earlier ones are "
             "untouched: when there is room, the same command goes on from the newest"
         ) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(target, ignore_errors=True)  # of an attempt that was abandoned: this run has just passed it again
-    partial.rename(target)
     for old in checkpoints(root)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -122,7 +112,7 @@ class Checkpoints:
         if ranks.is_first():
             save_checkpoint(self.root, step, state, write_all, keep=self._keep)
         else:
-            write_all(self.root / f"{step:06d}.partial")
+            write_all(partial_of(self.root / f"{step:06d}"))
 
     def look(self) -> None:
         """Between steps: whether what is being saved is sealed. Raises CheckpointError if it could not be written."""

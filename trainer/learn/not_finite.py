@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
+from prism.files import write_text
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -18,6 +19,5 @@ def keep_groups(run_dir: Path, name: str, step: int, groups: Iterable[pb.Rollout
 def keep_rows(run_dir: Path, name: str, step: int, rows: Iterable[dict[str, Any]]) -> Path:
     """Write ``not-finite/NAME-STEP.jsonl`` into the run's folder; returns the file."""
     file = run_dir / "not-finite" / f"{name}-{step:06d}.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
     return file

@@ -17,6 +17,7 @@ from rich.console import Console
 from prism.config import AlignConfig, RunConfig, SftConfig, Strict, load_config
 from prism.errors import ConfigError
 from prism.evaluation.held_out import evaluate
+from prism.files import sealed_folder, write_json
 from prism.settings import describe
 from prism.trainer.run.pipeline import prepare, run
 from prism.trainer.run.result import stage_folder, stage_result
@@ -73,9 +74,8 @@ def compare_arms(file: Path, overrides: Sequence[str], console: Console, *, fres
             else:
                 _share_first_stage(first, config, console)
             arms[name]["seeds"].append(_train_arm(compare, config, base_file, settings, console) | {"seed": seed})
-    root.mkdir(parents=True, exist_ok=True)
     table = {"split": compare.data, "questions": compare.questions, "arms": list(arms.values())}
-    (root / "comparison.json").write_text(json.dumps(table, indent=1))
+    write_json(root / "comparison.json", table)
     print_comparison(write_comparison(root), console)
 
 
@@ -115,7 +115,8 @@ def _share_first_stage(source: RunConfig, target: RunConfig, console: Console) -
         return  # this arm begins differently and trains its own
     if stage_result(target, name) is None:
         prepare(target, console)
-        shutil.copytree(stage_folder(source, name), stage_folder(target, name), dirs_exist_ok=True)
+        with sealed_folder(stage_folder(target, name)) as folder:
+            shutil.copytree(stage_folder(source, name), folder, dirs_exist_ok=True)
 
 
 def _train_arm(
@@ -153,7 +154,7 @@ def _train_arm(
         "seconds": sum(result["seconds"] for result in results if result),
         "run_dir": str(config.run_dir),
     }
-    done.write_text(json.dumps(row, indent=1))
+    write_json(done, row)
     return row
 
 

@@ -1,7 +1,6 @@
 """``prism export``: a model of a run, finished or from its newest checkpoint, as an ordinary Hugging Face folder."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +12,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from prism.config import AlignConfig, RunConfig
 from prism.errors import ConfigError
+from prism.files import sealed_folder
 from prism.model.expert import CLASSES, save_expert
 from prism.model.inputs import InputBuilder
 from prism.trainer.checkpoint.checkpoint import CONFIG, newest_checkpoint, read_tensors
 from prism.trainer.learn.policy_model import save_policy
-from prism.trainer.run.make_experts import refuse_existing, write_whole
+from prism.trainer.run.make_experts import aside, refuse_existing
 from prism.trainer.run.result import RESULT, stage_folder, stage_result, start_of
 
 Model = Literal["policy", "perception", "reasoning"]
@@ -39,10 +39,12 @@ def export(run_dir: Path, out: Path, *, stage: str | None, model: Model, console
         if stage_result(config, name):
             folder = stage_folder(config, name)
             finished = folder if model == "policy" else folder / "experts" / model
-            write_whole(out, partial(_copy, finished))
+            with sealed_folder(out, aside(out)) as target:
+                _copy(finished, target)
             said = "finished"
         elif newest := newest_checkpoint(config.run_dir / "checkpoints" / name):
-            write_whole(out, partial(_assemble, config, name, newest[0], model))
+            with sealed_folder(out, aside(out)) as target:
+                _assemble(config, name, newest[0], model, target)
             said = f"after step {newest[1]['step']}"
         else:
             continue

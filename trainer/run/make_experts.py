@@ -1,8 +1,5 @@
 """``prism experts upcycle``: a mixture-of-experts expert as a folder, written whole or not at all."""
 
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prism.errors import ConfigError
+from prism.files import sealed_folder
 from prism.model.expert import save_expert, upcycle
 from prism.model.inputs import InputBuilder
 
@@ -22,7 +20,8 @@ def upcycle_folder(
     with console.status(f"upcycling {escape(model)}"):
         inputs = InputBuilder(model)
         mixture = upcycle(model, experts=experts, top_k=top_k, noise=noise, seed=seed, dtype=getattr(torch, dtype))
-        write_whole(out, lambda folder: save_expert(mixture, folder, inputs))
+        with sealed_folder(out, aside(out)) as folder:
+            save_expert(mixture, folder, inputs)
     parameters = sum(parameter.numel() for parameter in mixture.parameters())
     console.print(
         f"{escape(str(out))}: {experts} experts for each MLP, {top_k} for each token, noise {noise:g}, "
@@ -35,14 +34,6 @@ def refuse_existing(out: Path) -> None:
         raise ConfigError(f"{out} exists already: choose another folder, or delete it first")
 
 
-def write_whole(out: Path, write: Callable[[Path], None]) -> None:
-    """``write(folder)`` into a folder beside ``out``, which becomes it in one rename."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        partial.chmod(0o755)  # a temporary folder is private, a model is not
-        write(partial)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+def aside(out: Path) -> Path:
+    """Where ``out`` is written: ``out``.partial may hold the checkpoints of a warm-up."""
+    return out.with_name(f".{out.name}.partial")

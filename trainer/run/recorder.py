@@ -1,6 +1,5 @@
 """What a run leaves to look at: ``metrics.jsonl``, a line of progress, and live Prometheus gauges."""
 
-import json
 import logging
 import math
 import time
@@ -12,6 +11,7 @@ from prometheus_client import Counter, Gauge
 from rich.console import Console
 
 from prism import logs, telemetry
+from prism.files import append_json, sync_written
 from prism.trainer.learn import ranks
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -35,7 +35,7 @@ class Recorder:
 
     def __init__(self, run_dir: Path, stage: str, total: int, *, console: Console | None = None) -> None:
         self.stage, self.total = stage, total
-        self._file = (run_dir / "metrics.jsonl").open("a") if ranks.is_first() else None
+        self._file = run_dir / "metrics.jsonl"
         self._console = console or logs.console()
         self._started = time.monotonic()
         self._first: int | None = None
@@ -50,13 +50,12 @@ class Recorder:
     ) -> None:
         """Record step ``step`` (1-based); ``show`` names the figures of the progress line, ``groups`` are those that
         were trained on."""
-        if self._file is None:
+        if not ranks.is_first():
             return
         # NaN is no JSON, and nothing that a mean or a chart could use.
         figures = {name: NO_DATA if _not_finite(value) else value for name, value in figures.items()}
-        json.dump({"stage": self.stage, "step": step, "time": time.time()} | figures, self._file)
-        self._file.write("\n")
-        self._file.flush()
+        line = {"stage": self.stage, "step": step, "time": time.time()} | figures
+        append_json(self._file, line, sync=False)  # the next checkpoint syncs it: later steps are done again
         STEPS.labels(self.stage).inc()
         for name, value in figures.items():
             if isinstance(value, int | float):
@@ -101,8 +100,8 @@ class Recorder:
         log.info("step %d of %d", step, self.total, extra=of_step | version | {logs.FIGURES: figures})
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        """Wait until all lines are on the disk."""
+        sync_written()
 
 
 def _not_finite(value: Any) -> bool:

@@ -1,12 +1,12 @@
 """What a finished stage leaves behind: a model folder with ``stage.json`` in it. (No torch.)"""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prism.config import RunConfig
+from prism.files import sealed_folder, write_json
 
 RESULT = "stage.json"
 
@@ -39,21 +39,13 @@ def start_version(start: Path | str) -> int:
 
 def finish_stage(config: RunConfig, name: str, kind: str, train: Callable[[Path], dict[str, Any]]) -> None:
     """``train(folder)`` into a folder aside, which becomes the stage's result in one rename."""
-    target = stage_folder(config, name)
-    partial = target.with_name(f"{name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    result = train(partial)
-    (partial / RESULT).write_text(json.dumps({"kind": kind} | result, indent=1))
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    with sealed_folder(stage_folder(config, name)) as folder:
+        write_json(folder / RESULT, {"kind": kind} | train(folder))
 
 
 def next_attempt(run_dir: Path) -> int:
     """How often weights were pushed afresh in this run, this time included; written down before anything is pushed."""
     file = run_dir / "attempt.json"
     attempt = json.loads(file.read_text())["attempt"] + 1 if file.is_file() else 1
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"attempt": attempt}))
-    partial.replace(file)
+    write_json(file, {"attempt": attempt})
     return attempt

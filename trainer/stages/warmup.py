@@ -20,6 +20,7 @@ from rich.markup import escape
 from prism.config import ExpertLearnerConfig, Strict
 from prism.data.rows import DataFile, Row, read_rows
 from prism.errors import ConfigError, DataError
+from prism.files import partial_of, sealed_folder, write_json
 from prism.model.expert import load_expert, place, save_expert
 from prism.model.inputs import InputBuilder
 from prism.settings import describe
@@ -33,7 +34,7 @@ from prism.trainer.checkpoint.checkpoint import (
 )
 from prism.trainer.flow.demonstrations import Order, prompt_of, report_problems
 from prism.trainer.learn.expert_learner import ExpertLearner
-from prism.trainer.run.make_experts import refuse_existing, write_whole
+from prism.trainer.run.make_experts import refuse_existing
 from prism.trainer.run.recorder import Recorder
 from prism.wire.response import parse_response
 from prism.wire.section import Section
@@ -83,7 +84,7 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
     file = read_rows(config.pairs, config.on_bad_row, require=required)
     report_problems(file, console)
     _refuse_unusable(file, console)
-    work = out.with_name(f"{out.name}.partial")
+    work = partial_of(out)
     _refuse_other_settings(config, work)
 
     torch.manual_seed(config.seed)
@@ -117,13 +118,10 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
                 description = partial(write_description, config, {learner.expert: learner.model})
                 saved.save(step + 1, {"step": step + 1}, tensors, description)
     recorder.close()
-
-    def write(folder: Path) -> None:
+    with sealed_folder(out, work / "expert") as folder:
         save_expert(learner.model, folder, inputs)
         for name in ("metrics.jsonl", "settings.json"):
             shutil.copyfile(work / name, folder / name.replace("settings", "warmup"))
-
-    write_whole(out, write)
     shutil.rmtree(work)
     console.print(f"the {config.expert} expert, warmed up on {pairs:,} rows, is in {escape(str(out))}")
 
@@ -149,8 +147,7 @@ def _refuse_other_settings(config: WarmupConfig, work: Path) -> None:
             raise ConfigError(
                 f"{work} was begun with other settings ({', '.join(changed)}): delete it, or choose another folder"
             )
-    work.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=1))
+    write_json(file, settings)
 
 
 def _group(row: Row) -> pb.RolloutGroup:

@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prism.files import make_folder
 from prism.wire.weights import Manifest, WeightFile, file_sha256
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class WeightFolder:
         self._folder = root / path
         self._base_folder, self._base = (root / base.path, base.files) if base else (root, {})
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        make_folder(self._folder)
 
     def add_tensors(self, tensors: Iterable[tuple[str, "Tensor"]], config: str) -> None:
         """All tensors of a model under their checkpoint's names, those of a block in a row, and its ``config.json``.

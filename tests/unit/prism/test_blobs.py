@@ -40,6 +40,15 @@ def test_a_corrupt_blob_is_never_returned(tmp_path: Path) -> None:
         store.get(name)
 
 
+@pytest.mark.parametrize("left", [b"", b"pix"])
+def test_a_blob_that_a_power_cut_has_halved_is_written_again(tmp_path: Path, left: bytes) -> None:
+    store = BlobStore(str(tmp_path))
+    name = store.put(b"pixels")
+    (tmp_path / name[:2] / name).write_bytes(left)
+    assert store.put(b"pixels") == name
+    assert store.get(name) == b"pixels"
+
+
 def test_writers_of_the_same_blob_do_not_meet(tmp_path: Path) -> None:
     store = BlobStore(str(tmp_path))
     blobs = [b"%d" % number for number in range(100)] * 8

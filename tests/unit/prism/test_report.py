@@ -254,7 +254,10 @@ def test_missing_and_broken_inputs_are_said_and_not_fatal(run: Path) -> None:
     samples = (run / "samples.jsonl").read_bytes()
     (run / "samples.jsonl").write_bytes(b'{"stage": "sft"}\n\xff\xfe\n[1]\n{"sta')
     (run / "stages" / "sft" / "stage.json").write_text("{")
+    (run / "stages" / "rlvr.partial").mkdir()  # as a kill leaves it
+    (run / "stages" / "rlvr.partial" / "stage.json").write_text('{"version": 1, "steps": 1}')
     report = write_report(run)
+    assert [stage.name for stage in report.stages] == ["sft", "align", "rlvr"]
     assert report.problems[0] == "config.json is missing"
     assert "samples.jsonl: 4 lines could not be read" in report.problems[1]
     assert "line 1: prompt_id: Field required" in report.problems[1]

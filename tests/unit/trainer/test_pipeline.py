@@ -10,6 +10,8 @@ from rich.console import Console
 
 from prism.config import AlignConfig, GroundingConfig, RunConfig, load_config
 from prism.errors import ConfigError, ServiceError
+from prism.evaluation.disentangle import disentangled_stages
+from prism.evaluation.held_out import evaluated_stages
 from prism.model.expert import load_expert
 from prism.trainer.run import pipeline
 from prism.trainer.run.compare import load_compare, stage_overrides, teacher_texts
@@ -49,6 +51,13 @@ def test_a_stage_that_fails_leaves_no_result(config: RunConfig) -> None:
 
 def test_attempts_count_up_across_starts(tmp_path: Path) -> None:
     assert [next_attempt(tmp_path) for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_torn_last_line_says_nothing_of_a_stage(tmp_path: Path) -> None:
+    for name, stages in (("evaluations.jsonl", evaluated_stages), ("disentanglement.jsonl", disentangled_stages)):
+        assert not stages(tmp_path)
+        (tmp_path / name).write_text('{"stage": "sft"}\n{"stage": "align"}\n{"stage": "rl')
+        assert set(stages(tmp_path)) == {"sft", "align"}
 
 
 def test_results_of_other_settings_are_refused_by_key(config: RunConfig, tmp_path: Path) -> None:

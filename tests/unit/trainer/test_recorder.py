@@ -49,6 +49,14 @@ def test_each_step_is_a_line_at_once_and_a_resumed_run_adds_to_them(tmp_path: Pa
     assert found[0]["time"] <= found[1]["time"]
 
 
+def test_a_torn_last_line_is_not_glued_to_the_next(tmp_path: Path, console: Console) -> None:
+    file = tmp_path / "metrics.jsonl"
+    Recorder(tmp_path, "sft", 3, console=console).step(1, {"loss": 0.5})
+    file.write_bytes(file.read_bytes() + b'{"stage": "sft", "st')
+    Recorder(tmp_path, "sft", 3, console=console).step(2, {"loss": 0.25})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_no_data(tmp_path: Path, console: Console, value: float) -> None:
     recorder = Recorder(tmp_path, "finite", 1, console=console)
