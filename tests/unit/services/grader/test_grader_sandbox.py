@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from services.grader import sandbox
+from prism.services.grader import sandbox
 
 SANDBOXED = """
 import ctypes, errno, mmap, threading, pyseccomp
-from services.grader import sandbox
+from prism.services.grader import sandbox
 libc = ctypes.CDLL(None, use_errno=True)
 def call(number):
     ctypes.set_errno(0)
