@@ -4,11 +4,15 @@ Switched on by OpenTelemetry's own variables: an endpoint (OTEL_EXPORTER_OTLP_EN
 OTEL_TRACES_EXPORTER; spans go out as OTLP over HTTP. Without them nothing here does anything, and nothing is imported
 for it (redis-py imports OpenTelemetry's metrics by itself). A span is named on every wire by its traceparent (W3C),
 which is "" where there is none.
+
+Spans of requests are made here, after a trial of opentelemetry-instrumentation-asgi and -httpx 0.66b2: a server's span
+held the query string, with whatever text a caller puts there, and the caller's address; a client's was named POST,
+ended before the body was read, 0.01 of 0.52 s, and did not say why a service refused. Five packages in every container.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,7 +54,7 @@ def start(service: str) -> None:
 @cache
 def _provider() -> "TracerProvider":
     """Our own, never the process' global one: a server that traces by itself, as vLLM can, sets that."""
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
@@ -60,9 +64,8 @@ def _provider() -> "TracerProvider":
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         exporter = OTLPSpanExporter()
-    resource = Resource.create()
-    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
-        resource = resource.merge(Resource({SERVICE_NAME: _service}))
+    # The variables' attributes win over ours.
+    resource = Resource.create({SERVICE_NAME: _service}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
@@ -74,35 +77,23 @@ def flush() -> None:
         _provider().force_flush()
 
 
-@contextmanager
-def _span(name: str, parent: str, kind: Kind, attributes: dict[str, Any]) -> Iterator[Any]:
-    from opentelemetry.trace import SpanKind
-
-    tracer = _provider().get_tracer("prism")
-    # Without a parent of its own: the span that is open here, if any.
-    context = _context(parent) if parent else None
-    with tracer.start_as_current_span(name, context, SpanKind[kind.upper()], attributes) as span:
-        yield span
-
-
-def span(name: str, *, parent: str = "", kind: Kind = "internal", **attributes: Any) -> Any:
+def span(name: str, *, parent: str | None = None, kind: Kind = "internal", **attributes: Any) -> Any:
     """A context manager: a span of what happens inside, under the one named by ``parent``, else under the open one.
 
-    Its value is the span, or None where traces are off.
+    A ``parent`` that names none, as "", begins a new trace. Its value is the span, or None where traces are off.
     """
-    return _span(name, parent, kind, attributes) if is_on() else nullcontext()
+    if not is_on():
+        return nullcontext()
+    from opentelemetry.trace import SpanKind
+
+    context = None if parent is None else _context(parent)
+    return _provider().get_tracer("prism").start_as_current_span(name, context, SpanKind[kind.upper()], attributes)
 
 
 def begin_trace(name: str, **attributes: Any) -> str:
     """The traceparent of a new trace, which others continue."""
-    if not is_on():
-        return ""
-    from opentelemetry.context import Context
-    from opentelemetry.trace import SpanKind
-
-    made = _provider().get_tracer("prism").start_span(name, Context(), SpanKind.PRODUCER, attributes)
-    made.end()
-    return _name(made)
+    with span(name, parent="", kind="producer", **attributes):
+        return headers().get(HEADER, "")
 
 
 def record_step(name: str, seconds: float, traceparents: Sequence[str], **attributes: Any) -> None:
@@ -129,12 +120,10 @@ def record_step(name: str, seconds: float, traceparents: Sequence[str], **attrib
 
 def headers() -> dict[str, str]:
     """Of an HTTP request that continues the open span."""
-    if not is_on():
-        return {}
-    from opentelemetry.trace import get_current_span
-
-    traceparent = _name(get_current_span())
-    return {HEADER: traceparent} if traceparent else {}
+    carrier: dict[str, str] = {}
+    if is_on():
+        _propagator().inject(carrier)
+    return carrier
 
 
 def trace_id(traceparent: str = "") -> str | None:
@@ -143,18 +132,15 @@ def trace_id(traceparent: str = "") -> str | None:
     return parts[1] if len(parts) > 1 else None
 
 
-def _name(span: Any) -> str:
-    from opentelemetry.trace import set_span_in_context
+@cache
+def _propagator() -> Any:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier, set_span_in_context(span))
-    return carrier.get(HEADER, "")
+    return TraceContextTextMapPropagator()
 
 
 def _context(traceparent: str) -> Any:
     """Of the span so named; an empty one, hence a new trace, if that is no traceparent."""
     from opentelemetry.context import Context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    return TraceContextTextMapPropagator().extract({HEADER: traceparent}, Context())
+    return _propagator().extract({HEADER: traceparent}, Context())

@@ -5,6 +5,8 @@ COPY pyproject.toml constraints.txt ./
 COPY scripts/packages scripts/
 COPY deploy/docker/install deploy/docker/
 RUN deploy/docker/install "grader"
+# What keeps its workers from network and programs; libseccomp itself comes with Debian, whose apt needs it.
+RUN python3 -c "import pyseccomp"
 
 WORKDIR /app
 COPY prism prism

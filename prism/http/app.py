@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prism import logs, telemetry
@@ -74,8 +75,7 @@ class Traced:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
-        key = telemetry.HEADER.encode()
-        parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == key), "")
+        parent = Headers(scope=scope).get(telemetry.HEADER, "")
         with telemetry.span(f"{scope['method']} {scope['path']}", parent=parent, kind="server") as span:
 
             async def sending(message: Message) -> None:
@@ -83,9 +83,9 @@ class Traced:
                     span.set_attribute("http.response.status_code", message["status"])
                 await send(message)
 
-            own = [(name.encode(), value.encode()) for name, value in telemetry.headers().items()]
-            headers = [*(header for header in scope["headers"] if header[0] != key), *own]
-            await self.app({**scope, "headers": headers}, receive, sending)
+            inner = dict(scope)  # of which MutableHeaders replaces the headers
+            MutableHeaders(scope=inner).update(telemetry.headers())
+            await self.app(inner, receive, sending)
 
 
 def create_app(

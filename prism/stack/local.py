@@ -291,15 +291,13 @@ def _http_ready(url: str) -> str | None:
 
 
 def _refuse_taken_port(service: Service) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", service.port))
-        except OSError:
-            raise ServiceError(
-                f"port {service.port}, meant for the {service.name} service, is in use: stop what holds it, or choose "
-                "other ports with --set stack.base_port=N"
-            ) from None
+    try:
+        socket.create_server(("127.0.0.1", service.port)).close()
+    except OSError:
+        raise ServiceError(
+            f"port {service.port}, meant for the {service.name} service, is in use: stop what holds it, or choose "
+            "other ports with --set stack.base_port=N"
+        ) from None
 
 
 def end_group(process: subprocess.Popen[bytes], patience_seconds: float) -> None:

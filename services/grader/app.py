@@ -9,6 +9,7 @@ from fastapi import FastAPI, HTTPException, Response
 from pydantic_core import to_json
 
 from prism.http import app as service
+from prism.services.grader import sandbox
 from prism.services.grader.engine import Grader
 from prism.services.grader.pool import ChunkFailed, CompareChunk
 from prism.services.grader.protocol import GradeRequest, GradeResponse, Problem, to_wire
@@ -27,6 +28,8 @@ def create_app(settings: GraderSettings, function: CompareChunk = compare_chunk)
 
     async def warm_up() -> None:
         nonlocal not_ready
+        if not await asyncio.to_thread(sandbox.can_deny):
+            log.warning("libseccomp or the kernel's seccomp is missing: workers may open sockets and start programs")
         while not_ready:
             try:
                 await grader.warm_up()

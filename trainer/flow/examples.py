@@ -1,6 +1,6 @@
 """Groups as training examples: the prompt built once, and checked against what the policy server saw."""
 
-from collections import OrderedDict
+from cachetools import LRUCache
 
 from prism.data.blobs import BlobStore
 from prism.data.rows import open_image
@@ -10,11 +10,11 @@ from prism.wire.v1 import rollout_pb2 as pb
 
 
 class GroupExamples:
-    """Builds prompts from groups; the newest ``remember`` prompts (pixels included) are kept."""
+    """Builds prompts from groups; the ``remember`` prompts used last (pixels included) are kept."""
 
     def __init__(self, inputs: InputBuilder, blobs: BlobStore, remember: int = 256) -> None:
-        self.inputs, self._blobs, self._remember = inputs, blobs, remember
-        self._prompts: OrderedDict[str, Example] = OrderedDict()
+        self.inputs, self._blobs = inputs, blobs
+        self._prompts: LRUCache[str, Example] = LRUCache(remember)
 
     def prompt(self, group: pb.RolloutGroup) -> Example:
         """Raises StreamError if the server's prompt tokens are not the learner's, DataError if an image is missing."""
@@ -29,8 +29,6 @@ class GroupExamples:
             ]
             example = self.inputs.prompt(prompt.messages, images)
             self._prompts[prompt.id] = example
-            if len(self._prompts) > self._remember:
-                self._prompts.popitem(last=False)
         if example.input_ids != list(group.prompt_token_ids):
             raise StreamError(
                 f"prompt {prompt.id}: the policy server saw other tokens than the learner builds; "

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from prism.errors import ConfigError
+from prism.services.grader import sandbox
 from prism.services.grader.app import create_app
 from prism.services.grader.protocol import GradeVerdict
 from prism.services.grader.settings import GraderSettings
@@ -21,8 +23,7 @@ TOKEN = "data-token-0123456789"
 RESPONSE = "<caption>- a</caption><think>b</think><answer>7</answer>"
 
 
-@pytest.fixture(scope="module")
-def app() -> FastAPI:
+def make_app() -> FastAPI:
     return create_app(
         GraderSettings(  # pyright: ignore[reportCallIssue]
             port=1,
@@ -37,8 +38,8 @@ def app() -> FastAPI:
     )
 
 
-@pytest.fixture(scope="module")
-async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+@asynccontextmanager
+async def ready_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(
@@ -51,6 +52,25 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
             assert "reason" in ready.json()
             await asyncio.sleep(0.05)
         yield client
+
+
+@pytest.fixture(scope="module")
+def app() -> FastAPI:
+    return make_app()
+
+
+@pytest.fixture(scope="module")
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with ready_client(app) as client:
+        yield client
+
+
+async def test_a_grader_without_seccomp_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sandbox, "pyseccomp", None)
+    async with ready_client(make_app()):
+        assert "workers may open sockets and start programs" in caplog.text
 
 
 async def test_a_batch_is_graded_in_order(client: httpx.AsyncClient) -> None:
