@@ -89,11 +89,11 @@ def score(
     ] = False,
 ) -> None:
     from prism.experts_client import Experts
-    from prism.scoring.batches import judging
+    from prism.scoring.batches import Judging
     from prism.scoring.score import score_file
 
     connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
-    how = judging(expert.value, section.value, alpha, connect, patience, batch, concurrency)
+    how = Judging(expert.value, section.value, connect, patience, batch, concurrency, alpha)
     score_file(file, out, how, mixed_versions=mixed_versions)
 
 
@@ -109,8 +109,8 @@ def calibrate(
     patience: Patience = 120,
 ) -> None:
     from prism.experts_client import Experts
-    from prism.scoring.batches import judging
+    from prism.scoring.batches import Judging
     from prism.scoring.calibrate import calibrate_on
 
     connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
-    calibrate_on(file, judging(expert.value, section.value, 0.5, connect, patience, batch, concurrency))
+    calibrate_on(file, Judging(expert.value, section.value, connect, patience, batch, concurrency))

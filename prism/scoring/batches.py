@@ -65,15 +65,25 @@ class Line(BaseModel):
 class Judging:
     """Who judges, how, where they are, and how much is asked of them at a time."""
 
-    experts: tuple[Section, ...]
+    expert: Section | Literal["both"]
     section: JudgedPart
-    alpha: float | None
-    """None where a single expert judges."""
     connect: Callable[..., Experts]
     """``Experts.of_run`` without the patience."""
     patience_seconds: float
     batch: int
+    """Rows a request."""
     concurrency: int
+    weight: float = 0.5
+    """Of perception in the mixture of both."""
+
+    @property
+    def experts(self) -> tuple[Section, ...]:
+        return SECTIONS if self.expert == "both" else (self.expert,)
+
+    @property
+    def alpha(self) -> float | None:
+        """The weight; None where a single expert judges."""
+        return self.weight if self.expert == "both" else None
 
     @asynccontextmanager
     async def panel(self, if_changed: str | None) -> AsyncIterator["Panel"]:
@@ -82,19 +92,6 @@ class Judging:
             infos: dict[Section, ModelInfo] = {name: await experts.model(name) for name in self.experts}
         async with self.connect(patience_seconds=self.patience_seconds) as experts:
             yield Panel(self, experts, infos, if_changed)
-
-
-def judging(
-    expert: Section | Literal["both"],
-    section: JudgedPart,
-    alpha: float,
-    connect: Callable[..., Experts],
-    patience_seconds: float,
-    batch: int,
-    concurrency: int,
-) -> Judging:
-    experts: tuple[Section, ...] = SECTIONS if expert == "both" else (expert,)
-    return Judging(experts, section, alpha if expert == "both" else None, connect, patience_seconds, batch, concurrency)
 
 
 @dataclass(frozen=True)

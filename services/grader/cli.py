@@ -32,7 +32,9 @@ Kind = StrEnum("Kind", list(KINDS))  # typer checks --kind against it
 
 
 def grade(
-    file: Annotated[Path, typer.Argument(help="JSON Lines or Parquet of response, gold and perhaps id, kind, options, tokens")],
+    file: Annotated[
+        Path, typer.Argument(help="JSON Lines or Parquet of response, gold and perhaps id, kind, options, tokens")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="write the verdicts here, as JSON Lines; goes on if it exists")
     ] = None,
