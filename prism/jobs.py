@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from prism.clients import Unavailable
+from prism.clients.http import Unavailable
+from prism.data.row_files import numbered_lines
 from prism.errors import DataError, ServiceError
 from prism.files import append_json, cut_torn_tail, make_folder
-from prism.row_files import numbered_lines
 
 Record = TypeVar("Record")
 Value = TypeVar("Value")

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from prism.errors import DataError
-from prism.expert_api import CalibrationRequest, CalibrationState, ModelInfo, Reference
-from prism.expert_section import Section
 from prism.jobs import Job, require_file, run_until_done
 from prism.scoring.batches import Judging, Line
 from prism.scoring.rows import reference_row
 from prism.scoring.score import FORM
 from prism.settings import describe
-from prism.weights import file_sha256
+from prism.wire.experts import CalibrationRequest, CalibrationState, ModelInfo, Reference
+from prism.wire.section import Section
+from prism.wire.weights import file_sha256
 
 
 def calibrate_on(file: Path, how: Judging) -> None:

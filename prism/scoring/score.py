@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.console import Console
 
 from prism.errors import DataError
-from prism.expert_section import Section
 from prism.jobs import Form, Job, require_file, run_until_done
 from prism.scoring.batches import Judging, Line, Weights
 from prism.scoring.rows import score_row
 from prism.scoring.summary import Summary, rows_table
+from prism.wire.section import Section
 
 FEW_RESPONSES = 40
 

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from prism.clients import ServiceClient
+from prism.clients.http import ServiceClient
 from prism.errors import ConfigError, DataError
 from prism.jobs import ForeignOutput, Form, Job, Result, Row, progress_bar, read_rows, run_until_done
+from prism.services.grader.protocol import GradeItem, GradeRequest, GradeRules, to_wire
+from prism.services.grader.settings import EngineSettings
 from prism.settings import describe
-from services.grader.protocol import GradeItem, GradeRequest, GradeRules, to_wire
-from services.grader.settings import EngineSettings
 
 Verdict = dict[str, Any]
 Grade = Callable[[GradeRequest], Awaitable[list[Verdict]]]
@@ -106,7 +106,7 @@ def open_job(file: Path, out: Path | None, keep: Callable[[Verdict], None], *, f
 @asynccontextmanager
 async def _in_process(settings: EngineSettings) -> AsyncIterator[Grade]:
     # Only here: a client of a server needs neither pebble nor sympy.
-    from services.grader.engine import Grader
+    from prism.services.grader.engine import Grader
 
     grader = Grader(settings)
 

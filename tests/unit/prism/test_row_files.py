@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from prism.data import Row, read_rows
+from prism.data.row_files import numbered_lines
+from prism.data.rows import Row, read_rows
 from prism.errors import DataError
 from prism.jobs import read_rows as read_job_rows
-from prism.row_files import numbered_lines
 from prism.scoring.rows import score_row
 
 MEBIBYTE = 2**20

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from prism import cli
 from prism.errors import DataError, PrismError
-from services.grader.grade_file import open_job, read_kinds
+from prism.services.grader.grade_file import open_job, read_kinds
 
 
 def respond(answer: str) -> str:
