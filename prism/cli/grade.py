@@ -32,7 +32,9 @@ Kind = StrEnum("Kind", list(KINDS))  # typer checks --kind against it
 
 
 def grade(
-    file: Annotated[Path, typer.Argument(help="JSON Lines with response, gold and perhaps id, kind, options, tokens")],
+    file: Annotated[
+        Path, typer.Argument(help="JSON Lines or Parquet of response, gold and perhaps id, kind, options, tokens")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="write the verdicts here, as JSON Lines; goes on if it exists")
     ] = None,
@@ -54,11 +56,9 @@ def grade(
 ) -> None:
     from prism.services.grader.grade_file import grade_file
 
-    if fresh and out:
-        out.unlink(missing_ok=True)
     engine = {"workers": workers, "deadline_seconds": deadline, "judge_url": judge_url, "judge_model": judge_model}
     rules = {
         "format": "ignored" if any_format else "required",
         "extract": [part.strip() for part in extract.split(",")],
     }
-    grade_file(file, kind.value, out, url, engine, rules)
+    grade_file(file, kind.value, out, url, engine, rules, fresh=fresh)

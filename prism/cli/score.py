@@ -1,6 +1,7 @@
 """``prism score`` and ``prism calibrate`` as commands; what they do is in prism.scoring, imported when it is needed."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -87,11 +88,13 @@ def score(
         bool, typer.Option("--mixed-versions", help="go on when weights change; every line names those that judged it")
     ] = False,
 ) -> None:
-    from prism.scoring.batches import Service, judging
+    from prism.clients.experts import Experts
+    from prism.scoring.batches import Judging
     from prism.scoring.score import score_file
 
-    service = Service(run, perception_url, reasoning_url, patience, batch, concurrency)
-    score_file(file, out, service, judging(expert.value, section.value, alpha), mixed_versions=mixed_versions)
+    connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
+    how = Judging(expert.value, section.value, connect, patience, batch, concurrency, alpha)
+    score_file(file, out, how, mixed_versions=mixed_versions)
 
 
 def calibrate(
@@ -105,8 +108,9 @@ def calibrate(
     concurrency: Concurrency = 4,
     patience: Patience = 120,
 ) -> None:
-    from prism.scoring.batches import Service, judging
+    from prism.clients.experts import Experts
+    from prism.scoring.batches import Judging
     from prism.scoring.calibrate import calibrate_on
 
-    service = Service(run, perception_url, reasoning_url, patience, batch, concurrency)
-    calibrate_on(file, service, judging(expert.value, section.value))
+    connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
+    calibrate_on(file, Judging(expert.value, section.value, connect, patience, batch, concurrency))

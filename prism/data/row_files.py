@@ -11,7 +11,8 @@ from prism.clients.http import data_uri
 from prism.errors import DataError
 
 PARQUET_KEYS = (
-    "id", "messages", "prompt", "images", "response", "responses", "teacher", "policy", "gold", "kind", "meta",
+    "id", "messages", "prompt", "images", "response", "responses", "teacher", "policy", "gold", "kind", "options",
+    "tokens", "meta",
 )  # fmt: skip
 BATCH_ROWS = 64  # of Parquet at a time: with images in them, rows are large
 

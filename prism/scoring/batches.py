@@ -1,20 +1,19 @@
-"""Rows sent to the experts in batches, several at a time; what comes back comes in the rows' order."""
+"""Batches of rows sent to the experts; a line of scores for each row, which says how it was made and by whom."""
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from prism.clients.experts import Experts, JudgedPart
 from prism.clients.http import Refused
-from prism.errors import DataError
-from prism.scoring.rows import RowLine, ScoringRow
-from prism.wire.experts import Judge, MixedScore, ModelInfo, ResponseScore, ScoreItem, Status
+from prism.errors import DataError, ServiceError
+from prism.jobs import Job, Result, Row, progress_bar
+from prism.scoring.rows import ScoringRow
+from prism.wire.experts import Judge, MixedScore, ModelInfo, ResponseScore, Status
 from prism.wire.section import SECTIONS, Section
 
 # Something about the rows is wrong or too much. Any other refusal would meet every row.
@@ -22,43 +21,15 @@ BLAMES_ROWS = (400, 413, 422)
 FIRST_CONTACT_SECONDS = 10
 
 
-@dataclass(frozen=True)
-class Service:
-    """Where the experts are, and how much is asked of them at a time."""
+class Weights(BaseModel):
+    """Who judged a line. Version 0 of another base is another expert."""
 
-    run: Path
-    perception_url: str | None
-    reasoning_url: str | None
-    patience_seconds: float
-    batch: int
-    concurrency: int
-
-    async def models(self, how: "Judging") -> dict[Section, ModelInfo]:
-        """Who judges. Soon Unavailable where nothing answers: patience is for services that were there."""
-        async with self.experts(min(FIRST_CONTACT_SECONDS, self.patience_seconds)) as experts:
-            return {name: await experts.model(name) for name in how.experts}
-
-    def experts(self, patience_seconds: float | None = None) -> Experts:
-        """Raises ConfigError if no token is found."""
-        return Experts.of_run(
-            self.run,
-            perception_url=self.perception_url,
-            reasoning_url=self.reasoning_url,
-            patience_seconds=self.patience_seconds if patience_seconds is None else patience_seconds,
-        )
-
-
-@dataclass(frozen=True)
-class Judging:
-    """Who judges, and how. ``alpha`` is None where a single expert does."""
-
-    experts: tuple[Section, ...]
-    section: JudgedPart
-    alpha: float | None
-
-
-def judging(expert: Section | Literal["both"], section: JudgedPart, alpha: float = 0.5) -> Judging:
-    return Judging(SECTIONS, section, alpha) if expert == "both" else Judging((expert,), section, None)
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    base: str
+    version: int
+    attempt: int
+    calibration: str | None
+    """sha256 of the reference that percentiles and probabilities speak of."""
 
 
 class Judgement(BaseModel):
@@ -69,100 +40,145 @@ class Judgement(BaseModel):
     experts: dict[Section, ResponseScore]
 
 
-@dataclass(frozen=True)
-class Scored:
-    row: ScoringRow
-    judges: dict[Section, Judge]
-    judgements: list[Judgement]
+class Line(BaseModel):
+    """One row's scores."""
+
+    index: int
+    id: str
+    input: str
+    """The row's digest."""
+    section: JudgedPart
+    alpha: float | None
+    weights: dict[Section, Weights]
+    responses: list[Judgement]
+    teachers: int = Field(0, exclude=True)
+    """Of a reference: how many of the responses, the first ones, are the teacher's. It is not written."""
+
+    @property
+    def problem(self) -> str | None:
+        scores = [score for response in self.responses for score in response.experts.values()]
+        errors = {score.detail or "no score, and no reason given" for score in scores if score.status == "error"}
+        return "; ".join(sorted(errors)) or None
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A row that could not be read, or that the service will not take."""
+class Judging:
+    """Who judges, how, where they are, and how much is asked of them at a time."""
 
-    line: RowLine
-    reason: str
+    expert: Section | Literal["both"]
+    section: JudgedPart
+    connect: Callable[..., Experts]
+    """``Experts.of_run`` without the patience."""
+    patience_seconds: float
+    batch: int
+    """Rows a request."""
+    concurrency: int
+    weight: float = 0.5
+    """Of perception in the mixture of both."""
 
+    @property
+    def experts(self) -> tuple[Section, ...]:
+        return SECTIONS if self.expert == "both" else (self.expert,)
 
-async def score_lines(
-    experts: Experts,
-    service: Service,
-    how: Judging,
-    lines: Iterable[RowLine],
-    read: Callable[[RowLine], ScoringRow],
-) -> AsyncGenerator[Scored | Failed, None]:
-    """One outcome for each line, in order.
+    @property
+    def alpha(self) -> float | None:
+        """The weight; None where a single expert judges."""
+        return self.weight if self.expert == "both" else None
 
-    Raises Unavailable, or Refused where it is not a row's fault; what was yielded until then stands.
-    """
-    pending: deque[asyncio.Task[list[Scored | Failed]]] = deque()
-    try:
-        for group in _batches(iter(lines), service.batch):
-            pending.append(asyncio.create_task(_score_batch(experts, how, group, read)))
-            if len(pending) >= service.concurrency:
-                for outcome in await pending.popleft():
-                    yield outcome
-        while pending:
-            for outcome in await pending.popleft():
-                yield outcome
-    finally:
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+    @asynccontextmanager
+    async def panel(self, if_changed: str | None) -> AsyncIterator["Panel"]:
+        """Raises ConfigError without a token, and soon Unavailable where nothing answers: patience is for later."""
+        async with self.connect(patience_seconds=min(FIRST_CONTACT_SECONDS, self.patience_seconds)) as experts:
+            infos: dict[Section, ModelInfo] = {name: await experts.model(name) for name in self.experts}
+        async with self.connect(patience_seconds=self.patience_seconds) as experts:
+            yield Panel(self, experts, infos, if_changed)
 
 
-def _batches(lines: Iterator[RowLine], size: int) -> Iterator[list[RowLine]]:
-    while group := list(islice(lines, size)):
-        yield group
+@dataclass(frozen=True)
+class Panel:
+    """The experts, as they were when they were first asked."""
 
+    how: Judging
+    experts: Experts
+    infos: dict[Section, ModelInfo]
+    if_changed: str | None
+    """What to do when their weights change. None: go on, every line says who judged it."""
 
-async def _score_batch(
-    experts: Experts, how: Judging, lines: list[RowLine], read: Callable[[RowLine], ScoringRow]
-) -> list[Scored | Failed]:
-    read_or_not = await asyncio.to_thread(lambda: [_read(line, read) for line in lines])
-    scored = iter(await _score(experts, how, [one for one in read_or_not if isinstance(one, ScoringRow)]))
-    return [one if isinstance(one, Failed) else next(scored) for one in read_or_not]
+    async def run(self, job: Job[Line], what: str, read: Callable[[Row], ScoringRow]) -> None:
+        """All rows of a job, as ``read`` understands them: a row that it cannot read, or that is refused, has failed.
 
+        Raises Unavailable, Refused where it is not a row's fault, and ServiceError if weights change.
+        """
 
-def _read(line: RowLine, read: Callable[[RowLine], ScoringRow]) -> ScoringRow | Failed:
-    try:
-        return read(line)
-    except DataError as error:
-        return Failed(line, str(error))
+        def read_or_not(row: Row) -> ScoringRow | Result[Line]:
+            try:
+                return read(row)
+            except DataError as error:
+                return Result(None, str(error))
 
+        async def work(rows: list[Row]) -> list[Result[Line]]:
+            found = await asyncio.to_thread(lambda: [read_or_not(row) for row in rows])
+            judged = iter(await self._judge([one for one in found if isinstance(one, ScoringRow)]))
+            return [one if isinstance(one, Result) else next(judged) for one in found]
 
-async def _score(experts: Experts, how: Judging, rows: list[ScoringRow]) -> list[Scored | Failed]:
-    """Halved and asked again when refused, so that a bad row costs nobody else their score."""
-    if not rows:
-        return []
-    try:
-        judges, judgements = await _ask(experts, how, [row.item for row in rows])
-    except Refused as error:
-        if error.status not in BLAMES_ROWS:
-            raise
-        if len(rows) == 1:
-            return [Failed(rows[0].line, str(error))]
-        half = len(rows) // 2
-        return await _score(experts, how, rows[:half]) + await _score(experts, how, rows[half:])
-    return [Scored(row, judges, of_row) for row, of_row in zip(rows, judgements, strict=True)]
+        with progress_bar(what, job) as tell:
+            await job.run(work, batch=self.how.batch, concurrency=self.how.concurrency, tell=tell)
 
+    async def _judge(self, rows: list[ScoringRow]) -> list[Result[Line]]:
+        """Halved and asked again when refused, so that a bad row costs nobody else their score."""
+        if not rows:
+            return []
+        try:
+            judges, scores = await self._ask(rows)
+        except Refused as error:
+            if error.status not in BLAMES_ROWS:
+                raise
+            if len(rows) == 1:
+                return [Result(None, str(error))]
+            half = len(rows) // 2
+            return await self._judge(rows[:half]) + await self._judge(rows[half:])
+        weights: dict[Section, Weights] = {expert: self.weights(expert, judge) for expert, judge in judges.items()}
+        lines = [
+            Line(
+                index=row.row.index,
+                id=row.id,
+                input=row.row.digest,
+                section=self.how.section,
+                alpha=self.how.alpha,
+                weights=weights,
+                responses=[self._judgement(score) for score in of_row],
+                teachers=row.teachers,
+            )
+            for row, of_row in zip(rows, scores, strict=True)
+        ]
+        return [Result(line, line.problem) for line in lines]
 
-async def _ask(
-    experts: Experts, how: Judging, items: list[ScoreItem]
-) -> tuple[dict[Section, Judge], list[list[Judgement]]]:
-    if how.alpha is None:
-        [expert] = how.experts
-        answer = await experts.score(items, expert=expert, section=how.section)
-        return {expert: answer}, [[_of_one(expert, score) for score in item.scores] for item in answer.items]
-    answer = await experts.mixture(items, alpha=how.alpha, section=how.section)
-    judges: dict[Section, Judge] = {"perception": answer.perception, "reasoning": answer.reasoning}
-    return judges, [[_of_both(score) for score in item.scores] for item in answer.items]
+    async def _ask(
+        self, rows: list[ScoringRow]
+    ) -> tuple[dict[Section, Judge], list[list[ResponseScore]] | list[list[MixedScore]]]:
+        how, items = self.how, [row.item for row in rows]
+        if how.alpha is None:
+            one = await self.experts.score(items, expert=how.experts[0], section=how.section)
+            return {how.experts[0]: one}, [item.scores for item in one.items]
+        both = await self.experts.mixture(items, alpha=how.alpha, section=how.section)
+        return {name: getattr(both, name) for name in SECTIONS}, [item.scores for item in both.items]
 
+    def _judgement(self, score: ResponseScore | MixedScore) -> Judgement:
+        experts: dict[Section, ResponseScore] = {
+            name: score if isinstance(score, ResponseScore) else getattr(score, name) for name in self.how.experts
+        }
+        return Judgement(status=score.status, score=score.score, experts=experts)
 
-def _of_one(expert: Section, score: ResponseScore) -> Judgement:
-    return Judgement(status=score.status, score=score.score, experts={expert: score})
-
-
-def _of_both(mixed: MixedScore) -> Judgement:
-    experts: dict[Section, ResponseScore] = {"perception": mixed.perception, "reasoning": mixed.reasoning}
-    return Judgement(status=mixed.status, score=mixed.score, experts=experts)
+    def weights(self, expert: Section, judge: Judge) -> Weights:
+        """Those behind an answer. Raises ServiceError if they have changed, unless they may."""
+        then = self.infos[expert]
+        same = (then.version, then.attempt) == (judge.version, judge.attempt)
+        if not same and self.if_changed is not None:
+            raise ServiceError(
+                f"the {expert} expert's weights changed from version {then.version} (attempt {then.attempt}) to "
+                f"{judge.version} ({judge.attempt}) in the middle, and scores of different weights do not compare; "
+                f"{self.if_changed}"
+            )
+        state = then.calibration if same else None
+        calibration = state.reference.sha256 if state and state.current and state.section == self.how.section else None
+        return Weights(base=then.base, version=judge.version, attempt=judge.attempt, calibration=calibration)

@@ -1,7 +1,7 @@
 """``prism calibrate``: a reference of teacher's and policy's responses scored, and each expert told of its scores."""
 
 from collections import Counter
-from contextlib import aclosing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -9,48 +9,38 @@ from rich.console import Console
 from rich.markup import escape
 
 from prism.errors import DataError
-from prism.scoring.batches import Failed, Judging, Scored, Service, score_lines
-from prism.scoring.rows import reference_row, row_lines
-from prism.scoring.session import problem_of, progress_of, require_file, require_same_weights, run_until_done
+from prism.jobs import Job, require_file, run_until_done
+from prism.scoring.batches import Judging, Line
+from prism.scoring.rows import reference_row
+from prism.scoring.score import FORM
 from prism.settings import describe
 from prism.wire.experts import CalibrationRequest, CalibrationState, ModelInfo, Reference
 from prism.wire.section import Section
 from prism.wire.weights import file_sha256
 
 
-def calibrate_on(file: Path, service: Service, how: Judging) -> None:
+def calibrate_on(file: Path, how: Judging) -> None:
     """Raises DataError if a side has too few scores, ServiceError if weights change: then nothing is calibrated."""
     require_file(file)
+    sides = {name: Sides(name) for name in how.experts}
 
-    async def work() -> tuple[dict[Section, CalibrationState], dict[Section, "Sides"], int]:
-        async with service.experts() as experts:
-            experts.require_admin()
-            infos = await service.models(how)
-            sides: dict[Section, Sides] = {name: Sides() for name in how.experts}
-            unread = 0
-            with progress_of("scoring the reference", sum(1 for _ in row_lines(file)), 0) as tell:
-                outcomes = score_lines(
-                    experts, service, how, row_lines(file), lambda line: reference_row(line, file.parent)
-                )
-                async with aclosing(outcomes):
-                    async for outcome in outcomes:
-                        tell(problem_of(file, outcome))
-                        if isinstance(outcome, Failed):
-                            unread += 1
-                            continue
-                        require_same_weights(outcome, infos, "nothing was calibrated: run it again when they rest")
-                        for name, of_expert in sides.items():
-                            of_expert.add(name, outcome)
+    def keep(line: Line) -> None:
+        for of_expert in sides.values():
+            of_expert.add(line)
+
+    async def work() -> dict[Section, CalibrationState]:
+        async with how.panel("nothing was calibrated: run it again when they rest") as panel:
+            panel.experts.require_admin()
+            with Job(FORM, file, None, keep=keep) as job:
+                await panel.run(job, "scoring the reference", lambda row: reference_row(row, file.parent))
             reference = Reference(name=file.name[-200:], sha256=file_sha256(file))
-            requests: dict[Section, CalibrationRequest] = {
-                name: sides[name].request(name, reference, info, how, unread) for name, info in infos.items()
-            }
-            states: dict[Section, CalibrationState] = {
-                name: await experts.calibrate(name, one) for name, one in requests.items()
-            }
-            return states, sides, unread
+            requests: dict[Section, CalibrationRequest] = {}
+            for name, info in panel.infos.items():
+                sides[name].failed = job.failed
+                requests[name] = sides[name].request(reference, info, how)
+            return {name: await panel.experts.calibrate(name, one) for name, one in requests.items()}
 
-    states, sides, unread = run_until_done(work, "the calibration is not complete: run it again")
+    states = run_until_done(work, "the calibration is not complete: run it again")
     console = Console(highlight=False)
     for name, state in states.items():
         console.print(
@@ -59,44 +49,42 @@ def calibrate_on(file: Path, service: Service, how: Judging) -> None:
             f"  percentiles are among {state.teacher} responses of the teacher and {state.policy} of the policy\n"
             f"  a probability over 50 % means the teacher's: right for {state.accuracy:.1%} of the reference (both "
             f"sides weighed alike; 50 % is chance)\n"
-            f"  {sides[name].left_out(unread)}",
+            f"  {sides[name].left_out()}",
             soft_wrap=True,
         )
 
 
+@dataclass
 class Sides:
     """One expert's scores of the reference."""
 
-    def __init__(self) -> None:
-        self.teacher: list[float] = []
-        self.policy: list[float] = []
-        self._without: Counter[str] = Counter()
+    expert: Section
+    teacher: list[float] = field(default_factory=list)
+    policy: list[float] = field(default_factory=list)
+    without: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
 
-    def add(self, expert: Section, scored: Scored) -> None:
-        for number, judgement in enumerate(scored.judgements):
-            side = "teacher" if number < scored.row.teachers else "policy"
-            score = judgement.experts[expert]
+    def add(self, line: Line) -> None:
+        for number, response in enumerate(line.responses):
+            side, scores = ("teacher", self.teacher) if number < line.teachers else ("policy", self.policy)
+            score = response.experts[self.expert]
             if score.score is None:
-                self._without[f"of the {side} ({score.status})"] += 1
+                self.without[f"of the {side} ({score.status})"] += 1
             else:
-                (self.teacher if side == "teacher" else self.policy).append(score.score)
+                scores.append(score.score)
 
-    def left_out(self, unread: int) -> str:
+    def left_out(self) -> str:
         """How many were not used, and why."""
-        why = [f"{count} {what}" for what, count in sorted(self._without.items())]
-        why += [f"{unread} rows that could not be scored, named above"] if unread else []
+        why = [f"{count} {what}" for what, count in sorted(self.without.items())]
+        why += [f"{self.failed} rows that could not be scored, named above"] if self.failed else []
         return f"left out: {', '.join(why)}" if why else "no response was left out"
 
-    def request(
-        self, expert: Section, reference: Reference, info: ModelInfo, how: Judging, unread: int
-    ) -> CalibrationRequest:
+    def request(self, reference: Reference, info: ModelInfo, how: Judging) -> CalibrationRequest:
         """Raises DataError if a side has too few scores, or more than a service takes."""
         for side, scores in (("teacher", self.teacher), ("policy", self.policy)):
             if len(scores) < 2:
-                raise DataError(
-                    f"the {expert} expert scored {len(scores)} responses of the {side}, a calibration needs 2 or more; "
-                    f"{self.left_out(unread)}"
-                )
+                scored = f"the {self.expert} expert scored {len(scores)} responses of the {side}"
+                raise DataError(f"{scored}, a calibration needs 2 or more; {self.left_out()}")
         try:
             return CalibrationRequest(
                 reference=reference,

@@ -1,70 +1,45 @@
-"""Rows of a file to be scored: JSON Lines or Parquet of a prompt and the responses to it, images by path."""
+"""Rows to be scored: a prompt and the responses to it, images by path."""
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prism.clients.experts import parse_item
-from prism.data.row_files import numbered_lines
 from prism.data.rows import parse_line, take_demonstration
 from prism.errors import DataError
+from prism.jobs import Row
 from prism.wire.experts import ScoreItem
 
 PROMPT_KEYS = ("messages", "prompt", "images")
 
 
 @dataclass(frozen=True)
-class RowLine:
-    """A line that is not empty: its place, and its text not looked at yet."""
-
-    index: int
-    number: int
-    text: bytes
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.text.strip()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
 class ScoringRow:
-    line: RowLine
+    row: Row
     id: str
     item: ScoreItem
-    teachers: int = 0
+    teachers: int
     """How many of the item's responses, the first ones, are the teacher's."""
 
 
-def row_lines(path: Path) -> Iterator[RowLine]:
-    """Raises DataError if the file cannot be read."""
-    try:
-        for index, (number, text) in enumerate(numbered_lines(path)):
-            yield RowLine(index, number, text)
-    except OSError as error:
-        raise DataError(f"data file {path}: {error.strerror}") from None
-
-
-def score_row(line: RowLine, folder: Path) -> ScoringRow:
+def score_row(row: Row, folder: Path) -> ScoringRow:
     """A row with ``response`` or ``responses``. Raises DataError that says what is wrong with it."""
-    value = _parse(line)
+    value = _parse(row)
     if value.get("response") is not None and value.get("responses") is not None:
         raise DataError("give response or responses, not both (an assistant's last message is a response too)")
-    return _row(line, value, _texts(value, "responses", "response"), folder)
+    return _scoring_row(row, value, folder, [], _texts(value, "responses", "response"))
 
 
-def reference_row(line: RowLine, folder: Path) -> ScoringRow:
+def reference_row(row: Row, folder: Path) -> ScoringRow:
     """A row with ``teacher`` and ``policy`` (else ``responses`` or ``response``). Raises DataError."""
-    value = _parse(line)
+    value = _parse(row)
     teacher = _texts(value, "teacher")
-    policy = _texts(value, "policy", "responses", "response")
-    return _row(line, value, teacher + policy, folder, len(teacher))
+    return _scoring_row(row, value, folder, teacher, _texts(value, "policy", "responses", "response"))
 
 
-def _parse(line: RowLine) -> dict[str, Any]:
+def _parse(row: Row) -> dict[str, Any]:
     try:
-        value = take_demonstration(parse_line(line.text))
+        value = take_demonstration(parse_line(row.text))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
         raise DataError(str(error)) from None
     if not isinstance(value, dict):
@@ -72,15 +47,11 @@ def _parse(line: RowLine) -> dict[str, Any]:
     return value
 
 
-def _row(line: RowLine, value: dict[str, Any], responses: list[str], folder: Path, teachers: int = 0) -> ScoringRow:
+def _scoring_row(row: Row, value: dict[str, Any], folder: Path, teacher: list[str], policy: list[str]) -> ScoringRow:
     prompt = {key: value[key] for key in PROMPT_KEYS if value.get(key) is not None}
     given = value.get("id")
-    return ScoringRow(
-        line,
-        str(line.index if given is None else given),
-        parse_item({**prompt, "responses": responses}, folder),
-        teachers,
-    )
+    item = parse_item({**prompt, "responses": teacher + policy}, folder)
+    return ScoringRow(row, str(row.index if given is None else given), item, len(teacher))
 
 
 def _texts(value: dict[str, Any], *keys: str) -> list[str]:

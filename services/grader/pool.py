@@ -47,7 +47,7 @@ CONSTS.term_timeout = 0.2
 # The fork server holds neither the server's sockets nor its memory, and forks workers that have imported all they need.
 # (A process whose main module is the `prism` command imports that too.)
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(["prism.services.grader.warm", "prism.cli"])
+FORK_SERVER.set_forkserver_preload(["prism.services.grader.kinds.warm", "prism.cli"])
 
 WARM_UP = Task("math", "1", ("1",))
 

@@ -15,7 +15,8 @@ from pyarrow import parquet
 from prism.data.row_files import numbered_lines
 from prism.data.rows import Row, read_rows
 from prism.errors import DataError
-from prism.scoring.rows import row_lines, score_row
+from prism.jobs import read_rows as read_job_rows
+from prism.scoring.rows import score_row
 
 MEBIBYTE = 2**20
 # Imports first: what they take is not the rows'.
@@ -126,8 +127,8 @@ def test_what_is_no_parquet_is_a_data_error(tmp_path: Path) -> None:
 def test_rows_to_be_scored_may_be_parquet(tmp_path: Path) -> None:
     given = {"bytes": png("red"), "path": None}
     file = table(tmp_path / "a.parquet", {"id": "a", "prompt": "What?", "images": [given], "responses": ["x", "y"]})
-    (line,) = row_lines(file)
-    row = score_row(line, tmp_path)
+    (given_row,) = read_job_rows(file)
+    row = score_row(given_row, tmp_path)
     assert (row.id, list(row.item.responses)) == ("a", ["x", "y"])
     assert [number for number, _ in numbered_lines(file)] == [1]
 

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
 from prism import cli
 from prism.errors import DataError, PrismError
-from prism.services.grader.grade_file import read_done, read_file
+from prism.services.grader.grade_file import open_job, read_kinds
 
 
 def respond(answer: str) -> str:
@@ -79,15 +81,28 @@ def test_a_run_that_was_stopped_goes_on(file: Path, tmp_path: Path) -> None:
 
 def test_verdicts_of_other_rows_are_not_gone_on_with(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "verdicts.jsonl"
-    rows = read_file(file, "auto")
     for held in ('{"row": "another"}\n', "garbage\n", "[]\n", '{"row": 1}\n' * 9):
         out.write_text(held)
         with pytest.raises(DataError, match="add --fresh"):
-            read_done(out, rows)
+            open_job(file, out, list().append)
     result = grade(file, "--workers", 1, "--out", out)
     assert isinstance(result.exception, PrismError)
     assert grade(file, "--workers", 1, "--out", out, "--fresh").exit_code == 0
     assert len(out.read_text().splitlines()) == 5
+
+
+def test_starting_over_never_deletes_the_input(file: Path) -> None:
+    before = file.read_bytes()
+    assert "is the input" in str(grade(file, "--out", file, "--fresh").exception)
+    assert file.read_bytes() == before
+
+
+def test_parquet_is_graded_with_its_options(tmp_path: Path) -> None:
+    file, out = tmp_path / "rows.parquet", tmp_path / "out.jsonl"
+    row = {"response": respond("3.1"), "gold": "3.14", "kind": "number", "options": {"rel_tol": 0.05}}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+    assert grade(file, "--workers", 1, "--out", out).exit_code == 0
+    assert json.loads(out.read_text())["accuracy"] == 1.0
 
 
 def test_responses_of_another_format(tmp_path: Path) -> None:
@@ -120,7 +135,7 @@ def test_a_row_that_cannot_be_used_is_named(line: str, message: str, tmp_path: P
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(ROWS[0]) + "\n" + line)
     with pytest.raises(DataError) as error:
-        read_file(file, "auto")
+        read_kinds(file, "auto")
     assert str(error.value).startswith(f"{file}{message}")
 
 
