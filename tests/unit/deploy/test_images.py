@@ -34,7 +34,7 @@ def test_an_image_is_safe_to_run_and_says_how_it_is(name: str) -> None:
     assert made.lines[-2].startswith("USER "), "nothing after it but a CMD"
     assert made.arguments("ENTRYPOINT") == ['["python3", "-m", "prism"]']
     assert len(made.arguments("CMD")) == 1
-    assert all('CMD ["python3", "-m", "prism.healthcheck"' in line for line in made.arguments("HEALTHCHECK"))
+    assert all('CMD ["python3", "-m", "prism.http.healthcheck"' in line for line in made.arguments("HEALTHCHECK"))
     assert len([line for line in made.arguments("LABEL") if "image.title" in line]) == 1
     assert "TOKEN" not in made.text
     assert int(made.environment["PRISM_PORT"]) in made.ports
