@@ -19,7 +19,7 @@ from prism.trainer.run.launch import Launch
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "deploy" / "helm" / "prism"
-DOCKERFILES = sorted((ROOT / "deploy" / "docker").glob("*.Dockerfile"))
+DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
 PRESETS = sorted(CHART.glob("values-*.yaml"))
 
 SETTINGS: dict[str, tuple[type[BaseSettings], ...]] = {
@@ -38,32 +38,54 @@ ELSEWHERE = {  # read before any settings class
 }
 
 
+@cache
+def stages() -> dict[str, list[str]]:
+    """Each stage of the Dockerfile: its instructions, FROM first, comments left out and continued lines joined."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", "")
+    found = ["FROM " + part for part in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]]
+    return {stage.split()[3]: [line for line in stage.splitlines() if line] for stage in found}
+
+
 @dataclass(frozen=True)
 class Image:
-    """A Dockerfile, as far as others depend on it."""
+    """A target of the Dockerfile: the instructions of the stages that it stands on, and its own."""
 
-    text: str
+    lines: list[str]
+
+    def arguments(self, instruction: str) -> list[str]:
+        return [line.split(" ", 1)[1] for line in self.lines if line.startswith(f"{instruction} ")]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
 
     @property
     def environment(self) -> dict[str, str]:
-        lines = re.findall(r"^ENV (.+)$", self.text, re.MULTILINE)
-        return dict(pair.split("=", 1) for line in lines for pair in line.split())
+        return dict(pair.split("=", 1) for line in self.arguments("ENV") for pair in line.split())
 
     @property
     def ports(self) -> set[int]:
-        return {int(port) for line in re.findall(r"^EXPOSE (.+)$", self.text, re.MULTILINE) for port in line.split()}
+        return {int(port) for line in self.arguments("EXPOSE") for port in line.split()}
 
     @property
     def user(self) -> int:
-        (uid,) = re.findall(r"^USER (\d+):\d+$", self.text, re.MULTILINE)
-        return int(uid)
+        return int(self.arguments("USER")[-1].split(":")[0])
 
 
 @cache
+def target(name: str) -> Image:
+    lines = stages()[name]
+    base = lines[0].split()[1]
+    return Image([*target(base).lines, *lines] if base in stages() else lines)
+
+
+TARGETS = [name for name, lines in stages().items() if any(line.startswith("CMD ") for line in lines)]
+"""Those that are images: a stage that says what it runs."""
+
+
 def image(name: str) -> Image:
-    """``prism-grader``, with or without a registry and a tag, is made by grader.Dockerfile."""
-    kind = name.rsplit("/", 1)[-1].split(":")[0].removeprefix("prism-")
-    return Image((ROOT / "deploy" / "docker" / f"{kind}.Dockerfile").read_text())
+    """``prism-grader``, with or without a registry and a tag, is the target grader."""
+    return target(name.rsplit("/", 1)[-1].split(":")[0].removeprefix("prism-"))
 
 
 def known_variables(component: str) -> set[str]:

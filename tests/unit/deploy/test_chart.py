@@ -10,10 +10,10 @@ import pytest
 import yaml
 from deployment import (
     CHART,
-    DOCKERFILES,
     ELSEWHERE,
     PRESETS,
     SETTINGS,
+    TARGETS,
     compose,
     image,
     known_variables,
@@ -140,14 +140,13 @@ def test_pods_are_restricted(objects: list[dict[str, Any]]) -> None:
 
 @each_switch
 def test_images_are_those_that_are_built(objects: list[dict[str, Any]]) -> None:
-    built = {file.name.removesuffix(".Dockerfile") for file in DOCKERFILES}
     for component, pod in pod_specs(objects).items():
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             name = container["image"].rsplit("/", 1)[-1].split(":")[0]
             if component == "redis":
                 assert container["image"] == compose()["redis"]["image"]
             else:
-                assert name.removeprefix("prism-") in built
+                assert name.removeprefix("prism-") in TARGETS
             if component in ("perception", "reasoning", "trainer"):
                 cuda = any(part["name"] == "policy" and "policy-gpu" in part["image"] for part in policy(objects))
                 assert container["image"].endswith("-cuda") is cuda

@@ -3,7 +3,18 @@
 import re
 
 import pytest
-from deployment import ELSEWHERE, ROOT, SETTINGS, compose, default, image, known_variables, required_variables
+from deployment import (
+    DOCKERFILE,
+    ELSEWHERE,
+    ROOT,
+    SETTINGS,
+    TARGETS,
+    compose,
+    default,
+    image,
+    known_variables,
+    required_variables,
+)
 
 from prism.config import load_config
 
@@ -23,11 +34,14 @@ def test_a_service_gets_the_variables_it_reads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_service_is_built_from_the_dockerfile_its_image_is_named_after(name: str) -> None:
+def test_a_service_is_built_from_the_target_its_image_is_named_after(name: str) -> None:
     build = OURS[name]["build"]
-    kind = OURS[name]["image"].split(":")[0].removeprefix("prism-")
-    assert build["dockerfile"] == f"deploy/docker/{kind}.Dockerfile"
-    assert (ROOT / build["dockerfile"]).is_file()
+    assert ROOT / build["context"] / build["dockerfile"] == DOCKERFILE
+    assert build["target"] == OURS[name]["image"].split(":")[0].removeprefix("prism-")
+    assert build["target"] in TARGETS
+    assert default(build["labels"]["org.opencontainers.image.version"]) == default(OURS[name]["image"]).split(":")[1]
+    gpu = GPU.get(name, {"image": OURS[name]["image"]})
+    assert (build | gpu.get("build", {}))["target"] == gpu["image"].split(":")[0].removeprefix("prism-")
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -24,7 +24,7 @@ namespace: {{ .root.Release.Namespace }}
 labels: {{- include "prism.labels" . | nindent 2 }}
 {{- end }}
 
-{{/* image: a Dockerfile's name under deploy/docker; images with torch have a CUDA build beside the CPU's. */}}
+{{/* image: a target of deploy/docker/Dockerfile; images with torch have a CUDA build beside the CPU's. */}}
 {{- define "prism.image" -}}
 {{- $tag := .root.Values.image.tag | default .root.Chart.AppVersion -}}
 {{- if and (eq .root.Values.device "cuda") (has .image (list "experts" "trainer")) }}{{ $tag = printf "%s-cuda" $tag }}{{ end -}}
