@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 import redis
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from stage_services import ADMIN_TOKEN, DATA_TOKEN, Event, Journal, Killed, ScriptedWorker, WeightServers
 
 from prism.blobs import BlobStore
-from prism.config import RunConfig
+from prism.config import MixtureConfig, RunConfig
 from prism.errors import NotFiniteError
 from prism.expert_section import SECTIONS
 from prism.inputs import InputBuilder
 from prism.stream import StreamNames
 from trainer import align, rlvr
 from trainer.checkpoint import checkpoints
+from trainer.make_experts import upcycle_folder
 
 POLICY = "policy"
 LEARNERS = {"rlvr": (POLICY,), "align": (POLICY, *SECTIONS)}
@@ -42,9 +44,16 @@ def stage(
     servers: dict[str, WeightServers] = {}
 
     def run(
-        kind: str, name: str, *, killed_at: Event | None = None, spoilt_from: int = 1000, **values: Any
+        kind: str,
+        name: str,
+        *,
+        killed_at: Event | None = None,
+        spoilt_from: int = 1000,
+        staleness: int = 0,
+        **values: Any,
     ) -> Journal:
-        rollouts = {"data": str(demo_folder / "data" / "teacher.jsonl"), "prompts": COUNT, "n": 3, "max_tokens": 64}
+        data = str(demo_folder / "data" / "teacher.jsonl")
+        rollouts = {"data": data, "prompts": COUNT, "n": 3, "max_tokens": 64, "staleness": staleness}
         policy = {"optimizer": {"lr": 1e-3, "max_skipped": 2}}
         settings: dict[str, Any] = {"kind": kind, "steps": 4, "checkpoint_every": 2, "rollouts": rollouts}
         if kind == "align":
@@ -63,6 +72,10 @@ def stage(
         if name not in servers:
             config.run_dir.mkdir()
             servers[name] = WeightServers(config.run_dir / "weights")
+            if kind == "align":  # which a process of its own would make, with its own imports of torch
+                made = config.run_dir / "experts" / "it" / "mixture"
+                options: dict[str, Any] = MixtureConfig().model_dump() | {"seed": config.seed, "dtype": config.dtype}
+                upcycle_folder(str(tiny_model), made, **options, console=Console(quiet=True))
         urls = {f"{model}_url": f"{servers[name].url}/{model}" for model in (POLICY, *SECTIONS, "grader")}
         tokens = {"token": DATA_TOKEN, "admin_token": ADMIN_TOKEN}
         blobs = str(tmp_path / "blobs")
@@ -122,17 +135,24 @@ def pending(client: redis.Redis, run: str) -> dict[str, int]:
     return {info["name"].decode(): info["pending"] for info in found}
 
 
-@pytest.mark.parametrize("kind", ["rlvr", "align"])
+@pytest.mark.parametrize(
+    ("kind", "staleness", "order"),
+    [
+        ("rlvr", 0, "v0 step0 v1 step1 v2 step2 v3"),
+        ("rlvr", 1, "v0 step0 step1 v1 step2 v2 v3"),
+        ("align", 0, "v0 step0 step1 v1 step2 v2"),  # its first step warms the experts up
+    ],
+    ids=["rlvr", "rlvr-ahead", "align"],
+)
 def test_weights_go_out_before_groups_are_asked_for_and_groups_are_kept_until_their_checkpoint_is_sealed(
-    stage: Stage, kind: str, redis_client: redis.Redis, tmp_path: Path
+    stage: Stage, kind: str, staleness: int, order: str, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
-    values = {"steps": 3} if kind == "rlvr" else {"steps": 2}  # alignment's warm-up is a step too
-    journal, learners = stage(kind, "it", **values), LEARNERS[kind]
-    versions = [0, 1, 2, 3] if kind == "rlvr" else [0, 1, 2]
+    journal, learners = stage(kind, "it", steps=3 if kind == "rlvr" else 2, staleness=staleness), LEARNERS[kind]
     assert journal.of("pushed", "asked")[: len(learners)] == [Event("pushed", learner, 0) for learner in learners]
-    assert [event.number for event in journal.of("pushed") if event.whose == POLICY] == versions
-    asked = [event.positions for event in journal.of("asked")]
-    assert asked == [tuple(step_positions(step)) for step in range(3)]
+    expected = {f"step{step}": Event("asked", positions=tuple(step_positions(step))) for step in range(3)}
+    expected |= {f"v{version}": Event("pushed", POLICY, version) for version in range(4)}
+    of_policy = [event for event in journal.of("pushed", "asked") if event.whose not in SECTIONS]
+    assert of_policy == [expected[name] for name in order.split()]
 
     first, rest = (*step_positions(0), *step_positions(1)), tuple(step_positions(2))
     kept = journal.of("sealed", "acknowledged")
