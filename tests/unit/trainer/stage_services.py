@@ -50,7 +50,7 @@ class Event:
 
 @dataclass
 class Journal:
-    """Of one attempt, what happened outside its process, in order. Sealed is what lies on disk before the next event."""
+    """What one attempt did to the world, in order. Sealed is what lies on the disk before the next event."""
 
     checkpoints: Path
     killed_at: Event | None = None
@@ -104,8 +104,8 @@ class Journal:
                 raise Killed
             ids = list(entry_ids)
             if ids:
-                bodies: Any = dict(client.xrange(rollouts))  # pyright: ignore[reportArgumentType]
-                groups = [parse_group(bodies[entry][b"group"]) for entry in ids]
+                entries: Any = client.xrange(rollouts)
+                groups = [parse_group(fields[b"group"]) for entry, fields in entries if entry in ids]
                 event = Event("acknowledged", learner, positions=tuple(group.request.position for group in groups))
                 journal.die_at(event)
                 journal.add(event)
