@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from prism.blobs import BlobStore
-from prism.data import open_image
+from prism.data.blobs import BlobStore
+from prism.data.rows import open_image
 from prism.errors import WeightsError
-from prism.inputs import InputBuilder
-from prism.stream import StreamNames, TrainerStream, WorkerRedis, WorkerStream, parse_group
-from prism.v1 import rollout_pb2 as pb
-from prism.weights import Manifest, verify
-from trainer.checkpoint import checkpoints
+from prism.model.inputs import InputBuilder
+from prism.streams.streams import StreamNames, TrainerStream, WorkerRedis, WorkerStream, parse_group
+from prism.trainer.checkpoint.checkpoint import checkpoints
+from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.weights import Manifest, verify
 
 DATA_TOKEN, ADMIN_TOKEN = "data-token-0123456789", "admin-token-0123456789"
 TEXTS = [

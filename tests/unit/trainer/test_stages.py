@@ -12,15 +12,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 from stage_services import ADMIN_TOKEN, DATA_TOKEN, Event, Journal, Killed, ScriptedWorker, WeightServers
 
-from prism.blobs import BlobStore
 from prism.config import MixtureConfig, RunConfig
+from prism.data.blobs import BlobStore
 from prism.errors import NotFiniteError
-from prism.expert_section import SECTIONS
-from prism.inputs import InputBuilder
-from prism.stream import StreamNames, parse_group
-from trainer import align, rlvr
-from trainer.checkpoint import checkpoints
-from trainer.make_experts import upcycle_folder
+from prism.model.inputs import InputBuilder
+from prism.streams.streams import StreamNames, parse_group
+from prism.trainer.checkpoint.checkpoint import checkpoints
+from prism.trainer.run.make_experts import upcycle_folder
+from prism.trainer.stages import align, rlvr
+from prism.wire.section import SECTIONS
 
 POLICY = "policy"
 LEARNERS = {"rlvr": (POLICY,), "align": (POLICY, *SECTIONS)}
