@@ -1,6 +1,6 @@
 # Every target sets up what it needs first: `make demo` and `make test` work right after `git clone`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test test-compose test-gpu lint format bench protobuf openapi clean
+.PHONY: help setup demo compare test mutations test-compose test-gpu lint format bench protobuf openapi clean
 PY := .venv/bin/python
 
 help: ## show this list
@@ -19,6 +19,9 @@ compare: ## the demo beside its baseline and its control, over several seeds, in
 
 test: lint ## lint, types, then all tests (make test ARGS=tests/unit for some)
 	$(PY) -m pytest $(ARGS)
+
+mutations: setup ## break fifteen precious lines, one at a time, and see that a test fails for each (a few minutes)
+	$(PY) scripts/mutate $(ARGS)
 
 test-compose: setup ## docker compose up for real, with every part killed on the way (needs Docker; ten minutes and more)
 	$(PY) -m pytest tests/compose $(ARGS)

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, and never silently damaged."""
 
 import json
+import os
 import resource
 import signal
 import threading
@@ -150,6 +151,30 @@ def test_the_manifest_names_every_file(tmp_path: Path) -> None:
     assert set(json.loads((folder / "manifest.json").read_text())) == {"policy/model.safetensors", "state.json"}
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a name without its bytes would be a damaged checkpoint, with the one before it deleted."""
+    synced: set[int] = set()
+    before_name: list[set[int]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(opened: int) -> None:
+        fsync(opened)
+        synced.add(os.fstat(opened).st_ino)
+
+    def noted_rename(source: Path, target: Path) -> None:
+        if Path(target) == tmp_path / "000040":
+            before_name.append(set(synced))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    folder = save(tmp_path, 40)
+    files = {str(file.relative_to(folder)): file.stat().st_ino for file in folder.rglob("*") if file.is_file()}
+    assert files.keys() == {"policy/model.safetensors", "state.json", "manifest.json"}
+    (on_disk,) = before_name
+    assert [name for name, inode in files.items() if inode not in on_disk] == []
+
+
 def behind(root: Path) -> Checkpoints:
     return Checkpoints(root, keep=2)
 
@@ -174,6 +199,28 @@ def test_what_is_saved_behind_the_loop_is_as_it_was_when_it_was_asked_for(tmp_pa
         tensors = {"weight": torch.zeros(1000)}
         read_tensors(folder, tensors)
         assert torch.equal(tensors["weight"], torch.full((1000,), float(value)))
+
+
+@pytest.mark.parametrize("by", ["wait", "save", "end"])
+def test_nothing_is_acknowledged_before_the_checkpoint_is_sealed_however_long_that_takes(
+    tmp_path: Path, by: str
+) -> None:
+    sealed_then: list[list[str]] = []
+    go_on = threading.Event()
+    with behind(tmp_path) as saved:
+        saved.save(
+            1,
+            {},
+            {"weight": torch.ones(1)},
+            lambda _: assert_set(go_on),
+            lambda: sealed_then.append([folder.name for folder in checkpoints(tmp_path)]),
+        )
+        threading.Timer(0.2, go_on.set).start()
+        if by == "wait":
+            saved.wait()
+        if by == "save":
+            saved.save(2, {}, {"weight": torch.ones(1)}, no_files)
+    assert sealed_then == [["000001"]]
 
 
 def assert_set(event: threading.Event) -> None:

@@ -1,120 +1,64 @@
-"""Whole stages over made-up rollouts: killed and resumed bit for bit, and ended by bad days without harm."""
+"""Whole stages over real streams, checkpoints and pushes: their order, kills and resumes bit for bit, bad days."""
 
 import json
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from stage_services import ADMIN_TOKEN, DATA_TOKEN, Event, Journal, Killed, ScriptedWorker, WeightServers
 
-from prism.config import RunConfig
+from prism.config import MixtureConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import open_image
 from prism.errors import NotFiniteError
 from prism.model.inputs import InputBuilder
+from prism.streams.streams import StreamNames, parse_group
 from prism.trainer.checkpoint.checkpoint import checkpoints
-from prism.trainer.flow.examples import GroupExamples
-from prism.trainer.flow.intake import Admission, StepRollouts
-from prism.trainer.flow.staleness import StalenessBound
+from prism.trainer.run.make_experts import upcycle_folder
 from prism.trainer.stages import align, rlvr
-from prism.trainer.stages.context import Context
-from prism.trainer.weights.publish import PushResult
 from prism.wire.section import SECTIONS
-from prism.wire.v1 import rollout_pb2 as pb
 
-TEXTS = [
-    f"<caption>- a {one}</caption><think>{two}+1={two + 1}</think><answer>{two + 1}</answer>"
-    for one, two in (("one", 1), ("two", 4), ("three", 7))
-]
+POLICY = "policy"
+LEARNERS = {"rlvr": (POLICY,), "align": (POLICY, *SECTIONS)}
+COUNT = 3  # groups a step
+Stage = Callable[..., Journal]
 
 
-@dataclass
-class Workers:
-    """Answers what is asked for at once: step after step the same responses, whoever asks."""
-
-    prompts: Sequence[pb.Prompt]
-    examples: GroupExamples
-    blobs: BlobStore
-    killed_at: int | None = None
-    spoilt_from: int = 1000
-    """From this step on, the sampler's log-probabilities are no numbers."""
-    bound: StalenessBound = field(default_factory=lambda: StalenessBound(0))
-    asked: dict[int, Admission] = field(default_factory=dict)
-    finished: list[int] = field(default_factory=list)
-
-    def admit(self, admission: Admission, *, version: int, expert_version: int) -> bool:
-        admitted = self.bound.admits(admission.update, version)
-        if admitted:
-            self.asked[admission.step] = admission
-        return admitted
-
-    def collect(self, step: int, say: Callable[[str], None]) -> StepRollouts:
-        if step == self.killed_at:
-            raise KeyboardInterrupt
-        admission, rng = self.asked[step], random.Random(step)
-        groups = [self._group(prompt, admission, rng) for prompt in self.prompts[: admission.count]]
-        return StepRollouts(groups, [], 0.0)
-
-    def _group(self, prompt: pb.Prompt, admission: Admission, rng: random.Random) -> pb.RolloutGroup:
-        group = pb.RolloutGroup(
-            request=pb.RolloutRequest(prompt=prompt, step=admission.step), policy_version=admission.update
-        )
-        group.prompt_token_ids.extend(self._prompt_ids(prompt))
-        for number in range(admission.n):
-            text = TEXTS[number % len(TEXTS)]
-            ids = [*self.examples.inputs.text_ids(text), self.examples.inputs.end_token_id]
-            logprob = float("nan") if admission.step >= self.spoilt_from else -4.0
-            sample = group.samples.add(text=text, token_ids=ids, logprobs=[logprob] * len(ids))
-            if admission.grade:
-                sample.verdict.CopyFrom(pb.Verdict(status=pb.STATUS_OK, reward=rng.random(), accuracy=number % 2))
-            for expert in admission.experts:
-                sample.scores.add(expert=expert, status=pb.STATUS_OK, value=rng.gauss(0, 1), expert_version=1)
-        return group
-
-    def _prompt_ids(self, prompt: pb.Prompt) -> list[int]:
-        parts = [part for message in prompt.messages for part in message.parts if part.HasField("image_sha256")]
-        images = [open_image(self.blobs.get(part.image_sha256)) for part in parts]
-        return self.examples.inputs.prompt(prompt.messages, images).input_ids
-
-    def finish(self, step: int) -> None:
-        self.finished.append(step)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-    def resume(self, version: int | None) -> int:
-        return 0
-
-    def acknowledgement(self) -> Callable[[], None]:
-        return lambda: None
+@pytest.fixture(scope="module")
+def inputs(tiny_model: Path) -> InputBuilder:
+    return InputBuilder(tiny_model)
 
 
 @pytest.fixture
 def stage(
-    tiny_model: Path,
-    blobs: BlobStore,
-    teacher_prompts: list[pb.Prompt],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Path]:
-    """Runs a stage in a folder of its own, as often as it is called; returns the folder."""
-    inputs = InputBuilder(tiny_model)
+    tiny_model: Path, demo_folder: Path, inputs: InputBuilder, redis_url: str, redis_client: redis.Redis, tmp_path: Path
+) -> Iterator[Stage]:
+    """Runs a stage in a folder of its own under ``tmp_path``, as often as it is called; servers live as long as a run.
 
-    def run(kind: str, name: str, *, killed_at: int | None = None, spoilt_from: int = 1000, **values: Any) -> Path:
-        rollouts = {"data": "x", "prompts": 3, "n": 3, "max_tokens": 64}
+    The attempt's journal comes back, be it that it was ``killed_at`` something.
+    """
+    servers: dict[str, WeightServers] = {}
+
+    def run(
+        kind: str,
+        name: str,
+        *,
+        killed_at: Event | None = None,
+        spoilt_from: int = 1000,
+        staleness: int = 0,
+        **values: Any,
+    ) -> Journal:
+        data = str(demo_folder / "data" / "teacher.jsonl")
+        rollouts = {"data": data, "prompts": COUNT, "n": 3, "max_tokens": 64, "staleness": staleness}
         policy = {"optimizer": {"lr": 1e-3, "max_skipped": 2}}
         settings: dict[str, Any] = {"kind": kind, "steps": 4, "checkpoint_every": 2, "rollouts": rollouts}
         if kind == "align":
             experts = {"optimizer": {"lr": 1e-3}, "mixture": {}}
-            settings |= {"warmup_steps": 1, "warmup_prompts": 3, "experts": experts}
+            settings |= {"warmup_steps": 1, "warmup_prompts": COUNT, "experts": experts}
         config = RunConfig.model_validate(
             {
                 "name": name,
@@ -125,26 +69,48 @@ def stage(
                 "stack": {"max_model_len": 256},
             }
         )
-        config.run_dir.mkdir(exist_ok=True)
-        examples = GroupExamples(inputs, blobs)
-        workers = Workers(teacher_prompts, examples, blobs, killed_at, spoilt_from)
-        pushes = SimpleNamespace(push=lambda *_: PushResult(0.0, 0.0, 0, 0), settle=lambda: None)
-        endpoints: Any = None
-        context: Any = Context(config, "it", 1, endpoints, blobs, inputs, examples, Console(quiet=True))
-        context.intake = lambda rollouts, learners, require: workers
-        context.publisher = lambda model: pushes
-        module: Any = {"rlvr": rlvr, "align": align}[kind]
-        monkeypatch.setattr(module, "open_context", lambda *_: context)
-        module.train(config, "it", config.stages["it"], tiny_model, config.run_dir / "out")
-        return config.run_dir
+        if name not in servers:
+            config.run_dir.mkdir()
+            servers[name] = WeightServers(config.run_dir / "weights")
+            if kind == "align":  # which a process of its own would make, with its own imports of torch
+                made = config.run_dir / "experts" / "it" / "mixture"
+                options: dict[str, Any] = MixtureConfig.model_validate({}).model_dump()
+                options |= {"seed": config.seed, "dtype": config.dtype, "console": Console(quiet=True)}
+                upcycle_folder(str(tiny_model), made, **options)
+        urls = {f"{model}_url": f"{servers[name].url}/{model}" for model in (POLICY, *SECTIONS, "grader")}
+        tokens = {"token": DATA_TOKEN, "admin_token": ADMIN_TOKEN}
+        blobs = str(tmp_path / "blobs")
+        endpoints = urls | tokens | {"redis_url": redis_url, "blobs": blobs}
+        (config.run_dir / "stack.json").write_text(json.dumps(endpoints))
 
-    return run
+        journal = servers[name].journal = Journal(config.run_dir / "checkpoints" / "it", killed_at)
+        worker = ScriptedWorker(redis_url, name, servers[name], inputs, BlobStore(blobs))
+        worker.spoilt_from = spoilt_from
+        module: Any = {"rlvr": rlvr, "align": align}[kind]
+        with pytest.MonkeyPatch.context() as patch, worker:
+            journal.watch(redis_client, patch)
+            try:
+                module.train(config, "it", config.stages["it"], tiny_model, config.run_dir / "out")
+            except Killed:
+                assert killed_at
+            else:
+                assert not killed_at, "never came so far"
+        journal.look()
+        return journal
+
+    yield run
+    for server in servers.values():
+        server.close()
 
 
 def figures(folder: Path) -> dict[int, dict[str, Any]]:
-    """Of each step, the last that was written, without times."""
+    """Of each step, the last that was written, without times and attempts."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: {k: v for k, v in line.items() if "seconds" not in k and k != "time"} for line in lines}
+    left_out = ("time", "attempt")
+    return {
+        line["step"]: {name: value for name, value in line.items() if "seconds" not in name and name not in left_out}
+        for line in lines
+    }
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -153,6 +119,92 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
         for file in sorted((folder / "out").rglob("*.safetensors"))
         for name, tensor in load_file(file).items()
     }
+
+
+def step_positions(step: int) -> list[int]:
+    """Of a step, counted from 0, in a run that loses nothing and asks for nothing twice."""
+    return list(range(step * COUNT, (step + 1) * COUNT))
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return json.loads((checkpoints(folder / "checkpoints" / "it")[-1] / "state.json").read_text())
+
+
+def groups_left(client: redis.Redis, run: str) -> dict[int, int]:
+    """Policy versions of the groups in the stream, by position."""
+    entries: Any = client.xrange(StreamNames(run).rollouts)
+    groups = [parse_group(fields[b"group"]) for _, fields in entries]
+    return {group.request.position: group.policy_version for group in groups}
+
+
+def pending(client: redis.Redis, run: str) -> dict[str, int]:
+    """Groups that each learner was given and has not acknowledged."""
+    found: Any = client.xinfo_groups(StreamNames(run).rollouts)
+    return {info["name"].decode(): info["pending"] for info in found}
+
+
+@pytest.mark.parametrize(
+    ("kind", "staleness", "order"),
+    [
+        ("rlvr", 0, "v0 step0 v1 step1 v2 step2 v3"),
+        ("rlvr", 1, "v0 step0 step1 v1 step2 v2 v3"),
+        ("align", 0, "v0 step0 step1 v1 step2 v2"),  # its first step warms the experts up
+    ],
+    ids=["rlvr", "rlvr-ahead", "align"],
+)
+def test_weights_go_out_before_groups_are_asked_for_and_groups_are_kept_until_their_checkpoint_is_sealed(
+    stage: Stage, kind: str, staleness: int, order: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    journal, learners = stage(kind, "it", steps=3 if kind == "rlvr" else 2, staleness=staleness), LEARNERS[kind]
+    assert journal.of("pushed", "asked")[: len(learners)] == [Event("pushed", learner, 0) for learner in learners]
+    expected = {f"step{step}": Event("asked", positions=tuple(step_positions(step))) for step in range(3)}
+    expected |= {f"v{version}": Event("pushed", POLICY, version) for version in range(4)}
+    of_policy = [event for event in journal.of("pushed", "asked") if event.whose not in SECTIONS]
+    assert of_policy == [expected[name] for name in order.split()]
+
+    first, rest = (*step_positions(0), *step_positions(1)), tuple(step_positions(2))
+    kept = journal.of("sealed", "acknowledged")
+    assert kept == [
+        Event("sealed", number=2),
+        *(Event("acknowledged", learner, positions=first) for learner in learners),
+        Event("sealed", number=3),
+        *(Event("acknowledged", learner, positions=rest) for learner in learners),
+    ]
+    assert {name: state(tmp_path / "it")[name] for name in ("position", "consumed")} == {"position": 9, "consumed": []}
+    assert pending(redis_client, "it") == dict.fromkeys(learners, 0)
+    names = StreamNames("it")
+    assert [redis_client.xlen(stream) for stream in (names.prompts, names.rollouts, names.dead)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("killed_at", ["asked", "acknowledged"])
+def test_after_a_kill_groups_are_taken_over_and_every_position_is_trained_once(
+    stage: Stage, killed_at: str, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    """Killed in the middle of step 4, and between checkpoint 2 and its acknowledgement."""
+    in_checkpoint = (*step_positions(0), *step_positions(1))
+    moments = {
+        "asked": Event("asked", positions=tuple(step_positions(3))),
+        "acknowledged": Event("acknowledged", POLICY, positions=in_checkpoint),
+    }
+    killed = stage("rlvr", "it", killed_at=moments[killed_at])
+    assert killed.of("sealed") == [Event("sealed", number=2)]
+    assert {name: state(tmp_path / "it")[name] for name in ("position", "consumed")} == {"position": 6, "consumed": []}
+    left = groups_left(redis_client, "it")
+    if killed_at == "acknowledged":
+        assert left.keys() >= set(in_checkpoint)
+    else:
+        assert left.keys() >= set(step_positions(2)), "trained on, but in no checkpoint"
+
+    resumed = stage("rlvr", "it")
+    assert resumed.of("pushed", "asked")[0] == Event("pushed", POLICY, 2)
+    # What the checkpoint's weights or earlier ones sampled counts; later weights are this attempt's to make.
+    taken_over = {position for position, version in left.items() if position >= 6 and version <= 2}
+    assert taken_over <= set(step_positions(2))
+    assert resumed.positions("asked") == [position for position in range(6, 12) if position not in taken_over]
+    trained_on = [position for _, step in sorted(figures(tmp_path / "it").items()) for position in step["positions"]]
+    assert trained_on == list(range(12))
+    assert pending(redis_client, "it") == {POLICY: 0}
+    assert groups_left(redis_client, "it") == {}
 
 
 @pytest.mark.parametrize(
@@ -164,18 +216,20 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     ],
 )
 def test_a_stage_that_was_killed_ends_bit_for_bit_as_one_that_was_not(
-    stage: Callable[..., Path], kind: str, values: dict[str, Any], tmp_path: Path
+    stage: Stage, kind: str, values: dict[str, Any], tmp_path: Path
 ) -> None:
-    whole = stage(kind, "whole", **values)
-    with pytest.raises(KeyboardInterrupt):
-        stage(kind, "killed", killed_at=3, **values)
-    assert [folder.name for folder in checkpoints(tmp_path / "killed" / "checkpoints" / "it")] == ["000002"]
-    killed = stage(kind, "killed", **values)
+    stage(kind, "whole", **values)
+    in_step_4 = Event("asked", positions=tuple(step_positions(3)))
+    stage(kind, "killed", killed_at=in_step_4, **values)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert [folder.name for folder in checkpoints(killed / "checkpoints" / "it")] == ["000002"]
+    resumed = stage(kind, "killed", **values)
+    assert not set(step_positions(2)) & set(resumed.positions("asked")), "taken over"
     assert figures(killed) == figures(whole)
     assert len(figures(whole)) == (4 if kind == "rlvr" else 5)
     ours, theirs = tensors(killed), tensors(whole)
     assert ours.keys() == theirs.keys()
-    assert len({name.split("/")[0] for name in ours}) == (1 if kind == "rlvr" else 1 + len(SECTIONS))
+    assert len({name.split("/")[0] for name in ours}) == len(LEARNERS[kind])
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     last = figures(whole)[max(figures(whole))]
     assert last["policy_grad_norm"] > 0
@@ -185,26 +239,29 @@ def test_a_stage_that_was_killed_ends_bit_for_bit_as_one_that_was_not(
         assert last["reference_kl"] > 0
 
 
-def test_a_frozen_part_is_not_trained_nor_written_again(stage: Callable[..., Path], tiny_model: Path) -> None:
+def test_a_frozen_part_is_not_trained_nor_written_again(stage: Stage, tiny_model: Path, tmp_path: Path) -> None:
     before = load_file(tiny_model / "model.safetensors")
-    run = stage("rlvr", "frozen", policy={"optimizer": {"lr": 1e-3}, "freeze": ["model.visual"]})
-    after = load_file(run / "out" / "model.safetensors")
+    stage("rlvr", "frozen", policy={"optimizer": {"lr": 1e-3}, "freeze": ["model.visual"]})
+    after = load_file(tmp_path / "frozen" / "out" / "model.safetensors")
     equal = {name for name, tensor in after.items() if torch.equal(tensor, before[name])}
     assert equal == {name for name in after if name.startswith("model.visual.")}
 
 
 def test_updates_that_are_not_finite_end_the_stage_with_checkpoint_and_groups_kept(
-    stage: Callable[..., Path], tmp_path: Path
+    stage: Stage, tmp_path: Path
 ) -> None:
+    six = {"steps": 6, "checkpoint_every": 3}
     with pytest.raises(NotFiniteError, match="2 updates in a row"):
-        stage("rlvr", "spoilt", spoilt_from=2)
+        stage("rlvr", "spoilt", spoilt_from=4, **six)
     run = tmp_path / "spoilt"
-    assert [folder.name for folder in checkpoints(run / "checkpoints" / "it")] == ["000002"]
-    assert [file.name for file in sorted((run / "not-finite").iterdir())] == ["it-000003.jsonl", "it-000004.jsonl"]
-    assert len((run / "not-finite" / "it-000003.jsonl").read_text().splitlines()) == 3
-    assert figures(run)[3]["policy_skipped"] == 1
-    assert figures(run)[3]["policy_loss"] is None
-    assert 4 not in figures(run)
+    assert [folder.name for folder in checkpoints(run / "checkpoints" / "it")] == ["000003"]
+    assert [file.name for file in sorted((run / "not-finite").iterdir())] == ["it-000005.jsonl", "it-000006.jsonl"]
+    assert len((run / "not-finite" / "it-000005.jsonl").read_text().splitlines()) == 3
+    assert figures(run)[5]["policy_skipped"] == 1
+    assert figures(run)[5]["policy_loss"] is None
+    assert 6 not in figures(run)
     # With good rollouts the same command goes on from the checkpoint and ends as if nothing had been.
-    whole, mended = stage("rlvr", "whole"), stage("rlvr", "spoilt")
-    assert all(torch.equal(tensors(mended)[name], tensor) for name, tensor in tensors(whole).items())
+    stage("rlvr", "whole", **six)
+    stage("rlvr", "spoilt", **six)
+    mended, whole = tensors(run), tensors(tmp_path / "whole")
+    assert all(torch.equal(mended[name], tensor) for name, tensor in whole.items())
