@@ -23,7 +23,8 @@ import httpx
 from PIL import Image
 from pydantic import ValidationError
 
-from prism.clients import ExpertClient, data_uri
+from prism.clients import ExpertClient
+from prism.data import read_image
 from prism.endpoints import ExpertEndpoints, load_endpoints
 from prism.errors import ConfigError, DataError
 from prism.expert_api import (
@@ -31,7 +32,6 @@ from prism.expert_api import (
     CalibrationState,
     CompareAnswer,
     CompareRequest,
-    ImagePart,
     MixtureAnswer,
     MixtureRequest,
     ModelInfo,
@@ -40,6 +40,7 @@ from prism.expert_api import (
     ScoreRequest,
 )
 from prism.expert_section import Section
+from prism.messages import data_uri, image_parts
 from prism.settings import describe
 
 JudgedPart = Literal["own", "all"]
@@ -222,10 +223,8 @@ def parse_item(value: Mapping[str, Any], folder: Path | str = "") -> ScoreItem:
         parsed = ScoreItem.model_validate(value)
     except ValidationError as error:
         raise DataError("; ".join(describe(error))) from None
-    for message in parsed.messages or []:
-        for part in message.content:
-            if isinstance(part, ImagePart):
-                part.image = image_uri(part.image, folder)
+    for part in image_parts(parsed.messages or []):
+        part.image = image_uri(part.image, folder)
     parsed.images = [image_uri(image, folder) for image in parsed.images]
     return parsed
 
@@ -238,10 +237,7 @@ def image_uri(image: ImageSource, folder: Path | str = "") -> str:
         return data_uri(image)
     if isinstance(image, str) and image.startswith(WIRE_IMAGES):
         return image
-    try:
-        return data_uri((Path(folder) / image).read_bytes())
-    except (OSError, ValueError) as error:  # ValueError: no path at all (null bytes)
-        raise DataError(f"image {str(image)[:200]!r}: {getattr(error, 'strerror', None) or error}") from None
+    return data_uri(read_image(image, Path(folder)))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -18,6 +18,7 @@ from prism.data import read_rows, to_prompt
 from prism.endpoints import load_endpoints
 from prism.errors import DataError, ServiceError
 from prism.expert_section import SECTIONS
+from prism.messages import image_sha256s
 from prism.response import caption_f1, parse_response
 from prism.rollout import Judges, open_judges
 from prism.v1 import rollout_pb2 as pb
@@ -144,7 +145,7 @@ def _shown(stage: str, group: pb.RolloutGroup) -> dict[str, Any]:
     return {
         "stage": stage,
         "prompt_id": prompt.id,
-        "images": [part.image_sha256 for part in parts if part.HasField("image_sha256")],
+        "images": image_sha256s(prompt.messages),
         "question": "\n".join(part.text for part in parts if part.HasField("text")),
         "gold": prompt.gold,
         "teacher": prompt.teacher,

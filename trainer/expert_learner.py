@@ -12,7 +12,7 @@ import torch
 
 from prism.config import ExpertLearnerConfig
 from prism.expert_model import ExpertModel, Judgement, save_expert
-from prism.expert_section import Section, section_of
+from prism.expert_section import Section
 from prism.inputs import Example, InputBuilder, distinct
 from prism.packing import pack, share_by_tokens, split_by_tokens
 from prism.response import parse_response
@@ -182,7 +182,7 @@ class ExpertLearner:
 
     def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
         parsed = parse_response(text)
-        return inputs.with_text(prompt, section_of(parsed, self.expert)) if parsed.valid else None
+        return inputs.with_text(prompt, parsed.section(self.expert)) if parsed.valid else None
 
     def state_dict(self) -> dict[str, Any]:
         """The learner's own tensors, for a checkpoint to be written from or read into; without the version."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism.data import parse_line, take_demonstration
+from prism.data import parse_line
 from prism.errors import DataError
 from prism.expert_api import ScoreItem
 from prism.experts_client import parse_item
+from prism.messages import take_demonstration
 from prism.row_files import numbered_lines
 
 PROMPT_KEYS = ("messages", "prompt", "images")

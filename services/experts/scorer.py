@@ -25,12 +25,13 @@ from prism.expert_api import (
 )
 from prism.expert_model import load_expert
 from prism.inputs import InputBuilder
+from prism.messages import image_parts
 from prism.weights import read_newest
 from services.experts import metrics
 from services.experts.calibration import Calibration, keep, read_kept, sigmoid
 from services.experts.engine import ScoringEngine, Version
 from services.experts.images import ImageSources
-from services.experts.planner import Plan, Planner, image_sources, unscored
+from services.experts.planner import Plan, Planner, unscored
 from services.experts.settings import ExpertSettings
 
 
@@ -79,7 +80,7 @@ class Scorer:
         """Raises HTTPException for a request over the limits or ahead of the weights, Overloaded if too many wait."""
         self.planner.check_limits(request.items)
         self._check_version(self.engine.version, request)
-        sources = await self.images.read(source for item in request.items for source in image_sources(item))
+        sources = await self.images.read(part.image for item in request.items for part in image_parts(item.chat()))
         plans = await asyncio.to_thread(self.planner.plan, request, sources)
         groups = [plan.group for plan in plans if plan.group]
         version, values = self.engine.version, iter(())

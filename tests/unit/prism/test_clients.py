@@ -16,7 +16,6 @@ from prism.clients import (
     Refused,
     ServiceClient,
     Unavailable,
-    data_uri,
 )
 from prism.v1 import rollout_pb2 as pb
 
@@ -198,10 +197,3 @@ async def test_a_verdict_that_says_nothing_has_no_reward(connect: Callable[..., 
     assert second.status == pb.STATUS_TIMEOUT
     assert not any(second.HasField(name) for name in ("accuracy", "format", "reward"))
     assert service.body["items"][1] == {"response": "b", "gold": "7", "kind": "number"}
-
-
-@pytest.mark.parametrize(
-    ("image", "kind"), [(b"\xff\xd8\xff", "jpeg"), (b"RIFF0000WEBPVP8 ", "webp"), (b"\x89PNG", "png")]
-)
-def test_a_data_uri_names_the_kind_of_image(image: bytes, kind: str) -> None:
-    assert data_uri(image) == f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from prism.config import DisentangleConfig, RunConfig, load_config
 from prism.errors import ServiceError
-from prism.expert_section import Section, section_of
+from prism.expert_section import Section
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
 from trainer import disentangle as module
@@ -83,7 +83,7 @@ class Expert:
     async def score(self, expert: Section, messages: Any, responses: list[str], min_version: int) -> list[pb.Score]:
         made: list[pb.Score] = []
         for text in responses:
-            section = section_of(parse_response(text), expert)
+            section = parse_response(text).section(expert)
             value = sum(NAMES.index(n) if n in NAMES else int(n) for n in numbers(section))
             made.append(pb.Score(expert=expert, expert_version=self.version, status=pb.STATUS_OK, value=value))
         if len(messages[0].parts[1].text) % 4 == 3:  # some prompts are not scored at all

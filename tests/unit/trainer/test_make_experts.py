@@ -9,12 +9,12 @@ import torch
 from typer.testing import CliRunner
 
 from prism import cli
-from prism.data import DataFile, open_image
+from prism.data import DataFile
 from prism.errors import ConfigError, PrismError
 from prism.expert_model import load_expert, upcycle
 from prism.inputs import InputBuilder
 from prism.packing import Batch, hidden_states, pack
-from trainer.demonstrations import row_messages
+from trainer.demonstrations import prompt_of
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def batch(tiny_model: Path, teacher_rows: DataFile) -> Batch:
     inputs = InputBuilder(tiny_model)
     examples = [
         inputs.with_text(
-            inputs.prompt(row_messages(row), [open_image(teacher_rows.image(name)) for name in row.image_paths]),
+            prompt_of(row, teacher_rows, inputs),
             row.teacher or "",
         )
         for row in teacher_rows.rows
