@@ -86,8 +86,9 @@ class DataFile:
 
     def open_image(self, name: str) -> Image.Image:
         """Raises DataError that names the image."""
+        data = self.image(name)
         with _naming(name):
-            return open_image(_image_bytes(name, self.path.parent))
+            return open_image(data)
 
 
 def read_rows(
@@ -199,12 +200,9 @@ def read_image(name: str | Path, folder: Path) -> bytes:
     Raises DataError that names the image.
     """
     with _naming(name):
-        return _image_bytes(name, folder)
-
-
-def _image_bytes(name: str | Path, folder: Path) -> bytes:
-    """Raises OSError or ValueError."""
-    return data_uri_bytes(name) if isinstance(name, str) and name.startswith("data:") else (folder / name).read_bytes()
+        if isinstance(name, str) and name.startswith("data:"):
+            return data_uri_bytes(name)
+        return (folder / name).read_bytes()
 
 
 @contextmanager

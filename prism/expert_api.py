@@ -10,16 +10,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prism.expert_section import Section
-from prism.messages import IMAGE, Message, Text, plain_message
+from prism.messages import IMAGE, Message, Text, Wire, plain_message
 
 Status = Literal["ok", "invalid_format", "too_long", "error"]
 Judged = Literal["perception", "reasoning", "all"]
-
-
-class Wire(BaseModel):
-    """What a caller sends: an unknown key is a mistake that is named, and true or "1" is no number."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Answer(BaseModel):

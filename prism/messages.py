@@ -32,24 +32,24 @@ def well_formed(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(well_formed)]
 
 
-class TextPart(BaseModel):
+class Wire(BaseModel):
+    """What a caller sends: an unknown key is a mistake that is named, and true or "1" is no number."""
+
     model_config = ConfigDict(extra="forbid")
 
+
+class TextPart(Wire):
     type: Literal["text"]
     text: Text
 
 
-class ImagePart(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class ImagePart(Wire):
     type: Literal["image"]
     image: Text = Field(description=IMAGE)
 
 
-class Message(BaseModel):
-    # Over HTTP an unknown key is a mistake that is named; rows, which carry more, are validated with extra="ignore".
-    model_config = ConfigDict(extra="forbid")
-
+class Message(Wire):
+    # Rows, which carry more than a trainer reads, are validated with extra="ignore".
     role: Literal["system", "user", "assistant"]
     content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
 
