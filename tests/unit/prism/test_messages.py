@@ -59,7 +59,7 @@ def as_dicts(conversation: list[tuple[str, list[str]]], image: Callable[[str], d
     ]
 
 
-@pytest.fixture(params=CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
+@pytest.fixture(params=CONVERSATIONS.values(), ids=list(CONVERSATIONS))
 def conversation(request: pytest.FixtureRequest) -> list[tuple[str, list[str]]]:
     return request.param
 
