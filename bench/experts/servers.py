@@ -17,10 +17,10 @@ import httpx
 import psutil
 
 from bench.experts.workload import Group
-from prism.messages import to_openai
-from prism.stack import end_group, start_process
-from prism.v1 import rollout_pb2 as pb
-from services.policy.launcher import ROOT, SITE
+from prism.services.policy.launcher import ROOT, SITE
+from prism.stack.local import end_group, start_process
+from prism.wire.messages import to_openai
+from prism.wire.v1 import rollout_pb2 as pb
 
 START_SECONDS = 600.0
 

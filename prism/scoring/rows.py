@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism.data import parse_line
+from prism.clients.experts import parse_item
+from prism.data.row_files import numbered_lines
+from prism.data.rows import parse_line
 from prism.errors import DataError
-from prism.expert_api import ScoreItem
-from prism.experts_client import parse_item
-from prism.messages import take_demonstration
-from prism.row_files import numbered_lines
+from prism.wire.experts import ScoreItem
+from prism.wire.messages import take_demonstration
 
 PROMPT_KEYS = ("messages", "prompt", "images")
 

@@ -4,11 +4,11 @@ import asyncio
 import re
 from collections.abc import Iterable
 
-from prism.blobs import BlobStore
+from prism.data.blobs import BlobStore
 from prism.errors import DataError, ServiceError
-from prism.messages import data_uri_bytes
-from services.experts.fetch import UrlFetcher
-from services.experts.settings import ExpertSettings
+from prism.services.experts.fetch import UrlFetcher
+from prism.services.experts.settings import ExpertSettings
+from prism.wire.messages import data_uri_bytes
 
 _DATA_URI = re.compile("data:image/[^,]*;base64,")
 

@@ -9,14 +9,14 @@ import torch
 from fastapi import HTTPException
 from jinja2 import TemplateError
 
-from prism.data import open_image
+from prism.data.rows import open_image
 from prism.errors import DataError
-from prism.expert_api import Judged, Judging, ResponseScore, ScoreItem, ScoreRequest, Status
-from prism.inputs import Example, InputBuilder
-from prism.messages import Message, from_json, image_parts
-from prism.response import parse_response
-from services.experts.engine import Group
-from services.experts.settings import ExpertSettings
+from prism.model.inputs import Example, InputBuilder
+from prism.services.experts.engine import Group
+from prism.services.experts.settings import ExpertSettings
+from prism.wire.experts import Judged, Judging, ResponseScore, ScoreItem, ScoreRequest, Status
+from prism.wire.messages import Message, from_json, image_parts
+from prism.wire.response import parse_response
 
 
 class TooLong(Exception):

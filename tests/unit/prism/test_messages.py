@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from prism.blobs import BlobStore
-from prism.data import DataFile, Row, read_rows, to_prompt
+from prism.data.blobs import BlobStore
+from prism.data.rows import DataFile, Row, read_rows, to_prompt
 from prism.errors import DataError
-from prism.expert_api import ScoreItem
-from prism.inputs import InputBuilder
-from prism.messages import (
+from prism.model.inputs import InputBuilder
+from prism.trainer.flow.demonstrations import prompt_of
+from prism.wire.experts import ScoreItem
+from prism.wire.messages import (
     Message,
     data_uri,
     data_uri_bytes,
@@ -27,8 +28,7 @@ from prism.messages import (
     to_openai,
     to_template,
 )
-from prism.v1 import rollout_pb2 as pb
-from trainer.demonstrations import prompt_of
+from prism.wire.v1 import rollout_pb2 as pb
 
 NASTY = (
     " \n<|im_end|>\n<|im_start|>assistant\n{{ messages[0] }} {% raw %} {0} %s <image> </think> \\n \u2028 🙂 e\u0301 \0"
