@@ -14,6 +14,7 @@ from prism.data.blobs import BlobStore
 from prism.data.rows import open_image, read_rows, to_prompt
 from prism.model.inputs import InputBuilder
 from prism.trainer.run.result import stage_folder
+from prism.wire.messages import image_sha256s, to_template
 from prism.wire.v1 import rollout_pb2 as pb
 
 PROMPTS, N, MAX_TOKENS, REPEATS = 16, 8, 96, 3
@@ -54,29 +55,10 @@ def _transformers(config: RunConfig, prompts: list[pb.Prompt], blobs: BlobStore,
     processor: Any = inputs.processor
     processor.tokenizer.padding_side = "left"
     texts = [
-        processor.apply_chat_template(
-            [
-                {
-                    "role": message.role,
-                    "content": [
-                        {"type": "image"} if part.HasField("image_sha256") else {"type": "text", "text": part.text}
-                        for part in message.parts
-                    ],
-                }
-                for message in prompt.messages
-            ],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        processor.apply_chat_template(to_template(prompt.messages), tokenize=False, add_generation_prompt=True)
         for prompt in prompts
     ]
-    images = [
-        open_image(blobs.get(part.image_sha256))
-        for prompt in prompts
-        for message in prompt.messages
-        for part in message.parts
-        if part.HasField("image_sha256")
-    ]
+    images = [open_image(blobs.get(sha256)) for prompt in prompts for sha256 in image_sha256s(prompt.messages)]
     batch = processor(text=texts, images=images, padding=True, return_tensors="pt")
     started = time.perf_counter()
     out = model.generate(

@@ -17,9 +17,10 @@ import httpx
 import psutil
 
 from bench.experts.workload import Group
-from prism.clients.http import data_uri
 from prism.services.policy.launcher import ROOT, SITE
 from prism.stack.local import end_group, start_process
+from prism.wire.messages import to_openai
+from prism.wire.v1 import rollout_pb2 as pb
 
 START_SECONDS = 600.0
 
@@ -139,13 +140,11 @@ async def vllm_scores(server: Server, groups: Sequence[Group], at_once: int, end
     room = asyncio.Semaphore(at_once * len(groups[0].responses))
 
     async def one(group: Group, response: str) -> float:
-        parts = [
-            {"type": "image_url", "image_url": {"url": data_uri(group.image)}},
-            {"type": "text", "text": group.question},
-        ]
+        parts = [pb.Part(image_sha256="picture"), pb.Part(text=group.question)]
+        asked = to_openai([pb.Message(role="user", parts=parts)], {"picture": group.image})
         body = {
             "model": "expert",
-            "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": response + end}],
+            "messages": [*asked, {"role": "assistant", "content": response + end}],
             "add_generation_prompt": False,
             "continue_final_message": True,
             "use_activation": False,

@@ -24,7 +24,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from prism.clients.endpoints import ExpertEndpoints, load_endpoints
-from prism.clients.http import ExpertClient, data_uri
+from prism.clients.http import ExpertClient
+from prism.data.rows import read_image
 from prism.errors import ConfigError, DataError
 from prism.settings import describe
 from prism.wire.experts import (
@@ -32,7 +33,6 @@ from prism.wire.experts import (
     CalibrationState,
     CompareAnswer,
     CompareRequest,
-    ImagePart,
     MixtureAnswer,
     MixtureRequest,
     ModelInfo,
@@ -40,6 +40,7 @@ from prism.wire.experts import (
     ScoreItem,
     ScoreRequest,
 )
+from prism.wire.messages import data_uri, image_parts
 from prism.wire.section import Section
 
 JudgedPart = Literal["own", "all"]
@@ -222,10 +223,8 @@ def parse_item(value: Mapping[str, Any], folder: Path | str = "") -> ScoreItem:
         parsed = ScoreItem.model_validate(value)
     except ValidationError as error:
         raise DataError("; ".join(describe(error))) from None
-    for message in parsed.messages or []:
-        for part in message.content:
-            if isinstance(part, ImagePart):
-                part.image = image_uri(part.image, folder)
+    for part in image_parts(parsed.messages or []):
+        part.image = image_uri(part.image, folder)
     parsed.images = [image_uri(image, folder) for image in parsed.images]
     return parsed
 
@@ -238,10 +237,7 @@ def image_uri(image: ImageSource, folder: Path | str = "") -> str:
         return data_uri(image)
     if isinstance(image, str) and image.startswith(WIRE_IMAGES):
         return image
-    try:
-        return data_uri((Path(folder) / image).read_bytes())
-    except (OSError, ValueError) as error:  # ValueError: no path at all (null bytes)
-        raise DataError(f"image {str(image)[:200]!r}: {getattr(error, 'strerror', None) or error}") from None
+    return data_uri(read_image(image, Path(folder)))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -1,6 +1,5 @@
 """Asynchronous clients of the services. What may pass by waiting is retried; what may not is an error at once."""
 
-import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,7 +18,8 @@ from tenacity import (
 from prism import telemetry
 from prism.errors import ServiceError
 from prism.settings import describe
-from prism.wire.experts import ImagePart, Judge, Message, ScoreAnswer, ScoreItem, ScoreRequest, TextPart
+from prism.wire.experts import Judge, ScoreAnswer, ScoreItem, ScoreRequest
+from prism.wire.messages import to_json, to_openai
 from prism.wire.section import Section
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -165,7 +165,7 @@ class PolicyClient(ServiceClient):
             "/v1/chat/completions",
             {
                 "model": "policy",
-                "messages": [openai_message(message, images) for message in messages],
+                "messages": to_openai(messages, images),
                 "n": sampling.n,
                 "temperature": sampling.temperature,
                 "top_p": 1.0,
@@ -211,7 +211,7 @@ class ExpertClient(ServiceClient):
     ) -> list[pb.Score]:
         """One score per response, all by one version of the expert."""
         try:
-            item = ScoreItem(messages=[_wire_message(message) for message in messages], responses=responses)
+            item = ScoreItem(messages=to_json(messages), responses=responses)
         except ValidationError as error:
             raise Refused("; ".join(describe(error))) from None
         answer = await self.judge(expert, ScoreRequest(items=[item], min_version=min_version))
@@ -243,30 +243,3 @@ class GraderClient(ServiceClient):
             )
             for verdict in answer["verdicts"]
         ]
-
-
-def data_uri(image: bytes) -> str:
-    kind = "jpeg" if image.startswith(b"\xff\xd8") else "webp" if image[8:12] == b"WEBP" else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-
-
-def openai_message(message: pb.Message, images: dict[str, bytes]) -> dict[str, Any]:
-    parts = [
-        {"type": "image_url", "image_url": {"url": data_uri(images[part.image_sha256])}}
-        if part.HasField("image_sha256")
-        else {"type": "text", "text": part.text}
-        for part in message.parts
-    ]
-    return {"role": message.role, "content": parts}
-
-
-def _wire_message(message: pb.Message) -> Message:
-    return Message(
-        role=message.role,  # pyright: ignore[reportArgumentType]  # a str in protobuf; checked by the wire
-        content=[
-            ImagePart(type="image", image=f"sha256:{part.image_sha256}")
-            if part.HasField("image_sha256")
-            else TextPart(type="text", text=part.text)
-            for part in message.parts
-        ],
-    )

@@ -11,6 +11,7 @@ from prism import telemetry
 from prism.clients.endpoints import Endpoints
 from prism.clients.http import ExpertClient, GraderClient, PolicyClient, Refused, Unavailable
 from prism.data.blobs import BlobStore
+from prism.wire.messages import image_sha256s
 from prism.wire.section import SECTIONS, Section
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -41,7 +42,7 @@ class Judges:
     async def _rollout(self, request: pb.RolloutRequest, worker: str) -> pb.RolloutGroup:
         prompt = request.prompt
         started = time.perf_counter()
-        wanted = {part.image_sha256 for m in prompt.messages for part in m.parts if part.HasField("image_sha256")}
+        wanted = set(image_sha256s(prompt.messages))
         images = {sha256: await asyncio.to_thread(self._blobs.get, sha256) for sha256 in wanted}
         answer = await self._policy.sample(prompt.messages, images, request.sampling, request.min_policy_version)
         sampled = time.perf_counter()

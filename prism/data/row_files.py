@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, overload
 
-from prism.clients.http import data_uri
 from prism.errors import DataError
+from prism.wire.messages import data_uri
 
 PARQUET_KEYS = (
     "id", "messages", "prompt", "images", "response", "responses", "teacher", "policy", "gold", "kind", "options",

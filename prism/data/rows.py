@@ -4,17 +4,17 @@ A row's ``messages`` end with the user's turn, or with the assistant's, which is
 ``teacher`` is the closed teacher's text, ``gold`` the answer a grader compares with; both are optional.
 """
 
-import base64
 import io
 import json
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,6 +24,7 @@ from prism.data.blobs import BlobStore
 from prism.data.row_files import LazyRows, open_lines
 from prism.errors import DataError
 from prism.settings import describe
+from prism.wire.messages import Message, data_uri_bytes, from_json, image_parts, place_images, take_demonstration
 from prism.wire.v1 import rollout_pb2 as pb
 
 # What users bring; Pillow reads many more, some by starting other programs.
@@ -35,32 +36,16 @@ SAY_SECONDS = 10
 ROW_ERRORS = (ValidationError, json.JSONDecodeError, DataError, UnicodeError, RecursionError)
 
 
-class TextPart(BaseModel):
-    type: Literal["text"]
-    text: str
-
-
-class ImagePart(BaseModel):
-    type: Literal["image"]
-    image: str = Field(min_length=1, description="path, relative to the file the row stands in, or a data: URL")
-
-
-class ChatMessage(BaseModel):
-    role: Literal["system", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
-
-    @property
-    def parts(self) -> list[TextPart | ImagePart]:
-        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
-
-
 class Row(BaseModel):
-    """One line. Unknown keys are let through: data sets carry more than a trainer reads."""
+    """One line. Unknown keys are let through: data sets carry more than a trainer reads.
+
+    An image is named by its path, relative to the file the row stands in, or given as a data: URL.
+    """
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
     id: str = Field(min_length=1)
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
     response: str | None = None
     teacher: str | None = None
     gold: str | None = None
@@ -70,61 +55,19 @@ class Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _demonstration_in_messages(cls, value: object) -> object:
-        return take_demonstration(_place_images(value))
+        return take_demonstration(place_images(value))
 
     @model_validator(mode="after")
     def _ends_with_user(self) -> "Row":
         if self.messages[-1].role != "user":
             raise ValueError("the last message must be the user's (or the assistant's demonstration after it)")
+        if not all(self.image_paths):
+            raise ValueError("an image of the messages has an empty path")
         return self
 
     @property
     def image_paths(self) -> list[str]:
-        return [part.image for message in self.messages for part in message.parts if isinstance(part, ImagePart)]
-
-
-def take_demonstration(value: object) -> object:
-    """The row with an assistant's last turn as its response; a copy, the caller's row stays as it was.
-
-    Raises ValueError if that turn is not text.
-    """
-    if isinstance(value, dict) and isinstance(messages := value.get("messages"), list) and messages:
-        last = messages[-1]
-        if isinstance(last, dict) and last.get("role") == "assistant" and "response" not in value:
-            content = last.get("content")
-            if isinstance(content, list):
-                texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-                content = "".join(text for text in texts if isinstance(text, str))
-                if len(texts) != sum(isinstance(text, str) for text in texts):
-                    raise ValueError("the assistant's message must consist of text parts")
-            return {**value, "messages": messages[:-1], "response": content}
-    return value
-
-
-def _place_images(value: object) -> object:
-    """The row with the images of its ``images``, in order, in the parts that are an image and name none; a copy.
-
-    Raises ValueError if there are more than such parts.
-    """
-    if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
-        return value
-    given = value.get("images")
-    left = list(given) if isinstance(given, list) else []
-
-    def placed(part: object) -> object:
-        if left and isinstance(part, dict) and part.get("type") == "image" and part.get("image") is None:
-            return {**part, "image": left.pop(0)}
-        return part
-
-    messages = [
-        {**message, "content": [placed(part) for part in content]}
-        if isinstance(message, dict) and isinstance(content := message.get("content"), list)
-        else message
-        for message in value["messages"]
-    ]
-    if left and isinstance(given, list) and len(left) < len(given):
-        raise ValueError(f"images: {len(given)} are given, {len(given) - len(left)} are asked for in the messages")
-    return {**value, "messages": messages}
+        return [part.image for part in image_parts(self.messages)]
 
 
 @dataclass
@@ -138,17 +81,14 @@ class DataFile:
     bad_rows: int = 0
 
     def image(self, name: str) -> bytes:
-        """Raises OSError or ValueError."""
-        if name.startswith("data:"):
-            return base64.b64decode(name.partition(",")[2], validate=True)
-        return (self.path.parent / name).read_bytes()
+        """Raises DataError that names the image."""
+        return read_image(name, self.path.parent)
 
     def open_image(self, name: str) -> Image.Image:
         """Raises DataError that names the image."""
-        try:
-            return open_image(self.image(name))
-        except (OSError, ValueError) as error:  # ValueError: no image, or no path at all (null bytes)
-            raise _image_problem(name, error) from None
+        data = self.image(name)
+        with _naming(name):
+            return open_image(data)
 
 
 def read_rows(
@@ -222,7 +162,7 @@ def what_is_wrong(error: Exception) -> str:
 
 def _parse_row(line: bytes) -> Row:
     """Raises one of ROW_ERRORS."""
-    return Row.model_validate(parse_line(line))
+    return Row.model_validate(parse_line(line), extra="ignore")  # in the messages too, which HTTP takes strictly
 
 
 def parse_line(line: bytes) -> object:
@@ -247,17 +187,31 @@ def _image_check(data: DataFile, *, decode: bool) -> Callable[[str], None]:
         if decode or name.startswith("data:"):
             data.open_image(name).close()
             return
-        try:
+        with _naming(name):
             (data.path.parent / name).stat()
-        except (OSError, ValueError) as error:
-            raise _image_problem(name, error) from None
 
     remembering = lru_cache(CHECKED_IMAGES)(look)
     return lambda name: look(name) if name.startswith("data:") else remembering(name)
 
 
-def _image_problem(name: str, error: OSError | ValueError) -> DataError:
-    return DataError(f"image {name[:200]!r}: {getattr(error, 'strerror', None) or error}")
+def read_image(name: str | Path, folder: Path) -> bytes:
+    """An image as rows name it: by its path, relative to ``folder``, or as a data: URL.
+
+    Raises DataError that names the image.
+    """
+    with _naming(name):
+        if isinstance(name, str) and name.startswith("data:"):
+            return data_uri_bytes(name)
+        return (folder / name).read_bytes()
+
+
+@contextmanager
+def _naming(image: str | Path) -> Iterator[None]:
+    """What goes wrong with an image becomes a DataError that names it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: no image, no base64, or no path at all (null bytes)
+        raise DataError(f"image {str(image)[:200]!r}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def open_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
@@ -298,18 +252,7 @@ def to_prompt(row: Row, data: DataFile, blobs: BlobStore) -> pb.Prompt:
     """The row as it travels: its images put into the blob store and named by sha256."""
     return pb.Prompt(
         id=row.id,
-        messages=[
-            pb.Message(
-                role=message.role,
-                parts=[
-                    pb.Part(text=part.text)
-                    if isinstance(part, TextPart)
-                    else pb.Part(image_sha256=blobs.put(data.image(part.image)))
-                    for part in message.parts
-                ],
-            )
-            for message in row.messages
-        ],
+        messages=from_json(row.messages, lambda name: blobs.put(data.image(name))),
         gold=row.gold or "",
         kind=row.kind,
         teacher=row.teacher or "",

@@ -19,6 +19,7 @@ from prism.data.blobs import BlobStore
 from prism.data.rows import read_rows, to_prompt
 from prism.errors import DataError, ServiceError
 from prism.files import append_json, read_jsonl
+from prism.wire.messages import image_sha256s
 from prism.wire.response import caption_f1, parse_response
 from prism.wire.section import SECTIONS
 from prism.wire.v1 import rollout_pb2 as pb
@@ -144,7 +145,7 @@ def _shown(stage: str, group: pb.RolloutGroup) -> dict[str, Any]:
     return {
         "stage": stage,
         "prompt_id": prompt.id,
-        "images": [part.image_sha256 for part in parts if part.HasField("image_sha256")],
+        "images": image_sha256s(prompt.messages),
         "question": "\n".join(part.text for part in parts if part.HasField("text")),
         "gold": prompt.gold,
         "teacher": prompt.teacher,

@@ -19,6 +19,7 @@ from prism import logs, telemetry
 from prism.errors import ServiceError
 from prism.http.auth import OPEN_PATHS, BearerAuth
 from prism.settings import ServiceSettings
+from prism.wire.messages import well_formed
 
 ADMIN_PATHS = frozenset({"/weights", "/v1/calibration"})
 
@@ -149,13 +150,6 @@ def with_tokens(document: dict[str, Any]) -> dict[str, Any]:
             if path in ADMIN_PATHS:
                 operation["responses"]["403"] = {"description": "this needs the admin token"}
     return document
-
-
-def well_formed(value: Any) -> Any:
-    """A text with each lone surrogate, which JSON can smuggle in but UTF-8 cannot hold, replaced by U+FFFD."""
-    if isinstance(value, str) and not value.isascii():
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return value
 
 
 async def refuse(_: Request, error: Exception) -> JSONResponse:

@@ -15,6 +15,7 @@ from PIL import Image
 from prism import logs
 from prism.errors import ConfigError, DataError
 from prism.model import torchvision_cpu
+from prism.wire.messages import image_sha256s, to_template
 from prism.wire.v1 import rollout_pb2 as pb
 
 torchvision_cpu.install()
@@ -96,12 +97,10 @@ class InputBuilder:
         self, messages: Sequence[pb.Message], pixel_values: torch.Tensor | None, grid: torch.Tensor | None
     ) -> Example:
         """As ``prompt``, from images that are processed already."""
-        text = self.processor.apply_chat_template(
-            [_as_chat(message) for message in messages], tokenize=False, add_generation_prompt=True
-        )
+        text = self.processor.apply_chat_template(to_template(messages), tokenize=False, add_generation_prompt=True)
         ids: list[int] = []
         counts = [] if grid is None else (grid.prod(-1) // self._merge).tolist()
-        named = sum(part.HasField("image_sha256") for message in messages for part in message.parts)
+        named = len(image_sha256s(messages))
         placeholders = iter(counts)
         raw = self._tokens(text, split_special_tokens=False)
         if named != len(counts) or raw.count(self.image_token_id) != len(counts):
@@ -148,11 +147,3 @@ def distinct(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
             once.append(example)
         rows.append(places[key])
     return once, rows
-
-
-def _as_chat(message: pb.Message) -> dict[str, object]:
-    parts = [
-        {"type": "image"} if part.HasField("image_sha256") else {"type": "text", "text": part.text}
-        for part in message.parts
-    ]
-    return {"role": message.role, "content": parts}

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from prism.clients.experts import parse_item
-from prism.data.rows import parse_line, take_demonstration
+from prism.data.rows import parse_line
 from prism.errors import DataError
 from prism.jobs import Row
 from prism.wire.experts import ScoreItem
+from prism.wire.messages import take_demonstration
 
 PROMPT_KEYS = ("messages", "prompt", "images")
 

@@ -7,41 +7,17 @@ and no number.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from prism.http.app import well_formed
+from prism.wire.messages import IMAGE, Message, Text, Wire, plain_message
 from prism.wire.section import Section
 
-Text = Annotated[str, BeforeValidator(well_formed)]
 Status = Literal["ok", "invalid_format", "too_long", "error"]
 Judged = Literal["perception", "reasoning", "all"]
-
-IMAGE = "`data:image/...;base64,...`, `sha256:...` of an image in the blob store, or an http(s) URL where allowed"
-
-
-class Wire(BaseModel):
-    """What a caller sends: an unknown key is a mistake that is named, and true or "1" is no number."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Answer(BaseModel):
     """What a service answers: read leniently, so that an older client can talk to a newer service."""
-
-
-class TextPart(Wire):
-    type: Literal["text"]
-    text: Text
-
-
-class ImagePart(Wire):
-    type: Literal["image"]
-    image: Text = Field(description=IMAGE)
-
-
-class Message(Wire):
-    role: Literal["system", "user", "assistant"]
-    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
 
 
 class Prompt(Wire):
@@ -65,10 +41,7 @@ class Prompt(Wire):
 
     def chat(self) -> list[Message]:
         """The prompt as messages, whichever way it was given."""
-        if self.messages is not None:
-            return self.messages
-        parts: list[TextPart | ImagePart] = [ImagePart(type="image", image=image) for image in self.images]
-        return [Message(role="user", content=[*parts, TextPart(type="text", text=self.prompt or "")])]
+        return self.messages or [plain_message(self.prompt or "", self.images)]
 
 
 class ScoreItem(Prompt):

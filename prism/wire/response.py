@@ -9,6 +9,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from prism.wire.section import Section
+
 SECTIONS = ("caption", "think", "answer")
 _TAG = re.compile(r"<(/?)(caption|think|answer)>")
 _SLASHES, _NAMES = ["", "/"] * len(SECTIONS), [name for name in SECTIONS for _ in range(2)]
@@ -27,14 +29,10 @@ class ParsedResponse:
     def valid(self) -> bool:
         return not self.problems
 
-    @property
-    def perception(self) -> str:
-        """The section the perception expert judges, tags included."""
-        return f"<caption>{self.caption}</caption>"
-
-    @property
-    def reasoning(self) -> str:
-        """The section the reasoning expert judges, tags included; it never holds the caption."""
+    def section(self, expert: Section) -> str:
+        """What this expert judges of a valid response, tags included. The reasoning expert never sees the caption."""
+        if expert == "perception":
+            return f"<caption>{self.caption}</caption>"
         return f"<think>{self.think}</think><answer>{self.answer}</answer>"
 
     @property

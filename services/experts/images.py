@@ -1,13 +1,16 @@
 """The bytes of images, however a request names them."""
 
 import asyncio
-import base64
+import re
 from collections.abc import Iterable
 
 from prism.data.blobs import BlobStore
 from prism.errors import DataError, ServiceError
 from prism.services.experts.fetch import UrlFetcher
 from prism.services.experts.settings import ExpertSettings
+from prism.wire.messages import data_uri_bytes
+
+_DATA_URI = re.compile("data:image/[^,]*;base64,")
 
 
 class ImageSources:
@@ -56,10 +59,9 @@ class ImageSources:
 
 
 def _data_uri(source: str) -> bytes:
-    head, comma, body = source.partition(",")
-    if not (head.startswith("data:image/") and head.endswith(";base64") and comma):
+    if not _DATA_URI.match(source):
         raise DataError("an image is given as 'data:image/...;base64,...', 'sha256:...' or an http(s) URL")
     try:
-        return base64.b64decode(body, validate=True)
+        return data_uri_bytes(source)
     except ValueError as error:
         raise DataError(f"the image's base64 does not decode: {error}") from None

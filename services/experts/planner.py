@@ -14,20 +14,9 @@ from prism.errors import DataError
 from prism.model.inputs import Example, InputBuilder
 from prism.services.experts.engine import Group
 from prism.services.experts.settings import ExpertSettings
-from prism.wire.experts import (
-    ImagePart,
-    Judged,
-    Judging,
-    Message,
-    Prompt,
-    ResponseScore,
-    ScoreItem,
-    ScoreRequest,
-    Status,
-)
+from prism.wire.experts import Judged, Judging, ResponseScore, ScoreItem, ScoreRequest, Status
+from prism.wire.messages import Message, from_json, image_parts
 from prism.wire.response import parse_response
-from prism.wire.section import section_of
-from prism.wire.v1 import rollout_pb2 as pb
 
 
 class TooLong(Exception):
@@ -61,7 +50,7 @@ class Planner:
     def check_limits(self, items: Sequence[ScoreItem]) -> None:
         """Raises HTTPException 413 that names the variable."""
         responses = [len(item.responses) for item in items]
-        images = [len(image_sources(item)) for item in items]
+        images = [len(image_parts(item.chat())) for item in items]
         for count, what, name in (
             (len(items), "items", "max_items"),
             (max(responses), "responses of one item", "max_responses"),
@@ -97,8 +86,9 @@ class Planner:
 
         ``images`` holds those of earlier items.
         """
-        pixels = [self._pixels(sources[source], images) for source in image_sources(item)]
-        prompt = self._prompt(item.chat(), pixels)
+        chat = item.chat()
+        pixels = [self._pixels(sources[part.image], images) for part in image_parts(chat)]
+        prompt = self._prompt(chat, pixels)
         section = self.judged(whole)
         answers: list[ResponseScore | None] = []
         responses: list[list[int]] = []
@@ -108,7 +98,7 @@ class Planner:
                 answers.append(unscored("invalid_format", section, "; ".join(parsed.problems)))
                 continue
             try:
-                ids = self._ids(text if whole else section_of(parsed, self.settings.expert), len(prompt.input_ids))
+                ids = self._ids(text if whole else parsed.section(self.settings.expert), len(prompt.input_ids))
             except TooLong as error:
                 answers.append(unscored("too_long", section, str(error)))
                 continue
@@ -145,7 +135,8 @@ class Planner:
 
     def _prompt(self, chat: Sequence[Message], pixels: Sequence[Pixels]) -> Example:
         """Raises DataError, TemplateError or TooLong."""
-        messages = [pb.Message(role=message.role, parts=_parts(message)) for message in chat]
+        names = (image.sha256 for image in pixels)
+        messages = from_json(chat, lambda _: next(names))
         self._check_chars(sum(len(part.text) for message in messages for part in message.parts))
         if not pixels:
             prompt = self.inputs.prompt_of(messages, None, None)
@@ -183,25 +174,6 @@ class Planner:
     def _all(self, item: ScoreItem, status: Status, detail: str, request: Judging) -> Plan:
         section = self.judged(request.section == "all")
         return Plan([unscored(status, section, detail) for _ in item.responses], None)
-
-
-def image_sources(prompt: Prompt) -> list[str]:
-    return [
-        part.image
-        for message in prompt.chat()
-        if not isinstance(message.content, str)
-        for part in message.content
-        if isinstance(part, ImagePart)
-    ]
-
-
-def _parts(message: Message) -> list[pb.Part]:
-    if isinstance(message.content, str):
-        return [pb.Part(text=message.content)]
-    return [
-        pb.Part(image_sha256="given") if isinstance(part, ImagePart) else pb.Part(text=part.text)
-        for part in message.content
-    ]
 
 
 def unscored(status: Status, section: Judged, detail: str) -> ResponseScore:

@@ -15,7 +15,7 @@ from prism.services.experts import metrics
 from prism.services.experts.calibration import Calibration, keep, read_kept, sigmoid
 from prism.services.experts.engine import ScoringEngine, Version
 from prism.services.experts.images import ImageSources
-from prism.services.experts.planner import Plan, Planner, image_sources, unscored
+from prism.services.experts.planner import Plan, Planner, unscored
 from prism.services.experts.settings import ExpertSettings
 from prism.wire.experts import (
     CalibrationRequest,
@@ -31,6 +31,7 @@ from prism.wire.experts import (
     ScoreItem,
     ScoreRequest,
 )
+from prism.wire.messages import image_parts
 from prism.wire.weights import read_newest
 
 
@@ -79,7 +80,7 @@ class Scorer:
         """Raises HTTPException for a request over the limits or ahead of the weights, Overloaded if too many wait."""
         self.planner.check_limits(request.items)
         self._check_version(self.engine.version, request)
-        sources = await self.images.read(source for item in request.items for source in image_sources(item))
+        sources = await self.images.read(part.image for item in request.items for part in image_parts(item.chat()))
         plans = await asyncio.to_thread(self.planner.plan, request, sources)
         groups = [plan.group for plan in plans if plan.group]
         version, values = self.engine.version, iter(())

@@ -15,7 +15,7 @@ from rich.markup import escape
 from prism.data.rows import ROW_ERRORS, DataFile, Row, what_is_wrong
 from prism.errors import DataError
 from prism.model.inputs import Example, InputBuilder
-from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.messages import from_json
 
 TOKEN_BYTES = 40  # of a Python list of token ids
 
@@ -113,23 +113,9 @@ class Order:
 def prompt_of(row: Row, file: DataFile, inputs: InputBuilder) -> Example:
     """Raises DataError that names row and file."""
     try:
-        return inputs.prompt(row_messages(row), [file.open_image(name) for name in row.image_paths])
+        return inputs.prompt(from_json(row.messages, str), [file.open_image(name) for name in row.image_paths])
     except DataError as error:
         raise DataError(f"row {row.id} of {file.path}: {error}") from None
-
-
-def row_messages(row: Row) -> list[pb.Message]:
-    """The prompt of a row; its images are named as they are there."""
-    return [
-        pb.Message(
-            role=message.role,
-            parts=[
-                pb.Part(text=part.text) if part.type == "text" else pb.Part(image_sha256=part.image)
-                for part in message.parts
-            ],
-        )
-        for message in row.messages
-    ]
 
 
 def report_problems(file: DataFile, console: Console) -> None:

@@ -6,6 +6,7 @@ from prism.data.blobs import BlobStore
 from prism.data.rows import open_image
 from prism.errors import StreamError
 from prism.model.inputs import Example, InputBuilder
+from prism.wire.messages import image_sha256s
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -21,12 +22,7 @@ class GroupExamples:
         prompt = group.request.prompt
         example = self._prompts.get(prompt.id)
         if example is None:
-            images = [
-                open_image(self._blobs.get(part.image_sha256))
-                for message in prompt.messages
-                for part in message.parts
-                if part.HasField("image_sha256")
-            ]
+            images = [open_image(self._blobs.get(sha256)) for sha256 in image_sha256s(prompt.messages)]
             example = self.inputs.prompt(prompt.messages, images)
             self._prompts[prompt.id] = example
         if example.input_ids != list(group.prompt_token_ids):

@@ -20,7 +20,7 @@ from prism.trainer.learn.losses import bradley_terry, score_regularisation
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.router import RouterLoad, load_balance
 from prism.wire.response import parse_response
-from prism.wire.section import Section, section_of
+from prism.wire.section import Section
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -182,7 +182,7 @@ class ExpertLearner:
 
     def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
         parsed = parse_response(text)
-        return inputs.with_text(prompt, section_of(parsed, self.expert)) if parsed.valid else None
+        return inputs.with_text(prompt, parsed.section(self.expert)) if parsed.valid else None
 
     def state_dict(self) -> dict[str, Any]:
         """The learner's own tensors, for a checkpoint to be written from or read into; without the version."""

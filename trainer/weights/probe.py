@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
-from prism.clients.http import openai_message
 from prism.data.blobs import BlobStore
 from prism.data.rows import open_image
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
 from prism.trainer.learn.policy_model import response_logprobs
+from prism.wire.messages import image_sha256s, to_openai
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.weights import Probe
 
@@ -22,7 +22,7 @@ def make_probe(
 
     None if the text does not tokenise by itself as it does behind the prompt: the server could not be asked the same.
     """
-    names = [part.image_sha256 for m in prompt.messages for part in m.parts if part.HasField("image_sha256")]
+    names = image_sha256s(prompt.messages)
     images = {name: blobs.get(name) for name in names}
     example = inputs.prompt(prompt.messages, [open_image(images[name]) for name in names])
     ids = inputs.text_ids(text)
@@ -35,8 +35,5 @@ def make_probe(
     model.eval()
     logprobs = response_logprobs(model, pack([inputs.with_ids(example, ids)], inputs, model.device))
     model.train(training)
-    messages: list[dict[str, object]] = [
-        *(openai_message(message, images) for message in prompt.messages),
-        {"role": "assistant", "content": text},
-    ]
+    messages = [*to_openai(prompt.messages, images), {"role": "assistant", "content": text}]
     return Probe(messages=messages, logprobs=logprobs.tolist(), tolerance=tolerance)

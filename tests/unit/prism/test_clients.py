@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from prism.clients.http import ExpertClient, GraderClient, PolicyClient, Refused, ServiceClient, Unavailable, data_uri
+from prism.clients.http import ExpertClient, GraderClient, PolicyClient, Refused, ServiceClient, Unavailable
 from prism.wire.v1 import rollout_pb2 as pb
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -190,10 +190,3 @@ async def test_a_verdict_that_says_nothing_has_no_reward(connect: Callable[..., 
     assert second.status == pb.STATUS_TIMEOUT
     assert not any(second.HasField(name) for name in ("accuracy", "format", "reward"))
     assert service.body["items"][1] == {"response": "b", "gold": "7", "kind": "number"}
-
-
-@pytest.mark.parametrize(
-    ("image", "kind"), [(b"\xff\xd8\xff", "jpeg"), (b"RIFF0000WEBPVP8 ", "webp"), (b"\x89PNG", "png")]
-)
-def test_a_data_uri_names_the_kind_of_image(image: bytes, kind: str) -> None:
-    assert data_uri(image) == f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

@@ -24,9 +24,9 @@ def test_a_valid_response_comes_apart(text: str) -> None:
     assert parsed.valid
     assert parsed.bullets == ("a", "b")
     assert (parsed.think, parsed.answer) == ("1 + 1", "2")
-    assert parsed.perception == "<caption>- a\n- b</caption>"
-    assert parsed.reasoning == "<think>1 + 1</think><answer>2</answer>"
-    assert "caption" not in parsed.reasoning
+    assert parsed.section("perception") == "<caption>- a\n- b</caption>"
+    assert parsed.section("reasoning") == "<think>1 + 1</think><answer>2</answer>"
+    assert "caption" not in parsed.section("reasoning")
 
 
 MISPLACED = ("sections out of order, nested, or with text around them",)
@@ -81,7 +81,7 @@ def test_it_never_raises_and_valid_means_three_filled_sections(text: str) -> Non
         assert parsed.caption
         assert parsed.think
         assert parsed.answer
-        assert parse_response(parsed.perception + parsed.reasoning) == parsed
+        assert parse_response(parsed.section("perception") + parsed.section("reasoning")) == parsed
 
 
 @pytest.mark.parametrize(

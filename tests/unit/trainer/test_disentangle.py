@@ -15,7 +15,7 @@ from prism.evaluation import disentangle as module
 from prism.evaluation.corrupt import Lies
 from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement, summary
 from prism.wire.response import parse_response
-from prism.wire.section import Section, section_of
+from prism.wire.section import Section
 from prism.wire.v1 import rollout_pb2 as pb
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -83,7 +83,7 @@ class Expert:
     async def score(self, expert: Section, messages: Any, responses: list[str], min_version: int) -> list[pb.Score]:
         made: list[pb.Score] = []
         for text in responses:
-            section = section_of(parse_response(text), expert)
+            section = parse_response(text).section(expert)
             value = sum(NAMES.index(n) if n in NAMES else int(n) for n in numbers(section))
             made.append(pb.Score(expert=expert, expert_version=self.version, status=pb.STATUS_OK, value=value))
         if len(messages[0].parts[1].text) % 4 == 3:  # some prompts are not scored at all

@@ -23,9 +23,10 @@ from prism.trainer.checkpoint.checkpoint import read_tensors, write_tensors
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.learn.expert_learner import ExpertLearner, _Pairs, _with_mismatches
 from prism.trainer.learn.losses import bradley_terry, score_regularisation
-from prism.wire.experts import ImagePart, Message, ScoreItem, ScoreRequest, TextPart
+from prism.wire.experts import ScoreItem, ScoreRequest
+from prism.wire.messages import image_sha256s, to_json
 from prism.wire.response import parse_response
-from prism.wire.section import Section, section_of
+from prism.wire.section import Section
 from prism.wire.v1 import rollout_pb2 as pb
 
 MEASURED = (
@@ -345,7 +346,7 @@ def test_score_means_and_spreads_are_of_each_side(
     made = figures(learner(model=TokenCounter()), batch, prompts, examples)
 
     def tokens(text: str) -> int:
-        return len(examples.inputs.text_ids(section_of(parse_response(text), "perception"))) + 1
+        return len(examples.inputs.text_ids(parse_response(text).section("perception"))) + 1
 
     teachers = [tokens(group.request.prompt.teacher) for group in batch]
     assert made["teacher_score"] == sum(teachers) / 2
@@ -390,10 +391,9 @@ def test_what_is_learnt_from_is_what_is_served(
     settings = ExpertSettings.model_validate(
         {"port": 1, "model": tiny_model, "weights_root": tmp_path, "state_dir": tmp_path, "expert": expert} | tokens
     )
-    message = group.request.prompt.messages[0]
-    sha256, question = message.parts[0].image_sha256, message.parts[1].text
-    content: list[Any] = [ImagePart(type="image", image="sha256:" + sha256), TextPart(type="text", text=question)]
-    item = ScoreItem(messages=[Message(role="user", content=content)], responses=[as_student.samples[0].text, WRONG])
+    messages = group.request.prompt.messages
+    (sha256,) = image_sha256s(messages)
+    item = ScoreItem(messages=to_json(messages), responses=[as_student.samples[0].text, WRONG])
     sources: dict[str, Any] = {"sha256:" + sha256: blobs.get(sha256)}
     (plan,) = Planner(settings, examples.inputs).plan(ScoreRequest(items=[item]), sources)
     assert plan.group is not None
@@ -409,7 +409,7 @@ def test_a_long_section_is_never_truncated(
     counter = TokenCounter()
     long = f"<caption>{'- a one ' * 3000}</caption><think>x</think><answer>1</answer>"
     made = figures(learner(model=counter), groups(long, count=1), prompts, examples)
-    section = examples.inputs.text_ids(section_of(parse_response(long), "perception"))
+    section = examples.inputs.text_ids(parse_response(long).section("perception"))
     assert len(section) > 6000
     assert counter.seen[1] == [*prompts[0].input_ids, *section, examples.inputs.end_token_id]
     assert made["valid_pairs"] == 1.0

@@ -9,12 +9,12 @@ import torch
 from typer.testing import CliRunner
 
 from prism import cli
-from prism.data.rows import DataFile, open_image
+from prism.data.rows import DataFile
 from prism.errors import ConfigError, PrismError
 from prism.model.expert import load_expert, upcycle
 from prism.model.inputs import InputBuilder
 from prism.model.packing import Batch, hidden_states, pack
-from prism.trainer.flow.demonstrations import row_messages
+from prism.trainer.flow.demonstrations import prompt_of
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def batch(tiny_model: Path, teacher_rows: DataFile) -> Batch:
     inputs = InputBuilder(tiny_model)
     examples = [
         inputs.with_text(
-            inputs.prompt(row_messages(row), [open_image(teacher_rows.image(name)) for name in row.image_paths]),
+            prompt_of(row, teacher_rows, inputs),
             row.teacher or "",
         )
         for row in teacher_rows.rows
