@@ -42,7 +42,7 @@ format: setup ## format the code and sort its imports
 bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.checkpoints, bench.kills
 	$(PY) -m bench $(ARGS)
 
-protobuf: setup ## regenerate prism/v1 from proto/
+protobuf: setup ## regenerate prism/wire/v1 from proto/
 	scripts/generate-protobuf
 
 openapi: setup ## regenerate proto/openapi from the services

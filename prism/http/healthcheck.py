@@ -1,4 +1,4 @@
-"""``python -m prism.healthcheck [PATH]``: exits with 0 once this container's service answers PATH with 200.
+"""``python -m prism.http.healthcheck [PATH]``: exits with 0 once this container's service answers PATH with 200.
 
 The standard library alone, since a container is asked every few seconds.
 """

@@ -1,4 +1,4 @@
-"""``python -m prism.download_model NAME FOLDER``: a model of the hub, all of it or no FOLDER; once."""
+"""``python -m prism.stack.download_model NAME FOLDER``: a model of the hub, all of it or no FOLDER; once."""
 
 import os
 import sys

@@ -8,7 +8,7 @@ other forms exist at edges alone:
 - OpenAI's chat API: the policy server and its probes, images as data URIs. ``to_openai``.
 - What a model's chat template renders: an image is a place, its pixels go another way. ``to_template``.
 
-A text is carried as it is in every form. ``prism.inputs`` decides which tokens it becomes.
+A text is carried as it is in every form. ``prism.model.inputs`` decides which tokens it becomes.
 """
 
 import base64

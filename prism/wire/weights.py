@@ -46,7 +46,7 @@ class BroadcastTensor(BaseModel):
 
 
 class Broadcast(BaseModel):
-    """Weights that come from a learner's memory (``prism.broadcast``), before there are files of them."""
+    """Weights that come from a learner's memory (``prism.model.broadcast``), before there are files of them."""
 
     model_config = ConfigDict(extra="forbid")
 

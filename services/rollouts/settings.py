@@ -1,4 +1,4 @@
-"""Settings of a rollout worker (``PRISM_*``; where the other services are: prism.endpoints)."""
+"""Settings of a rollout worker (``PRISM_*``; where the other services are: prism.clients.endpoints)."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Both experts as one stand-in that takes and gives what prism.expert_api says."""
+"""Both experts as one stand-in that takes and gives what prism.wire.experts says."""
 
 import asyncio
 import threading
