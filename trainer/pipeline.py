@@ -3,7 +3,6 @@
 Stages train in processes of their own, so that one which dies takes nothing with it. (No torch here.)
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from prism import logs
-from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, save_resolved
+from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, load_saved, save_resolved
 from prism.endpoints import load_endpoints
 from prism.errors import ConfigError, ServiceError
 from prism.expert_section import SECTIONS
@@ -122,16 +121,14 @@ def prepare(config: RunConfig, console: Console) -> None:
 
 
 def refuse_changed(config: RunConfig) -> None:
-    """Raises ConfigError if the run's folder holds results of other settings."""
-    file = config.run_dir / "config.json"
-    if not file.is_file():
+    """Raises ConfigError if the run's folder holds results of other settings, or of unknown ones."""
+    if not ((config.run_dir / "stages").exists() or (config.run_dir / "checkpoints").exists()):
         return
-    before, now = json.loads(file.read_text()), config.model_dump(mode="json")
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    for key in FREE_KEYS:
-        if key in changed:
-            changed.remove(key)
-    if changed and ((config.run_dir / "stages").exists() or (config.run_dir / "checkpoints").exists()):
+    try:
+        before, now = load_saved(config.run_dir).model_dump(), config.model_dump()
+    except FileNotFoundError:
+        return
+    if changed := [key for key in sorted(now) if before[key] != now[key] and key not in FREE_KEYS]:
         raise ConfigError(
             f"{config.run_dir} was begun with other settings ({', '.join(changed)}): use another name with "
             "--set name=..., or start over with --fresh"
