@@ -34,7 +34,7 @@ from prism.stack import Stack, start_process
 from prism.stream import StreamNames
 from prism.v1 import rollout_pb2 as pb
 from prism.weights import Manifest
-from trainer.pipeline import prepare, save_resolved, served_model, start_over, train_in_process
+from trainer.pipeline import prepare, save_resolved, served_model, train_in_process
 from trainer.result import stage_result
 
 CONFIG = Path(__file__).with_name("kills.toml")
@@ -106,12 +106,12 @@ def main() -> None:
 
     os.environ["PRISM_CONCURRENCY"] = "1"  # of the rollout worker
     whole = load_config(CONFIG)
-    start_over(whole)
+    shutil.rmtree(whole.run_dir, ignore_errors=True)
     save_resolved(whole)
     prepare(whole, console)
     train_in_process(_command("sft", whole.name), "sft", None)
     killed = load_config(CONFIG, [f"name={whole.name}-killed"])
-    start_over(killed)
+    shutil.rmtree(killed.run_dir, ignore_errors=True)
     shutil.copytree(whole.run_dir, killed.run_dir)
     save_resolved(killed)
 

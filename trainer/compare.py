@@ -49,15 +49,13 @@ class CompareConfig(Strict):
     """By name, in the table's order."""
 
 
-def compare_arms(file: Path, overrides: Sequence[str], console: Console, *, fresh: bool) -> None:
+def compare_arms(file: Path, overrides: Sequence[str], console: Console) -> None:
     """Train every arm with every seed and write the comparison. Resumes where it stopped."""
     from prism.report import print_comparison, write_comparison
 
     compare = load_compare(file)
     base_file = file.parent / compare.base
-    root = load_config(base_file, list(overrides)).runs_dir / compare.name
-    if fresh:
-        shutil.rmtree(root, ignore_errors=True)
+    root = compare_folder(file, overrides)
     arms = {name: {"name": name, "description": arm.description, "seeds": []} for name, arm in compare.arms.items()}
     for seed in compare.seeds:
         first: RunConfig | None = None
@@ -81,6 +79,12 @@ def compare_arms(file: Path, overrides: Sequence[str], console: Console, *, fres
     table = {"split": compare.data, "questions": compare.questions, "arms": list(arms.values())}
     (root / "comparison.json").write_text(json.dumps(table, indent=1))
     print_comparison(write_comparison(root), console)
+
+
+def compare_folder(file: Path, overrides: Sequence[str]) -> Path:
+    """The folder of all arms' runs."""
+    compare = load_compare(file)
+    return load_config(file.parent / compare.base, list(overrides)).runs_dir / compare.name
 
 
 def load_compare(file: Path) -> CompareConfig:

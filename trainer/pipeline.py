@@ -3,7 +3,6 @@
 Stages train in processes of their own, so that one which dies takes nothing with it. (No torch here.)
 """
 
-import shutil
 import subprocess
 import sys
 import time
@@ -133,10 +132,6 @@ def refuse_changed(config: RunConfig) -> None:
             f"{config.run_dir} was begun with other settings ({', '.join(changed)}): use another name with "
             "--set name=..., or start over with --fresh"
         )
-
-
-def start_over(config: RunConfig) -> None:
-    shutil.rmtree(config.run_dir, ignore_errors=True)
 
 
 def _is_pending(config: RunConfig, name: str) -> bool:

@@ -45,9 +45,9 @@ SLOW_NICENESS = 5
 CONSTS.term_timeout = 0.2
 
 # The fork server holds neither the server's sockets nor its memory, and forks workers that have imported all they need.
-# (A process whose main module is the `prism` command imports that too.)
+# (Each would import the process's main module, such as the `prism` command, so that is loaded before as well.)
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(["services.grader.warm", "prism.cli"])
+FORK_SERVER.set_forkserver_preload(["__main__", "services.grader.warm"])
 
 WARM_UP = Task("math", "1", ("1",))
 

@@ -86,7 +86,7 @@ def test_verdicts_of_other_rows_are_not_gone_on_with(file: Path, tmp_path: Path)
             read_done(out, rows)
     result = grade(file, "--workers", 1, "--out", out)
     assert isinstance(result.exception, PrismError)
-    assert grade(file, "--workers", 1, "--out", out, "--fresh").exit_code == 0
+    assert grade(file, "--workers", 1, "--out", out, "--fresh", "--yes").exit_code == 0
     assert len(out.read_text().splitlines()) == 5
 
 
