@@ -73,7 +73,7 @@ def run(
     with services as stack:
         for name, stage in config.stages.items():
             if not stage_result(config, name):
-                console.print(f"[bold]{name}[/]: {_describe(stage)}")
+                console.print(f"[bold]{name}[/]: {describe_stage(stage)}")
                 train_in_process(command(name), name, stack, environment)
             result = stage_result(config, name)
             assert result
@@ -105,18 +105,23 @@ def take_part(config: RunConfig, command: Callable[[str], list[str]], console: C
 
 def prepare(config: RunConfig, console: Console) -> None:
     """Run the configuration's own script, which makes model and data. Raises ConfigError if it fails."""
+    refuse_missing_script(config)
     if config.prepare is None:
         return
-    if not config.prepare.script.is_file():
-        raise ConfigError(
-            f"prepare.script: {config.prepare.script} does not exist; run from the folder it is named from"
-        )
     options = [f"--{key.replace('_', '-')}={value}" for key, value in config.prepare.options.items()]
     command = [sys.executable, str(config.prepare.script), "--out", str(config.run_dir), "--seed", str(config.seed)]
     began = time.monotonic()
     if logs.run([*command, *options]):
         raise ConfigError(f"{config.prepare.script} failed; its message stands above")
     console.print(f"data and model in {config.run_dir} ({time.monotonic() - began:.0f} s)")
+
+
+def refuse_missing_script(config: RunConfig) -> None:
+    """Raises ConfigError."""
+    if config.prepare and not config.prepare.script.is_file():
+        raise ConfigError(
+            f"prepare.script: {config.prepare.script} does not exist; run from the folder it is named from"
+        )
 
 
 def refuse_changed(config: RunConfig) -> None:
@@ -145,7 +150,7 @@ def _disentangled(config: RunConfig, name: str) -> DisentangleConfig | None:
     return config.evaluate.disentangle if isinstance(config.stages[name], AlignConfig) else None
 
 
-def _describe(stage: Any) -> str:
+def describe_stage(stage: Any) -> str:
     if isinstance(stage, SftConfig):
         return f"supervised fine-tuning, {stage.steps} steps of {stage.batch}"
     batch = f"{stage.rollouts.prompts} prompts × {stage.rollouts.n}"

@@ -10,6 +10,7 @@ import typer
 from prism import logs
 from prism.cli.options import ConfigArgument, Fresh, Overrides, Yes, delete
 from prism.cli.report import report
+from prism.errors import ConfigError
 
 if TYPE_CHECKING:
     from prism.config import RunConfig
@@ -26,11 +27,33 @@ def run(
     metrics_port: Annotated[
         int | None, typer.Option(envvar="PRISM_PORT", help="serve Prometheus metrics of the learners on this port")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the configuration and what the run would take; start nothing")
+    ] = False,
 ) -> None:
     """The whole pipeline: services, every stage, measurements, report. Resumes where it stopped."""
     from prism.config import load_config
 
-    run_pipeline(load_config(config, overrides), config, overrides or [], fresh, yes, attach, metrics_port)
+    resolved = load_config(config, overrides)
+    if dry_run:
+        print_plan(resolved, fresh, attach)
+    else:
+        run_pipeline(resolved, config, overrides or [], fresh, yes, attach, metrics_port)
+
+
+def print_plan(config: "RunConfig", fresh: bool, attach: bool) -> None:
+    """The configuration as a file to run again, the plan as its comments. Raises ConfigError if it would be refused."""
+    from prism.config import as_toml
+    from trainer.plan import make_plan
+
+    if fresh:
+        raise ConfigError("--dry-run deletes nothing: leave --fresh out, or name another run with --set name=...")
+    typer.echo(as_toml(config))
+    plan = make_plan(config, attach=attach, progress=lambda text: typer.echo(text, err=True))
+    for line in plan.lines:
+        typer.echo(f"# {line}")
+    if plan.problems:
+        raise ConfigError("\n".join(plan.problems))
 
 
 def run_pipeline(
