@@ -153,8 +153,9 @@ def _data(
             response = "teacher" if is_align else "gold"
             files = [_read(plan, config, rollouts.data, name, response, progress)]
             rows = len(files[0].rows) if files[0] else 0
-            more = isinstance(stage, RlvrConfig) and stage.dynamic_sampling
-            most = f", up to {stage.max_sampling_rounds} times that with dynamic sampling" if more else ""
+            most = ""
+            if isinstance(stage, RlvrConfig) and stage.dynamic_sampling:
+                most = f", up to {stage.max_sampling_rounds} times that with dynamic sampling"
             plan.say(name, f"{responses:,} responses to {groups:,} prompts{_epochs(groups, rows)}{most}")
             room = config.stack.max_model_len - rollouts.max_tokens
         for file in files:

@@ -42,7 +42,7 @@ class PolicyLearnerConfig(Strict):
 
     optimizer: OptimizerConfig
     """The policy's AdamW; the schedule spans the stage's steps."""
-    freeze: Frozen = Field([])
+    freeze: Frozen = Field(default=[])
     """Modules that are not trained, such as ``["model.visual"]``. They need no optimizer state, and pushes do not write
     them again. By default everything is trained, as published."""
     clip_low: float | None = Field(None, gt=0, lt=1)
@@ -97,7 +97,7 @@ class ExpertLearnerConfig(Strict):
 
     optimizer: OptimizerConfig
     """Each expert's AdamW; the schedule spans the warm-up and the steps of the game."""
-    freeze: Frozen = Field([])
+    freeze: Frozen = Field(default=[])
     """Modules that are not trained in the game, such as ``["model.visual"]`` (grounding, before it, trains all). By
     default everything is trained, as published."""
     mixture: MixtureConfig | None = None

@@ -16,7 +16,7 @@ class PrepareConfig(Strict):
     script: Path
     """A Python file, relative to the working directory. It is called at every start of the run, also with the run's
     ``--seed``, and should leave alone what it has made before."""
-    options: dict[str, str | int | float] = Field({})
+    options: dict[str, str | int | float] = Field(default={})
     """More options of the script: ``{ public_demos = 24 }`` becomes ``--public-demos=24``. None by default: each script
     has defaults of its own."""
 

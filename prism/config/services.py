@@ -13,7 +13,7 @@ class DisentangleConfig(Strict):
     rows: int = Field(default=128, gt=1)
     """Rows of the held-out data that are tried, in order; they need a teacher's response. With 128 the share that an
     expert notices is known to about 4 points (one standard error)."""
-    words: list[list[str]] = Field([])
+    words: list[list[str]] = Field(default=[])
     """Vocabularies beside digits: words that stand in for one another in a corrupted section, such as ``["one",
     "two"]``. None by default, because they are the data's own."""
     share: float = Field(default=1.0, gt=0, le=1)
@@ -60,7 +60,7 @@ class StackConfig(Strict):
     max_model_len: int = Field(gt=0)
     """Tokens of prompt and response together that the policy server admits. It has no default because the server
     reserves memory by it."""
-    policy_options: dict[str, str] = Field({})
+    policy_options: dict[str, str] = Field(default={})
     """More settings of the policy server, each named as its PRISM_* variable without that prefix, in lower case: ``{
     kv_cache_gib = "4" }``. services/policy/settings.py has them all."""
 

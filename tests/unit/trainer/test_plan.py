@@ -177,7 +177,9 @@ def test_models_are_sized_without_their_weights(tiny_model: Path) -> None:
     policy = load_policy(tiny_model, dtype=torch.float32)
     assert policy_size(tiny_model, []).parameters == sum(p.numel() for p in policy.parameters())
     mixture = upcycle(tiny_model)
-    assert expert_size(tiny_model, MixtureConfig(), []).parameters == sum(p.numel() for p in mixture.parameters())
+    assert expert_size(tiny_model, MixtureConfig.model_validate({}), []).parameters == sum(
+        p.numel() for p in mixture.parameters()
+    )
     frozen = policy_size(tiny_model, ["model.visual"])
     assert frozen.frozen == sum(p.numel() for p in policy.model.visual.parameters())
     with pytest.raises(ConfigError, match="no model can be loaded"):
@@ -205,7 +207,7 @@ def test_estimates_are_near_what_torch_holds(tiny_model: Path, dtype: str) -> No
     size = policy_size(tiny_model, [])
     memory = learners_memory(config, [(size, batch.tokens)])
     assert memory.activations - 12 * LOGITS["cpu"] == pytest.approx(activations, rel=0.2)
-    optimizer = Optimizer(model.named_parameters(), OptimizerConfig(lr=1e-3), 1)
+    optimizer = Optimizer(model.named_parameters(), OptimizerConfig.model_validate({"lr": 1e-3}), 1)
     loss.backward()
     optimizer.step()
     state = optimizer.state_dict()
