@@ -30,7 +30,7 @@ def demo(
     if not compare:
         run_pipeline(load_config(DEMO, overrides), DEMO, overrides or [], fresh, yes)
         return
-    from trainer.compare import compare_arms, compare_folder
+    from prism.trainer.run.compare import compare_arms, compare_folder
 
     if fresh:
         delete(compare_folder(DEMO_COMPARE, overrides or []), yes)

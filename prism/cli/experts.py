@@ -33,7 +33,7 @@ def upcycle(
     and weighs these to sum to 1. With --noise 0 the mixture computes exactly what the dense model does. OUT is an
     ordinary Hugging Face folder with the processor in it: warm it up, serve it, or name it in a run.
     """
-    from trainer.make_experts import upcycle_folder
+    from prism.trainer.run.make_experts import upcycle_folder
 
     upcycle_folder(
         model, out, experts=count, top_k=top_k, noise=noise, seed=seed, dtype=dtype, console=Console(highlight=False)
@@ -78,7 +78,7 @@ def warmup(
     checkpoint, which lies in OUT.partial until OUT is finished. OUT is an ordinary Hugging Face folder; a line for
     each update is in its metrics.jsonl.
     """
-    from trainer.warmup import WarmupConfig, warm_up
+    from prism.trainer.stages.warmup import WarmupConfig, warm_up
 
     learner = {
         "optimizer": {"lr": lr, "schedule": "cosine", "warmup_fraction": 0.1, "weight_decay": weight_decay},

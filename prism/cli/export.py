@@ -18,6 +18,6 @@ def export(
     ] = "policy",
 ) -> None:
     """A run's model as an ordinary Hugging Face folder: a stage's result, or what its newest checkpoint holds."""
-    from trainer.export import export as export_model
+    from prism.trainer.run.export import export as export_model
 
     export_model(run_dir, out, stage=stage, model=model, console=logs.console())

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from prism.cli.options import Fresh, Yes, delete
-from services.grader.verdict import KINDS
+from prism.services.grader.verdict import KINDS
 
 HELP = """Grade the responses in a file against their gold answers.
 
@@ -54,7 +54,7 @@ def grade(
     ] = None,
     judge_model: Annotated[str, typer.Option(help="the model's name there")] = "judge",
 ) -> None:
-    from services.grader.grade_file import grade_file
+    from prism.services.grader.grade_file import grade_file
 
     if fresh and out:
         delete(out, yes)

@@ -6,11 +6,11 @@ from prism.cli.options import ConfigArgument, Overrides
 
 def prepare(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Make a run's data and model as its configuration says, and the folders that services read, before they start."""
-    from prism.await_model import wait_for
     from prism.config import load_config
     from prism.settings import load_settings
-    from trainer.launch import Launch
-    from trainer.pipeline import prepare as prepare_run
+    from prism.stack.await_model import wait_for
+    from prism.trainer.run.launch import Launch
+    from prism.trainer.run.pipeline import prepare as prepare_run
 
     resolved = load_config(config, overrides)
     if not load_settings(Launch).is_first:  # of several nodes that train together the first prepares

@@ -44,7 +44,7 @@ def run(
 def print_plan(config: "RunConfig", fresh: bool, attach: bool) -> None:
     """The configuration as a file to run again, the plan as its comments. Raises ConfigError if it would be refused."""
     from prism.config import as_toml
-    from trainer.plan import make_plan
+    from prism.trainer.run.plan import make_plan
 
     if fresh:
         raise ConfigError("--dry-run deletes nothing: leave --fresh out, or name another run with --set name=...")
@@ -66,9 +66,9 @@ def run_pipeline(
     metrics_port: int | None = None,
 ) -> None:
     from prism.settings import load_settings
-    from trainer import pipeline
-    from trainer.launch import Launch
-    from trainer.live_metrics import serve_metrics
+    from prism.trainer.run import pipeline
+    from prism.trainer.run.launch import Launch
+    from prism.trainer.run.live_metrics import serve_metrics
 
     console = logs.console()
     is_first = load_settings(Launch).is_first  # of the nodes that train together

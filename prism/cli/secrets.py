@@ -14,7 +14,7 @@ def write_secrets(
     redis_address: Annotated[str, typer.Argument(help="host:port of Redis")],
 ) -> None:
     """Write the tokens of a deployment to files: those in the environment, else those there, else made up."""
-    from prism import secret_files
+    from prism.stack import secret_files
 
     made_up = secret_files.write_secrets(folder, redis_folder, redis_address)
     logs.console().print(f"made up: {', '.join(made_up)}" if made_up else "secrets are there")

@@ -8,7 +8,7 @@ app = typer.Typer(no_args_is_help=True, help="Run one service in the foreground,
 @app.command("policy")
 def serve_policy() -> None:
     """vLLM's OpenAI server with tokens, policy versions and live weights, supervised."""
-    from services.policy.__main__ import main
+    from prism.services.policy.__main__ import main
 
     main()
 
@@ -16,7 +16,7 @@ def serve_policy() -> None:
 @app.command("perception")
 def serve_perception() -> None:
     """The perception expert's scoring API: judges captions."""
-    from services.experts.__main__ import main
+    from prism.services.experts.__main__ import main
 
     main("perception")
 
@@ -24,7 +24,7 @@ def serve_perception() -> None:
 @app.command("reasoning")
 def serve_reasoning() -> None:
     """The reasoning expert's scoring API: judges steps and answer, never the caption."""
-    from services.experts.__main__ import main
+    from prism.services.experts.__main__ import main
 
     main("reasoning")
 
@@ -32,7 +32,7 @@ def serve_reasoning() -> None:
 @app.command("grader")
 def serve_grader() -> None:
     """The verifiable-reward API: verdicts over answers, in processes that are killed at a deadline."""
-    from services.grader.__main__ import main
+    from prism.services.grader.__main__ import main
 
     main()
 
@@ -40,6 +40,6 @@ def serve_grader() -> None:
 @app.command("rollouts")
 def serve_rollouts() -> None:
     """A rollout worker: prompts from the stream, sampled, scored and graded, groups back."""
-    from services.rollouts.__main__ import main
+    from prism.services.rollouts.__main__ import main
 
     main()

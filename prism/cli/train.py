@@ -14,6 +14,6 @@ def train(
 ) -> None:
     """One stage alone, over services that already run (PRISM_* variables or `prism up`); sft needs none."""
     from prism.config import load_config
-    from trainer.train import train_stage
+    from prism.trainer.stages.train import train_stage
 
     train_stage(load_config(config, overrides), stage)

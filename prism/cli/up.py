@@ -9,9 +9,9 @@ from prism.cli.options import ConfigArgument, Overrides
 def up(config: ConfigArgument, overrides: Overrides = None) -> None:
     """All services of a run as processes of this machine, until Ctrl-C."""
     from prism.config import load_config
-    from prism.stack import Stack
-    from trainer.expert_start import served_experts
-    from trainer.pipeline import prepare, served_model
+    from prism.stack.local import Stack
+    from prism.trainer.run.expert_start import served_experts
+    from prism.trainer.run.pipeline import prepare, served_model
 
     console = logs.console()
     resolved = load_config(config, overrides)

@@ -29,10 +29,10 @@ from typing import Literal
 from pebble import ProcessExpired, ProcessPool
 from pebble.common.types import CONSTS
 
-from services.grader import metrics
-from services.grader.settings import EngineSettings
-from services.grader.verdict import Outcome, Task
-from services.grader.worker import compare_chunk, set_up
+from prism.services.grader import metrics
+from prism.services.grader.settings import EngineSettings
+from prism.services.grader.verdict import Outcome, Task
+from prism.services.grader.worker import compare_chunk, set_up
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ CONSTS.term_timeout = 0.2
 # The fork server holds neither the server's sockets nor its memory, and forks workers that have imported all they need.
 # (Each would import the process's main module, such as the `prism` command, so that is loaded before as well.)
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(["__main__", "services.grader.warm"])
+FORK_SERVER.set_forkserver_preload(["__main__", "prism.services.grader.warm"])
 
 WARM_UP = Task("math", "1", ("1",))
 

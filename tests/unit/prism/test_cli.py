@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from prism import cli
 from prism.cli import options
 from prism.errors import ConfigError, DataError
-from trainer import compare, pipeline
+from prism.trainer.run import compare, pipeline
 
 COMMANDS = [
     [],

@@ -9,14 +9,15 @@ import pytest
 from pydantic import BaseModel
 
 from prism import config as package
-from prism import endpoints, settings
+from prism import settings
+from prism.clients import endpoints
 from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, as_toml, load_config, save_resolved
 from prism.errors import ConfigError
-from services.experts import settings as of_experts
-from services.grader import settings as of_grader
-from services.policy import settings as of_policy
-from services.rollouts import settings as of_rollouts
-from trainer import compare, launch
+from prism.services.experts import settings as of_experts
+from prism.services.grader import settings as of_grader
+from prism.services.policy import settings as of_policy
+from prism.services.rollouts import settings as of_rollouts
+from prism.trainer.run import compare, launch
 
 MINIMAL = """
 name = "small"

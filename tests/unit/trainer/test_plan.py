@@ -14,13 +14,13 @@ import torch
 from prism import cli
 from prism.config import MixtureConfig, OptimizerConfig, load_config
 from prism.errors import ConfigError
-from prism.expert_model import upcycle
-from prism.inputs import InputBuilder
-from prism.packing import pack
-from prism.v1 import rollout_pb2 as pb
-from trainer.estimate import checkpoint_bytes, expert_size, learners_memory, policy_size
-from trainer.optimizer import Optimizer
-from trainer.policy_model import LOGITS, load_policy, response_logprobs
+from prism.model.expert import upcycle
+from prism.model.inputs import InputBuilder
+from prism.model.packing import pack
+from prism.trainer.learn.optimizer import Optimizer
+from prism.trainer.learn.policy_model import LOGITS, load_policy, response_logprobs
+from prism.trainer.run.estimate import checkpoint_bytes, expert_size, learners_memory, policy_size
+from prism.wire.v1 import rollout_pb2 as pb
 
 DEMO = Path("configs/demo.toml").resolve()
 
