@@ -17,7 +17,7 @@ from bench.idle import BusySampler, idle_shares
 from prism.config import RunConfig, load_config
 from prism.files import read_jsonl, write_json
 from prism.report import load_report
-from prism.trainer.run.pipeline import run, start_over
+from prism.trainer.run.pipeline import run
 from prism.trainer.run.result import stage_folder
 
 CONFIG = Path(__file__).with_name("platform.toml")
@@ -42,7 +42,7 @@ def main() -> None:
             f"stages.rlvr.rollouts.staleness={staleness}",
         ]
         config = load_config(CONFIG, overrides)
-        start_over(config)
+        shutil.rmtree(config.run_dir, ignore_errors=True)
         if first:
             shutil.copytree(stage_folder(first, "sft"), stage_folder(config, "sft"))
 

@@ -33,7 +33,7 @@ from prism.config import RunConfig, load_config
 from prism.files import read_jsonl
 from prism.stack.local import Stack, start_process
 from prism.streams.streams import StreamNames
-from prism.trainer.run.pipeline import prepare, save_resolved, served_model, start_over, train_in_process
+from prism.trainer.run.pipeline import prepare, save_resolved, served_model, train_in_process
 from prism.trainer.run.result import stage_result
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.weights import Manifest
@@ -107,12 +107,12 @@ def main() -> None:
 
     os.environ["PRISM_CONCURRENCY"] = "1"  # of the rollout worker
     whole = load_config(CONFIG)
-    start_over(whole)
+    shutil.rmtree(whole.run_dir, ignore_errors=True)
     save_resolved(whole)
     prepare(whole, console)
     train_in_process(_command("sft", whole.name), "sft", None)
     killed = load_config(CONFIG, [f"name={whole.name}-killed"])
-    start_over(killed)
+    shutil.rmtree(killed.run_dir, ignore_errors=True)
     shutil.copytree(whole.run_dir, killed.run_dir)
     save_resolved(killed)
 

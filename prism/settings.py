@@ -4,6 +4,7 @@ A variable may also be a file: ``$PRISM_SECRETS_DIR/prism_token`` holds PRISM_TO
 """
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -28,8 +29,8 @@ class ServiceSettings(BaseSettings):
         None, ge=1, le=65535, description="another port, on which alone admin routes are served; unset: all on one"
     )
     run: str = Field("", description="name of the run that the service is for, told in its logs")
-    log_level: str = "info"
-    log_format: Literal["text", "json"] = "text"
+    log_level: str = Field("info", description="least important records that are logged: debug, info, warning, error")
+    log_format: Literal["text", "json"] = Field("text", description="lines for people, or a JSON object a line")
 
     @model_validator(mode="after")
     def _tokens(self) -> Self:
@@ -60,14 +61,21 @@ def load_settings(kind: type[Settings], **values: Any) -> Settings:
         raise ConfigError("\n".join(describe(error, env_prefix="PRISM_"))) from None
 
 
-def describe(error: ValidationError, env_prefix: str = "") -> list[str]:
-    """One readable line for each problem pydantic found, with the key as the user wrote it."""
+def describe(
+    error: ValidationError, suggest: Callable[[Sequence[int | str]], str] = lambda loc: "", *, env_prefix: str = ""
+) -> list[str]:
+    """One readable line for each problem pydantic found, with the key as the user wrote it.
+
+    ``suggest`` is asked what to add for an unknown key, given its place.
+    """
     lines: list[str] = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         name = f"{env_prefix}{key.upper()}" if env_prefix else key
         text = {"missing": "is not set", "extra_forbidden": "is not a known key"}.get(problem["type"], problem["msg"])
         text = text.removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            text += suggest(problem["loc"])
         plain = isinstance(problem["input"], str | int | float | bool | None)
         shown = plain and key and problem["type"] not in ("missing", "extra_forbidden")
         given = f" (given: {repr(problem['input'])[:200]})" if shown else ""

@@ -1,4 +1,4 @@
-"""``prism grade FILE``: what the command line offers. grade_file.py does it, and is imported only then."""
+"""``prism grade FILE``: what the command line offers. services.grader.grade_file does it, and is imported only then."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from prism.cli.options import Fresh, Yes, agree_to_delete
 from prism.services.grader.verdict import KINDS
 
 HELP = """Grade the responses in a file against their gold answers.
@@ -38,7 +39,8 @@ def grade(
     out: Annotated[
         Path | None, typer.Option(help="write the verdicts here, as JSON Lines; goes on if it exists")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="delete what --out holds so far and start over")] = False,
+    fresh: Fresh = False,
+    yes: Yes = False,
     kind: Annotated[Kind, typer.Option(help="the kind of rows that name none")] = Kind("auto"),
     any_format: Annotated[
         bool, typer.Option("--any-format", help="do not require <caption>, <think> and <answer>")
@@ -55,7 +57,11 @@ def grade(
     judge_model: Annotated[str, typer.Option(help="the model's name there")] = "judge",
 ) -> None:
     from prism.services.grader.grade_file import grade_file
+    from prism.services.grader.pool import preload
 
+    preload("prism.cli")
+    if fresh and out:
+        agree_to_delete(out, yes)
     engine = {"workers": workers, "deadline_seconds": deadline, "judge_url": judge_url, "judge_model": judge_model}
     rules = {
         "format": "ignored" if any_format else "required",

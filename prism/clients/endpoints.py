@@ -19,12 +19,14 @@ class Endpoints(BaseSettings):
 
     redis_url: SecretStr = Field(description="redis://[:password@]host:port/db")
     blobs: str = Field(description="folder or fsspec URL of the image store")
-    policy_url: str
-    perception_url: str
-    reasoning_url: str
-    grader_url: str
-    token: SecretStr
-    admin_token: SecretStr | None = None
+    policy_url: str = Field(description="base URL of the policy server, or of the balancer before its replicas")
+    perception_url: str = Field(description="base URL of the perception expert")
+    reasoning_url: str = Field(description="base URL of the reasoning expert")
+    grader_url: str = Field(description="base URL of the grader")
+    token: SecretStr = Field(description="bearer token of the services' data routes")
+    admin_token: SecretStr | None = Field(
+        default=None, description="bearer token of their admin routes: the trainer needs it, rollout workers do not"
+    )
     admin_port: int | None = Field(
         default=None, description="where services keep their admin routes, if on a port of their own"
     )
@@ -43,10 +45,12 @@ class ExpertEndpoints(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PRISM_", extra="ignore")
 
-    perception_url: str | None = None
-    reasoning_url: str | None = None
-    token: SecretStr
-    admin_token: SecretStr | None = None
+    perception_url: str | None = Field(default=None, description="base URL of the perception expert; unset: not asked")
+    reasoning_url: str | None = Field(default=None, description="base URL of the reasoning expert; unset: not asked")
+    token: SecretStr = Field(description="bearer token of the experts' data routes")
+    admin_token: SecretStr | None = Field(
+        default=None, description="bearer token of their admin routes; `prism calibrate` alone needs it"
+    )
 
 
 Kind = TypeVar("Kind", bound=BaseSettings)

@@ -197,7 +197,7 @@ def upcycle(
         raise ConfigError(f"top_k = {top_k}: a token goes to 1 to {experts} of {experts} experts")
     with no_init_weights():  # all of them are set below
         mixture: Any = MixtureExpert._from_config(
-            _mixture_config(dense.config, experts, top_k), dtype=dtype, attn_implementation=ATTENTION
+            mixture_config(dense.config, experts, top_k), dtype=dtype, attn_implementation=ATTENTION
         )
     random = torch.Generator().manual_seed(seed)
 
@@ -217,7 +217,8 @@ def upcycle(
     return mixture
 
 
-def _mixture_config(dense: Any, experts: int, top_k: int) -> Qwen3VLMoeConfig:
+def mixture_config(dense: Any, experts: int, top_k: int) -> Qwen3VLMoeConfig:
+    """Of the mixture that a dense Qwen3-VL becomes."""
     whole = {name: value for name, value in dense.to_dict().items() if name not in ("model_type", "architectures")}
     text, vision = dict(whole.pop("text_config")), dict(whole.pop("vision_config"))
     for part in (text, vision):

@@ -82,7 +82,7 @@ class Stack:
         """Start everything and wait until it is ready. Raises ServiceError naming the service that is not."""
         began = time.monotonic()
         for service in self.services:
-            _refuse_taken_port(service)
+            refuse_taken_port(service.name, service.port)
         write_json(self._file, self._endpoints(), mode=0o600)
         for service in self.services:
             self._spawn(service)
@@ -201,7 +201,7 @@ class Stack:
                 return str(error)
             return None
 
-        return Service("redis", [_redis_server(), str(settings)], {}, port, self._logs / "redis.log", ready)
+        return Service("redis", [redis_server(), str(settings)], {}, port, self._logs / "redis.log", ready)
 
     def _spawn(self, service: Service) -> None:
         service.log.parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +269,8 @@ def start_process(
     )
 
 
-def _redis_server() -> str:
+def redis_server() -> str:
+    """The program. Raises ServiceError if it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it still imports pkg_resources, which says that it will go away
@@ -290,12 +291,23 @@ def _http_ready(url: str) -> str | None:
     return None if response.is_success else response.text[:300]
 
 
-def _refuse_taken_port(service: Service) -> None:
+def service_ports(config: RunConfig) -> dict[str, int]:
+    """Of the services that run on this machine, in the order of their ports."""
+    workers = [f"rollouts-{worker + 1}" for worker in range(config.stack.rollout_workers)]
+    names = ["redis", "policy", *SECTIONS, "grader", *workers]
+    ports = {name: config.stack.base_port + index for index, name in enumerate(names)}
+    if os.environ.get("PRISM_REDIS_URL"):
+        del ports["redis"]
+    return ports
+
+
+def refuse_taken_port(name: str, port: int) -> None:
+    """Raises ServiceError if something listens there."""
     try:
-        socket.create_server(("127.0.0.1", service.port)).close()
+        socket.create_server(("127.0.0.1", port)).close()
     except OSError:
         raise ServiceError(
-            f"port {service.port}, meant for the {service.name} service, is in use: stop what holds it, or choose "
+            f"port {port}, meant for the {name} service, is in use: stop what holds it, or choose "
             "other ports with --set stack.base_port=N"
         ) from None
 

@@ -21,23 +21,23 @@ class ExpertSettings(WeightsSettings):
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; unset: torch's choice")
 
     peer_url: str | None = Field(None, description="base URL of the other expert, for /v1/mixture")
-    peer_timeout_seconds: float = Field(120, gt=0)
+    peer_timeout_seconds: float = Field(120, gt=0, description="longest wait for the other expert's scores")
 
     allow_urls: bool = Field(False, description="whether images may be given as http(s) URLs")
     url_networks: Annotated[list[IPvAnyNetwork], NoDecode, BeforeValidator(_by_comma)] = Field(
         [], description="comma-separated CIDRs of image servers that may be fetched from although they are not public"
     )
-    url_max_bytes: int = Field(20 * 2**20, ge=1)
-    url_max_redirects: int = Field(3, ge=0)
+    url_max_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one fetched image; more is an error of its item")
+    url_max_redirects: int = Field(3, ge=0, description="redirects followed for one image, each checked like the URL")
     url_timeout_seconds: float = Field(10, gt=0, description="of one image, redirects included")
 
-    max_body_bytes: int = Field(32 * 2**20, ge=1024)
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="largest request body, bytes (413)")
     max_items: int = Field(256, ge=1, description="items of one request")
     max_responses: int = Field(1024, ge=1, description="responses of one item")
     max_request_responses: int = Field(4096, ge=1, description="responses of one request")
     max_images: int = Field(8, ge=0, description="images of one item")
     max_request_images: int = Field(64, ge=0, description="images of one request")
-    max_image_pixels: int = Field(16_000_000, ge=1)
+    max_image_pixels: int = Field(16_000_000, ge=1, description="width times height of one image")
     max_text_chars: int = Field(1_000_000, ge=1, description="characters of a prompt or a response; more is too_long")
     max_tokens: int = Field(8192, ge=1, description="tokens of prompt and section together; more is too_long")
     max_batch_tokens: int = Field(16_384, ge=1, description="tokens that go through the model together")

@@ -45,9 +45,18 @@ SLOW_NICENESS = 5
 CONSTS.term_timeout = 0.2
 
 # The fork server holds neither the server's sockets nor its memory, and forks workers that have imported all they need.
-# (A process whose main module is the `prism` command imports that too.)
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(["prism.services.grader.kinds.warm", "prism.cli"])
+
+
+def preload(*modules: str) -> None:
+    """Have the fork server import ``modules`` too; call it before a pool starts. A process names its main module so.
+
+    Each worker imports that one as well. (Python 3.11 ignores "__main__" in this list.)
+    """
+    FORK_SERVER.set_forkserver_preload(["prism.services.grader.kinds.warm", *modules])
+
+
+preload()
 
 WARM_UP = Task("math", "1", ("1",))
 

@@ -14,11 +14,10 @@ from typing import Any
 from pydantic import Field, ValidationError
 from rich.console import Console
 
-from prism.config import AlignConfig, RunConfig, SftConfig, Strict, load_config
+from prism.config import AlignConfig, RunConfig, SftConfig, Strict, load_config, problems, toml_value
 from prism.errors import ConfigError
 from prism.evaluation.held_out import evaluate
 from prism.files import sealed_folder, write_json
-from prism.settings import describe
 from prism.trainer.run.pipeline import prepare, run
 from prism.trainer.run.result import stage_folder, stage_result
 
@@ -27,6 +26,7 @@ class ArmConfig(Strict):
     """One way to spend the policy steps."""
 
     description: str
+    """What the table calls it."""
     stages: list[str] = Field(min_length=2)
     """Stages in order, from the base configuration or from ``add``."""
     set: list[str] = Field(default_factory=list)
@@ -39,22 +39,24 @@ class CompareConfig(Strict):
     base: Path
     """The run all arms are variants of, relative to this file."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Names the folder of all arms, and the table."""
     seeds: list[int] = Field(min_length=1)
+    """Every arm is trained once with each; three or more give error bars."""
     data: str
     """The split of the table: nothing was tuned on it."""
     questions: int = Field(gt=0)
+    """Questions of the split that every arm is asked."""
     arms: dict[str, ArmConfig]
+    """By name, in the table's order."""
 
 
-def compare_arms(file: Path, overrides: Sequence[str], console: Console, *, fresh: bool) -> None:
+def compare_arms(file: Path, overrides: Sequence[str], console: Console) -> None:
     """Train every arm with every seed and write the comparison. Resumes where it stopped."""
     from prism.report import print_comparison, write_comparison
 
     compare = load_compare(file)
     base_file = file.parent / compare.base
-    root = load_config(base_file, list(overrides)).runs_dir / compare.name
-    if fresh:
-        shutil.rmtree(root, ignore_errors=True)
+    root = compare_folder(file, overrides)
     arms = {name: {"name": name, "description": arm.description, "seeds": []} for name, arm in compare.arms.items()}
     for seed in compare.seeds:
         first: RunConfig | None = None
@@ -79,6 +81,12 @@ def compare_arms(file: Path, overrides: Sequence[str], console: Console, *, fres
     print_comparison(write_comparison(root), console)
 
 
+def compare_folder(file: Path, overrides: Sequence[str]) -> Path:
+    """The folder of all arms' runs."""
+    compare = load_compare(file)
+    return load_config(file.parent / compare.base, list(overrides)).runs_dir / compare.name
+
+
 def load_compare(file: Path) -> CompareConfig:
     """Raises ConfigError that names file and key."""
     try:
@@ -88,7 +96,7 @@ def load_compare(file: Path) -> CompareConfig:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{file}: {line}" for line in describe(error))) from None
+        raise ConfigError("\n".join(f"{file}: {line}" for line in problems(CompareConfig, error))) from None
 
 
 def stage_overrides(base_file: Path, arm: ArmConfig) -> list[str]:
@@ -97,16 +105,7 @@ def stage_overrides(base_file: Path, arm: ArmConfig) -> list[str]:
     missing = [name for name in arm.stages if name not in known]
     if missing:
         raise ConfigError(f"arm {arm.description!r} names stages that nobody describes: {', '.join(missing)}")
-    return [f"stages={_toml({name: known[name] for name in arm.stages})}"]
-
-
-def _toml(value: Any) -> str:
-    """A TOML inline value of what TOML gave."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value)
+    return [f"stages={toml_value({name: known[name] for name in arm.stages})}"]
 
 
 def _share_first_stage(source: RunConfig, target: RunConfig, console: Console) -> None:

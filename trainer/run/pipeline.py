@@ -3,8 +3,6 @@
 Stages train in processes of their own, so that one which dies takes nothing with it. (No torch here.)
 """
 
-import json
-import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +14,7 @@ from rich.console import Console
 
 from prism import logs
 from prism.clients.endpoints import load_endpoints
-from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, save_resolved
+from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, load_saved, save_resolved
 from prism.errors import ConfigError, ServiceError
 from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement
 from prism.evaluation.held_out import evaluate, evaluated_stages, print_figures
@@ -75,7 +73,7 @@ def run(
     with services as stack:
         for name, stage in config.stages.items():
             if not stage_result(config, name):
-                console.print(f"[bold]{name}[/]: {_describe(stage)}")
+                console.print(f"[bold]{name}[/]: {describe_stage(stage)}")
                 train_in_process(command(name), name, stack, environment)
             result = stage_result(config, name)
             assert result
@@ -107,12 +105,9 @@ def take_part(config: RunConfig, command: Callable[[str], list[str]], console: C
 
 def prepare(config: RunConfig, console: Console) -> None:
     """Run the configuration's own script, which makes model and data. Raises ConfigError if it fails."""
+    refuse_missing_script(config)
     if config.prepare is None:
         return
-    if not config.prepare.script.is_file():
-        raise ConfigError(
-            f"prepare.script: {config.prepare.script} does not exist; run from the folder it is named from"
-        )
     options = [f"--{key.replace('_', '-')}={value}" for key, value in config.prepare.options.items()]
     command = [sys.executable, str(config.prepare.script), "--out", str(config.run_dir), "--seed", str(config.seed)]
     began = time.monotonic()
@@ -121,25 +116,27 @@ def prepare(config: RunConfig, console: Console) -> None:
     console.print(f"data and model in {config.run_dir} ({time.monotonic() - began:.0f} s)")
 
 
+def refuse_missing_script(config: RunConfig) -> None:
+    """Raises ConfigError."""
+    if config.prepare and not config.prepare.script.is_file():
+        raise ConfigError(
+            f"prepare.script: {config.prepare.script} does not exist; run from the folder it is named from"
+        )
+
+
 def refuse_changed(config: RunConfig) -> None:
-    """Raises ConfigError if the run's folder holds results of other settings."""
-    file = config.run_dir / "config.json"
-    if not file.is_file():
+    """Raises ConfigError if the run's folder holds results of other settings, or of unknown ones."""
+    if not ((config.run_dir / "stages").exists() or (config.run_dir / "checkpoints").exists()):
         return
-    before, now = json.loads(file.read_text()), config.model_dump(mode="json")
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    for key in FREE_KEYS:
-        if key in changed:
-            changed.remove(key)
-    if changed and ((config.run_dir / "stages").exists() or (config.run_dir / "checkpoints").exists()):
+    try:
+        before, now = load_saved(config.run_dir).model_dump(), config.model_dump()
+    except FileNotFoundError:
+        return
+    if changed := [key for key in sorted(now) if before[key] != now[key] and key not in FREE_KEYS]:
         raise ConfigError(
             f"{config.run_dir} was begun with other settings ({', '.join(changed)}): use another name with "
             "--set name=..., or start over with --fresh"
         )
-
-
-def start_over(config: RunConfig) -> None:
-    shutil.rmtree(config.run_dir, ignore_errors=True)
 
 
 def _is_pending(config: RunConfig, name: str) -> bool:
@@ -153,7 +150,7 @@ def _disentangled(config: RunConfig, name: str) -> DisentangleConfig | None:
     return config.evaluate.disentangle if isinstance(config.stages[name], AlignConfig) else None
 
 
-def _describe(stage: Any) -> str:
+def describe_stage(stage: Any) -> str:
     if isinstance(stage, SftConfig):
         return f"supervised fine-tuning, {stage.steps} steps of {stage.batch}"
     batch = f"{stage.rollouts.prompts} prompts × {stage.rollouts.n}"

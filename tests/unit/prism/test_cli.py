@@ -1,15 +1,19 @@
 """The command line: every command teaches, and a mistake is one message."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from prism import cli
-from prism.errors import DataError
+from prism.cli import options
+from prism.errors import ConfigError, DataError
+from prism.trainer.run import compare, pipeline
 
 COMMANDS = [
     [],
@@ -36,7 +40,7 @@ def names(app: object) -> set[str]:
 
 
 def test_all_commands_are_tested_here() -> None:
-    groups = {"serve": cli.serve, "experts": cli.experts}
+    groups = {"serve": cli.serve.app, "experts": cli.experts.experts}
     assert names(cli.app) | set(groups) == {command[0] for command in COMMANDS if command}
     for name, group in groups.items():
         assert names(group) == {command[1] for command in COMMANDS if len(command) == 2 and command[0] == name}
@@ -143,3 +147,54 @@ def test_an_unknown_command_is_a_usage_error(
 def test_help_needs_no_torch() -> None:
     code = "import sys; from prism.cli import app; assert not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The demo's folder with a finished stage, and another run's in that of its comparison."""
+    for folder in ("demo", "demo-compare/prism-0"):
+        (tmp_path / "runs" / folder / "stages" / "sft").mkdir(parents=True)
+        (tmp_path / "runs" / folder / "stages" / "sft" / "stage.json").write_text("{}" + " " * 1998)
+    (tmp_path / "configs").symlink_to(Path("configs").resolve())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: None)
+    monkeypatch.setattr(compare, "compare_arms", lambda *_: None)
+    return tmp_path / "runs"
+
+
+FRESH = [
+    (["run", "configs/demo.toml", "--fresh"], "demo", r"runs/demo \(2\.0 kB, finished stages: sft\)"),
+    (["demo", "--fresh"], "demo", r"runs/demo \(2\.0 kB, finished stages: sft\)"),
+    (["demo", "--compare", "--fresh"], "demo-compare", r"runs/demo-compare \(2\.0 kB, finished stages: prism-0/sft\)"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "folder", "named"), FRESH)
+def test_fresh_deletes_nothing_where_nobody_can_be_asked(
+    arguments: list[str], folder: str, named: str, begun: Path
+) -> None:
+    refused = CliRunner().invoke(cli.app, arguments)
+    assert isinstance(refused.exception, ConfigError)
+    assert re.match(f"--fresh deletes {named}, and there is no terminal to ask on: add --yes", str(refused.exception))
+    assert (begun / folder).is_dir()
+
+
+@pytest.mark.parametrize(("arguments", "folder", "named"), FRESH)
+def test_fresh_asks_on_a_terminal(
+    arguments: list[str], folder: str, named: str, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    refused = CliRunner().invoke(cli.app, arguments, input="n\n")
+    assert re.match(f"Delete {named}\\?", refused.output)
+    assert refused.exit_code == 1
+    assert (begun / folder).is_dir()
+    CliRunner().invoke(cli.app, arguments, input="y\n")
+    assert not (begun / folder).exists()
+
+
+@pytest.mark.parametrize(("arguments", "folder", "named"), FRESH)
+def test_fresh_deletes_one_folder_without_asking_if_told_so(
+    arguments: list[str], folder: str, named: str, begun: Path
+) -> None:
+    CliRunner().invoke(cli.app, [*arguments, "--yes"])
+    assert {path.name for path in begun.iterdir()} == {"demo", "demo-compare"} - {folder}

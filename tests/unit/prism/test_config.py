@@ -3,11 +3,21 @@
 import json
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
-from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, load_config, save_resolved
+from prism import config as package
+from prism import settings
+from prism.clients import endpoints
+from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, as_toml, load_config, save_resolved
 from prism.errors import ConfigError
+from prism.services.experts import settings as of_experts
+from prism.services.grader import settings as of_grader
+from prism.services.policy import settings as of_policy
+from prism.services.rollouts import settings as of_rollouts
+from prism.trainer.run import compare, launch
 
 MINIMAL = """
 name = "small"
@@ -133,6 +143,47 @@ def test_what_cannot_be_is_refused_by_file_and_key(file: Path, override: str, me
     assert str(refused.value).startswith(f"{file}: {message}")
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("sed=1", "sed: is not a known key; did you mean seed?"),
+        ("stages.rl.kl_coeff=1", "stages.rl.kl_coeff: is not a known key; did you mean kl_coef?"),
+        ("stages.game.kl_coeff=1", "stages.game.kl_coeff: is not a known key"),  # alignment has none
+        ("stages.game.rollouts.prompt=1", "stages.game.rollouts.prompt: is not a known key; did you mean prompts?"),
+        (
+            "stages.game.experts.mixture={topk = 2}",
+            "stages.game.experts.mixture.topk: is not a known key; did you mean",
+        ),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_that_may_stand_there(file: Path, override: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, [override])
+    assert str(refused.value).startswith(f"{file}: {meant}")
+    assert ("did you mean" in str(refused.value)) == ("did you mean" in meant)
+
+
+def models() -> list[type[BaseModel]]:
+    """Every table of a configuration, and everything that reads PRISM_* variables."""
+    modules = [package, settings, endpoints, of_experts, of_grader, of_policy, of_rollouts, compare, launch]
+    found = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    return sorted((m for m in found if issubclass(m, BaseModel) and m.model_fields), key=lambda m: m.__name__)
+
+
+@pytest.mark.parametrize("model", models(), ids=lambda model: model.__name__)
+def test_every_key_says_what_it_does(model: type[BaseModel]) -> None:
+    assert [name for name, field in model.model_fields.items() if not field.description] == []
+
+
+def test_every_table_of_a_run_is_looked_at_for_docstrings() -> None:
+    def inside(kind: object) -> set[type[BaseModel]]:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return {kind}.union(*(inside(field.annotation) for field in kind.model_fields.values()))
+        return set[type[BaseModel]]().union(*map(inside, get_args(kind)))
+
+    assert inside(RunConfig) <= set(models())
+
+
 def test_every_problem_is_named_on_a_line_of_its_own(file: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         load_config(file, ["bogus=1", "seed=x", "stages.rl.steps=0"])
@@ -203,3 +254,18 @@ def test_what_was_resolved_loads_again(file: Path, tmp_path: Path) -> None:
     assert saved["stages"]["game"]["policy"]["minibatches"] == 1
     assert RunConfig.model_validate(saved) == config
     assert RunConfig.model_validate(tomllib.loads(MINIMAL)) != config
+
+
+def test_what_was_resolved_can_be_written_as_toml_and_run_again(file: Path) -> None:
+    config = load_config(
+        file,
+        [
+            'prepare={script = "x.py", options = {"a b" = "ü \\"q\\" \\n", n = 1e-7}}',
+            "stages.game.experts.mixture={}",
+            'evaluate.disentangle={words = [["one", "two"]]}',
+        ],
+    )
+    again = file.with_name("again.toml")
+    again.write_text(as_toml(config))
+    assert load_config(again) == config
+    assert "seed = 0" in again.read_text().splitlines()  # defaults are said, too

@@ -72,6 +72,48 @@ def test_results_of_other_settings_are_refused_by_key(config: RunConfig, tmp_pat
     pipeline.refuse_changed(load_config(DEMO, [runs_dir, "stack.base_port=9000"]))  # results do not depend on it
 
 
+OLD_RUN = Path(__file__).with_name("old_run")  # a configuration, and config.json as 2ab6e66 wrote it
+
+
+def old_run(tmp_path: Path, **changes: Any) -> RunConfig:
+    """The run again, in a folder that holds its results, its config.json changed at dotted keys; None: not there."""
+    config = load_config(OLD_RUN / "run.toml", [f"runs_dir={json.dumps(str(tmp_path))}"])
+    (config.run_dir / "stages").mkdir(parents=True)
+    saved = json.loads((OLD_RUN / "config.json").read_text())
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        table = saved
+        for parent in parents:
+            table = table[parent]
+        if value is None:
+            del table[last]
+        else:
+            table[last] = value
+    (config.run_dir / "config.json").write_text(json.dumps(saved))
+    return config
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    pipeline.refuse_changed(old_run(tmp_path))
+
+
+def test_keys_that_have_come_since_with_a_default_are_no_change(tmp_path: Path) -> None:
+    pipeline.refuse_changed(old_run(tmp_path, **{"compile": None, "stages.align.experts.mismatch": None}))
+
+
+def test_what_an_earlier_version_was_told_otherwise_is_a_change(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"other settings \(stages\)"):
+        pipeline.refuse_changed(old_run(tmp_path, **{"stages.align.experts.mismatch": 1.0}))
+
+
+def test_a_key_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    config = old_run(tmp_path, **{"stages.align.experts.mismatched": 1.0})
+    with pytest.raises(
+        ConfigError, match=r"stages\.align\.experts\.mismatched: is not a known key; did you mean mismatch"
+    ):
+        pipeline.refuse_changed(config)
+
+
 def copy(model: Path, folder: Path) -> dict[str, Any]:
     shutil.copytree(model, folder, dirs_exist_ok=True)
     return {"version": 0}

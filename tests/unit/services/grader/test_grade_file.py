@@ -87,13 +87,13 @@ def test_verdicts_of_other_rows_are_not_gone_on_with(file: Path, tmp_path: Path)
             open_job(file, out, list().append)
     result = grade(file, "--workers", 1, "--out", out)
     assert isinstance(result.exception, PrismError)
-    assert grade(file, "--workers", 1, "--out", out, "--fresh").exit_code == 0
+    assert grade(file, "--workers", 1, "--out", out, "--fresh", "--yes").exit_code == 0
     assert len(out.read_text().splitlines()) == 5
 
 
 def test_starting_over_never_deletes_the_input(file: Path) -> None:
     before = file.read_bytes()
-    assert "is the input" in str(grade(file, "--out", file, "--fresh").exception)
+    assert "is the input" in str(grade(file, "--out", file, "--fresh", "--yes").exception)
     assert file.read_bytes() == before
 
 

@@ -1,0 +1,23 @@
+"""``prism export``: a model out of a run."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from prism import logs
+from prism.cli.options import RunFolder
+
+
+def export(
+    run_dir: RunFolder,
+    out: Annotated[Path, typer.Argument(help="folder to write; it must not exist yet")],
+    stage: Annotated[str | None, typer.Option(help="of which stage; by default the last that has anything")] = None,
+    model: Annotated[
+        Literal["policy", "perception", "reasoning"], typer.Option(help="the policy, or an expert of an alignment")
+    ] = "policy",
+) -> None:
+    """A run's model as an ordinary Hugging Face folder: a stage's result, or what its newest checkpoint holds."""
+    from prism.trainer.run.export import export as export_model
+
+    export_model(run_dir, out, stage=stage, model=model, console=logs.console())

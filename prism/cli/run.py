@@ -1,0 +1,83 @@
+"""``prism run``: the whole pipeline."""
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prism import logs
+from prism.cli.options import ConfigArgument, Fresh, Overrides, Yes, delete
+from prism.cli.report import report
+from prism.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prism.config import RunConfig
+
+
+def run(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    yes: Yes = False,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="use services that run already (PRISM_* variables) instead of starting any")
+    ] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(envvar="PRISM_PORT", help="serve Prometheus metrics of the learners on this port")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the configuration and what the run would take; start nothing")
+    ] = False,
+) -> None:
+    """The whole pipeline: services, every stage, measurements, report. Resumes where it stopped."""
+    from prism.config import load_config
+
+    resolved = load_config(config, overrides)
+    if dry_run:
+        print_plan(resolved, fresh, attach)
+    else:
+        run_pipeline(resolved, config, overrides or [], fresh, yes, attach, metrics_port)
+
+
+def print_plan(config: "RunConfig", fresh: bool, attach: bool) -> None:
+    """The configuration as a file to run again, the plan as its comments. Raises ConfigError if it would be refused."""
+    from prism.config import as_toml
+    from prism.trainer.run.plan import make_plan
+
+    if fresh:
+        raise ConfigError("--dry-run deletes nothing: leave --fresh out, or name another run with --set name=...")
+    typer.echo(as_toml(config))
+    plan = make_plan(config, attach=attach, progress=lambda text: typer.echo(text, err=True))
+    for line in plan.lines:
+        typer.echo(f"# {line}")
+    if plan.problems:
+        raise ConfigError("\n".join(plan.problems))
+
+
+def run_pipeline(
+    config: "RunConfig",
+    config_file: Path,
+    overrides: list[str],
+    fresh: bool,
+    yes: bool,
+    attach: bool = False,
+    metrics_port: int | None = None,
+) -> None:
+    from prism.settings import load_settings
+    from prism.trainer.run import pipeline
+    from prism.trainer.run.launch import Launch
+    from prism.trainer.run.live_metrics import serve_metrics
+
+    console = logs.console()
+    is_first = load_settings(Launch).is_first  # of the nodes that train together
+    if fresh and is_first:
+        delete(config.run_dir, yes)
+    began = time.monotonic()
+    with TemporaryDirectory(prefix="prism-metrics-") as folder:
+        environment = serve_metrics(metrics_port, Path(folder)) if metrics_port else {}
+        pipeline.run(config, config_file, overrides, console, attach=attach, environment=environment)
+    console.print(f"[dim]{(time.monotonic() - began) / 60:.1f} minutes[/]")
+    if is_first:
+        report(config.run_dir)

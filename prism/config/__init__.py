@@ -1,0 +1,40 @@
+"""A run as written in TOML (``configs/*.toml``): every key, its unit, and why its default is what it is. (No torch.)"""
+
+from prism.config.learners import (
+    ExpertLearnerConfig,
+    GroundingConfig,
+    MixtureConfig,
+    OptimizerConfig,
+    PolicyLearnerConfig,
+)
+from prism.config.load import as_toml, load_config, load_saved, problems, save_resolved, toml_value
+from prism.config.run import PrepareConfig, RunConfig
+from prism.config.services import DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
+from prism.config.stages import AlignConfig, RlvrConfig, RolloutConfig, SftConfig, Stage
+from prism.config.strict import Strict
+
+__all__ = [
+    "AlignConfig",
+    "DisentangleConfig",
+    "EvaluateConfig",
+    "ExpertLearnerConfig",
+    "GroundingConfig",
+    "MixtureConfig",
+    "OptimizerConfig",
+    "PolicyLearnerConfig",
+    "PrepareConfig",
+    "PushConfig",
+    "RlvrConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SftConfig",
+    "StackConfig",
+    "Stage",
+    "Strict",
+    "as_toml",
+    "load_config",
+    "load_saved",
+    "problems",
+    "save_resolved",
+    "toml_value",
+]

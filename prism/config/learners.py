@@ -1,0 +1,135 @@
+"""What learns and how: optimizer, policy learner, expert learner."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from prism.config.strict import Strict
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Frozen = list[Annotated[str, Field(min_length=1)]]
+
+
+class OptimizerConfig(Strict):
+    """AdamW under a learning-rate schedule."""
+
+    lr: float = Field(gt=0)
+    """The highest learning rate. It has no default because it depends on model and stage: the published runs use 1e-5
+    for SFT and 1e-6 for policy and experts in the game."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls after the warm-up. Constant by default: at the small rates of online learning a fall gains
+    little. SFT is published with a cosine."""
+    final_lr_fraction: float = Field(0.0, ge=0, le=1)
+    """The rate at the last step of a linear or cosine schedule, as a fraction of ``lr``. By default it ends at 0."""
+    warmup_fraction: float = Field(0.0, ge=0, lt=1)
+    """The share of the steps over which the rate climbs linearly from near 0 to ``lr``. The default of 0 suits the
+    small rates of the game and RLVR; published for SFT is 0.1."""
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """AdamW's decay of the mean of gradients and of their squares, per update. The second is 0.95, as usual for
+    language models: torch's 0.999 remembers a spike of the gradient for a thousand updates, 0.95 for twenty."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decay of the weights, times the learning rate, per update. It is 0 because at an ``lr`` of 1e-6 it
+    changes nothing; published for the experts' warm-up is 0.01."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients of a larger L2 norm, over all weights, are scaled down to it. 1 is the field's usual value."""
+    max_skipped: int = Field(5, gt=0)
+    """After this many consecutive updates that were skipped, because loss or gradient was not finite, the run stops. A
+    single bad batch does no harm; five in a row mean that the weights themselves are broken."""
+
+
+class PolicyLearnerConfig(Strict):
+    """Clipped policy gradients on the groups of a step."""
+
+    optimizer: OptimizerConfig
+    """The policy's AdamW; the schedule spans the stage's steps."""
+    freeze: Frozen = Field(default=[])
+    """Modules that are not trained, such as ``["model.visual"]``. They need no optimizer state, and pushes do not write
+    them again. By default everything is trained, as published."""
+    clip_low: float | None = Field(None, gt=0, lt=1)
+    """How far below 1 the ratio to the sampling policy may fall before a token earns nothing more. By default the
+    published value of the loss: 0.2; GSPO 3e-4."""
+    clip_high: float | None = Field(None, gt=0)
+    """How far above 1 the ratio may rise before a token earns nothing more. By default the published value of the loss:
+    0.2; DAPO 0.28, GSPO 4e-4."""
+    minibatches: int = Field(1, gt=0)
+    """Optimizer steps that share one rollout batch; divides ``rollouts.prompts``. By default 1, as published: all of
+    the batch is on-policy, and clipping matters only for stale rollouts."""
+    epochs: int = Field(1, gt=0)
+    """Passes over one rollout batch. By default 1, for the same reason."""
+    micro_batch_tokens: int = Field(16_384, gt=0)
+    """Tokens of one forward and backward pass, a prompt and its images counted once: changes memory, not results. The
+    default holds the longest published prompt and response (2,048 + 8,192 tokens) with room to spare."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Truncated importance sampling: a token weighs min(π_learner/π_sampler, cap), and its ratio is to the learner at
+    the start of the step. Without it, the default and the published method, ratios are to the sampler; set about 2
+    where the learner's and the sampler's log-probabilities differ, as in bfloat16."""
+
+
+class MixtureConfig(Strict):
+    """Sparse upcycling: every MLP of a dense model becomes several experts, of which each token is sent to a few."""
+
+    experts: int = Field(4, ge=2)
+    """Experts that each MLP becomes. The published discriminator has 4."""
+    top_k: int = Field(2, ge=1)
+    """Experts that a token is sent to, their outputs weighted to sum to 1. The published discriminator uses 2."""
+    noise: float = Field(0.01, ge=0)
+    """Standard deviation of the noise added to each expert's dense weights, so that experts differ. Published: 0.01."""
+
+    @model_validator(mode="after")
+    def _top_k_fits(self) -> Self:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k: a token cannot be sent to {self.top_k} of {self.experts} experts")
+        return self
+
+
+class GroundingConfig(Strict):
+    """Before the game, from the teacher's text alone, each expert learns which response belongs to a prompt."""
+
+    epochs: float = Field(gt=0)
+    """Passes over the stage's prompts; a fraction is allowed. It has no default because it depends on the size of the
+    data. The learning rate is the game's; it climbs over the first 10 % of the updates and falls as a cosine."""
+    batch: int = Field(64, ge=2)
+    """Prompts of an update. Each teaches by one other prompt's response, so a batch holds many prompts to be varied."""
+
+
+class ExpertLearnerConfig(Strict):
+    """Bradley-Terry learning of one expert, online; both experts learn by the same settings."""
+
+    optimizer: OptimizerConfig
+    """Each expert's AdamW; the schedule spans the warm-up and the steps of the game."""
+    freeze: Frozen = Field(default=[])
+    """Modules that are not trained in the game, such as ``["model.visual"]`` (grounding, before it, trains all). By
+    default everything is trained, as published."""
+    mixture: MixtureConfig | None = None
+    """Makes the experts mixtures of experts, upcycled from the model that the stage starts from. They are published as
+    mixtures (66.2 against 62.8 % for dense ones); the default is dense because that takes a third of the memory."""
+    grounding: GroundingConfig | None = None
+    """Teaches experts to look at image and question, before the game: pairs with the policy teach them only what the
+    policy tends to write. Off by default because the published method has none.
+
+    (A matching-aware discriminator, arXiv 1605.05396.)
+    """
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of the last hidden state's values that the scalar head does not see while it learns. Published: 0.1."""
+    score_regularisation: float = Field(0.001, ge=0)
+    """Weight of the mean squared score in the loss. Bradley-Terry fixes differences alone: this keeps scores near 0.
+    Published for the game: 0.001."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Chance with which the loss takes teacher and policy as swapped. It keeps an expert that is nearly always right
+    from growing ever surer; 0 by default, as published."""
+    margin: float = Field(0.0, ge=0)
+    """Gap, in units of score, by which the teacher must lead before the loss counts it as even; 0 by default, as
+    published."""
+    skip_above_accuracy: float = Field(1.0, gt=0.5, le=1)
+    """Share of pairs told apart above which an update of the game is skipped, so that the policy can catch up with a
+    saturated expert. The default of 1 never skips, as published; a warm-up is never skipped."""
+    mismatch: float = Field(0.0, ge=0)
+    """Weight, in the game, of grounding's pairs: the teacher's response, and its response to a similar prompt. The
+    default of 0 is the published method."""
+    load_balance: float = Field(0.01, ge=0)
+    """Weight of the routers' load balance in the warm-up; without a mixture it does nothing. Published: 0.01."""
+    load_balance_online: float = Field(0.0, ge=0)
+    """The same after the warm-up. By default 0, as published: routers are balanced by then."""
+    micro_batch_tokens: int = Field(16_384, gt=0)
+    """Tokens of one forward and backward pass; a prompt's pairs stay in one. Changes memory, hardly results. The
+    default holds a published prompt with 8 responses of 1,800 tokens; more than fit are a pass by themselves."""

@@ -1,0 +1,80 @@
+"""What runs beside the learners: services, pushes of weights, measurements."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from prism.config.strict import Strict
+
+
+class DisentangleConfig(Strict):
+    """Held-out responses of the teacher, scored beside copies with other numbers in one section alone."""
+
+    rows: int = Field(default=128, gt=1)
+    """Rows of the held-out data that are tried, in order; they need a teacher's response. With 128 the share that an
+    expert notices is known to about 4 points (one standard error)."""
+    words: list[list[str]] = Field(default=[])
+    """Vocabularies beside digits: words that stand in for one another in a corrupted section, such as ``["one",
+    "two"]``. None by default, because they are the data's own."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of a section's numbers and words that are changed, at least one. By default all: the plainest lie."""
+
+    @model_validator(mode="after")
+    def _words_have_others(self) -> Self:
+        for words in self.words:
+            if len(set(words)) < 2:
+                raise ValueError(f"words: {words} holds no other word to put in place of one")
+        return self
+
+
+class EvaluateConfig(Strict):
+    """Measured through the live policy server after each stage, greedily."""
+
+    data: str
+    """JSON Lines or Parquet of held-out questions with gold answers, in the run's folder or relative to the working
+    directory."""
+    questions: int = Field(256, gt=0)
+    """Questions asked: the first of the file, or all if it has fewer. With 256 an accuracy is known to about 3 points
+    (one standard error)."""
+    max_tokens: int = Field(gt=0)
+    """Tokens of a response at most."""
+    disentangle: DisentangleConfig | None = None
+    """After an alignment, measures whether each expert notices lies in its own section and not in the other's. Off by
+    default: it needs teacher's responses in the held-out data."""
+
+
+class StackConfig(Strict):
+    """The services that ``prism up`` starts on this machine, on consecutive ports of 127.0.0.1."""
+
+    base_port: int = Field(8100, ge=1024, le=65000)
+    """The first port: Redis, policy, perception, reasoning, grader and rollout workers follow in this order. 8100 keeps
+    clear of 8000 and 8080, which much else uses."""
+    rollout_workers: int = Field(1, gt=0)
+    """Processes that sample, score and grade. One has 16 groups at work at a time, which fills a single policy
+    server."""
+    start_deadline_seconds: float = Field(240, gt=0)
+    """Seconds within which all services must be ready. vLLM takes one to two minutes on a CPU; a large model on a slow
+    disk takes longer."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where policy server and experts compute. A CPU by default, as for the learners: it is there on any machine."""
+    max_model_len: int = Field(gt=0)
+    """Tokens of prompt and response together that the policy server admits. It has no default because the server
+    reserves memory by it."""
+    policy_options: dict[str, str] = Field(default={})
+    """More settings of the policy server, each named as its PRISM_* variable without that prefix, in lower case: ``{
+    kv_cache_gib = "4" }``. services/policy/settings.py has them all."""
+
+
+class PushConfig(Strict):
+    """How weights reach the servers."""
+
+    transport: Literal["file", "broadcast"] = "file"
+    """How the policy's weights get to its server: by files in a folder that learner and servers share, or from the
+    learner's memory (NCCL; gloo on CPUs), files following behind. Files by default: they need nothing but that
+    folder."""
+    deadline_seconds: float = Field(default=120, gt=0)
+    """A server that has not taken the weights within these seconds, its restarts included, fails the run. 120 let a
+    server of a small model restart once."""
+    probe_tolerance: float = Field(default=1e-3, gt=0)
+    """Largest mean absolute difference, in nats, between the server's and the learner's log-probabilities of a probe;
+    beyond it a push is refused. 1e-3 is what float32 keeps to; bfloat16 differs by about 2e-2, so set 5e-2 there."""

@@ -1,0 +1,119 @@
+"""The stages of a run: SFT, alignment, RLVR."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from prism.config.learners import ExpertLearnerConfig, OptimizerConfig, PolicyLearnerConfig
+from prism.config.strict import Strict
+
+
+class SftConfig(Strict):
+    """Supervised fine-tuning on demonstrations, loss on the response alone."""
+
+    kind: Literal["sft"]
+    """Says that this stage is supervised fine-tuning."""
+    data: list[str] = Field(min_length=1)
+    """JSON Lines or Parquet files, in the run's folder or relative to the working directory. Rows stay on disk until a
+    step needs them."""
+    check_images: Literal["decode", "exist"] = "decode"
+    """What is done with every image before training starts: it is opened, or only looked for. Opening is the default
+    because it names every broken image at once; for millions of them ``exist`` saves hours, and one that turns out to
+    be broken is named when its step comes, and left out or fatal by ``on_bad_row``."""
+    cache_gib: float = Field(2.0, ge=0)
+    """GiB of memory for examples made ready, images processed, so that the next epoch finds them. Changes speed alone;
+    2 holds a few thousand examples with images and leaves a small machine its memory."""
+    target: Literal["response", "teacher"] = "response"
+    """Which text of a row is imitated. By default the row's own demonstration; ``teacher`` needs the closed model's."""
+    steps: int = Field(gt=0)
+    """Updates of the stage; ``steps * batch / rows`` are its epochs. Published: 1 epoch."""
+    batch: int = Field(gt=0)
+    """Examples a step."""
+    micro_batch_tokens: int = Field(16_384, gt=0)
+    """Tokens of one forward and backward pass: changes memory, not results. The default is the other learners'."""
+    autocast_bf16: bool = False
+    """Computes in bfloat16 while weights are float32. Off by default: on a CPU without AVX-512 BF16 or AMX it is
+    fifteen times slower, and on a GPU ``dtype`` is bfloat16 already."""
+    optimizer: OptimizerConfig
+    """The policy's AdamW."""
+    checkpoint_every: int = Field(200, gt=0)
+    """Steps between checkpoints. A step of SFT takes seconds, so 200 lose minutes at most."""
+
+
+class RolloutConfig(Strict):
+    """What is sampled for each step of the learner."""
+
+    data: str
+    """JSON Lines or Parquet of prompts, in the run's folder or relative to the working directory. Alignment needs a
+    teacher's response in each row, RLVR a gold answer."""
+    prompts: int = Field(gt=0)
+    """Prompts (groups) a step. Published: 4 in alignment, 32 in RLVR."""
+    n: int = Field(ge=2)
+    """Responses to each prompt; advantages compare them, so there are two or more. Published: 16."""
+    temperature: float = Field(1.0, gt=0)
+    """The sampler's. At 1, the default and the published value, responses are drawn from the policy itself."""
+    max_tokens: int = Field(gt=0)
+    """Tokens of a response at most; one that reaches them is cut off and usually has no valid format. Published: 6,144
+    in alignment, 8,192 in RLVR."""
+    staleness: int = Field(0, ge=0)
+    """Updates that a rollout's policy may be behind the learner. 0, the default, is lock-step and exactly on-policy; at
+    1 workers sample the next step while the learner updates."""
+
+
+class AlignConfig(Strict):
+    """The adversarial game: policy against the perception and the reasoning expert, no accuracy reward, no KL."""
+
+    kind: Literal["align"]
+    """Says that this stage is alignment."""
+    steps: int = Field(gt=0)
+    """Updates of the policy, and of each expert, after the warm-up."""
+    rollouts: RolloutConfig
+    """What is sampled for a step after the warm-up; the warm-up uses its data, temperature and lengths."""
+    policy: PolicyLearnerConfig
+    """How the policy learns."""
+    experts: ExpertLearnerConfig
+    """How the experts start and learn."""
+    warmup_steps: int = Field(gt=0)
+    """Updates of the experts before the first of the policy. At least one: experts that know nothing teach nothing."""
+    warmup_prompts: int = Field(gt=0)
+    """Prompts (groups) of a warm-up step."""
+    warmup_n: int = Field(1, gt=0)
+    """Responses to each prompt of a warm-up step. By default 1: pairs of many prompts teach an expert more than many
+    pairs of one."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of the perception expert in the advantage; the reasoning expert has the rest. Published: 0.5."""
+    checkpoint_every: int = Field(10, gt=0)
+    """Steps between checkpoints, warm-up steps included. A step with rollouts takes a minute or more at full size, so
+    10 lose some minutes; the loop waits for no more than a copy of the tensors."""
+
+
+class RlvrConfig(Strict):
+    """Reinforcement learning with the grader's reward."""
+
+    kind: Literal["rlvr"]
+    """Says that this stage is reinforcement learning with verifiable rewards."""
+    loss: Literal["grpo", "dapo", "gspo", "dr_grpo"] = "grpo"
+    """The policy loss. GRPO by default: after alignment the published averages of GRPO, DAPO and GSPO lie within 0.6
+    points, and it needs no setting of its own."""
+    steps: int = Field(gt=0)
+    """Updates of the policy (``minibatches * epochs`` optimizer steps each)."""
+    rollouts: RolloutConfig
+    """What is sampled for a step."""
+    policy: PolicyLearnerConfig
+    """How the policy learns."""
+    kl_coef: float = Field(0.0, ge=0)
+    """Weight of KL(policy || the model the stage starts from), by the k3 estimate. The published runs use none; above 0
+    a second model is loaded to compare with."""
+    dynamic_sampling: bool = False
+    """Drops groups whose accuracies are all equal and samples on until the batch is full. It is DAPO's, so it is off
+    unless asked for."""
+    max_sampling_rounds: int = Field(10, gt=0)
+    """Rounds of dynamic sampling in a step at most; then the step learns from what there is. Published for DAPO: 10."""
+    overlong_buffer: int = Field(0, ge=0)
+    """Tokens before ``max_tokens`` over which the reward falls by 1: DAPO's soft over-long penalty. By default 0, no
+    penalty; published for DAPO are 4,096."""
+    checkpoint_every: int = Field(10, gt=0)
+    """Steps between checkpoints; as in alignment."""
+
+
+Stage = Annotated[SftConfig | AlignConfig | RlvrConfig, Field(discriminator="kind")]

@@ -1,0 +1,218 @@
+"""``prism run --dry-run``: says what a run would take, refuses what it would refuse, changes nothing."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prism import cli
+from prism.config import MixtureConfig, OptimizerConfig, load_config
+from prism.errors import ConfigError
+from prism.model.expert import upcycle
+from prism.model.inputs import InputBuilder
+from prism.model.packing import pack
+from prism.trainer.learn.optimizer import Optimizer
+from prism.trainer.learn.policy_model import LOGITS, load_policy, response_logprobs
+from prism.trainer.run.estimate import checkpoint_bytes, expert_size, learners_memory, policy_size
+from prism.wire.v1 import rollout_pb2 as pb
+
+DEMO = Path("configs/demo.toml").resolve()
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where runs lie; none of them can start a process."""
+    shutil.copytree("configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def made(runs: Path, demo_folder: Path) -> Path:
+    """The demo's folder after its preparation."""
+    shutil.copytree(demo_folder, runs / "demo")
+    return runs / "demo"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return min(probe.getsockname()[1], 64_000)
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.rglob("*"))}
+
+
+def dry_run(
+    *overrides: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Exit status, what was printed, what was refused. Checks that nothing was written."""
+    settings = [part for override in (f"stack.base_port={free_port()}", *overrides) for part in ("--set", override)]
+    monkeypatch.setattr(sys, "argv", ["prism", "run", "configs/demo.toml", "--dry-run", *settings])
+    before = tree(Path.cwd())
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert tree(Path.cwd()) == before
+    out, err = capsys.readouterr()
+    assert isinstance(left.value.code, int)
+    return left.value.code, out, err
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    return lambda *overrides: dry_run(*overrides, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_it_says_what_the_run_would_take(made: Path, plan: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    status, out, refused = plan("stages.sft.steps=3")
+    assert (status, refused) == (0, "")
+    for said in (
+        "runs/demo/data/public.jsonl: 24 of 24 rows usable, images opened",
+        "192 examples, 8.00 epochs of 24 rows",
+        "6,080 responses to 1,600 prompts, 200.00 epochs of 8 rows",  # 20 x 48 of the warm-up, 40 x 16 x 8
+        "4 questions after each stage",
+        "policy:      1.5M parameters",
+        "2 of 3.1M parameters each",
+        "sft: supervised fine-tuning, 3 steps of 64; starts at step 0",
+        "grader ",
+    ):
+        assert said in out
+    again = tmp_path_factory.mktemp("again") / "again.toml"
+    again.write_text(out)  # the plan stands in comments
+    base_port = load_config(again).stack.base_port
+    expected = load_config(DEMO, ["stages.sft.steps=3", f"stack.base_port={base_port}"])
+    assert load_config(again) == expected
+
+
+def test_what_is_finished_and_what_goes_on(made: Path, plan: Any) -> None:
+    shutil.copytree(made / "model", made / "stages" / "sft")
+    (made / "stages" / "sft" / "stage.json").write_text(json.dumps({"version": 0}))
+    (made / "checkpoints" / "align" / "000030").mkdir(parents=True)
+    (made / "checkpoints" / "align" / "000030" / "manifest.json").write_text("{}")
+    status, out, _ = plan()
+    assert status == 0
+    assert "finished at version 0, to be measured" in out
+    assert "goes on after step 30" in out
+    assert "model:       runs/demo/stages/sft" in out
+    assert "public.jsonl: " not in out  # is not read again
+
+
+def test_what_a_preparation_has_yet_to_make_is_unknown(runs: Path, plan: Any) -> None:
+    status, out, refused = plan()
+    assert (status, refused) == (0, "")
+    assert "configs/demo/prepare.py is called first: it has not made anything yet" in out
+    assert "data/public.jsonl: not there yet; its rows are known once `prism prepare` has made it" in out
+    assert "model: not there yet" in out
+    assert "51,200 examples" in out
+    assert not runs.exists()
+
+
+def test_bad_rows_are_named_as_by_the_run(made: Path, plan: Any) -> None:
+    rows = made / "data" / "public.jsonl"
+    rows.write_text(rows.read_text() + "no row\n")
+    status, out, _ = plan()
+    assert status == 0
+    assert "24 of 25 rows usable" in out
+    assert f"skipped {rows.relative_to(Path.cwd())}:25: " in out
+    status, _, refused = plan("on_bad_row=fail")
+    assert status == 1
+    assert "public.jsonl:25: " in refused
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prepare.script=nowhere.py", "prepare.script: nowhere.py does not exist"),
+        ("stages.align.policy.freeze=['model.eyes']", "freeze: the model has no part 'model.eyes'"),
+        ("model=/nowhere", "model: /nowhere is no folder"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused(made: Path, plan: Any, override: str, message: str) -> None:
+    status, _, refused = plan(override)
+    assert status == 1
+    assert message in refused
+
+
+def test_data_that_nobody_makes_must_be_there(made: Path, runs: Path, plan: Any) -> None:
+    text = (Path("configs") / "demo.toml").read_text()
+    Path("configs/demo.toml").write_text(text.replace('[prepare]\nscript = "configs/demo/prepare.py"\n', ""))
+    (made / "data" / "prompts.jsonl").unlink()
+    status, _, refused = plan()
+    assert status == 1
+    assert "data file data/prompts.jsonl does not exist" in refused
+
+
+def test_a_taken_port_is_refused(made: Path, plan: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, _, refused = plan(f"stack.base_port={port - 3}")
+    assert status == 1
+    assert f"port {port}, meant for the reasoning service, is in use" in refused
+
+
+def test_changed_settings_are_refused(made: Path, plan: Any) -> None:
+    (made / "stages").mkdir()
+    saved = load_config(DEMO).model_dump_json()
+    (made / "config.json").write_text(saved.replace('"seed":0', '"seed":1'))
+    status, _, refused = plan()
+    assert status == 1
+    assert "was begun with other settings (seed)" in refused
+
+
+def test_models_are_sized_without_their_weights(tiny_model: Path) -> None:
+    policy = load_policy(tiny_model, dtype=torch.float32)
+    assert policy_size(tiny_model, []).parameters == sum(p.numel() for p in policy.parameters())
+    mixture = upcycle(tiny_model)
+    assert expert_size(tiny_model, MixtureConfig.model_validate({}), []).parameters == sum(
+        p.numel() for p in mixture.parameters()
+    )
+    frozen = policy_size(tiny_model, ["model.visual"])
+    assert frozen.frozen == sum(p.numel() for p in policy.model.visual.parameters())
+    with pytest.raises(ConfigError, match="no model can be loaded"):
+        policy_size(tiny_model / "nowhere", [])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_estimates_are_near_what_torch_holds(tiny_model: Path, dtype: str) -> None:
+    """Optimizer and checkpoint exactly, activations within a fifth."""
+    config = load_config(DEMO).model_copy(update={"dtype": dtype})
+    model = load_policy(tiny_model, dtype=getattr(torch, dtype)).train()
+    inputs = InputBuilder(tiny_model)
+    prompt = inputs.prompt([pb.Message(role="user", parts=[pb.Part(text="one two " * 40)])], [])
+    batch = pack([inputs.with_text(prompt, "three four " * 30)], inputs)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = response_logprobs(model, batch).sum()
+    activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
+    size = policy_size(tiny_model, [])
+    memory = learners_memory(config, [(size, batch.tokens)])
+    assert memory.activations - 12 * LOGITS["cpu"] == pytest.approx(activations, rel=0.2)
+    optimizer = Optimizer(model.named_parameters(), OptimizerConfig.model_validate({"lr": 1e-3}), 1)
+    loss.backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    moments = [t for of in state["moments"].values() for t in of.values() if t.dim()]
+    held = sum(t.nbytes for t in moments)
+    copies = sum(t.nbytes for t in state["weights"].values()) if dtype == "bfloat16" else 0
+    assert memory.optimizer == held + copies
+    assert checkpoint_bytes(config, [size]) == held + sum(t.nbytes for t in state["weights"].values())

@@ -1,0 +1,134 @@
+"""What learners need, from their models' configurations alone: no weight is read. These are estimates, in bytes.
+
+Of P parameters that learn and F that are frozen, at b bytes each (4 in float32 and where ranks share a model, else 2):
+
+    weights      b · (P + F)
+    optimizer    8 · P for AdamW's moments, and 4 · P for the float32 copies beside bfloat16 weights
+    gradients    4 · P, of one learner at a time
+    activations  tokens · layers · (6H + 5A + 5K + 4I), plus patches · depth · (11H + 2I) of the images, in the
+                 precision that is computed in; plus three times the logits of a chunk, in float32
+
+H is the hidden size, A and K are heads and key-value heads times their size, I the width of the MLP (of all experts
+that a token is sent to). With gradient checkpointing a layer keeps 1.5H a token, and one layer everything. The factors
+were counted on what autograd keeps for Qwen3-VL. Ranks share all but the activations. What the allocator, CUDA and the
+libraries hold comes on top: allow a fifth. A pass is taken to have all of its ``micro_batch_tokens``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from prism.config import MixtureConfig, RunConfig
+from prism.errors import ConfigError
+from prism.model.expert import CLASSES, mixture_config
+from prism.trainer.learn.freeze import freeze
+from prism.trainer.learn.policy_model import LOGITS
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of a model, and numbers that a pass through it keeps for the backward pass."""
+
+    trained: int
+    frozen: int
+    per_token: float
+    """Kept for a token, in all layers."""
+    once_per_token: float
+    """Kept for a token in the one layer that is computed again; 0 without gradient checkpointing."""
+    per_patch: float
+
+    @property
+    def parameters(self) -> int:
+        return self.trained + self.frozen
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one rank, in bytes."""
+
+    weights: float
+    optimizer: float
+    gradients: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.optimizer + self.gradients + self.activations
+
+
+def policy_size(folder: Path, frozen: Sequence[str], *, checkpointing: bool = False) -> ModelSize:
+    """Raises ConfigError for a folder without a model, or a frozen part that it does not have."""
+    return _size(AutoModelForImageTextToText.from_config, _config(folder), frozen, checkpointing)
+
+
+def expert_size(
+    folder: Path, mixture: MixtureConfig | None, frozen: Sequence[str], *, checkpointing: bool = False
+) -> ModelSize:
+    """The expert that a policy's folder becomes. Raises as ``policy_size``."""
+    config = _config(folder)
+    if config.model_type not in CLASSES:
+        raise ConfigError(f"{folder} is a {config.model_type}: an expert starts from a {' or a '.join(CLASSES)}")
+    if mixture and config.model_type == "qwen3_vl":
+        config = mixture_config(config, mixture.experts, mixture.top_k)
+    return _size(CLASSES[config.model_type], config, frozen, checkpointing)
+
+
+def learners_memory(
+    config: RunConfig,
+    learners: Sequence[tuple[ModelSize, int]],
+    *,
+    ranks: int = 1,
+    reference: bool = False,
+    autocast: bool = False,
+    patches_per_token: float = 0.0,
+) -> Memory:
+    """Of learners that one process holds, each with its ``micro_batch_tokens``, and of a frozen ``reference``."""
+    held = 4 if config.dtype == "float32" or ranks > 1 else 2
+    computed = 2 if config.dtype == "bfloat16" or autocast else 4
+    sizes = [size for size, _ in learners]
+    weights = held * sum(size.parameters for size in sizes) + (held * sizes[0].parameters if reference else 0)
+    optimizer = sum(size.trained for size in sizes) * (8 if held == 4 else 12)
+
+    def update(size: ModelSize, tokens: int) -> tuple[float, float]:
+        kept = size.per_token + size.once_per_token + patches_per_token * size.per_patch
+        return 4 * size.trained / ranks, tokens * kept * computed + 3 * 4 * LOGITS[config.device]
+
+    gradients, activations = max((update(*learner) for learner in learners), key=sum)
+    return Memory(weights / ranks, optimizer / ranks, gradients, activations)
+
+
+def checkpoint_bytes(config: RunConfig, sizes: Sequence[ModelSize], ranks: int = 1) -> float:
+    """Of a checkpoint: float32 weights and moments of what learns, the rest as it is held."""
+    held = 4 if config.dtype == "float32" or ranks > 1 else 2
+    return sum(12 * size.trained + held * size.frozen for size in sizes)
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no model can be loaded from {folder}: {str(error)[:500]}") from None
+
+
+def _size(make: Any, config: Any, frozen: Sequence[str], checkpointing: bool) -> ModelSize:
+    with torch.device("meta"):
+        model = make(config)
+    freeze(model, frozen)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    text, vision = config.text_config, config.vision_config
+    heads, pairs = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    experts = getattr(text, "num_experts_per_tok", None)
+    width = experts * text.moe_intermediate_size if experts else text.intermediate_size
+    layer = 6 * text.hidden_size + 5 * heads + 5 * pairs + 4 * width
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return ModelSize(
+        trained,
+        sum(parameter.numel() for parameter in model.parameters()) - trained,
+        per_token=text.num_hidden_layers * (1.5 * text.hidden_size if checkpointing else layer),
+        once_per_token=layer if checkpointing else 0,
+        per_patch=vision.depth * (11 * vision.hidden_size + 2 * vision.intermediate_size) + 2 * pixels,
+    )

@@ -1,0 +1,285 @@
+"""``prism run --dry-run``: what a run would read, need and do, without starting or writing anything.
+
+Models are sized and data is checked as the run would; what a preparation has yet to make is said to be unknown.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Literal
+
+from rich.filesize import decimal
+
+from prism.clients.endpoints import Endpoints
+from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, Stage
+from prism.data.rows import DataFile, read_rows
+from prism.errors import PrismError
+from prism.evaluation.held_out import evaluated_stages
+from prism.settings import load_settings
+from prism.stack.local import redis_server, refuse_taken_port, service_ports
+from prism.trainer.run.launch import Launch
+from prism.trainer.run.pipeline import describe_stage, refuse_changed, refuse_missing_script, served_model
+from prism.trainer.run.result import stage_folder, stage_result, start_of
+from prism.trainer.weights.publish import KEEP_VERSIONS
+from prism.wire.section import SECTIONS
+
+if TYPE_CHECKING:
+    from prism.model.inputs import InputBuilder
+
+SAMPLED_ROWS = 64  # of a file, evenly spread, whose tokens are counted
+PROBLEMS_SHOWN = 5
+
+
+@dataclass
+class Plan:
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What `prism run` would refuse."""
+    patches_per_token: float = 0.0
+    """Of images, in the sampled rows that have most."""
+
+    def say(self, title: str, *lines: str) -> None:
+        self.lines += [f"{f'{title}:' if title else '':12} {lines[0]}", *(f"{'':12} {line}" for line in lines[1:])]
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """What is refused inside is noted."""
+        try:
+            yield
+        except PrismError as error:
+            self.problems.append(str(error))
+
+
+def make_plan(config: RunConfig, *, attach: bool = False, progress: Callable[[str], None] = lambda _: None) -> Plan:
+    """``progress`` is told how far reading the data is, where that takes long. Raises ConfigError for bad PRISM_*."""
+    plan = Plan()
+    launch = load_settings(Launch)
+    ranks = launch.nodes * launch.node_processes
+    with plan.refusing():
+        refuse_changed(config)
+    plan.say("run", f"{config.name} in {config.run_dir}, on {config.device}, {ranks} rank{'s' if ranks > 1 else ''}")
+    if config.prepare:
+        with plan.refusing():
+            refuse_missing_script(config)
+        made = "again, which leaves what it made" if config.run_dir.is_dir() else "first: it has not made anything yet"
+        plan.say("prepare", f"{config.prepare.script} is called {made}")
+    plan.say("stages", *(f"{name}: {describe_stage(stage)}; {_state(config, name)}" for name, stage in _stages(config)))
+    pending = {name: stage for name, stage in _stages(config) if not stage_result(config, name)}
+    folder = _model(plan, config, pending)
+    inputs = _inputs(plan, folder)
+    _data(plan, config, pending, inputs, progress)
+    if folder:
+        with plan.refusing():
+            _sizes(plan, config, pending, folder, ranks)
+    _services(plan, config, attach)
+    return plan
+
+
+def _stages(config: RunConfig) -> list[tuple[str, Stage]]:
+    return list(config.stages.items())
+
+
+def _state(config: RunConfig, name: str) -> str:
+    from prism.trainer.checkpoint.checkpoint import checkpoints
+
+    if result := stage_result(config, name):
+        measured = "measured" if name in evaluated_stages(config.run_dir) else "to be measured"
+        return f"finished at version {result['version']}, {measured}"
+    saved = checkpoints(config.run_dir / "checkpoints" / name)
+    return f"goes on after step {int(saved[-1].name)}" if saved else "starts at step 0"
+
+
+def _model(plan: Plan, config: RunConfig, pending: dict[str, Stage]) -> Path | None:
+    """The folder of the model that the run starts or goes on from, if it is on this machine."""
+    from huggingface_hub import snapshot_download
+
+    finished = [name for name in config.stages if name not in pending]
+    start = stage_folder(config, finished[-1]) if finished else start_of(config, next(iter(config.stages)))
+    if Path(start).is_dir():
+        plan.say("model", str(start))
+        return Path(start)
+    if config.prepare and not Path(start).is_absolute():
+        plan.say("model", f"{start}: not there yet; its size is known once `prism prepare` has made it")
+        return None
+    if not isinstance(config.stages[next(iter(config.stages))], SftConfig):  # services start first, and from a folder
+        with plan.refusing():
+            served_model(config)
+        return None
+    try:
+        folder = Path(snapshot_download(str(start), local_files_only=True))
+    except FileNotFoundError:
+        plan.say("model", f"{start}: not on this machine, to be downloaded from the hub")
+        return None
+    except ValueError:  # no name that the hub could have
+        plan.problems.append(f"model: {start} is no folder; download a hub model first: hf download {start}")
+        return None
+    plan.say("model", f"{start}, from the hub's cache")
+    return folder
+
+
+def _inputs(plan: Plan, folder: Path | None) -> "InputBuilder | None":
+    from prism.model.inputs import InputBuilder
+
+    if folder:
+        with plan.refusing():
+            return InputBuilder(folder)
+    return None
+
+
+def _data(
+    plan: Plan,
+    config: RunConfig,
+    pending: dict[str, Stage],
+    inputs: "InputBuilder | None",
+    progress: Callable[[str], None],
+) -> None:
+    for name, stage in pending.items():
+        if isinstance(stage, SftConfig):
+            taken = stage.steps * stage.batch
+            files = [_read(plan, config, f, name, stage.target, progress, stage.check_images) for f in stage.data]
+            rows = sum(len(file.rows) for file in files if file)
+            plan.say(name, f"{taken:,} examples{_epochs(taken, rows)}")
+            response, room = stage.target, None
+        else:
+            rollouts = stage.rollouts
+            is_align = isinstance(stage, AlignConfig)
+            groups, responses = stage.steps * rollouts.prompts, stage.steps * rollouts.prompts * rollouts.n
+            if is_align:
+                groups += stage.warmup_steps * stage.warmup_prompts
+                responses += stage.warmup_steps * stage.warmup_prompts * stage.warmup_n
+            response = "teacher" if is_align else "gold"
+            files = [_read(plan, config, rollouts.data, name, response, progress)]
+            rows = len(files[0].rows) if files[0] else 0
+            most = ""
+            if isinstance(stage, RlvrConfig) and stage.dynamic_sampling:
+                most = f", up to {stage.max_sampling_rounds} times that with dynamic sampling"
+            plan.say(name, f"{responses:,} responses to {groups:,} prompts{_epochs(groups, rows)}{most}")
+            room = config.stack.max_model_len - rollouts.max_tokens
+        for file in files:
+            if file and inputs:
+                _lengths(plan, file, inputs, None if response == "gold" else response, room)
+    if file := _read(plan, config, config.evaluate.data, "evaluate", "gold", progress):
+        plan.say("evaluate", f"{min(config.evaluate.questions, len(file.rows)):,} questions after each stage")
+
+
+def _epochs(taken: int, rows: int) -> str:
+    return f", {taken / rows:.2f} epochs of {rows:,} rows" if rows else ""
+
+
+def _read(
+    plan: Plan,
+    config: RunConfig,
+    name: str,
+    stage: str,
+    key: str,
+    progress: Callable[[str], None],
+    images: Literal["decode", "exist"] = "decode",
+) -> DataFile | None:
+    path = config.path(name)
+    if config.prepare and not path.is_file():
+        plan.say(stage, f"{path}: not there yet; its rows are known once `prism prepare` has made it")
+        return None
+    with plan.refusing():
+        file = read_rows(path, config.on_bad_row, require=(key,), images=images, say=progress)
+        checked = "images opened" if images == "decode" else "images looked for"
+        bad = [f"skipped {problem}" for problem in file.problems[:PROBLEMS_SHOWN]]
+        usable = f"{len(file.rows):,} of {len(file.rows) + file.bad_rows:,} rows usable"
+        plan.say(stage, f"{path}: {usable}, {checked}", *bad)
+        return file
+    return None
+
+
+def _lengths(plan: Plan, file: DataFile, inputs: "InputBuilder", response: str | None, room: int | None) -> None:
+    """Tokens of a sample of rows. ``room`` is what the policy server leaves a prompt."""
+    from prism.trainer.flow.demonstrations import prompt_of
+
+    rows = file.rows[:: -(-len(file.rows) // SAMPLED_ROWS)]
+    with plan.refusing():
+        prompts = [prompt_of(row, file, inputs) for row in rows]
+        lengths = [len(prompt.input_ids) for prompt in prompts]
+        text = f"prompts of {median(lengths):.0f} tokens, {max(lengths)} at most"
+        if response:
+            answers = [len(inputs.text_ids(getattr(row, response))) + 1 for row in rows]
+            text += f"; {response}s of {median(answers):.0f}, {max(answers)} at most"
+        plan.say("", f"{file.path}, {len(rows)} rows sampled: {text}")
+        if room is not None and (long := sum(length > room for length in lengths)):
+            plan.say(
+                "", f"{long} of these prompts leave no room for max_tokens in stack.max_model_len: they are given up"
+            )
+        patches = sum(0 if p.pixel_values is None else len(p.pixel_values) for p in prompts)
+        plan.patches_per_token = max(plan.patches_per_token, patches / sum(lengths))
+
+
+def _sizes(plan: Plan, config: RunConfig, pending: dict[str, Stage], folder: Path, ranks: int) -> None:
+    """Of models, memory and disk."""
+    from prism.trainer.run.estimate import checkpoint_bytes, expert_size, learners_memory, policy_size
+
+    checkpointing = config.gradient_checkpointing
+    policy = policy_size(folder, [], checkpointing=checkpointing)
+    plan.say("policy", f"{policy.parameters / 1e6:,.1f}M parameters")
+    held = 4 if config.dtype == "float32" else 2
+    disk, expert = 0.0, policy
+    for name, stage in pending.items():
+        if isinstance(stage, SftConfig):
+            learners = [(policy, stage.micro_batch_tokens)]
+            saved = (stage.steps - 1) // stage.checkpoint_every
+        else:
+            frozen = stage.policy.freeze
+            learners = [(policy_size(folder, frozen, checkpointing=checkpointing), stage.policy.micro_batch_tokens)]
+            steps = stage.steps + (stage.warmup_steps if isinstance(stage, AlignConfig) else 0)
+            saved = -(-steps // stage.checkpoint_every)
+        if isinstance(stage, AlignConfig):
+            expert = expert_size(folder, stage.experts.mixture, stage.experts.freeze, checkpointing=checkpointing)
+            plan.say("experts", f"2 of {expert.parameters / 1e6:,.1f}M parameters each")
+            learners += [(expert, stage.experts.micro_batch_tokens)] * 2
+            starts = bool(stage.experts.mixture) + 2 * bool(stage.experts.grounding)
+            disk += held * expert.parameters * starts
+        memory = learners_memory(
+            config,
+            learners,
+            ranks=ranks,
+            reference=isinstance(stage, RlvrConfig) and stage.kl_coef > 0,
+            autocast=isinstance(stage, SftConfig) and stage.autocast_bf16,
+            patches_per_token=plan.patches_per_token,
+        )
+        sizes = [size for size, _ in learners]
+        checkpoint = checkpoint_bytes(config, sizes, ranks)
+        kept = min(config.keep_checkpoints, saved)
+        disk += checkpoint * (kept + bool(saved)) + held * sum(size.parameters for size in sizes)
+        parts = ", ".join(f"{part} {decimal(round(value))}" for part, value in vars(memory).items())
+        plan.say(
+            name,
+            f"about {decimal(round(memory.total))} of memory a rank, in a full pass: {parts}",
+            f"{kept} checkpoints of {decimal(round(checkpoint))} stay; a copy waits in memory while one is written",
+        )
+    games = any(isinstance(stage, AlignConfig) for stage in pending.values())
+    disk += KEEP_VERSIONS * held * (policy.parameters + 2 * expert.parameters * games)
+    free = shutil.disk_usage(next(p for p in (config.run_dir, *config.run_dir.absolute().parents) if p.exists())).free
+    plan.say(
+        "disk", f"about {decimal(round(disk))} for checkpoints, results and pushed weights; {decimal(free)} are free"
+    )
+    on_cpu = config.stack.device == "cpu"
+    cache = f"{config.stack.policy_options.get('kv_cache_gib', 1)} GiB of keys and values"
+    served = (
+        f"{decimal((4 if on_cpu else 2) * policy.parameters)} of weights, {cache if on_cpu else 'the rest of its card'}"
+    )
+    plan.say("services", f"policy {served}; {' and '.join(SECTIONS)} {decimal(4 * expert.parameters)} of weights each")
+
+
+def _services(plan: Plan, config: RunConfig, attach: bool) -> None:
+    if attach:
+        with plan.refusing():
+            found = load_settings(Endpoints)
+            plan.say("services", f"those that run at {found.policy_url} and beside it: none is started")
+        return
+    ports = service_ports(config)
+    plan.say("ports", ", ".join(f"{name} {port}" for name, port in ports.items()))
+    for name, port in ports.items():
+        with plan.refusing():
+            refuse_taken_port(name, port)
+    if "redis" in ports:
+        with plan.refusing():
+            redis_server()
