@@ -21,7 +21,7 @@ test: lint ## lint, types, then all tests (make test ARGS=tests/unit for some)
 	$(PY) -m pytest $(ARGS)
 
 mutations: setup ## break fifteen precious lines, one at a time, and see that a test fails for each (a few minutes)
-	$(PY) scripts/mutate $(ARGS)
+	$(PY) tests/mutate.py $(ARGS)
 
 test-compose: setup ## docker compose up for real, with every part killed on the way (needs Docker; ten minutes and more)
 	$(PY) -m pytest tests/compose $(ARGS)

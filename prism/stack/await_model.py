@@ -1,4 +1,4 @@
-"""``python -m prism.stack.await_model MODEL FOLDER...``: waits until MODEL is a model's folder; makes the other folders.
+"""``python -m prism.stack.await_model MODEL FOLDER...``: waits until MODEL is a model's folder, makes other folders.
 
 What a pod of a service runs first: the trainer's makes or downloads the model meanwhile.
 """

@@ -6,8 +6,8 @@ line becomes, and the tests that guard it. Every one of these tests must fail, o
 line is not tested, or no longer does anything. Nothing in this checkout is touched; mutants live in a copy of it.
 
   make mutations                       all of them
-  scripts/mutate heartbeat fsync       those whose name holds one of these words
-  scripts/mutate --list                their names
+  tests/mutate.py heartbeat fsync       those whose name holds one of these words
+  tests/mutate.py --list                their names
 
 To add one, append to the list:
 
@@ -75,7 +75,7 @@ class Outcome:
 def copy_checkout(folder: Path) -> None:
     """What git knows or would add, as it is now."""
     listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -132,7 +132,7 @@ def rewrite(file: Path, code: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="scripts/mutate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tests/mutate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("words", nargs="*", help="try only mutants whose name holds one of these")
     parser.add_argument("--list", action="store_true", help="show the mutants' names and end")
