@@ -41,7 +41,7 @@ from trainer.publish import Publisher
 from trainer.recorder import Recorder
 from trainer.result import start_version
 from trainer.stage import (
-    keeping_offenders,
+    dump_nonfinite_groups,
     loss_options,
     mean,
     push_policy,
@@ -90,7 +90,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     with saved:
         for step in range(first, total):
             began = time.perf_counter()
-            saved.look()
+            saved.poll()
 
             def collected(step: int = step) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
                 nonlocal asked
@@ -102,14 +102,14 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
             groups, prompts, figures = shared_step(context, collected)
             warming_up = step < stage.warmup_steps
             for expert in experts:
-                with keeping_offenders(context, expert, step, groups):
+                with dump_nonfinite_groups(context, expert, step, groups):
                     figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
             if not warming_up:
                 advantages = _advantages(groups, stage.alpha)
                 samples, unplaceable = training_samples(
                     groups, prompts, advantages.values, advantages.keep, context.examples
                 )
-                with keeping_offenders(context, policy, step, groups):
+                with dump_nonfinite_groups(context, policy, step, groups):
                     figures |= policy.update(samples, context.examples)
                 figures |= _judged(groups, advantages) | {"unplaceable_samples": unplaceable}
             if ranks.is_first():

@@ -124,7 +124,7 @@ class Checkpoints:
         else:
             write_all(self.root / f"{step:06d}.partial")
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Between steps: whether what is being saved is sealed. Raises CheckpointError if it could not be written."""
         if self._saving is not None and self._saving.done():
             self.wait()

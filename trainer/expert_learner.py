@@ -162,7 +162,7 @@ class ExpertLearner:
             judged = self.model.judge(batch, router_logits=True)
             return replace(judged, scores=judged.scores[rows])
 
-        return ranks.through(self.model, forward)
+        return ranks.run_sharded(self.model, forward)
 
     def _passes(self, pairs: Sequence[_Pairs]) -> list[list[int] | None]:
         """This rank's share of the prompts, as their places, in as many passes as every rank makes."""
@@ -171,7 +171,7 @@ class ExpertLearner:
         for share in share_by_tokens(sequences, ranks.world()):
             passes = split_by_tokens([sequences[place] for place in share], self.config.micro_batch_tokens)
             batches.append([[share[index] for index in indices] for indices in passes])
-        return ranks.in_step(batches[ranks.rank()], max(map(len, batches)))
+        return ranks.pad_passes(batches[ranks.rank()], max(map(len, batches)))
 
     def _pairs(self, number: int, group: pb.RolloutGroup, prompt: Example, inputs: InputBuilder) -> _Pairs | None:
         teacher = self._section(group.request.prompt.teacher, prompt, inputs)

@@ -178,7 +178,7 @@ class PolicyLearner:
             own = [sample for index in share for sample in groups[index]]
             passes = split_by_tokens([[sample.example] for sample in own], self.config.micro_batch_tokens)
             batches.append([[own[index] for index in indices] for indices in passes])
-        return ranks.in_step(batches[ranks.rank()], max(map(len, batches)))
+        return ranks.pad_passes(batches[ranks.rank()], max(map(len, batches)))
 
     def _tokens(self, model: Any, micro: _MicroBatch, examples: GroupExamples) -> ResponseTokens:
         batch = pack([sample.example for sample in micro.samples], examples.inputs, self.model.device)

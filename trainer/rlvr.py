@@ -29,7 +29,7 @@ from trainer.policy_model import load_learner, load_reference, save_policy
 from trainer.recorder import Recorder
 from trainer.result import start_version
 from trainer.stage import (
-    keeping_offenders,
+    dump_nonfinite_groups,
     loss_options,
     mean,
     push_policy,
@@ -70,7 +70,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     with saved:
         for step in range(first, stage.steps):
             began = time.perf_counter()
-            saved.look()
+            saved.poll()
 
             def collected(step: int = step) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
                 nonlocal asked
@@ -91,7 +91,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             samples, unplaceable = training_samples(
                 groups, prompts, advantages.values, advantages.keep, context.examples
             )
-            with keeping_offenders(context, policy, step, groups):
+            with dump_nonfinite_groups(context, policy, step, groups):
                 figures |= policy.update(samples, context.examples)
             figures |= {
                 "masked_samples": advantages.masked_samples,

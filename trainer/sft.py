@@ -53,7 +53,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     with saved:
         for step in range(first, stage.steps):
             began = time.perf_counter()
-            saved.look()
+            saved.poll()
             rows = order.at(step)
             examples = data.batch(ranks.own(rows), ahead=ranks.own(order.at(step + 1)))
             batches = split_by_tokens([[example] for example in examples], stage.micro_batch_tokens)
@@ -65,7 +65,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
                 raise DataError(f"none of {len(rows)} rows can be used; the first: {data.source(rows[0])}")
             ranks.expect_images(model, any(images))
             own_loss = 0.0
-            for indices in ranks.in_step(batches, max(counts)):
+            for indices in ranks.pad_passes(batches, max(counts)):
                 batch = pack([examples[i] for i in indices] if indices else [spare], inputs, model.device)
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=stage.autocast_bf16):
                     loss = -response_logprobs(model, batch).sum() / tokens

@@ -87,7 +87,7 @@ def _refuse_mixed_scores(group: pb.RolloutGroup) -> None:
 
 
 @contextmanager
-def keeping_offenders(
+def dump_nonfinite_groups(
     context: Context, learner: PolicyLearner | ExpertLearner, step: int, groups: Sequence[pb.RolloutGroup]
 ) -> Iterator[None]:
     """Around an update of the step's ``groups``: what made it not finite is kept in the run's folder, and said."""

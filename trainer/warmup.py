@@ -106,7 +106,7 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
     with saved:
         for step in range(first, total):
             began = time.perf_counter()
-            saved.look()
+            saved.poll()
             rows = [file.rows[i] for i in order.at(step)[: max(1, pairs - step * config.batch)]]
             prompts = [prompt_of(row, file, inputs) for row in rows]
             figures = learner.update([_group(row) for row in rows], prompts, inputs, warming_up=True)

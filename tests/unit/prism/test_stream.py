@@ -94,7 +94,7 @@ async def test_a_lease_that_is_renewed_is_not_taken_over(
     delivery = await taken(one)
     for _ in range(4):
         await asyncio.sleep(LEASE / 2)
-        await one.keep(delivery)
+        await one.renew_lease(delivery)
         assert await two.next(0.001) is None
     await asyncio.sleep(1.5 * LEASE)
     assert (await taken(two)).deliveries == 2  # signs of life are not deliveries
@@ -129,7 +129,7 @@ async def test_opening_withdraws_what_was_asked_for_before(
     assert again.lag() == 0
     assert not await workers[0].finish(at_work, group_of(at_work))
     assert not await workers[0].bury(at_work, "withdrawn")
-    await workers[0].keep(at_work)
+    await workers[0].renew_lease(at_work)
     assert await workers[0].next(0.001) is None
     assert again.dead_letters() == []
     assert len(again.read("policy", pending=False)) == 1  # groups that were made stay

@@ -97,11 +97,11 @@ def policy_learner(folder: Path, name: str) -> PolicyLearner:
     def load(dtype: torch.dtype) -> Any:
         return load_policy(folder / "model", dtype=dtype)
 
-    model = ranks.placed(load, DEVICE, getattr(torch, DTYPE))
+    model = ranks.shard_model(load, DEVICE, getattr(torch, DTYPE))
     if "compiled" in name:
         compile_layers(model, backend="inductor" if DEVICE == "cuda" else "aot_eager")
     reference = (
-        ranks.placed(load, DEVICE, getattr(torch, DTYPE)).requires_grad_(False).eval() if "reference" in name else None
+        ranks.shard_model(load, DEVICE, getattr(torch, DTYPE)).requires_grad_(False).eval() if "reference" in name else None
     )
     options = LossOptions(kl_coef=0.1 if reference else 0.0)
     return PolicyLearner(model, config, algorithm, options, temperature=1.0, updates=2, version=0, reference=reference)
@@ -116,7 +116,7 @@ def expert_learner(folder: Path, name: str) -> ExpertLearner:
             return upcycle(folder / "model", dtype=dtype, **config.mixture.model_dump())
         return load_expert(folder / "model", dtype=dtype)
 
-    return ExpertLearner("perception", ranks.placed(load, DEVICE, getattr(torch, DTYPE)), config, 2)
+    return ExpertLearner("perception", ranks.shard_model(load, DEVICE, getattr(torch, DTYPE)), config, 2)
 
 
 def work(folder: Path, out: Path) -> dict[str, dict[str, Any]]:

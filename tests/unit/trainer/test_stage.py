@@ -18,7 +18,7 @@ from trainer.intake import Intake, StepRollouts
 from trainer.losses import Algorithm
 from trainer.policy_learner import PolicyLearner
 from trainer.policy_model import load_reference
-from trainer.stage import keeping_offenders, loss_options, usable_groups
+from trainer.stage import dump_nonfinite_groups, loss_options, usable_groups
 from trainer.staleness import StalenessBound
 
 EXAMPLE = Example([1], 1, None, None)
@@ -94,10 +94,10 @@ def test_groups_of_an_update_that_was_not_finite_are_kept(tmp_path: Path, fatal:
 
     made, groups, learner = context(tmp_path), [group(1, 7), group(2, 7, perception=(3, 3))], Learner()
     if fatal:
-        with pytest.raises(NotFiniteError), keeping_offenders(made, cast(PolicyLearner, learner), 11, groups):
+        with pytest.raises(NotFiniteError), dump_nonfinite_groups(made, cast(PolicyLearner, learner), 11, groups):
             learner.update()
     else:
-        with keeping_offenders(made, cast(PolicyLearner, learner), 11, groups):
+        with dump_nonfinite_groups(made, cast(PolicyLearner, learner), 11, groups):
             assert learner.update() == {"policy_skipped": 1}
     file = tmp_path / "not-finite" / "rlvr-000012.jsonl"
     (line,) = file.read_text().splitlines()
@@ -107,7 +107,7 @@ def test_groups_of_an_update_that_was_not_finite_are_kept(tmp_path: Path, fatal:
 
 def test_an_update_that_was_finite_leaves_nothing(tmp_path: Path) -> None:
     learner = SimpleNamespace(not_finite=[])
-    with keeping_offenders(cast(Context, context(tmp_path)), cast(PolicyLearner, learner), 0, []):
+    with dump_nonfinite_groups(cast(Context, context(tmp_path)), cast(PolicyLearner, learner), 0, []):
         pass
     assert list(tmp_path.iterdir()) == []
 
