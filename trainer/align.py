@@ -13,38 +13,28 @@ from typing import Any
 import torch
 
 from prism.config import AlignConfig, RunConfig
-from prism.expert_model import ARCHITECTURES, ExpertModel, load_expert, place
+from prism.expert_model import ExpertModel, load_expert, place
 from prism.expert_section import SECTIONS, Section
 from prism.inputs import Example
 from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
 from trainer import ranks
 from trainer.advantages import Advantages, ExpertScores, alignment_advantages
-from trainer.checkpoint import (
-    Checkpoints,
-    newest_checkpoint,
-    random_state,
-    read_tensors,
-    set_random_state,
-    write_description,
-)
-from trainer.context import Context, open_context
+from trainer.context import open_context
 from trainer.expert_learner import ExpertLearner, write_expert
 from trainer.expert_start import expert_start
 from trainer.intake import POLICY, Admission, Intake
 from trainer.learner_model import learner_model
 from trainer.losses import Algorithm
-from trainer.named_weights import config_json, named_weights
-from trainer.policy_learner import PolicyLearner, training_samples
-from trainer.policy_model import load_learner, save_policy
-from trainer.publish import Publisher
+from trainer.policy_learner import training_samples
+from trainer.policy_model import save_policy
 from trainer.recorder import Recorder
-from trainer.result import start_version
 from trainer.stage import (
     dump_nonfinite_groups,
-    loss_options,
     mean,
-    push_policy,
+    new_policy,
+    push_weights,
+    resume_and_push,
     rollout_figures,
     shared_step,
     usable_groups,
@@ -58,31 +48,16 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     """Play the game from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
     ranks.seed(config.seed)
     context = open_context(config, name, start)
-    base = start_version(start)
     total = stage.warmup_steps + stage.steps
-    options = loss_options(Algorithm.ALIGN, stage.policy, stage.rollouts.max_tokens)
-    model = load_learner(start, config)
-    policy = PolicyLearner(
-        model,
-        stage.policy,
-        Algorithm.ALIGN,
-        options,
-        temperature=stage.rollouts.temperature,
-        updates=stage.steps,
-        version=base,
-    )
+    policy = new_policy(context, stage, start, Algorithm.ALIGN)
+    base = policy.version
     experts = [
         _new_expert(expert, config, stage, ranks.from_first(partial(expert_start, config, name, stage, expert)), total)
         for expert in SECTIONS
     ]
     intake = context.intake(stage.rollouts, (POLICY, *SECTIONS), require=("teacher",))
-    saved = context.checkpoints()
-    first = _resume(context, saved, policy, experts, intake)
-    publishers = {name: context.publisher(name) for name in (POLICY, *SECTIONS)}
-    # Servers get this attempt's weights before a single rollout is asked for.
-    push_policy(context, publishers[POLICY], policy, None)
-    for expert in experts:
-        _push_expert(publishers[expert.expert], expert)
+    learners = {POLICY: policy} | {expert.expert: expert for expert in experts}
+    saved, first, publishers = resume_and_push(context, learners, intake)
 
     recorder = Recorder(config.run_dir, name, total)
     started = time.perf_counter()
@@ -117,13 +92,13 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
 
             if not warming_up or step == stage.warmup_steps - 1:
                 for expert in experts:
-                    figures |= _push_expert(publishers[expert.expert], expert)
+                    figures |= push_weights(context, publishers[expert.expert], expert)
             if not warming_up:
-                figures |= push_policy(context, publishers[POLICY], policy, groups[0] if groups else None)
+                figures |= push_weights(context, publishers[POLICY], policy, groups[0] if groups else None)
             figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
-                _save(context, saved, step + 1, policy, experts, intake)
+                saved.save(step + 1)
     recorder.close()
     publishers[POLICY].settle()
     save_policy(policy.model, output, context.inputs)
@@ -219,56 +194,3 @@ def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[s
             f"served_{expert}_gap": None if teacher_mean is None or policy_mean is None else teacher_mean - policy_mean,
         }
     return figures
-
-
-def _push_expert(publisher: Publisher, expert: ExpertLearner) -> dict[str, Any]:
-    model, weights = expert.model, ranks.full_weights(expert.model)
-    config = config_json(model, ARCHITECTURES[model.config.model_type])
-    pushed = ranks.from_first(lambda: publisher.push(expert.version, named_weights(model, weights), config))
-    return pushed.figures(f"{expert.expert}_")
-
-
-def _tensors(context: Context, policy: PolicyLearner, experts: Sequence[ExpertLearner]) -> dict[str, Any]:
-    learners = {POLICY: policy.state_dict()} | {expert.expert: expert.state_dict() for expert in experts}
-    return learners | {"rng": random_state(context.config.device)}
-
-
-def _save(
-    context: Context,
-    saved: Checkpoints,
-    step: int,
-    policy: PolicyLearner,
-    experts: Sequence[ExpertLearner],
-    intake: Intake,
-) -> None:
-    state = {
-        "step": step,
-        "policy_version": policy.version,
-        "expert_versions": {expert.expert: expert.version for expert in experts},
-        **intake.state(),
-        "attempt": context.attempt,
-    }
-    models = {POLICY: policy.model} | {expert.expert: expert.model for expert in experts}
-    description = partial(write_description, context.config, models)
-    then = intake.acknowledgement() if ranks.is_first() else None
-    saved.save(step, state, _tensors(context, policy, experts), description, then)
-
-
-def _resume(
-    context: Context, saved: Checkpoints, policy: PolicyLearner, experts: Sequence[ExpertLearner], intake: Intake
-) -> int:
-    newest = newest_checkpoint(saved.root)
-    if newest is None:
-        ranks.from_first(lambda: intake.resume(None))
-        return 0
-    folder, state = newest
-    tensors = _tensors(context, policy, experts)
-    read_tensors(folder, tensors)
-    policy.load_state_dict(tensors[POLICY], state["policy_version"])
-    for expert in experts:
-        expert.load_state_dict(tensors[expert.expert], state["expert_versions"][expert.expert])
-    set_random_state(tensors["rng"])
-    intake.restore(state)
-    kept = ranks.from_first(lambda: intake.resume(state["policy_version"]))
-    context.say(f"resumed after step {state['step']} at version {policy.version}, {kept} groups taken over")
-    return state["step"]

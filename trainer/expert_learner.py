@@ -19,6 +19,7 @@ from prism.response import parse_response
 from prism.v1 import rollout_pb2 as pb
 from trainer import ranks
 from trainer.freeze import freeze
+from trainer.learner import Learner
 from trainer.losses import bradley_terry, score_regularisation
 from trainer.optimizer import Optimizer
 from trainer.router import RouterLoad, load_balance
@@ -53,16 +54,18 @@ class _Scores:
         return bool(torch.cat([self.teacher[None], self.students, self.mismatched]).isfinite().all())
 
 
-class ExpertLearner:
-    """Owns one expert's weights and version. Each valid response of a group is paired with the teacher's."""
+class ExpertLearner(Learner):
+    """One expert's learner. Each valid response of a group is paired with the teacher's."""
+
+    model: ExpertModel
 
     def __init__(self, expert: Section, model: ExpertModel, config: ExpertLearnerConfig, updates: int) -> None:
+        freeze(model, config.freeze)
+        super().__init__(model, Optimizer(model.named_parameters(), config.optimizer, updates), 0)
         self.expert: Section = expert
-        self.model, self.config, self.version = model, config, 0
+        self.config = config
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of them if its gradient alone was."""
-        freeze(model, config.freeze)
-        self._optimizer = Optimizer(model.named_parameters(), config.optimizer, updates)
 
     def update(
         self,
@@ -183,14 +186,6 @@ class ExpertLearner:
     def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
         parsed = parse_response(text)
         return inputs.with_text(prompt, section_of(parsed, self.expert)) if parsed.valid else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The learner's own tensors, for a checkpoint to be written from or read into; without the version."""
-        return self._optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], version: int) -> None:
-        self._optimizer.load_state_dict(state)
-        self.version = version
 
 
 def write_expert(model: ExpertModel, weights: dict[str, torch.Tensor], folder: Path, inputs: InputBuilder) -> None:

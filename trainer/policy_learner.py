@@ -16,6 +16,7 @@ from prism.v1 import rollout_pb2 as pb
 from trainer import ranks
 from trainer.examples import GroupExamples
 from trainer.freeze import freeze
+from trainer.learner import Learner
 from trainer.losses import LossOptions, PackedTokens, PolicyLoss, Totals, policy_loss, truncated_importance_weights
 from trainer.optimizer import Optimizer
 from trainer.policy_model import ResponseTokens, response_tokens
@@ -48,8 +49,8 @@ class _MicroBatch:
     """The same under the reference policy."""
 
 
-class PolicyLearner:
-    """Owns the policy's weights, their optimizer and their version: the number of updates made in the run."""
+class PolicyLearner(Learner):
+    """The policy's learner: an update a step, over the step's groups."""
 
     def __init__(
         self,
@@ -64,15 +65,14 @@ class PolicyLearner:
         reference: Any = None,
     ) -> None:
         """``reference``: the model that ``options.kl_coef`` keeps the policy near to."""
-        self.model, self.config, self.version = model, config, version
+        freeze(model, config.freeze)
+        steps = updates * config.minibatches * config.epochs
+        super().__init__(model, Optimizer(model.named_parameters(), config.optimizer, steps), version)
+        self.config = config
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of a minibatch's if its gradient alone was."""
-        freeze(model, config.freeze)
         self._temperature, self._reference = temperature, reference
         self._algorithm, self._options = algorithm, options
-        self._optimizer = Optimizer(
-            model.named_parameters(), config.optimizer, updates * config.minibatches * config.epochs
-        )
 
     def update(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
         """Learn from one step's samples and count the version up. Without a sample nothing is learnt, but counted.
@@ -199,14 +199,6 @@ class PolicyLearner:
             ref_logprobs=micro.reference,
         )
         return policy_loss(self._algorithm, packed, self._options, totals)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The learner's own tensors, for a checkpoint to be written from or read into; without the version."""
-        return self._optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], version: int) -> None:
-        self._optimizer.load_state_dict(state)
-        self.version = version
 
 
 def training_samples(

@@ -9,27 +9,23 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from prism import logs
 from prism.config import RunConfig, SftConfig
 from prism.data import read_rows
 from prism.errors import DataError, NotFiniteError
 from prism.inputs import InputBuilder
 from prism.packing import pack, spare_example, split_by_tokens
 from trainer import ranks
-from trainer.checkpoint import (
-    Checkpoints,
-    newest_checkpoint,
-    random_state,
-    read_tensors,
-    set_random_state,
-    write_description,
-)
+from trainer.checkpoint import Checkpoints
 from trainer.demonstrations import Demonstrations, Order, report_problems
 from trainer.intake import POLICY
+from trainer.learner import Learner
 from trainer.not_finite import keep_rows
 from trainer.optimizer import Optimizer
 from trainer.policy_model import load_learner, response_logprobs, save_policy
 from trainer.recorder import Recorder
 from trainer.result import start_version
+from trainer.resume import StageCheckpoints
 
 
 def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, output: Path) -> dict[str, Any]:
@@ -43,10 +39,12 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     model = load_learner(start, config).train()
     data = _open_data(config, stage, inputs, console)
     optimizer = Optimizer(model.named_parameters(), stage.optimizer, stage.steps)
+    learner = Learner(model, optimizer, start_version(start))
     spare = spare_example(inputs)
     order = Order(len(data), stage.batch, config.seed)
-    saved = Checkpoints(config.run_dir / "checkpoints" / name, config.keep_checkpoints)
-    first = _resume(saved.root, config, optimizer)
+    checkpoints = Checkpoints(config.run_dir / "checkpoints" / name, config.keep_checkpoints)
+    saved = StageCheckpoints(checkpoints, config, {POLICY: learner}, partial(logs.say, console))
+    first = saved.resume()
 
     recorder = Recorder(config.run_dir, name, stage.steps)
     started = time.perf_counter()
@@ -95,12 +93,11 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
             }
             recorder.step(step + 1, figures, show=("loss",))
             if (step + 1) % stage.checkpoint_every == 0 and step + 1 < stage.steps:
-                tensors = {POLICY: optimizer.state_dict(), "rng": random_state(config.device)}
-                saved.save(step + 1, {"step": step + 1}, tensors, partial(write_description, config, {POLICY: model}))
+                saved.save(step + 1)
     recorder.close()
     save_policy(model, output, inputs)
     return {
-        "version": start_version(start),
+        "version": learner.version,
         "steps": stage.steps,
         "seconds": time.perf_counter() - started,
         "rows": len(data),
@@ -121,15 +118,3 @@ def _open_data(config: RunConfig, stage: SftConfig, inputs: InputBuilder, consol
         report_problems(file, console)
     cache_bytes = int(stage.cache_gib * 2**30)
     return Demonstrations(files, stage.target, inputs, cache_bytes=cache_bytes, on_bad_row=config.on_bad_row, say=say)
-
-
-def _resume(root: Path, config: RunConfig, optimizer: Optimizer) -> int:
-    newest = newest_checkpoint(root)
-    if newest is None:
-        return 0
-    folder, state = newest
-    tensors = {POLICY: optimizer.state_dict(), "rng": random_state(config.device)}
-    read_tensors(folder, tensors)
-    optimizer.load_state_dict(tensors[POLICY])
-    set_random_state(tensors["rng"])
-    return state["step"]

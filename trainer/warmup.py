@@ -8,7 +8,6 @@ import json
 import math
 import shutil
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,18 +26,12 @@ from prism.response import parse_response
 from prism.settings import describe
 from prism.v1 import rollout_pb2 as pb
 from prism.weights import file_sha256
-from trainer.checkpoint import (
-    Checkpoints,
-    newest_checkpoint,
-    random_state,
-    read_tensors,
-    set_random_state,
-    write_description,
-)
+from trainer.checkpoint import Checkpoints
 from trainer.demonstrations import Order, prompt_of, report_problems
 from trainer.expert_learner import ExpertLearner
 from trainer.make_experts import refuse_existing, write_whole
 from trainer.recorder import Recorder
+from trainer.resume import StageCheckpoints
 
 KEEP_CHECKPOINTS = 2
 
@@ -98,8 +91,9 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
     total = max(1, math.ceil(pairs / config.batch))
     learner = ExpertLearner(config.expert, place(model, config.device), config.learner, total)
     order = Order(len(file.rows), config.batch, config.seed)
-    saved = Checkpoints(work / "checkpoints", KEEP_CHECKPOINTS)
-    first = _resume(saved.root, config, learner, console)
+    checkpoints = Checkpoints(work / "checkpoints", KEEP_CHECKPOINTS)
+    saved = StageCheckpoints(checkpoints, config, {config.expert: learner}, console.print)
+    first = saved.resume()
     recorder = Recorder(work, config.expert, total, console=console)
     paired = any(row.response is not None for row in file.rows)
     shown = ("pair_accuracy", "gap") if paired else ("mismatch_accuracy",)
@@ -113,9 +107,7 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
             figures["step_seconds"] = time.perf_counter() - began
             recorder.step(step + 1, figures, show=tuple(f"{config.expert}_{name}" for name in shown))
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
-                tensors = {learner.expert: learner.state_dict(), "rng": random_state(config.device)}
-                description = partial(write_description, config, {learner.expert: learner.model})
-                saved.save(step + 1, {"step": step + 1}, tensors, description)
+                saved.save(step + 1)
     recorder.close()
 
     def write(folder: Path) -> None:
@@ -158,16 +150,3 @@ def _group(row: Row) -> pb.RolloutGroup:
         request=pb.RolloutRequest(prompt=pb.Prompt(id=row.id, teacher=row.teacher or "")),
         samples=[] if row.response is None else [pb.Sample(text=row.response)],
     )
-
-
-def _resume(root: Path, config: WarmupConfig, learner: ExpertLearner, console: Console) -> int:
-    newest = newest_checkpoint(root)
-    if newest is None:
-        return 0
-    folder, state = newest
-    tensors = {learner.expert: learner.state_dict(), "rng": random_state(config.device)}
-    read_tensors(folder, tensors)
-    learner.load_state_dict(tensors[learner.expert], state["step"])
-    set_random_state(tensors["rng"])
-    console.print(f"resumed after update {state['step']}")
-    return state["step"]

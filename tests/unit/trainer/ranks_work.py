@@ -101,7 +101,9 @@ def policy_learner(folder: Path, name: str) -> PolicyLearner:
     if "compiled" in name:
         compile_layers(model, backend="inductor" if DEVICE == "cuda" else "aot_eager")
     reference = (
-        ranks.shard_model(load, DEVICE, getattr(torch, DTYPE)).requires_grad_(False).eval() if "reference" in name else None
+        ranks.shard_model(load, DEVICE, getattr(torch, DTYPE)).requires_grad_(False).eval()
+        if "reference" in name
+        else None
     )
     options = LossOptions(kl_coef=0.1 if reference else 0.0)
     return PolicyLearner(model, config, algorithm, options, temperature=1.0, updates=2, version=0, reference=reference)

@@ -47,6 +47,7 @@ class Workers:
     bound: StalenessBound = field(default_factory=lambda: StalenessBound(0))
     asked: dict[int, Admission] = field(default_factory=dict)
     finished: list[int] = field(default_factory=list)
+    attempt: int = 1
 
     def admit(self, admission: Admission, *, version: int, expert_version: int) -> bool:
         admitted = self.bound.admits(admission.update, version)
