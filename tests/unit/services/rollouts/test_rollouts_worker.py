@@ -168,7 +168,9 @@ async def buried(trainer: TrainerStream) -> DeadLetter:
             await asyncio.sleep(0.02)
 
 
-async def test_requests_become_groups(services: tuple[Services, str], working: Working, trainer: TrainerStream) -> None:
+async def test_requests_become_groups(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream, redis_client: redis.Redis
+) -> None:
     async with working() as worker:
         trainer.admit(request(position) for position in range(5))
         made = await groups(trainer, 5)
@@ -178,7 +180,7 @@ async def test_requests_become_groups(services: tuple[Services, str], working: W
     for sample in made[0].samples:
         assert [score.value for score in sample.scores] == [0.5, 0.5]
         assert sample.verdict.reward == 1.0
-    assert trainer.lag() == 0
+    assert redis_client.xlen(f"prism:{RUN}:prompts") == 0
     assert [services[0].asked.count(name) for name in ("policy", "perception", "grader")] == [5, 5, 5]
 
 
@@ -322,7 +324,7 @@ async def test_a_missing_image_and_an_entry_that_is_no_request_are_buried(
 
 
 async def test_what_a_dead_worker_had_is_done_by_another(
-    services: tuple[Services, str], working: Working, trainer: TrainerStream
+    services: tuple[Services, str], working: Working, trainer: TrainerStream, redis_client: redis.Redis
 ) -> None:
     services[0].hold.clear()
     trainer.admit([request()])
@@ -332,7 +334,7 @@ async def test_what_a_dead_worker_had_is_done_by_another(
     async with working(worker="two"):
         (group,) = await groups(trainer)
     assert group.worker == "two"
-    assert trainer.lag() == 0
+    assert redis_client.xlen(f"prism:{RUN}:prompts") == 0
     assert trainer.read("policy", pending=False, block_seconds=0.05) == []
 
 
