@@ -86,7 +86,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
                 )
                 with dump_nonfinite_groups(context, policy, step, groups):
                     figures |= policy.update(samples, context.examples)
-                figures |= _judged(groups, advantages) | {"unplaceable_samples": unplaceable}
+                figures |= advantages.figures() | _judged(groups) | {"unplaceable_samples": unplaceable}
             if ranks.is_first():
                 intake.finish(step)
 
@@ -170,13 +170,9 @@ def _advantages(groups: Sequence[pb.RolloutGroup], alpha: float) -> Advantages:
     )
 
 
-def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[str, Any]:
+def _judged(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
     """Figures of the scores the policy learnt from: given by the serving experts, at the versions named."""
-    figures: dict[str, Any] = {
-        "masked_samples": advantages.masked_samples,
-        "dropped_groups": advantages.dropped_groups,
-        "flat_groups": advantages.flat_groups,
-    }
+    figures: dict[str, Any] = {}
     for expert in SECTIONS:
         scores = _scores(groups, expert)
         teacher = [

@@ -70,12 +70,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             )
             with dump_nonfinite_groups(context, policy, step, groups):
                 figures |= policy.update(samples, context.examples)
-            figures |= {
-                "masked_samples": advantages.masked_samples,
-                "dropped_groups": advantages.dropped_groups,
-                "flat_groups": advantages.flat_groups,
-                "unplaceable_samples": unplaceable,
-            }
+            figures |= advantages.figures() | {"unplaceable_samples": unplaceable}
             if ranks.is_first():
                 intake.finish(step)
 

@@ -1,5 +1,6 @@
 """A stage's checkpoints: what a save holds, in which order it is acknowledged, and how old ones resume."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -110,7 +111,8 @@ def test_a_save_is_acknowledged_once_it_is_sealed(tmp_path: Path) -> None:
     with stage(tmp_path, {"policy": learner()}, log) as saved:
         saved.save(1)
         assert log.calls == ["state", "finished"]
-        while len(log.calls) == 2:
+        deadline = time.monotonic() + 30
+        while len(log.calls) == 2 and time.monotonic() < deadline:
             saved.poll()
         assert log.calls[2:] == [("acknowledged", 1)]
         saved.save(2)

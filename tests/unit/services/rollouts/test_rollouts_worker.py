@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from prism.blobs import BlobStore
 from prism.endpoints import Endpoints
 from prism.settings import load_settings
-from prism.stream import DeadLetter, TrainerStream, parse_group
+from prism.stream import DeadLetter, Delivery, TrainerStream, WorkerStream, parse_group
 from prism.v1 import rollout_pb2 as pb
 from services.rollouts.settings import RolloutSettings
 from services.rollouts.worker import Worker
@@ -348,6 +348,27 @@ async def test_a_group_that_takes_longer_than_the_lease_is_made_once(
         services[0].hold.set()
         await groups(trainer)
     assert services[0].asked.count("policy") == 1
+
+
+async def test_a_redis_that_fails_while_a_group_is_settled_costs_no_group(
+    working: Working, trainer: TrainerStream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finish, tried = WorkerStream.finish, list[int]()
+
+    async def fails_once(stream: WorkerStream, delivery: Delivery, group: pb.RolloutGroup) -> bool:
+        tried.append(delivery.deliveries)
+        if len(tried) == 1:
+            raise redis.ConnectionError("gone")
+        return await finish(stream, delivery, group)
+
+    monkeypatch.setattr(WorkerStream, "finish", fails_once)
+    async with working():
+        trainer.admit([request()])
+        await groups(trainer)
+    assert tried == [1, 2]
+    assert [r.getMessage() for r in caplog.records if "Redis failed" in r.message] == [
+        "Redis failed while a group was settled, it will be made again: gone"
+    ]
 
 
 async def test_a_request_that_kills_its_workers_is_buried(
