@@ -17,8 +17,8 @@ from bench.generation import compare_generation
 from bench.idle import BusySampler, idle_shares
 from prism.config import RunConfig, load_config
 from prism.report import load_report
-from trainer.pipeline import run, start_over
-from trainer.result import stage_folder
+from prism.trainer.run.pipeline import run, start_over
+from prism.trainer.run.result import stage_folder
 
 CONFIG = Path(__file__).with_name("platform.toml")
 SKIPPED = 3  # first steps, which warm caches up, are not counted

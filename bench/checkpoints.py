@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.learner.workload import SIZES, VERSION, make_model, make_samples
-from prism.blobs import BlobStore
 from prism.config import PolicyLearnerConfig
-from prism.inputs import InputBuilder
-from trainer.checkpoint import Checkpoints, random_state, write_description
-from trainer.examples import GroupExamples
-from trainer.intake import POLICY
-from trainer.losses import LossOptions
-from trainer.policy_learner import PolicyLearner
-from trainer.policy_model import load_policy
+from prism.data.blobs import BlobStore
+from prism.model.inputs import InputBuilder
+from prism.trainer.checkpoint.checkpoint import Checkpoints, random_state, write_description
+from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.flow.intake import POLICY
+from prism.trainer.learn.losses import LossOptions
+from prism.trainer.learn.policy_learner import PolicyLearner
+from prism.trainer.learn.policy_model import load_policy
 
 Way = Literal["none", "waited for", "behind the loop"]
 WAYS: tuple[Way, ...] = ("none", "waited for", "behind the loop")

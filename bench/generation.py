@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from bench.padded import load_stock
-from prism.blobs import BlobStore
+from prism.clients.endpoints import load_endpoints
+from prism.clients.rollout import open_judges
 from prism.config import RunConfig
-from prism.data import open_image, read_rows, to_prompt
-from prism.endpoints import load_endpoints
-from prism.inputs import InputBuilder
-from prism.rollout import open_judges
-from prism.v1 import rollout_pb2 as pb
-from trainer.result import stage_folder
+from prism.data.blobs import BlobStore
+from prism.data.rows import open_image, read_rows, to_prompt
+from prism.model.inputs import InputBuilder
+from prism.trainer.run.result import stage_folder
+from prism.wire.v1 import rollout_pb2 as pb
 
 PROMPTS, N, MAX_TOKENS, REPEATS = 16, 8, 96, 3
 

@@ -28,14 +28,14 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
+from prism.clients.endpoints import load_endpoints
 from prism.config import RunConfig, load_config
-from prism.endpoints import load_endpoints
-from prism.stack import Stack, start_process
-from prism.stream import StreamNames
-from prism.v1 import rollout_pb2 as pb
-from prism.weights import Manifest
-from trainer.pipeline import prepare, save_resolved, served_model, start_over, train_in_process
-from trainer.result import stage_result
+from prism.stack.local import Stack, start_process
+from prism.streams.streams import StreamNames
+from prism.trainer.run.pipeline import prepare, save_resolved, served_model, start_over, train_in_process
+from prism.trainer.run.result import stage_result
+from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.weights import Manifest
 
 CONFIG = Path(__file__).with_name("kills.toml")
 STAGE = "rlvr"

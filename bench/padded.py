@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from prism.inputs import Example, InputBuilder
+from prism.model.inputs import Example, InputBuilder
 
 
 def load_stock(folder: Path | str, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:

@@ -23,9 +23,9 @@ from rich.table import Table
 
 from bench.learner.workload import SIZES, make_model
 from prism.config import PushConfig
-from trainer.named_weights import config_json, named_weights
-from trainer.policy_model import load_policy
-from trainer.publish import Publisher, PushResult
+from prism.trainer.learn.policy_model import load_policy
+from prism.trainer.weights.named import config_json, named_weights
+from prism.trainer.weights.publish import Publisher, PushResult
 
 TOKEN, ADMIN_TOKEN = "data-token-of-the-bench", "admin-token-of-the-bench"
 WAYS = ("file", "broadcast")
@@ -81,7 +81,9 @@ def _start(folder: Path, device: str, port: int) -> subprocess.Popen[bytes]:
     if device == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[1]
     with (folder / "policy.log").open("wb") as log:
-        return subprocess.Popen([sys.executable, "-m", "services.policy"], env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(
+            [sys.executable, "-m", "prism.services.policy"], env=environment, stdout=log, stderr=log
+        )
 
 
 def _push(

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from bench.experts.workload import Group
-from prism import torchvision_cpu
-from prism.expert_model import ExpertModel, load_expert
-from prism.inputs import InputBuilder
+from prism.model import torchvision_cpu
+from prism.model.expert import ExpertModel, load_expert
+from prism.model.inputs import InputBuilder
 
 torchvision_cpu.install()
 

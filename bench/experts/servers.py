@@ -17,9 +17,9 @@ import httpx
 import psutil
 
 from bench.experts.workload import Group
-from prism.clients import data_uri
-from prism.stack import end_group, start_process
-from services.policy.launcher import ROOT, SITE
+from prism.clients.http import data_uri
+from prism.services.policy.launcher import ROOT, SITE
+from prism.stack.local import end_group, start_process
 
 START_SECONDS = 600.0
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from configs.demo import task
 from configs.demo.model import Size, save_model
-from prism.clients import data_uri
-from prism.expert_model import load_expert, save_expert, upcycle
-from prism.inputs import InputBuilder
+from prism.clients.http import data_uri
+from prism.model.expert import load_expert, save_expert, upcycle
+from prism.model.inputs import InputBuilder
 
 RESPONSES = 16
 PROMPT_TOKENS, RESPONSE_TOKENS = (300, 1200), (40, 400)

@@ -44,7 +44,7 @@ def server() -> Iterator[tuple[httpx.Client, psutil.Process]]:
         "PRISM_ADMIN_TOKEN": secrets.token_urlsafe(24),
         "PRISM_LOG_LEVEL": "error",
     }
-    process = subprocess.Popen([sys.executable, "-m", "services.grader"], env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "prism.services.grader"], env=environment)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=600) as client:

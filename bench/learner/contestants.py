@@ -16,15 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.learner.flops import attention_flops
 from bench.learner.workload import RESPONSES, VERSION, make_samples
 from bench.padded import collate, load_stock, response_logprobs
-from prism.blobs import BlobStore
 from prism.config import OptimizerConfig, PolicyLearnerConfig
-from prism.inputs import InputBuilder
-from trainer.examples import GroupExamples
-from trainer.learner_model import compile_layers
-from trainer.losses import LossOptions, PackedTokens, Totals, policy_loss
-from trainer.optimizer import Optimizer
-from trainer.policy_learner import PolicyLearner, TrainingSample
-from trainer.policy_model import compile_head, load_policy
+from prism.data.blobs import BlobStore
+from prism.model.inputs import InputBuilder
+from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.learn.learner_model import compile_layers
+from prism.trainer.learn.losses import LossOptions, PackedTokens, Totals, policy_loss
+from prism.trainer.learn.optimizer import Optimizer
+from prism.trainer.learn.policy_learner import PolicyLearner, TrainingSample
+from prism.trainer.learn.policy_model import compile_head, load_policy
 
 UNCOUNTED = {
     "compiled",

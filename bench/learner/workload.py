@@ -10,9 +10,9 @@ from PIL import Image
 from bench.experts.workload import SIZES as EXPERT_SIZES
 from configs.demo import task
 from configs.demo.model import Size, save_model
-from prism.inputs import Example, InputBuilder
-from prism.v1 import rollout_pb2 as pb
-from trainer.policy_learner import TrainingSample
+from prism.model.inputs import Example, InputBuilder
+from prism.trainer.learn.policy_learner import TrainingSample
+from prism.wire.v1 import rollout_pb2 as pb
 
 RESPONSES = 16
 VERSION = 0

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from prism import torchvision_cpu
+from prism.model import torchvision_cpu
 
 torchvision_cpu.install()  # transformers imports torchvision
 

@@ -21,6 +21,6 @@ LABEL org.opencontainers.image.title="PRISM grader" \
 ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PRISM_HOST=0.0.0.0 PRISM_PORT=8000
 USER 10001:10001
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 CMD ["python3", "-m", "prism.healthcheck"]
+HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 CMD ["python3", "-m", "prism.http.healthcheck"]
 ENTRYPOINT ["python3", "-m", "prism"]
 CMD ["serve", "grader"]

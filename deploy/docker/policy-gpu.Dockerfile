@@ -27,6 +27,6 @@ LABEL org.opencontainers.image.title="PRISM policy, GPU" \
 ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PRISM_HOST=0.0.0.0 PRISM_PORT=8000 PRISM_ADMIN_PORT=8001
 USER 10001:10001
 EXPOSE 8000 8001
-HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 CMD ["python3", "-m", "prism.healthcheck"]
+HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 CMD ["python3", "-m", "prism.http.healthcheck"]
 ENTRYPOINT ["python3", "-m", "prism"]
 CMD ["serve", "policy"]

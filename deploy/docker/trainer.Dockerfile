@@ -25,6 +25,6 @@ LABEL org.opencontainers.image.title="PRISM trainer" \
 ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PRISM_HOST=0.0.0.0 PRISM_PORT=8000 PRISM_ADMIN_PORT=8001
 USER 10001:10001
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 CMD ["python3", "-m", "prism.healthcheck", "/metrics"]
+HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 CMD ["python3", "-m", "prism.http.healthcheck", "/metrics"]
 ENTRYPOINT ["python3", "-m", "prism"]
 CMD ["run", "configs/demo.toml", "--attach", "--set", "runs_dir=/runs"]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from prism.blobs import BlobStore
+from prism.data.blobs import BlobStore
 from prism.errors import DataError, ServiceError
 from prism.report.reading import RunData
 from prism.report.records import Sample, Score, Verdict
-from prism.response import caption_f1, parse_response
+from prism.wire.response import caption_f1, parse_response
 
 LONGEST_TEXT = 6000  # characters of one response that are shown
 LARGEST_IMAGE = 60_000  # bytes that are inlined as they are

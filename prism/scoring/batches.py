@@ -10,12 +10,12 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from prism.clients import Refused
+from prism.clients.experts import Experts, JudgedPart
+from prism.clients.http import Refused
 from prism.errors import DataError
-from prism.expert_api import Judge, MixedScore, ModelInfo, ResponseScore, ScoreItem, Status
-from prism.expert_section import SECTIONS, Section
-from prism.experts_client import Experts, JudgedPart
 from prism.scoring.rows import RowLine, ScoringRow
+from prism.wire.experts import Judge, MixedScore, ModelInfo, ResponseScore, ScoreItem, Status
+from prism.wire.section import SECTIONS, Section
 
 # Something about the rows is wrong or too much. Any other refusal would meet every row.
 BLAMES_ROWS = (400, 413, 422)

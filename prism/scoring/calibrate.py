@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from prism.errors import DataError
-from prism.expert_api import CalibrationRequest, CalibrationState, ModelInfo, Reference
-from prism.expert_section import Section
 from prism.scoring.batches import Failed, Judging, Scored, Service, score_lines
 from prism.scoring.rows import reference_row, row_lines
 from prism.scoring.session import problem_of, progress_of, require_file, require_same_weights, run_until_done
 from prism.settings import describe
-from prism.weights import file_sha256
+from prism.wire.experts import CalibrationRequest, CalibrationState, ModelInfo, Reference
+from prism.wire.section import Section
+from prism.wire.weights import file_sha256
 
 
 def calibrate_on(file: Path, service: Service, how: Judging) -> None:

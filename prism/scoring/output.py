@@ -7,12 +7,12 @@ from typing import IO
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from prism.clients.experts import JudgedPart
 from prism.errors import DataError
-from prism.expert_api import ModelInfo
-from prism.expert_section import Section
-from prism.experts_client import JudgedPart
 from prism.scoring.batches import Judgement, Judging, Scored
 from prism.scoring.rows import RowLine
+from prism.wire.experts import ModelInfo
+from prism.wire.section import Section
 
 
 class Weights(BaseModel):

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism.data import parse_line, take_demonstration
+from prism.clients.experts import parse_item
+from prism.data.row_files import numbered_lines
+from prism.data.rows import parse_line, take_demonstration
 from prism.errors import DataError
-from prism.expert_api import ScoreItem
-from prism.experts_client import parse_item
-from prism.row_files import numbered_lines
+from prism.wire.experts import ScoreItem
 
 PROMPT_KEYS = ("messages", "prompt", "images")
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from rich.console import Console
 
 from prism.errors import DataError
-from prism.expert_section import Section
 from prism.scoring.batches import Failed, Judging, Service, score_lines
 from prism.scoring.output import Line, Output, Weights, to_line, weights_of
 from prism.scoring.rows import row_lines, score_row
 from prism.scoring.session import problem_of, progress_of, require_file, require_same_weights, run_until_done
 from prism.scoring.summary import Summary, rows_table
+from prism.wire.section import Section
 
 FEW_RESPONSES = 40
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from prism.clients import Unavailable
+from prism.clients.http import Unavailable
 from prism.errors import DataError, ServiceError
-from prism.expert_api import ModelInfo
-from prism.expert_section import Section
 from prism.scoring.batches import Failed, Scored
+from prism.wire.experts import ModelInfo
+from prism.wire.section import Section
 
 Result = TypeVar("Result")
 

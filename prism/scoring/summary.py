@@ -7,9 +7,9 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from prism.expert_api import ResponseScore, Status
 from prism.scoring.batches import Judgement
 from prism.scoring.output import Line
+from prism.wire.experts import ResponseScore, Status
 
 STATUSES: tuple[Status, ...] = ("ok", "invalid_format", "too_long", "error")
 QUANTILES = {"min": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1.0}

@@ -2,15 +2,15 @@
 
 import sys
 
-from prism.expert_section import Section
-from prism.service import serve
+from prism.http.app import serve
+from prism.services.experts.settings import ExpertSettings
 from prism.settings import load_settings
-from services.experts.settings import ExpertSettings
+from prism.wire.section import Section
 
 
 def main(expert: Section) -> None:
     settings = load_settings(ExpertSettings, expert=expert)
-    from services.experts.app import create_app  # with torch, for which a mistake in the settings need not wait
+    from prism.services.experts.app import create_app  # with torch, for which a mistake in the settings need not wait
 
     # Threads that read requests would keep the one that feeds the model waiting for up to 5 ms at each operation.
     sys.setswitchinterval(0.0005)

@@ -11,7 +11,14 @@ import torch
 from fastapi import FastAPI, HTTPException
 
 from prism.errors import PrismError, ServiceError, WeightsError
-from prism.expert_api import (
+from prism.http.app import create_app as create_service
+from prism.http.app import end
+from prism.services.experts import metrics
+from prism.services.experts.engine import Overloaded
+from prism.services.experts.mixture import Peer
+from prism.services.experts.scorer import Scorer
+from prism.services.experts.settings import ExpertSettings
+from prism.wire.experts import (
     CalibrationRequest,
     CalibrationState,
     CompareAnswer,
@@ -24,14 +31,7 @@ from prism.expert_api import (
     ScoreRequest,
     SwapAnswer,
 )
-from prism.service import create_app as create_service
-from prism.service import end
-from prism.weights import Manifest, note_newest
-from services.experts import metrics
-from services.experts.engine import Overloaded
-from services.experts.mixture import Peer
-from services.experts.scorer import Scorer
-from services.experts.settings import ExpertSettings
+from prism.wire.weights import Manifest, note_newest
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from prism.expert_api import CalibrationRequest, CalibrationState, Percentile
+from prism.wire.experts import CalibrationRequest, CalibrationState, Percentile
 
 log = logging.getLogger(__name__)
 

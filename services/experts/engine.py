@@ -15,11 +15,11 @@ from typing import Any
 
 from prism import logs
 from prism.errors import ConfigError, ServiceError, WeightsError
-from prism.expert_model import ExpertModel, load_expert, place
-from prism.inputs import Example, InputBuilder
-from prism.weights import Manifest, verify
-from services.experts import metrics
-from services.experts.scoring import Branches, PrefixScorer
+from prism.model.expert import ExpertModel, load_expert, place
+from prism.model.inputs import Example, InputBuilder
+from prism.services.experts import metrics
+from prism.services.experts.scoring import Branches, PrefixScorer
+from prism.wire.weights import Manifest, verify
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import asyncio
 import base64
 from collections.abc import Iterable
 
-from prism.blobs import BlobStore
+from prism.data.blobs import BlobStore
 from prism.errors import DataError, ServiceError
-from services.experts.fetch import UrlFetcher
-from services.experts.settings import ExpertSettings
+from prism.services.experts.fetch import UrlFetcher
+from prism.services.experts.settings import ExpertSettings
 
 
 class ImageSources:

@@ -8,7 +8,8 @@ from fastapi import HTTPException
 from pydantic import ValidationError
 
 from prism import telemetry
-from prism.expert_api import (
+from prism.services.experts.settings import ExpertSettings
+from prism.wire.experts import (
     Judge,
     MixedItem,
     MixedScore,
@@ -18,7 +19,6 @@ from prism.expert_api import (
     ScoreAnswer,
     ScoreRequest,
 )
-from services.experts.settings import ExpertSettings
 
 # What the caller can act on is passed on. Anything else is between the two experts.
 PASSED_ON = (409, 413, 422, 429)

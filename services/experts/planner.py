@@ -9,15 +9,25 @@ import torch
 from fastapi import HTTPException
 from jinja2 import TemplateError
 
-from prism.data import open_image
+from prism.data.rows import open_image
 from prism.errors import DataError
-from prism.expert_api import ImagePart, Judged, Judging, Message, Prompt, ResponseScore, ScoreItem, ScoreRequest, Status
-from prism.expert_section import section_of
-from prism.inputs import Example, InputBuilder
-from prism.response import parse_response
-from prism.v1 import rollout_pb2 as pb
-from services.experts.engine import Group
-from services.experts.settings import ExpertSettings
+from prism.model.inputs import Example, InputBuilder
+from prism.services.experts.engine import Group
+from prism.services.experts.settings import ExpertSettings
+from prism.wire.experts import (
+    ImagePart,
+    Judged,
+    Judging,
+    Message,
+    Prompt,
+    ResponseScore,
+    ScoreItem,
+    ScoreRequest,
+    Status,
+)
+from prism.wire.response import parse_response
+from prism.wire.section import section_of
+from prism.wire.v1 import rollout_pb2 as pb
 
 
 class TooLong(Exception):

@@ -9,7 +9,15 @@ import torch
 from fastapi import HTTPException
 
 from prism.errors import ConfigError
-from prism.expert_api import (
+from prism.model.expert import load_expert
+from prism.model.inputs import InputBuilder
+from prism.services.experts import metrics
+from prism.services.experts.calibration import Calibration, keep, read_kept, sigmoid
+from prism.services.experts.engine import ScoringEngine, Version
+from prism.services.experts.images import ImageSources
+from prism.services.experts.planner import Plan, Planner, image_sources, unscored
+from prism.services.experts.settings import ExpertSettings
+from prism.wire.experts import (
     CalibrationRequest,
     CalibrationState,
     CompareAnswer,
@@ -23,15 +31,7 @@ from prism.expert_api import (
     ScoreItem,
     ScoreRequest,
 )
-from prism.expert_model import load_expert
-from prism.inputs import InputBuilder
-from prism.weights import read_newest
-from services.experts import metrics
-from services.experts.calibration import Calibration, keep, read_kept, sigmoid
-from services.experts.engine import ScoringEngine, Version
-from services.experts.images import ImageSources
-from services.experts.planner import Plan, Planner, image_sources, unscored
-from services.experts.settings import ExpertSettings
+from prism.wire.weights import read_newest
 
 
 class Scorer:

@@ -14,10 +14,10 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from prism.expert_model import ExpertModel
-from prism.inputs import Example
-from prism.shared_prefix import Layout, Prefix, prompt_positions
-from services.experts import metrics
+from prism.model.expert import ExpertModel
+from prism.model.inputs import Example
+from prism.model.shared_prefix import Layout, Prefix, prompt_positions
+from prism.services.experts import metrics
 
 KNOWN_SCORES = 65_536  # texts whose score is remembered: the same text gets the same score, bit for bit
 

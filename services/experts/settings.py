@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, IPvAnyNetwork
 from pydantic_settings import NoDecode
 
-from prism.expert_section import Section
 from prism.settings import WeightsSettings
+from prism.wire.section import Section
 
 
 def _by_comma(value: object) -> object:

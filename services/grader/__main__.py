@@ -4,10 +4,10 @@
 def main() -> None:
     """Raises ConfigError if the environment cannot be used."""
     # Imported here: multiprocessing may import this module once more in a process of its own, which needs none of it.
-    from prism.service import serve
+    from prism.http.app import serve
+    from prism.services.grader.app import create_app
+    from prism.services.grader.settings import GraderSettings
     from prism.settings import load_settings
-    from services.grader.app import create_app
-    from services.grader.settings import GraderSettings
 
     settings = load_settings(GraderSettings)
     serve(create_app(settings), settings)

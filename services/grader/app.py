@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, HTTPException, Response
 from pydantic_core import to_json
 
-from prism import service
-from services.grader.engine import Grader
-from services.grader.pool import ChunkFailed, CompareChunk
-from services.grader.protocol import GradeRequest, GradeResponse, Problem, to_wire
-from services.grader.settings import GraderSettings
-from services.grader.worker import compare_chunk
+from prism.http import app as service
+from prism.services.grader.engine import Grader
+from prism.services.grader.pool import ChunkFailed, CompareChunk
+from prism.services.grader.protocol import GradeRequest, GradeResponse, Problem, to_wire
+from prism.services.grader.settings import GraderSettings
+from prism.services.grader.worker import compare_chunk
 
 log = logging.getLogger(__name__)
 

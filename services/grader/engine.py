@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 
 from cachetools import LRUCache, TTLCache
 
-from services.grader import kinds, metrics
-from services.grader.extract import Reading, read_response
-from services.grader.judge import Judge
-from services.grader.pool import CompareChunk, WorkerPool
-from services.grader.settings import EngineSettings
-from services.grader.verdict import Item, Outcome, RewardFormula, Rules, Task, Verdict, shown
-from services.grader.worker import compare_chunk
+from prism.services.grader import kinds, metrics
+from prism.services.grader.extract import Reading, read_response
+from prism.services.grader.judge import Judge
+from prism.services.grader.pool import CompareChunk, WorkerPool
+from prism.services.grader.settings import EngineSettings
+from prism.services.grader.verdict import Item, Outcome, RewardFormula, Rules, Task, Verdict, shown
+from prism.services.grader.worker import compare_chunk
 
 log = logging.getLogger(__name__)
 

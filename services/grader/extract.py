@@ -7,8 +7,8 @@ answer is …".
 import re
 from dataclasses import dataclass
 
-from prism.response import parse_response
-from services.grader.verdict import Kind, Rules
+from prism.services.grader.verdict import Kind, Rules
+from prism.wire.response import parse_response
 
 _BOXED = re.compile(r"\\f?box(?:ed)?\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)

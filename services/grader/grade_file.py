@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from prism.clients import ServiceClient
+from prism.clients.http import ServiceClient
 from prism.errors import ConfigError, DataError
+from prism.services.grader.protocol import GradeItem, GradeRequest, GradeRules, to_wire
+from prism.services.grader.settings import EngineSettings
 from prism.settings import describe
-from services.grader.protocol import GradeItem, GradeRequest, GradeRules, to_wire
-from services.grader.settings import EngineSettings
 
 Grade = Callable[[GradeRequest], Awaitable[list[dict[str, Any]]]]
 BATCH, AT_ONCE = 128, 4
@@ -148,7 +148,7 @@ def _batches(rows: list[Row]) -> Iterator[list[Row]]:
 @asynccontextmanager
 async def _in_process(settings: EngineSettings) -> AsyncIterator[Grade]:
     # Only here: a client of a server needs neither pebble nor sympy.
-    from services.grader.engine import Grader
+    from prism.services.grader.engine import Grader
 
     grader = Grader(settings)
 

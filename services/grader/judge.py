@@ -9,8 +9,8 @@ import json
 
 import httpx
 
-from services.grader.settings import EngineSettings
-from services.grader.verdict import Outcome, Task
+from prism.services.grader.settings import EngineSettings
+from prism.services.grader.verdict import Outcome, Task
 
 MAX_JUDGED_CHARS = 16_384
 _SYSTEM = (

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.grader.verdict import Verdict
+from prism.services.grader.verdict import Verdict
 
 VERDICTS = Counter("prism_grader_verdicts", "Verdicts given, by status", ["status"])
 ITEM_SECONDS = Histogram(

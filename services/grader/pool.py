@@ -29,10 +29,10 @@ from typing import Literal
 from pebble import ProcessExpired, ProcessPool
 from pebble.common.types import CONSTS
 
-from services.grader import metrics
-from services.grader.settings import EngineSettings
-from services.grader.verdict import Outcome, Task
-from services.grader.worker import compare_chunk, set_up
+from prism.services.grader import metrics
+from prism.services.grader.settings import EngineSettings
+from prism.services.grader.verdict import Outcome, Task
+from prism.services.grader.worker import compare_chunk, set_up
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ CONSTS.term_timeout = 0.2
 # The fork server holds neither the server's sockets nor its memory, and forks workers that have imported all they need.
 # (A process whose main module is the `prism` command imports that too.)
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(["services.grader.warm", "prism.cli"])
+FORK_SERVER.set_forkserver_preload(["prism.services.grader.warm", "prism.cli"])
 
 WARM_UP = Task("math", "1", ("1",))
 

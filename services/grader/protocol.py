@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from prism.service import well_formed
-from services.grader import verdict
-from services.grader.verdict import DEFAULT_OPTIONS, Kind, Options, PartKind, Source, Status
+from prism.http.app import well_formed
+from prism.services.grader import verdict
+from prism.services.grader.verdict import DEFAULT_OPTIONS, Kind, Options, PartKind, Source, Status
 
 Text = Annotated[str, BeforeValidator(well_formed)]
 ShortText = Annotated[str, Field(max_length=4096), BeforeValidator(well_formed)]

@@ -4,8 +4,8 @@ import os
 
 from pydantic import BaseModel, Field, SecretStr
 
+from prism.services.grader.verdict import RewardFormula
 from prism.settings import ServiceSettings
-from services.grader.verdict import RewardFormula
 
 
 class EngineSettings(BaseModel):

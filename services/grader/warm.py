@@ -3,9 +3,9 @@
 (sympy imports much of itself, and fills its caches, only at the first comparisons.)
 """
 
-from services.grader import worker
-from services.grader.kinds import compare
-from services.grader.verdict import Task
+from prism.services.grader import worker
+from prism.services.grader.kinds import compare
+from prism.services.grader.verdict import Task
 
 __all__ = ["worker"]
 

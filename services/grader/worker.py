@@ -13,9 +13,9 @@ from dataclasses import replace
 from multiprocessing import forkserver
 from types import FrameType
 
-from services.grader import sandbox
-from services.grader.kinds import compare
-from services.grader.verdict import Outcome, Task
+from prism.services.grader import sandbox
+from prism.services.grader.kinds import compare
+from prism.services.grader.verdict import Outcome, Task
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from prism import logs
 from prism.errors import ConfigError, PrismError, ServiceError
+from prism.services.policy.launcher import server_argv, server_environment, write_logging
+from prism.services.policy.settings import PolicySettings
+from prism.services.policy.supervisor import Supervisor
 from prism.settings import load_settings
-from services.policy.launcher import server_argv, server_environment, write_logging
-from services.policy.settings import PolicySettings
-from services.policy.supervisor import Supervisor
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prism.errors import ServiceError
-from prism.weights import Broadcast, Probe
+from prism.wire.weights import Broadcast, Probe
 
 RETRY_SECONDS = 0.02
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prism import telemetry
-from services.policy.settings import PolicySettings
+from prism.services.policy.settings import PolicySettings
 
 SITE = Path(__file__).parent / "site"  # a sitecustomize for every interpreter the server starts
-ROOT = Path(__file__).parents[2]  # where `services` and `prism` are imported from
+ROOT = Path(__file__).parents[3]  # where `prism` is imported from
 SUPERVISOR_PID = "PRISM_SUPERVISOR_PID"
 LOGGING = "vllm-logging.json"
 BATCHED_TOKENS = 16384  # of one forward pass on a CPU, encoder included
@@ -24,8 +24,8 @@ def server_argv(settings: PolicySettings) -> list[str]:
         *("--model", str(settings.model)),
         *("--served-model-name", settings.served_name),
         *("--host", settings.host, "--port", str(settings.port)),
-        *("--middleware", "services.policy.middleware.PolicyMiddleware"),
-        *("--worker-extension-cls", "services.policy.receiver.BroadcastWorker"),
+        *("--middleware", "prism.services.policy.middleware.PolicyMiddleware"),
+        *("--worker-extension-cls", "prism.services.policy.receiver.BroadcastWorker"),
         *("--dtype", "float32" if (settings.device, settings.dtype) == ("cpu", "auto") else settings.dtype),
         # Log-probabilities of the distribution that was sampled, temperature included: what importance ratios need.
         *("--logprobs-mode", "processed_logprobs"),

@@ -18,17 +18,17 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prism import logs, telemetry
-from prism.auth import OPEN_PATHS, refusal
 from prism.errors import ServiceError
-from prism.service import BodyLimit, traced
+from prism.http.app import BodyLimit, traced
+from prism.http.auth import OPEN_PATHS, refusal
+from prism.services.policy import metrics
+from prism.services.policy.engine import Engine
+from prism.services.policy.gate import Gate, NotServing, Phase
+from prism.services.policy.push import PushRefused, Weights
+from prism.services.policy.refusals import Translate, status_of
+from prism.services.policy.settings import PolicySettings
 from prism.settings import describe, load_settings
-from prism.weights import Manifest
-from services.policy import metrics
-from services.policy.engine import Engine
-from services.policy.gate import Gate, NotServing, Phase
-from services.policy.push import PushRefused, Weights
-from services.policy.refusals import Translate, status_of
-from services.policy.settings import PolicySettings
+from prism.wire.weights import Manifest
 
 logger = logging.getLogger("vllm.prism.policy")
 

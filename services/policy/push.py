@@ -11,13 +11,13 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from prism import logs
-from prism.broadcast import backend_of
 from prism.errors import PrismError, ServiceError, WeightsError
-from prism.weights import Broadcast, Manifest, note_newest, read_newest, verify
-from services.policy import metrics, tensors
-from services.policy.engine import Engine
-from services.policy.gate import Gate, Phase
-from services.policy.settings import PolicySettings
+from prism.model.broadcast import backend_of
+from prism.services.policy import metrics, tensors
+from prism.services.policy.engine import Engine
+from prism.services.policy.gate import Gate, Phase
+from prism.services.policy.settings import PolicySettings
+from prism.wire.weights import Broadcast, Manifest, note_newest, read_newest, verify
 
 logger = logging.getLogger("vllm.prism.policy")  # below vLLM's logger, whose handlers print to the server's log
 

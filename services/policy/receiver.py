@@ -5,8 +5,8 @@ They go through the same reload in place as a folder's, which takes an iterator 
 
 from typing import Any
 
-from prism.broadcast import Receiver
-from prism.weights import Broadcast
+from prism.model.broadcast import Receiver
+from prism.wire.weights import Broadcast
 
 
 class BroadcastWorker:

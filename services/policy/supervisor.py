@@ -15,8 +15,8 @@ import httpx
 
 from prism import logs
 from prism.errors import ServiceError
-from services.policy.gate import Phase
-from services.policy.settings import PolicySettings
+from prism.services.policy.gate import Phase
+from prism.services.policy.settings import PolicySettings
 
 logger = logging.getLogger("prism.policy")
 

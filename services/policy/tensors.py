@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prism.errors import WeightsError
-from prism.weights import Manifest
+from prism.wire.weights import Manifest
 
 MAX_HEADER = 100 * 2**20  # bytes, the format's own limit
 

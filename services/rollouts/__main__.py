@@ -1,10 +1,10 @@
 """``prism serve rollouts``."""
 
-from prism.endpoints import Endpoints
-from prism.service import serve
+from prism.clients.endpoints import Endpoints
+from prism.http.app import serve
+from prism.services.rollouts.app import create_app
+from prism.services.rollouts.settings import RolloutSettings
 from prism.settings import load_settings
-from services.rollouts.app import create_app
-from services.rollouts.settings import RolloutSettings
 
 
 def main() -> None:

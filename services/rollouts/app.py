@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 
-from prism.endpoints import Endpoints
-from prism.service import create_app as create_service
-from services.rollouts.settings import RolloutSettings
-from services.rollouts.worker import Worker
+from prism.clients.endpoints import Endpoints
+from prism.http.app import create_app as create_service
+from prism.services.rollouts.settings import RolloutSettings
+from prism.services.rollouts.worker import Worker
 
 log = logging.getLogger("prism.rollouts")
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 
 from prism import telemetry
-from prism.clients import Refused, Unavailable
-from prism.endpoints import Endpoints
+from prism.clients.endpoints import Endpoints
+from prism.clients.http import Refused, Unavailable
+from prism.clients.rollout import Judges, open_judges
 from prism.errors import DataError, ServiceError
-from prism.rollout import Judges, open_judges
-from prism.stream import Delivery, WorkerRedis, WorkerStream
-from prism.v1 import rollout_pb2 as pb
-from services.rollouts import metrics
-from services.rollouts.settings import RolloutSettings
+from prism.services.rollouts import metrics
+from prism.services.rollouts.settings import RolloutSettings
+from prism.streams.streams import Delivery, WorkerRedis, WorkerStream
+from prism.wire.v1 import rollout_pb2 as pb
 
 WATCH_SECONDS = 5
 

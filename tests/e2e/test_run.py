@@ -8,8 +8,8 @@ import pytest
 from killed_run import ALIGN_STEPS, RLVR_STEPS, WARMUP_STEPS, Run
 from safetensors.torch import load_file
 
-from prism.expert_model import load_expert
-from prism.weights import Manifest, verify
+from prism.model.expert import load_expert
+from prism.wire.weights import Manifest, verify
 
 pytestmark = pytest.mark.timeout(2400)  # the first test makes the run
 

@@ -46,7 +46,7 @@ def test_two_gpus_learn_what_one_does(demo_folder: Path, tmp_path_factory: pytes
 SENDER = """
 import sys, time, torch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from prism.broadcast import Sender
+from prism.model.broadcast import Sender
 from prism.errors import WeightsError
 count, sent, deadline = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
@@ -65,9 +65,9 @@ with Sender(("127.0.0.1", server.server_port), "cuda", deadline) as sender:
 """
 RECEIVER = """
 import os, sys, time, torch
-from prism.broadcast import JOINED, Receiver, TCPStore
+from prism.model.broadcast import JOINED, Receiver, TCPStore
 from prism.errors import WeightsError
-from prism.weights import Broadcast
+from prism.wire.weights import Broadcast
 offer, fate, deadline = Broadcast.model_validate_json(sys.stdin.readline()), sys.argv[1], float(sys.argv[2])
 torch.zeros(1, device="cuda")
 started = time.monotonic()

@@ -23,10 +23,10 @@ from pathlib import Path
 import redis
 from prism import telemetry
 from prism.config import RolloutConfig
-from prism.stream import TrainerStream
-from prism.v1 import rollout_pb2 as pb
-from trainer.intake import Admission, Intake, PromptSequence
-from trainer.recorder import Recorder
+from prism.streams.streams import TrainerStream
+from prism.wire.v1 import rollout_pb2 as pb
+from prism.trainer.flow.intake import Admission, Intake, PromptSequence
+from prism.trainer.run.recorder import Recorder
 
 url, folder = sys.argv[1:]
 telemetry.start("prism-trainer")
@@ -185,7 +185,9 @@ def test_without_variables_nothing_is_traced_or_sent(redis_url: str, tiny_model:
     assert Policy.traceparents == [None]
 
 
-@pytest.mark.parametrize("module", ["services.grader.app", "services.experts.app", "prism.rollout", "prism.cli"])
+@pytest.mark.parametrize(
+    "module", ["prism.services.grader.app", "prism.services.experts.app", "prism.clients.rollout", "prism.cli"]
+)
 def test_without_variables_nothing_of_opentelemetry_is_imported(module: str) -> None:
     """By us; redis-py imports its metrics where they are installed, and vLLM its traces."""
     look = f"import sys, {module}; print([name for name in sys.modules if name.startswith('opentelemetry')])"

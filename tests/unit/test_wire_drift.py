@@ -15,6 +15,6 @@ def test_openapi_documents_are_those_of_the_services() -> None:
 
 def test_protobuf_code_is_generated_from_proto(tmp_path: Path) -> None:
     subprocess.run([ROOT / "scripts/generate-protobuf", tmp_path], check=True)
-    generated = {path.name: path.read_text() for path in (tmp_path / "prism/v1").iterdir()}
-    committed = {path.name: path.read_text() for path in (ROOT / "prism/v1").glob("*_pb2.py*")}
+    generated = {path.name: path.read_text() for path in (tmp_path / "prism/wire/v1").iterdir()}
+    committed = {path.name: path.read_text() for path in (ROOT / "prism/wire/v1").glob("*_pb2.py*")}
     assert generated == committed, "run `make protobuf`"

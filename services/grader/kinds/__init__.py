@@ -8,8 +8,8 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from services.grader.kinds import auto, box, choice, multi, number, text
-from services.grader.verdict import GoldUnreadable, Match, Options, Outcome, Task, Unreadable, shown
+from prism.services.grader.kinds import auto, box, choice, multi, number, text
+from prism.services.grader.verdict import GoldUnreadable, Match, Options, Outcome, Task, Unreadable, shown
 
 _MODULES: dict[str, ModuleType] = {"box": box, "choice": choice, "multi": multi, "number": number, "text": text}
 MAX_FAST_CHARS = 512
@@ -18,7 +18,7 @@ MAX_FAST_CHARS = 512
 def module(kind: str) -> ModuleType:
     """math is imported at its first use: the server never needs sympy."""
     if kind not in _MODULES:
-        _MODULES[kind] = importlib.import_module(f"services.grader.kinds.{kind}")
+        _MODULES[kind] = importlib.import_module(f"prism.services.grader.kinds.{kind}")
     return _MODULES[kind]
 
 

@@ -3,8 +3,8 @@
 import re
 from typing import Literal
 
-from services.grader.kinds import choice, number
-from services.grader.verdict import Options, Unreadable
+from prism.services.grader.kinds import choice, number
+from prism.services.grader.verdict import Options, Unreadable
 
 MAX_RESOLVED_CHARS = 4096
 _CANDIDATE = re.compile(r"[0-9\\$xynπ∞]")

@@ -8,7 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from services.grader.verdict import Match, Options, Unreadable, shown
+from prism.services.grader.verdict import Match, Options, Unreadable, shown
 
 MAX_BOX_CHARS = 400
 _KNOWN = re.compile(

@@ -2,8 +2,8 @@
 
 import re
 
-from services.grader.kinds.text import normalise
-from services.grader.verdict import Match, Options, Unreadable, shown
+from prism.services.grader.kinds.text import normalise
+from prism.services.grader.verdict import Match, Options, Unreadable, shown
 
 LETTERS = "ABCDEFGH"
 MAX_CHOICE_CHARS = 4096

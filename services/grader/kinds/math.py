@@ -17,11 +17,11 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 from sympy import MatrixBase, nan, zoo
 from sympy.core.basic import Basic
 
-from services.grader.extract import last_boxed
-from services.grader.kinds import arithmetic
-from services.grader.kinds.cost import too_costly
-from services.grader.kinds.text import REPLACEMENT
-from services.grader.verdict import GoldUnreadable, Match, Options, Unreadable, shown
+from prism.services.grader.extract import last_boxed
+from prism.services.grader.kinds import arithmetic
+from prism.services.grader.kinds.cost import too_costly
+from prism.services.grader.kinds.text import REPLACEMENT
+from prism.services.grader.verdict import GoldUnreadable, Match, Options, Unreadable, shown
 
 MAX_MATH_CHARS = 16_384
 MAX_NESTING = 40  # reading takes time that grows much faster than the depth

@@ -6,7 +6,7 @@ Parts are separated by line breaks or semicolons if there are any, else by comma
 import re
 from collections.abc import Callable
 
-from services.grader.verdict import Match, Options, Unreadable
+from prism.services.grader.verdict import Match, Options, Unreadable
 
 MAX_PARTS = 32
 MAX_MULTI_CHARS = 4096

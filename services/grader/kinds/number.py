@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from services.grader.kinds.text import normalise_text
-from services.grader.kinds.units import UNITS
-from services.grader.verdict import Match, Options, Unreadable, shown
+from prism.services.grader.kinds.text import normalise_text
+from prism.services.grader.kinds.units import UNITS
+from prism.services.grader.verdict import Match, Options, Unreadable, shown
 
 MAX_NUMBER_CHARS = 400
 

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from services.grader.verdict import Match, Options, Unreadable
+from prism.services.grader.verdict import Match, Options, Unreadable
 
 MAX_TEXT_CHARS = 4096  # an answer is short; normalising takes quadratic time on runs of combining marks
 REPLACEMENT = "\ufffd"  # stands where the request had a lone surrogate (protocol.py): not text anybody meant

@@ -28,6 +28,6 @@ def _die_with_parent() -> None:
 _die_with_parent()
 
 if os.environ.get("PRISM_DEVICE", "cpu") == "cpu":
-    from prism import torchvision_cpu
+    from prism.model import torchvision_cpu
 
     torchvision_cpu.install()

@@ -13,11 +13,11 @@ import httpx
 import pytest
 from expert_process import ADMIN, DATA, environment, expert, free_port
 
-from prism.data import DataFile
-from prism.expert_model import load_expert, save_expert
-from prism.expert_section import SECTIONS
-from prism.inputs import InputBuilder
-from prism.weights import seal
+from prism.data.rows import DataFile
+from prism.model.expert import load_expert, save_expert
+from prism.model.inputs import InputBuilder
+from prism.wire.section import SECTIONS
+from prism.wire.weights import seal
 
 
 def push(client: httpx.Client, folder: Path, model: Path, version: int) -> httpx.Response:

@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from prism.data import DataFile
-from prism.expert_section import SECTIONS
-from prism.experts_client import Experts, item
+from prism.clients.experts import Experts, item
+from prism.data.rows import DataFile
+from prism.wire.section import SECTIONS
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 ROWS = 30

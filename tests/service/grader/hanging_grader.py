@@ -2,8 +2,8 @@
 
 import time
 
-from services.grader.verdict import Outcome, Task
-from services.grader.worker import compare_chunk
+from prism.services.grader.verdict import Outcome, Task
+from prism.services.grader.worker import compare_chunk
 
 
 def hang_if_asked(tasks: list[Task], patience: float | None, cpu_seconds: float) -> list[Outcome | None]:
@@ -13,10 +13,10 @@ def hang_if_asked(tasks: list[Task], patience: float | None, cpu_seconds: float)
 
 
 if __name__ == "__main__":
-    from prism.service import serve
+    from prism.http.app import serve
+    from prism.services.grader.app import create_app
+    from prism.services.grader.settings import GraderSettings
     from prism.settings import load_settings
-    from services.grader.app import create_app
-    from services.grader.settings import GraderSettings
 
     settings = load_settings(GraderSettings)
     serve(create_app(settings, hang_if_asked), settings)

@@ -37,7 +37,7 @@ def grader(*command: str, **values: Any) -> Iterator[tuple[psutil.Process, httpx
         port = free.getsockname()[1]
     settings = {"port": port, "token": DATA, "admin_token": ADMIN, "workers": 2, "deadline_seconds": 2} | values
     environment = os.environ | {f"PRISM_{name.upper()}": str(value) for name, value in settings.items()}
-    started = subprocess.Popen([sys.executable, *(command or ("-m", "services.grader"))], env=environment)
+    started = subprocess.Popen([sys.executable, *(command or ("-m", "prism.services.grader"))], env=environment)
     process = psutil.Process(started.pid)
     family: list[psutil.Process] = []
     try:

@@ -8,14 +8,14 @@ from policy_process import PolicyProcess, policy_process
 
 from configs.demo import task
 from configs.demo.model import Size, save_model
-from prism import torchvision_cpu
+from prism.model import torchvision_cpu
 
 torchvision_cpu.install()
 
 import torch  # noqa: E402  (torchvision must find its operators declared)
 
-from prism.inputs import InputBuilder  # noqa: E402
-from trainer.policy_model import load_policy, save_policy  # noqa: E402
+from prism.model.inputs import InputBuilder  # noqa: E402
+from prism.trainer.learn.policy_model import load_policy, save_policy  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import httpx
 import psutil
 from PIL import Image
 
-from prism.weights import Manifest, Probe, seal
+from prism.wire.weights import Manifest, Probe, seal
 
 DATA_TOKEN, ADMIN_TOKEN = "data-token-0123456789", "admin-token-0123456789"
 START_SECONDS = 240  # 25 on two idle cores; four times that when they are shared
@@ -97,7 +97,7 @@ def policy_process(folder: Path, model: Path, **values: Any) -> Iterator[PolicyP
     log = folder / "policy.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "services.policy"], env=environment, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "prism.services.policy"], env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     service = PolicyProcess(process, port, folder / "weights", folder / "state", log)
     try:

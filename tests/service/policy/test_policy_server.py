@@ -21,14 +21,14 @@ from policy_process import ADMIN_TOKEN, PolicyProcess, data_uri, policy_process
 from transformers import Qwen3VLForConditionalGeneration
 
 from bench.padded import collate
-from prism.broadcast import Sender
 from prism.config import PushConfig
-from prism.inputs import Example, InputBuilder
-from prism.v1 import rollout_pb2 as pb
-from prism.weights import Broadcast, Manifest, Probe
-from trainer.named_weights import config_json, named_weights
-from trainer.policy_model import load_policy
-from trainer.publish import Publisher, PushResult
+from prism.model.broadcast import Sender
+from prism.model.inputs import Example, InputBuilder
+from prism.trainer.learn.policy_model import load_policy
+from prism.trainer.weights.named import config_json, named_weights
+from prism.trainer.weights.publish import Publisher, PushResult
+from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.weights import Broadcast, Manifest, Probe
 
 torch.set_num_threads(1)  # leave the other core to the server
 

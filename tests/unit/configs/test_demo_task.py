@@ -14,8 +14,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from configs.demo import prepare, task
-from prism import torchvision_cpu
-from prism.response import caption_f1, parse_response
+from prism.model import torchvision_cpu
+from prism.wire.response import caption_f1, parse_response
 
 ROWS = {"public": 60, "teacher": 8, "prompts": 30, "validation": 12, "test": 12}
 

@@ -10,12 +10,12 @@ import yaml
 from helm_python.chart import Chart
 from pydantic_settings import BaseSettings
 
-from prism.endpoints import Endpoints
-from services.experts.settings import ExpertSettings
-from services.grader.settings import GraderSettings
-from services.policy.settings import PolicySettings
-from services.rollouts.settings import RolloutSettings
-from trainer.launch import Launch
+from prism.clients.endpoints import Endpoints
+from prism.services.experts.settings import ExpertSettings
+from prism.services.grader.settings import GraderSettings
+from prism.services.policy.settings import PolicySettings
+from prism.services.rollouts.settings import RolloutSettings
+from prism.trainer.run.launch import Launch
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "deploy" / "helm" / "prism"

@@ -5,11 +5,11 @@ from types import ModuleType
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from services.experts import metrics as experts
-from services.grader import metrics as grader
-from services.policy import metrics as policy
-from services.rollouts import metrics as rollouts
-from trainer import recorder as trainer
+from prism.services.experts import metrics as experts
+from prism.services.grader import metrics as grader
+from prism.services.policy import metrics as policy
+from prism.services.rollouts import metrics as rollouts
+from prism.trainer.run import recorder as trainer
 
 MODULES = {"policy": policy, "experts": experts, "grader": grader, "rollouts": rollouts, "trainer": trainer}
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}

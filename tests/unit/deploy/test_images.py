@@ -24,7 +24,7 @@ def test_an_image_is_safe_to_run_and_says_how_it_is(file: Path) -> None:
     assert made.user == 10001
     assert re.search(r'^ENTRYPOINT \["python3", "-m", "prism"\]$', text, re.MULTILINE)
     assert re.search(r'^CMD \["', text, re.MULTILINE)
-    assert re.search(r'^HEALTHCHECK .* CMD \["python3", "-m", "prism.healthcheck"', text, re.MULTILINE)
+    assert re.search(r'^HEALTHCHECK .* CMD \["python3", "-m", "prism.http.healthcheck"', text, re.MULTILINE)
     assert "org.opencontainers.image.revision" in text
     assert "TOKEN" not in text
     assert int(made.environment["PRISM_PORT"]) in made.ports

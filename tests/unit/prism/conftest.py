@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Header, HTTPException
 
-from prism.expert_api import (
+from prism.wire.experts import (
     CalibrationRequest,
     CalibrationState,
     CompareAnswer,
@@ -27,7 +27,7 @@ from prism.expert_api import (
     ScoreItem,
     ScoreRequest,
 )
-from prism.expert_section import SECTIONS, Section
+from prism.wire.section import SECTIONS, Section
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 

@@ -4,7 +4,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from prism.auth import BearerAuth
+from prism.http.auth import BearerAuth
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 

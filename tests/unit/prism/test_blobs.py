@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prism.blobs import BlobStore
+from prism.data.blobs import BlobStore
 from prism.errors import DataError
 
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
-from prism.blobs import BlobStore
+from prism.data.blobs import BlobStore
 from prism.errors import ConfigError, DataError, ServiceError
 
 URL = "s3://images/run"

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism import broadcast
-from prism.broadcast import Receiver, Sender, backend_of
 from prism.errors import WeightsError
-from prism.weights import Broadcast
+from prism.model import broadcast
+from prism.model.broadcast import Receiver, Sender, backend_of
+from prism.wire.weights import Broadcast
 
 CPU = torch.device("cpu")
 TENSORS = [

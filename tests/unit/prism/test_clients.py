@@ -9,16 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from prism.clients import (
-    ExpertClient,
-    GraderClient,
-    PolicyClient,
-    Refused,
-    ServiceClient,
-    Unavailable,
-    data_uri,
-)
-from prism.v1 import rollout_pb2 as pb
+from prism.clients.http import ExpertClient, GraderClient, PolicyClient, Refused, ServiceClient, Unavailable, data_uri
+from prism.wire.v1 import rollout_pb2 as pb
 
 Handler = Callable[[httpx.Request], httpx.Response]
 IMAGE = b"\x89PNG..."

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prism.blobs import BlobStore
-from prism.data import Row, open_image, read_rows, to_prompt
+from prism.data.blobs import BlobStore
+from prism.data.rows import Row, open_image, read_rows, to_prompt
 from prism.errors import DataError
 
 GOOD: dict[str, Any] = {"id": "a", "messages": [{"role": "user", "content": "2 + 2?"}]}

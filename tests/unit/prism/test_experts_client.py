@@ -13,12 +13,12 @@ import pytest
 from fastapi import HTTPException
 from PIL import Image
 
-from prism import experts_client
-from prism.clients import Refused, Unavailable
-from prism.data import open_image
+from prism.clients import experts as experts_client
+from prism.clients.experts import Experts, image_uri, item, parse_item
+from prism.clients.http import Refused, Unavailable
+from prism.data.rows import open_image
 from prism.errors import ConfigError, DataError
-from prism.expert_api import CalibrationRequest, Reference
-from prism.experts_client import Experts, image_uri, item, parse_item
+from prism.wire.experts import CalibrationRequest, Reference
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 TEXT = "the response"

@@ -10,9 +10,9 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from prism.errors import ConfigError, DataError
-from prism.inputs import InputBuilder
-from prism.packing import pack
-from prism.v1 import rollout_pb2 as pb
+from prism.model.inputs import InputBuilder
+from prism.model.packing import pack
+from prism.wire.v1 import rollout_pb2 as pb
 
 TEACHER = "<caption>- a nine\n- b one</caption><think>9-1=8</think><answer>8</answer>"
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from bench.padded import collate, load_stock
 from bench.padded import response_logprobs as padded_logprobs
-from prism.inputs import Example, InputBuilder
-from prism.packing import hidden_states, pack, run_backbone, split_by_tokens
-from prism.v1 import rollout_pb2 as pb
-from trainer.policy_model import load_policy, response_logprobs
+from prism.model.inputs import Example, InputBuilder
+from prism.model.packing import hidden_states, pack, run_backbone, split_by_tokens
+from prism.trainer.learn.policy_model import load_policy, response_logprobs
+from prism.wire.v1 import rollout_pb2 as pb
 
 SIZES = {"one image": [(96, 64)], "no image": [], "two images": [(64, 64), (96, 32)]}
 

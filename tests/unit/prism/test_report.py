@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from prism.blobs import BlobStore
+from prism.data.blobs import BlobStore
 from prism.errors import DataError
 from prism.report import load_report, print_comparison, print_table, write_comparison, write_report
 from prism.report.charts import running_mean

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prism.response import caption_f1, parse_response
+from prism.wire.response import caption_f1, parse_response
 
 VALID = "<caption>- a\n- b</caption><think>1 + 1</think><answer>2</answer>"
 

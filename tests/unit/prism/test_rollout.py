@@ -9,12 +9,12 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from prism.blobs import BlobStore
-from prism.clients import Refused, Unavailable
-from prism.endpoints import Endpoints
+from prism.clients.endpoints import Endpoints
+from prism.clients.http import Refused, Unavailable
+from prism.clients.rollout import Judges
+from prism.data.blobs import BlobStore
 from prism.errors import DataError
-from prism.rollout import Judges
-from prism.v1 import rollout_pb2 as pb
+from prism.wire.v1 import rollout_pb2 as pb
 
 TEACHER = "the teacher's"
 Answer = Callable[[dict[str, Any]], httpx.Response]

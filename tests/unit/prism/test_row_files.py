@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from prism.data import Row, read_rows
+from prism.data.row_files import numbered_lines
+from prism.data.rows import Row, read_rows
 from prism.errors import DataError
-from prism.row_files import numbered_lines
 from prism.scoring.rows import row_lines, score_row
 
 MEBIBYTE = 2**20

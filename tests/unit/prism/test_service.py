@@ -12,7 +12,7 @@ import pytest
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 SERVICE = """
-from prism.service import create_app, serve
+from prism.http.app import create_app, serve
 from prism.settings import ServiceSettings, load_settings
 settings = load_settings(ServiceSettings)
 app = create_app("test", settings, not_ready=lambda: None)
@@ -33,7 +33,7 @@ def ports() -> Iterator[tuple[int, int]]:
     )
     try:
         until = time.monotonic() + 30
-        while subprocess.run([sys.executable, "-m", "prism.healthcheck"], env=os.environ | {"PRISM_PORT": str(data)},
+        while subprocess.run([sys.executable, "-m", "prism.http.healthcheck"], env=os.environ | {"PRISM_PORT": str(data)},
                              capture_output=True).returncode:  # fmt: skip
             assert process.poll() is None
             assert time.monotonic() < until, "the service is not ready"
@@ -55,6 +55,6 @@ def test_weights_are_taken_on_the_admin_port_alone(ports: tuple[int, int]) -> No
 
 def test_the_health_check_fails_for_what_is_not_there(ports: tuple[int, int]) -> None:
     for path, status in (("/readyz", 0), ("/nothing", 1)):
-        command = [sys.executable, "-m", "prism.healthcheck", path]
+        command = [sys.executable, "-m", "prism.http.healthcheck", path]
         checked = subprocess.run(command, env=os.environ | {"PRISM_PORT": str(ports[0])}, capture_output=True)
         assert checked.returncode == status

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from prism.endpoints import load_endpoints
+from prism.clients.endpoints import load_endpoints
 from prism.errors import ConfigError
-from prism.secret_files import write_secrets
+from prism.services.experts.settings import ExpertSettings
 from prism.settings import ServiceSettings, load_settings
-from services.experts.settings import ExpertSettings
+from prism.stack.secret_files import write_secrets
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 GOOD = {"PRISM_PORT": "8000", "PRISM_TOKEN": DATA, "PRISM_ADMIN_TOKEN": ADMIN}

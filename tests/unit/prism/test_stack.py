@@ -16,7 +16,7 @@ from rich.console import Console
 
 from prism.config import RunConfig, load_config
 from prism.errors import ServiceError
-from prism.stack import RunningServices, Service, Stack
+from prism.stack.local import RunningServices, Service, Stack
 
 # Says that it is ready by a file, so that nothing needs a port; ends as soon as it is asked to.
 READY = "import pathlib, time; pathlib.Path(r'{flag}').touch(); time.sleep(600)"
@@ -159,7 +159,7 @@ def test_leaving_stops_everything(stack: Stack, service: Callable[..., Service],
 def test_what_does_not_end_when_asked_is_killed(
     stack: Stack, service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prism.stack.STOP_SECONDS", 0.3)
+    monkeypatch.setattr("prism.stack.local.STOP_SECONDS", 0.3)
     stack.services = [service("stubborn", STUBBORN)]
     with stack:
         started = family(stack)

@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from prism.errors import StreamError
-from prism.stream import WORKERS, Delivery, StreamNames, TrainerStream, WorkerRedis, WorkerStream, parse_group
-from prism.v1 import rollout_pb2 as pb
+from prism.streams.streams import WORKERS, Delivery, StreamNames, TrainerStream, WorkerRedis, WorkerStream, parse_group
+from prism.wire.v1 import rollout_pb2 as pb
 
 RUN = "streams"
 NAMES = StreamNames(RUN)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prism.errors import WeightsError
-from prism.weights import (
+from prism.wire.weights import (
     MANIFEST,
     Manifest,
     WeightFile,

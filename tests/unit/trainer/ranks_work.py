@@ -16,23 +16,24 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from prism.blobs import BlobStore
 from prism.config import ExpertLearnerConfig, PolicyLearnerConfig, RunConfig
-from prism.data import read_rows, to_prompt
-from prism.expert_model import load_expert, upcycle
-from prism.inputs import Example, InputBuilder
-from prism.v1 import rollout_pb2 as pb
+from prism.data.blobs import BlobStore
+from prism.data.rows import read_rows, to_prompt
+from prism.model.expert import load_expert, upcycle
+from prism.model.inputs import Example, InputBuilder
+from prism.trainer.flow.demonstrations import prompt_of
+from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.learn import ranks
+from prism.trainer.learn.expert_learner import ExpertLearner
+from prism.trainer.learn.learner_model import compile_layers
+from prism.trainer.learn.losses import Algorithm, LossOptions
+from prism.trainer.learn.policy_learner import PolicyLearner, TrainingSample
+from prism.trainer.learn.policy_model import load_policy
+from prism.trainer.stages import align, rlvr
+from prism.trainer.stages.context import Context
+from prism.trainer.weights.publish import PushResult
+from prism.wire.v1 import rollout_pb2 as pb
 from tests.unit.trainer.test_stages import Workers
-from trainer import align, ranks, rlvr
-from trainer.context import Context
-from trainer.demonstrations import prompt_of
-from trainer.examples import GroupExamples
-from trainer.expert_learner import ExpertLearner
-from trainer.learner_model import compile_layers
-from trainer.losses import Algorithm, LossOptions
-from trainer.policy_learner import PolicyLearner, TrainingSample
-from trainer.policy_model import load_policy
-from trainer.publish import PushResult
 
 TEXTS = [
     f"<caption>- a {one}</caption><think>{two}+1={two + 1}</think><answer>{two + 1}</answer>"

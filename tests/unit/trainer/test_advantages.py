@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prism.errors import StreamError
-from trainer.advantages import (
+from prism.trainer.learn.advantages import (
     Advantages,
     ExpertScores,
     alignment_advantages,

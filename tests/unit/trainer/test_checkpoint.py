@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from prism.errors import CheckpointError, WeightsError
-from trainer.checkpoint import (
+from prism.trainer.checkpoint.checkpoint import (
     Checkpoints,
     checkpoints,
     newest_checkpoint,

@@ -12,9 +12,9 @@ import torch
 from pyarrow import parquet
 from rich.console import Console
 
-from prism.data import DataFile, read_rows
-from prism.inputs import InputBuilder
-from trainer.demonstrations import Demonstrations, Order, report_problems
+from prism.data.rows import DataFile, read_rows
+from prism.model.inputs import InputBuilder
+from prism.trainer.flow.demonstrations import Demonstrations, Order, report_problems
 
 
 def demonstrations(file: DataFile, target: str, inputs: InputBuilder, cache_bytes: int = 2**30) -> Demonstrations:

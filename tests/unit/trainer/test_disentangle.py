@@ -11,12 +11,12 @@ from rich.console import Console
 
 from prism.config import DisentangleConfig, RunConfig, load_config
 from prism.errors import ServiceError
-from prism.expert_section import Section, section_of
-from prism.response import parse_response
-from prism.v1 import rollout_pb2 as pb
-from trainer import disentangle as module
-from trainer.corrupt import Lies
-from trainer.disentangle import disentangle, disentangled_stages, print_disentanglement, summary
+from prism.evaluation import disentangle as module
+from prism.evaluation.corrupt import Lies
+from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement, summary
+from prism.wire.response import parse_response
+from prism.wire.section import Section, section_of
+from prism.wire.v1 import rollout_pb2 as pb
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 RESPONSE = "<caption>- a seven\n- b one of 12 zerosum</caption><think>7+1=8\nmax=8</think><answer>8</answer>"

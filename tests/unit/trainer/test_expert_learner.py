@@ -10,23 +10,23 @@ import pytest
 import torch
 from torch import nn
 
-from prism.blobs import BlobStore
 from prism.config import ExpertLearnerConfig
-from prism.data import open_image
+from prism.data.blobs import BlobStore
+from prism.data.rows import open_image
 from prism.errors import NotFiniteError
-from prism.expert_api import ImagePart, Message, ScoreItem, ScoreRequest, TextPart
-from prism.expert_model import ExpertModel, Judgement, load_expert, place, save_expert, upcycle
-from prism.expert_section import Section, section_of
-from prism.inputs import Example, InputBuilder
-from prism.packing import Batch, pack
-from prism.response import parse_response
-from prism.v1 import rollout_pb2 as pb
-from services.experts.planner import Planner
-from services.experts.settings import ExpertSettings
-from trainer.checkpoint import read_tensors, write_tensors
-from trainer.examples import GroupExamples
-from trainer.expert_learner import ExpertLearner, _Pairs, _with_mismatches
-from trainer.losses import bradley_terry, score_regularisation
+from prism.model.expert import ExpertModel, Judgement, load_expert, place, save_expert, upcycle
+from prism.model.inputs import Example, InputBuilder
+from prism.model.packing import Batch, pack
+from prism.services.experts.planner import Planner
+from prism.services.experts.settings import ExpertSettings
+from prism.trainer.checkpoint.checkpoint import read_tensors, write_tensors
+from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.learn.expert_learner import ExpertLearner, _Pairs, _with_mismatches
+from prism.trainer.learn.losses import bradley_terry, score_regularisation
+from prism.wire.experts import ImagePart, Message, ScoreItem, ScoreRequest, TextPart
+from prism.wire.response import parse_response
+from prism.wire.section import Section, section_of
+from prism.wire.v1 import rollout_pb2 as pb
 
 MEASURED = (
     "loss",

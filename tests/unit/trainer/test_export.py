@@ -14,12 +14,12 @@ from bench.padded import load_stock
 from prism import cli
 from prism.config import OptimizerConfig, RunConfig, load_config, save_resolved
 from prism.errors import ConfigError, WeightsError
-from prism.expert_model import load_expert
-from prism.inputs import InputBuilder
-from trainer.checkpoint import Checkpoints, write_description
-from trainer.optimizer import Optimizer
-from trainer.policy_model import load_policy, save_policy
-from trainer.result import finish_stage
+from prism.model.expert import load_expert
+from prism.model.inputs import InputBuilder
+from prism.trainer.checkpoint.checkpoint import Checkpoints, write_description
+from prism.trainer.learn.optimizer import Optimizer
+from prism.trainer.learn.policy_model import load_policy, save_policy
+from prism.trainer.run.result import finish_stage
 
 OPTIMIZER = OptimizerConfig.model_validate({"lr": 1e-3})
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from prism.errors import ConfigError
-from prism.expert_model import load_expert
-from trainer.freeze import freeze
+from prism.model.expert import load_expert
+from prism.trainer.learn.freeze import freeze
 
 
 def test_a_part_is_a_module_and_not_the_beginning_of_a_name(tiny_model: Path) -> None:

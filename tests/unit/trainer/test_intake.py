@@ -8,9 +8,9 @@ import redis
 
 from prism.config import RolloutConfig
 from prism.errors import ServiceError
-from prism.stream import WORKERS, StreamNames, TrainerStream
-from prism.v1 import rollout_pb2 as pb
-from trainer.intake import Admission, Intake, PromptSequence
+from prism.streams.streams import WORKERS, StreamNames, TrainerStream
+from prism.trainer.flow.intake import Admission, Intake, PromptSequence
+from prism.wire.v1 import rollout_pb2 as pb
 
 RUN = "intake"
 NAMES = StreamNames(RUN)

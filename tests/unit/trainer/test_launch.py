@@ -10,7 +10,7 @@ import pytest
 
 from prism.errors import ConfigError
 from prism.settings import load_settings
-from trainer.launch import Launch
+from prism.trainer.run.launch import Launch
 
 SAY = """
 import os, sys, torch.distributed as dist

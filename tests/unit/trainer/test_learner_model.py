@@ -8,15 +8,15 @@ import torch
 from torch._dynamo.utils import counters
 from torch.library import opcheck
 
-from prism.blobs import BlobStore
-from prism.data import open_image
-from prism.inputs import Example, InputBuilder
-from prism.packing import pack
-from prism.shared_prefix import Layout, _branches
-from prism.v1 import rollout_pb2 as pb
-from trainer import policy_model
-from trainer.learner_model import compile_layers
-from trainer.policy_model import compile_head, load_policy, response_tokens
+from prism.data.blobs import BlobStore
+from prism.data.rows import open_image
+from prism.model.inputs import Example, InputBuilder
+from prism.model.packing import pack
+from prism.model.shared_prefix import Layout, _branches
+from prism.trainer.learn import policy_model
+from prism.trainer.learn.learner_model import compile_layers
+from prism.trainer.learn.policy_model import compile_head, load_policy, response_tokens
+from prism.wire.v1 import rollout_pb2 as pb
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import httpx
 
-from trainer.live_metrics import serve_metrics
+from prism.trainer.run.live_metrics import serve_metrics
 
 STAGE = """
 import io, sys
 from pathlib import Path
 from rich.console import Console
-from trainer.recorder import Recorder
+from prism.trainer.run.recorder import Recorder
 recorder = Recorder(Path(sys.argv[1]), sys.argv[2], 2, console=Console(file=io.StringIO()))
 recorder.step(1, {"reward": 0.25})
 recorder.step(2, {"reward": 0.75})

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.losses import (
+from prism.trainer.learn.losses import (
     DEFAULT_OPTIONS,
     POLICY_LOSSES,
     Algorithm,

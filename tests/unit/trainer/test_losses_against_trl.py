@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from prism import torchvision_cpu
+from prism.model import torchvision_cpu
 
 torchvision_cpu.install()  # TRL imports torchvision, which must load beside a CPU build of torch
 
@@ -19,8 +19,8 @@ from torch import Tensor  # noqa: E402
 from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
 from trl.trainer.utils import nanstd  # noqa: E402
 
-from trainer.advantages import group_normalised  # noqa: E402
-from trainer.losses import LossOptions, PackedTokens, PolicyLoss, Totals, policy_loss  # noqa: E402
+from prism.trainer.learn.advantages import group_normalised  # noqa: E402
+from prism.trainer.learn.losses import LossOptions, PackedTokens, PolicyLoss, Totals, policy_loss  # noqa: E402
 
 MAX_LENGTH = 24  # tokens; TRL's max_completion_length
 

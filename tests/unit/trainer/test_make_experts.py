@@ -9,12 +9,12 @@ import torch
 from typer.testing import CliRunner
 
 from prism import cli
-from prism.data import DataFile, open_image
+from prism.data.rows import DataFile, open_image
 from prism.errors import ConfigError, PrismError
-from prism.expert_model import load_expert, upcycle
-from prism.inputs import InputBuilder
-from prism.packing import Batch, hidden_states, pack
-from trainer.demonstrations import row_messages
+from prism.model.expert import load_expert, upcycle
+from prism.model.inputs import InputBuilder
+from prism.model.packing import Batch, hidden_states, pack
+from prism.trainer.flow.demonstrations import row_messages
 
 
 @pytest.fixture(scope="module")

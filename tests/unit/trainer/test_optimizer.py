@@ -10,7 +10,7 @@ from torch import nn
 
 from prism.config import OptimizerConfig
 from prism.errors import NotFiniteError
-from trainer.optimizer import Optimizer, lr_factor
+from prism.trainer.learn.optimizer import Optimizer, lr_factor
 
 
 def settings(**values: Any) -> OptimizerConfig:

@@ -10,13 +10,13 @@ from rich.console import Console
 
 from prism.config import AlignConfig, GroundingConfig, RunConfig, load_config
 from prism.errors import ConfigError, ServiceError
-from prism.expert_model import load_expert
-from prism.expert_section import SECTIONS
-from trainer import pipeline
-from trainer.compare import load_compare, stage_overrides, teacher_texts
-from trainer.expert_start import expert_start, served_experts
-from trainer.result import finish_stage, next_attempt, stage_result, start_of, start_version
-from trainer.train import train_stage
+from prism.model.expert import load_expert
+from prism.trainer.run import pipeline
+from prism.trainer.run.compare import load_compare, stage_overrides, teacher_texts
+from prism.trainer.run.expert_start import expert_start, served_experts
+from prism.trainer.run.result import finish_stage, next_attempt, stage_result, start_of, start_version
+from prism.trainer.stages.train import train_stage
+from prism.wire.section import SECTIONS
 
 DEMO = Path("configs/demo.toml")
 
@@ -149,7 +149,7 @@ def test_a_stage_wants_what_comes_before_it(config: RunConfig) -> None:
 def test_services_must_be_found_before_a_stage_that_needs_them(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prism.endpoints import load_endpoints
+    from prism.clients.endpoints import load_endpoints
 
     for name in ("REDIS_URL", "TOKEN", "POLICY_URL"):
         monkeypatch.delenv(f"PRISM_{name}", raising=False)

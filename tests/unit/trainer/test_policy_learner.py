@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from prism.blobs import BlobStore
 from prism.config import PolicyLearnerConfig
-from prism.data import open_image
+from prism.data.blobs import BlobStore
+from prism.data.rows import open_image
 from prism.errors import NotFiniteError, StreamError
-from prism.inputs import Example, InputBuilder
-from prism.packing import pack
-from prism.v1 import rollout_pb2 as pb
-from trainer.checkpoint import read_tensors, write_tensors
-from trainer.examples import GroupExamples
-from trainer.losses import LossOptions
-from trainer.policy_learner import PolicyLearner, TrainingSample, training_samples
-from trainer.policy_model import load_policy, response_logprobs
+from prism.model.inputs import Example, InputBuilder
+from prism.model.packing import pack
+from prism.trainer.checkpoint.checkpoint import read_tensors, write_tensors
+from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.learn.losses import LossOptions
+from prism.trainer.learn.policy_learner import PolicyLearner, TrainingSample, training_samples
+from prism.trainer.learn.policy_model import load_policy, response_logprobs
+from prism.wire.v1 import rollout_pb2 as pb
 
 VERSION = 5
 TEXTS = ("<caption>- a one</caption>", "<think>9-1=8</think><answer>8</answer>", "7", "- b two\n- c three")

@@ -9,14 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.padded import load_stock
 from bench.padded import response_logprobs as padded_logprobs
-from prism.blobs import BlobStore
-from prism.data import open_image
+from prism.data.blobs import BlobStore
+from prism.data.rows import open_image
 from prism.errors import ConfigError
-from prism.inputs import Example, InputBuilder
-from prism.packing import pack
-from prism.v1 import rollout_pb2 as pb
-from trainer import policy_model
-from trainer.policy_model import load_policy, response_logprobs, response_tokens, save_policy
+from prism.model.inputs import Example, InputBuilder
+from prism.model.packing import pack
+from prism.trainer.learn import policy_model
+from prism.trainer.learn.policy_model import load_policy, response_logprobs, response_tokens, save_policy
+from prism.wire.v1 import rollout_pb2 as pb
 
 
 @pytest.fixture(scope="module")

@@ -14,20 +14,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prism.blobs import BlobStore
-from prism.broadcast import Receiver
+from prism.clients.endpoints import Endpoints
 from prism.config import PushConfig, RunConfig
-from prism.data import open_image
-from prism.endpoints import Endpoints
+from prism.data.blobs import BlobStore
+from prism.data.rows import open_image
 from prism.errors import WeightsError
-from prism.inputs import InputBuilder
-from prism.packing import pack
-from prism.v1 import rollout_pb2 as pb
-from prism.weights import MANIFEST, Broadcast, Manifest, Probe, verify
-from trainer import publish
-from trainer.policy_model import load_policy, response_logprobs
-from trainer.probe import make_probe
-from trainer.publish import Publisher
+from prism.model.broadcast import Receiver
+from prism.model.inputs import InputBuilder
+from prism.model.packing import pack
+from prism.trainer.learn.policy_model import load_policy, response_logprobs
+from prism.trainer.weights import publish
+from prism.trainer.weights.probe import make_probe
+from prism.trainer.weights.publish import Publisher
+from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.weights import MANIFEST, Broadcast, Manifest, Probe, verify
 
 ADMIN = "admin-token-0123456789"
 TAKEN = {"sync_paused_seconds": 0.125}

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prism.trainer.checkpoint.checkpoint import checkpoints
 from tests.unit.trainer.ranks_work import EXPERTS, POLICIES, work
-from trainer.checkpoint import checkpoints
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from rich.console import Console
 
-from trainer.recorder import Recorder
+from prism.trainer.run.recorder import Recorder
 
 
 @pytest.fixture

@@ -12,11 +12,17 @@ from torch import Tensor
 
 from prism.config import OptimizerConfig
 from prism.errors import WeightsError
-from trainer.checkpoint import Checkpoints, checkpoints, newest_checkpoint, save_checkpoint, write_tensors
-from trainer.intake import Intake
-from trainer.learner import Learner
-from trainer.optimizer import Optimizer
-from trainer.resume import StageCheckpoints
+from prism.trainer.checkpoint.checkpoint import (
+    Checkpoints,
+    checkpoints,
+    newest_checkpoint,
+    save_checkpoint,
+    write_tensors,
+)
+from prism.trainer.checkpoint.resume import StageCheckpoints
+from prism.trainer.flow.intake import Intake
+from prism.trainer.learn.learner import Learner
+from prism.trainer.learn.optimizer import Optimizer
 
 
 class Settings(BaseModel):

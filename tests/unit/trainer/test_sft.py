@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from prism.config import RunConfig, SftConfig
 from prism.errors import DataError, NotFiniteError
-from prism.inputs import Example, InputBuilder
-from trainer import sft
-from trainer.checkpoint import checkpoints
-from trainer.demonstrations import Demonstrations, Order
+from prism.model.inputs import Example, InputBuilder
+from prism.trainer.checkpoint.checkpoint import checkpoints
+from prism.trainer.flow.demonstrations import Demonstrations, Order
+from prism.trainer.stages import sft
 
 
 @pytest.fixture

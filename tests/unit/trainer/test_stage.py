@@ -11,15 +11,15 @@ from google.protobuf.json_format import ParseDict
 
 from prism.config import PolicyLearnerConfig
 from prism.errors import NotFiniteError, StreamError
-from prism.inputs import Example
-from prism.v1 import rollout_pb2 as pb
-from trainer.context import Context
-from trainer.intake import Intake, StepRollouts
-from trainer.losses import Algorithm
-from trainer.policy_learner import PolicyLearner
-from trainer.policy_model import load_reference
-from trainer.stage import dump_nonfinite_groups, loss_options, usable_groups
-from trainer.staleness import StalenessBound
+from prism.model.inputs import Example
+from prism.trainer.flow.intake import Intake, StepRollouts
+from prism.trainer.flow.staleness import StalenessBound
+from prism.trainer.learn.losses import Algorithm
+from prism.trainer.learn.policy_learner import PolicyLearner
+from prism.trainer.learn.policy_model import load_reference
+from prism.trainer.stages.common import dump_nonfinite_groups, loss_options, usable_groups
+from prism.trainer.stages.context import Context
+from prism.wire.v1 import rollout_pb2 as pb
 
 EXAMPLE = Example([1], 1, None, None)
 

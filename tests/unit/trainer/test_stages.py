@@ -13,20 +13,20 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from prism.blobs import BlobStore
 from prism.config import RunConfig
-from prism.data import open_image
+from prism.data.blobs import BlobStore
+from prism.data.rows import open_image
 from prism.errors import NotFiniteError
-from prism.expert_section import SECTIONS
-from prism.inputs import InputBuilder
-from prism.v1 import rollout_pb2 as pb
-from trainer import align, rlvr
-from trainer.checkpoint import checkpoints
-from trainer.context import Context
-from trainer.examples import GroupExamples
-from trainer.intake import Admission, StepRollouts
-from trainer.publish import PushResult
-from trainer.staleness import StalenessBound
+from prism.model.inputs import InputBuilder
+from prism.trainer.checkpoint.checkpoint import checkpoints
+from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.flow.intake import Admission, StepRollouts
+from prism.trainer.flow.staleness import StalenessBound
+from prism.trainer.stages import align, rlvr
+from prism.trainer.stages.context import Context
+from prism.trainer.weights.publish import PushResult
+from prism.wire.section import SECTIONS
+from prism.wire.v1 import rollout_pb2 as pb
 
 TEXTS = [
     f"<caption>- a {one}</caption><think>{two}+1={two + 1}</think><answer>{two + 1}</answer>"

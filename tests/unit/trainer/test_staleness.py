@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prism.errors import StreamError
-from trainer.staleness import StalenessBound, staleness
+from prism.trainer.flow.staleness import StalenessBound, staleness
 
 
 def test_staleness_counts_updates_between_sampling_and_training() -> None:

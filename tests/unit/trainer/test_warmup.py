@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from prism import cli
 from prism.errors import ConfigError, DataError
-from prism.expert_model import load_expert
-from trainer.make_experts import upcycle_folder
-from trainer.recorder import Recorder
+from prism.model.expert import load_expert
+from prism.trainer.run.make_experts import upcycle_folder
+from prism.trainer.run.recorder import Recorder
 
 WRONG = "<caption>- a zero\n- b zero</caption><think>0+0=0</think><answer>0</answer>"
 FAST = ("--batch=3", "--lr=2e-3", "--checkpoint-every=2", "--epochs=2")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prism.expert_model import ARCHITECTURES, load_expert, save_expert, upcycle
-from prism.inputs import InputBuilder
-from prism.weights import Manifest, newest_sealed, seal, verify
-from trainer.named_weights import config_json, named_weights
-from trainer.policy_model import load_policy, save_policy
-from trainer.weight_folder import WeightFolder, block_of
+from prism.model.expert import ARCHITECTURES, load_expert, save_expert, upcycle
+from prism.model.inputs import InputBuilder
+from prism.trainer.learn.policy_model import load_policy, save_policy
+from prism.trainer.weights.folder import WeightFolder, block_of
+from prism.trainer.weights.named import config_json, named_weights
+from prism.wire.weights import Manifest, newest_sealed, seal, verify
 
 Tensors = list[tuple[str, torch.Tensor]]
 LAYERS: Tensors = [(f"layers.{i}.{name}", torch.full((8,), float(i))) for i in range(3) for name in ("a", "b")]

@@ -161,7 +161,7 @@ livenessProbe:
 {{- define "prism.awaitModel" -}}
 - name: await-model
   {{- include "prism.image" . | nindent 2 }}
-  command: [python3, -m, prism.await_model]
+  command: [python3, -m, prism.stack.await_model]
   args: [{{ include "prism.modelFolder" . }}, {{ include "prism.runFolder" . }}/weights, {{ include "prism.runFolder" . }}/services/{{ .component }}]
   resources: {requests: {cpu: 50m, memory: 64Mi}}
   volumeMounts:

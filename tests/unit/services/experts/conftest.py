@@ -9,11 +9,11 @@ import pytest
 from expert_app import ADMIN, DATA, serving
 from pydantic import SecretStr
 
-from prism.blobs import BlobStore
-from prism.expert_model import load_expert, save_expert
-from prism.inputs import InputBuilder
+from prism.data.blobs import BlobStore
+from prism.model.expert import load_expert, save_expert
+from prism.model.inputs import InputBuilder
+from prism.services.experts.settings import ExpertSettings
 from prism.settings import load_settings
-from services.experts.settings import ExpertSettings
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import httpx
 from fastapi import FastAPI
 from PIL import Image
 
-from prism.weights import seal
-from services.experts.app import create_app
-from services.experts.settings import ExpertSettings
+from prism.services.experts.app import create_app
+from prism.services.experts.settings import ExpertSettings
+from prism.wire.weights import seal
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 GOOD = "<caption>- a one\n- b two</caption><think>1+2=3</think><answer>3</answer>"

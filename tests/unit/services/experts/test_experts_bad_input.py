@@ -14,8 +14,8 @@ import pytest
 from expert_app import GOOD, ask, item, png, score, serving, uri
 from PIL import Image
 
-from prism.inputs import InputBuilder
-from services.experts.settings import ExpertSettings
+from prism.model.inputs import InputBuilder
+from prism.services.experts.settings import ExpertSettings
 
 IMAGE = png()
 QUESTION = {"role": "user", "content": "Sum?"}

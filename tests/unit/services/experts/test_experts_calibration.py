@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from expert_app import GOOD, OTHER, ask, manifest, score, serving
 
-from prism.expert_api import CalibrationRequest, Reference
-from services.experts.calibration import FILE, Calibration, sigmoid
-from services.experts.settings import ExpertSettings
+from prism.services.experts.calibration import FILE, Calibration, sigmoid
+from prism.services.experts.settings import ExpertSettings
+from prism.wire.experts import CalibrationRequest, Reference
 
 REFERENCE = Reference(name="teacher.jsonl", sha256="a" * 64)
 

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from prism.errors import ServiceError, WeightsError
-from prism.expert_model import ExpertModel, load_expert, save_expert, upcycle
-from prism.inputs import Example, InputBuilder
-from prism.packing import pack
-from prism.v1 import rollout_pb2 as pb
-from prism.weights import seal
-from services.experts.engine import Group, Overloaded, Scored, ScoringEngine, Version
-from services.experts.scoring import Branches, PrefixScorer
+from prism.model.expert import ExpertModel, load_expert, save_expert, upcycle
+from prism.model.inputs import Example, InputBuilder
+from prism.model.packing import pack
+from prism.services.experts.engine import Group, Overloaded, Scored, ScoringEngine, Version
+from prism.services.experts.scoring import Branches, PrefixScorer
+from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.weights import seal
 
 TEXTS = ("- a one", "- a seven\n- a two", "<think>1 + 2 = 3</think>" * 4, "x")
 

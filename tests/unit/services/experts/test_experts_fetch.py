@@ -13,9 +13,9 @@ from expert_app import GOOD, ask, item, png, score, serving, uri
 from image_server import ImageServer, image_server
 
 from prism.errors import ConfigError, DataError
+from prism.services.experts.fetch import UrlFetcher, permitted
+from prism.services.experts.settings import ExpertSettings
 from prism.settings import load_settings
-from services.experts.fetch import UrlFetcher, permitted
-from services.experts.settings import ExpertSettings
 
 IMAGE = png()
 ONE = ipaddress.ip_network("127.0.0.1/32")

@@ -13,8 +13,8 @@ from expert_app import DATA, GOOD, OTHER, ask, item, manifest, png, serving, unt
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from services.experts.app import create_app
-from services.experts.settings import ExpertSettings
+from prism.services.experts.app import create_app
+from prism.services.experts.settings import ExpertSettings
 
 Answer = Callable[[dict[str, Any]], Awaitable[Response]]
 

@@ -13,13 +13,13 @@ import torch
 from expert_app import ADMIN, item, manifest, serving, until_ready
 
 from prism.errors import ConfigError, PrismError
-from prism.expert_model import save_expert, upcycle
-from prism.inputs import InputBuilder
-from services.experts import scorer as scorer_module
-from services.experts.app import create_app
-from services.experts.engine import ScoringEngine
-from services.experts.scorer import Scorer
-from services.experts.settings import ExpertSettings
+from prism.model.expert import save_expert, upcycle
+from prism.model.inputs import InputBuilder
+from prism.services.experts import scorer as scorer_module
+from prism.services.experts.app import create_app
+from prism.services.experts.engine import ScoringEngine
+from prism.services.experts.scorer import Scorer
+from prism.services.experts.settings import ExpertSettings
 
 
 async def test_while_the_model_loads_the_process_answers_and_is_not_ready(

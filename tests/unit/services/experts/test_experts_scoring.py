@@ -11,11 +11,11 @@ import httpx
 import pytest
 from expert_app import ADMIN, DATA, GOOD, OTHER, ask, item, png, score, serving, uri
 
-from prism.blobs import BlobStore
+from prism.data.blobs import BlobStore
 from prism.errors import ServiceError
-from prism.inputs import InputBuilder
-from services.experts.engine import Group, Scored, ScoringEngine, Version
-from services.experts.settings import ExpertSettings
+from prism.model.inputs import InputBuilder
+from prism.services.experts.engine import Group, Scored, ScoringEngine, Version
+from prism.services.experts.settings import ExpertSettings
 
 IMAGE = png()
 

@@ -12,11 +12,11 @@ import torch
 from expert_app import GOOD, OTHER, ask, item, manifest, png, score, serving, uri
 from safetensors.torch import load_file, save_file
 
-from prism.expert_model import load_expert
-from prism.weights import newest_sealed
-from services.experts.settings import ExpertSettings
-from trainer.named_weights import config_json, named_weights
-from trainer.weight_folder import WeightFolder
+from prism.model.expert import load_expert
+from prism.services.experts.settings import ExpertSettings
+from prism.trainer.weights.folder import WeightFolder
+from prism.trainer.weights.named import config_json, named_weights
+from prism.wire.weights import newest_sealed
 
 WEIGHTS_FILE = "model.safetensors"
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from prism import cli
 from prism.errors import DataError, PrismError
-from services.grader.grade_file import read_done, read_file
+from prism.services.grader.grade_file import read_done, read_file
 
 
 def respond(answer: str) -> str:

@@ -12,10 +12,10 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from prism.errors import ConfigError
+from prism.services.grader.app import create_app
+from prism.services.grader.protocol import GradeVerdict
+from prism.services.grader.settings import GraderSettings
 from prism.settings import load_settings
-from services.grader.app import create_app
-from services.grader.protocol import GradeVerdict
-from services.grader.settings import GraderSettings
 
 TOKEN = "data-token-0123456789"
 RESPONSE = "<caption>- a</caption><think>b</think><answer>7</answer>"

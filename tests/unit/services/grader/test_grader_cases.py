@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from services.grader import kinds
-from services.grader.extract import read_response
-from services.grader.protocol import GradeOptions
-from services.grader.verdict import DEFAULT_OPTIONS, Kind, Outcome, Rules, Task
+from prism.services.grader import kinds
+from prism.services.grader.extract import read_response
+from prism.services.grader.protocol import GradeOptions
+from prism.services.grader.verdict import DEFAULT_OPTIONS, Kind, Outcome, Rules, Task
 
 FOLDER = Path(__file__).with_name("cases")
 RULES = Rules(format="ignored", extract=("boxed", "phrase", "whole"))

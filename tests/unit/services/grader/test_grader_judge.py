@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from services.grader.engine import Grader
-from services.grader.settings import EngineSettings
-from services.grader.verdict import Item, Options, Rules
+from prism.services.grader.engine import Grader
+from prism.services.grader.settings import EngineSettings
+from prism.services.grader.verdict import Item, Options, Rules
 
 RULES = Rules(format="ignored", extract=("whole",))
 

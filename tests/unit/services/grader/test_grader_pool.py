@@ -12,12 +12,12 @@ from typing import Any
 import psutil
 import pytest
 
-from services.grader import metrics
-from services.grader.engine import Grader
-from services.grader.pool import WorkerPool
-from services.grader.settings import EngineSettings
-from services.grader.verdict import Item, Outcome, Rules, Task
-from services.grader.worker import compare_chunk
+from prism.services.grader import metrics
+from prism.services.grader.engine import Grader
+from prism.services.grader.pool import WorkerPool
+from prism.services.grader.settings import EngineSettings
+from prism.services.grader.verdict import Item, Outcome, Rules, Task
+from prism.services.grader.worker import compare_chunk
 
 
 def make_settings(**values: Any) -> EngineSettings:
@@ -175,7 +175,7 @@ async def test_workers_are_recycled(pool: WorkerPool) -> None:
 
 async def test_a_stopped_worker_is_given_up(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     await pool.warm_up()
-    monkeypatch.setattr("services.grader.pool.START_GRACE_SECONDS", 2.0)
+    monkeypatch.setattr("prism.services.grader.pool.START_GRACE_SECONDS", 2.0)
     for worker in workers():
         worker.suspend()
     assert [(outcome.status, outcome.detail) for outcome in await pool.compare([GOOD] * 4)] == [("ok", None)] * 4

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.grader import kinds
-from services.grader.engine import compare_here, conclude, content_key
-from services.grader.extract import after_phrase, answer_section, last_boxed, read_response
-from services.grader.judge import read_verdict
-from services.grader.verdict import (
+from prism.services.grader import kinds
+from prism.services.grader.engine import compare_here, conclude, content_key
+from prism.services.grader.extract import after_phrase, answer_section, last_boxed, read_response
+from prism.services.grader.judge import read_verdict
+from prism.services.grader.verdict import (
     DEFAULT_OPTIONS,
     MAX_SHOWN_CHARS,
     Item,

@@ -6,8 +6,8 @@ import pytest
 from fake_vllm import ADMIN_TOKEN, DATA_TOKEN, Service, write_weights
 from pydantic import SecretStr
 
+from prism.services.policy.settings import PolicySettings
 from prism.settings import load_settings
-from services.policy.settings import PolicySettings
 
 
 @pytest.fixture

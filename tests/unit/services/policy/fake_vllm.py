@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 from starlette.types import Receive, Scope, Send
 
-from prism.weights import Broadcast, BroadcastTensor, Manifest, Probe, seal
-from services.policy.gate import Phase
-from services.policy.middleware import PolicyMiddleware
-from services.policy.settings import PolicySettings
+from prism.services.policy.gate import Phase
+from prism.services.policy.middleware import PolicyMiddleware
+from prism.services.policy.settings import PolicySettings
+from prism.wire.weights import Broadcast, BroadcastTensor, Manifest, Probe, seal
 
 DATA_TOKEN, ADMIN_TOKEN = "data-token-0123456789", "admin-token-0123456789"
 

@@ -11,9 +11,9 @@ import pytest
 from fake_vllm import Service
 from starlette.types import Message, Scope
 
-from prism.weights import Manifest, Probe, read_newest, seal
-from services.policy.gate import Phase
-from services.policy.settings import PolicySettings
+from prism.services.policy.gate import Phase
+from prism.services.policy.settings import PolicySettings
+from prism.wire.weights import Manifest, Probe, read_newest, seal
 
 PROBE_MESSAGES: list[dict[str, object]] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 

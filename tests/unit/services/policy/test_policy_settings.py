@@ -7,9 +7,9 @@ import pytest
 from fake_vllm import ADMIN_TOKEN, DATA_TOKEN, write_weights
 
 from prism.errors import ConfigError
+from prism.services.policy.launcher import server_argv, server_environment
+from prism.services.policy.settings import PolicySettings
 from prism.settings import load_settings
-from services.policy.launcher import server_argv, server_environment
-from services.policy.settings import PolicySettings
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_cpu_and_gpu_differ_in_flags_alone(environment: pytest.MonkeyPatch) -> N
 def test_the_server_runs_behind_the_middleware_and_fetches_nothing(environment: pytest.MonkeyPatch) -> None:
     settings = load_settings(PolicySettings)
     argv = server_argv(settings)
-    assert argv[argv.index("--middleware") + 1] == "services.policy.middleware.PolicyMiddleware"
+    assert argv[argv.index("--middleware") + 1] == "prism.services.policy.middleware.PolicyMiddleware"
     assert argv[argv.index("--allowed-media-domains") + 1].endswith(".invalid")
     assert argv[argv.index("--logprobs-mode") + 1] == "processed_logprobs"
     server = server_environment(settings, {"VLLM_API_KEY": "x", "PYTHONPATH": "/theirs"})

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from prism.errors import ServiceError
-from services.policy.settings import PolicySettings
-from services.policy.supervisor import Supervisor, refuse_port_in_use
+from prism.services.policy.settings import PolicySettings
+from prism.services.policy.supervisor import Supervisor, refuse_port_in_use
 
 FAKE = Path(__file__).with_name("fake_server.py")
 

@@ -14,13 +14,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 
-from prism.blobs import BlobStore
-from prism.endpoints import Endpoints
+from prism.clients.endpoints import Endpoints
+from prism.data.blobs import BlobStore
+from prism.services.rollouts.settings import RolloutSettings
+from prism.services.rollouts.worker import Worker
 from prism.settings import load_settings
-from prism.stream import DeadLetter, Delivery, TrainerStream, WorkerStream, parse_group
-from prism.v1 import rollout_pb2 as pb
-from services.rollouts.settings import RolloutSettings
-from services.rollouts.worker import Worker
+from prism.streams.streams import DeadLetter, Delivery, TrainerStream, WorkerStream, parse_group
+from prism.wire.v1 import rollout_pb2 as pb
 
 RUN = "worker"
 LEASE = 0.3

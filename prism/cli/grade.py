@@ -1,0 +1,64 @@
+"""``prism grade FILE``: what the command line offers. grade_file.py does it, and is imported only then."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prism.services.grader.verdict import KINDS
+
+HELP = """Grade the responses in a file against their gold answers.
+
+FILE holds JSON Lines, one response each; other keys are ignored:
+
+    {"response": "<caption>…</caption>…<answer>0.5</answer>", "gold": "1/2"}
+    {"response": "it is \\boxed{B}", "gold": ["B", "12 cm"], "kind": "choice"}
+    {"response": "…", "gold": "3.14", "options": {"rel_tol": 0.01}}
+
+kind is auto unless the row or --kind says another: number, choice, text, math, multi, box, judge. Every response gets a
+verdict: a status, and accuracy and reward unless it could not be judged. Without --out a table is printed; with it the
+verdicts are written too, one line each, and a run that was stopped goes on where it was.
+
+    prism grade answers.jsonl --out verdicts.jsonl
+    prism grade answers.jsonl --any-format --extract boxed,phrase,whole
+    prism grade answers.jsonl --url http://127.0.0.1:8104
+
+--any-format grades responses without PRISM's sections; --url asks a running grader, whose token is in PRISM_TOKEN.
+"""
+
+
+Kind = StrEnum("Kind", list(KINDS))  # typer checks --kind against it
+
+
+def grade(
+    file: Annotated[Path, typer.Argument(help="JSON Lines with response, gold and perhaps id, kind, options, tokens")],
+    out: Annotated[
+        Path | None, typer.Option(help="write the verdicts here, as JSON Lines; goes on if it exists")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="delete what --out holds so far and start over")] = False,
+    kind: Annotated[Kind, typer.Option(help="the kind of rows that name none")] = Kind("auto"),
+    any_format: Annotated[
+        bool, typer.Option("--any-format", help="do not require <caption>, <think> and <answer>")
+    ] = False,
+    extract: Annotated[
+        str, typer.Option(help="where the answer is, first match first, of: answer, boxed, phrase, whole")
+    ] = "answer,boxed,phrase",
+    workers: Annotated[int | None, typer.Option(help="worker processes; one for each core by default")] = None,
+    deadline: Annotated[float, typer.Option(help="seconds one comparison may take")] = 5.0,
+    url: Annotated[str | None, typer.Option(help="a running grader; its token is read from PRISM_TOKEN")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="an OpenAI-compatible server for kind judge; token in PRISM_JUDGE_TOKEN")
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="the model's name there")] = "judge",
+) -> None:
+    from prism.services.grader.grade_file import grade_file
+
+    if fresh and out:
+        out.unlink(missing_ok=True)
+    engine = {"workers": workers, "deadline_seconds": deadline, "judge_url": judge_url, "judge_model": judge_model}
+    rules = {
+        "format": "ignored" if any_format else "required",
+        "extract": [part.strip() for part in extract.split(",")],
+    }
+    grade_file(file, kind.value, out, url, engine, rules)

@@ -1,0 +1,102 @@
+"""One request, sampled and judged: what a rollout worker does with a prompt, and an evaluation with a question."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+
+from prism import telemetry
+from prism.clients.endpoints import Endpoints
+from prism.clients.http import ExpertClient, GraderClient, PolicyClient, Refused, Unavailable
+from prism.data.blobs import BlobStore
+from prism.wire.section import SECTIONS, Section
+from prism.wire.v1 import rollout_pb2 as pb
+
+
+class Judges:
+    """The services a group passes through, and how it does."""
+
+    def __init__(self, http: httpx.AsyncClient, endpoints: Endpoints, *, patience_seconds: float) -> None:
+        token = endpoints.token.get_secret_value()
+        self._blobs = BlobStore(endpoints.blobs)
+        self._policy = PolicyClient(http, endpoints.policy_url, token, patience_seconds)
+        self._grader = GraderClient(http, endpoints.grader_url, token, patience_seconds)
+        self._experts: dict[str, tuple[Section, ExpertClient]] = {
+            expert: (expert, ExpertClient(http, endpoints.expert_url(expert), token, patience_seconds))
+            for expert in SECTIONS
+        }
+
+    async def rollout(self, request: pb.RolloutRequest, worker: str) -> pb.RolloutGroup:
+        """Sample the group, then let experts and grader judge it concurrently, one call each.
+
+        A judge that fails at the group leaves a status, never a number. Raises Refused if nothing could be sampled,
+        Unavailable if a service is away, DataError if an image is missing, ServiceError if their store is away.
+        """
+        about = {"stage": request.stage, "position": request.position, "prompt_id": request.prompt.id}
+        with telemetry.span("rollout", parent=request.traceparent, kind="consumer", worker=worker, **about):
+            return await self._rollout(request, worker)
+
+    async def _rollout(self, request: pb.RolloutRequest, worker: str) -> pb.RolloutGroup:
+        prompt = request.prompt
+        started = time.perf_counter()
+        wanted = {part.image_sha256 for m in prompt.messages for part in m.parts if part.HasField("image_sha256")}
+        images = {sha256: await asyncio.to_thread(self._blobs.get, sha256) for sha256 in wanted}
+        answer = await self._policy.sample(prompt.messages, images, request.sampling, request.min_policy_version)
+        sampled = time.perf_counter()
+        group = pb.RolloutGroup(
+            request=request,
+            worker=worker,
+            policy_version=answer.version,
+            prompt_token_ids=answer.prompt_token_ids,
+            samples=answer.samples,
+            generate_seconds=sampled - started,
+        )
+        await asyncio.gather(
+            *(self._score(group, *self._experts[expert], request.min_expert_version) for expert in request.experts),
+            self._grade(group) if request.grade else _nothing(),
+        )
+        group.judge_seconds = time.perf_counter() - sampled
+        return group
+
+    async def _score(self, group: pb.RolloutGroup, expert: Section, client: ExpertClient, min_version: int) -> None:
+        prompt = group.request.prompt
+        texts = [sample.text for sample in group.samples] + ([prompt.teacher] if prompt.teacher else [])
+        try:
+            scores = await client.score(expert, prompt.messages, texts, min_version)
+        except (Refused, Unavailable) as error:
+            _raise_if_away(error)
+            scores = [pb.Score(expert=expert, status=pb.STATUS_ERROR, detail=str(error)) for _ in texts]
+        for sample, score in zip(group.samples, scores, strict=False):
+            sample.scores.append(score)
+        group.teacher_scores.extend(scores[len(group.samples) :])
+
+    async def _grade(self, group: pb.RolloutGroup) -> None:
+        prompt = group.request.prompt
+        texts = [sample.text for sample in group.samples]
+        try:
+            verdicts = await self._grader.grade(texts, prompt.gold, prompt.kind)
+            if len(verdicts) != len(texts):
+                raise Refused(f"{self._grader.url} gave {len(verdicts)} verdicts for {len(texts)} responses")
+        except (Refused, Unavailable) as error:
+            _raise_if_away(error)
+            verdicts = [pb.Verdict(status=pb.STATUS_ERROR, detail=str(error)) for _ in texts]
+        for sample, verdict in zip(group.samples, verdicts, strict=True):
+            sample.verdict.CopyFrom(verdict)
+
+
+def _raise_if_away(error: Refused | Unavailable) -> None:
+    if isinstance(error, Unavailable) and not error.reached:
+        raise error
+
+
+async def _nothing() -> None:
+    return None
+
+
+@asynccontextmanager
+async def open_judges(endpoints: Endpoints, *, connections: int, patience_seconds: float) -> AsyncIterator[Judges]:
+    limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=4 * connections)
+    async with httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(patience_seconds, connect=5)) as http:
+        yield Judges(http, endpoints, patience_seconds=patience_seconds)

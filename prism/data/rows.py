@@ -1,0 +1,317 @@
+"""Data rows as users bring them: JSON Lines or Parquet of chat messages, images by path.
+
+A row's ``messages`` end with the user's turn, or with the assistant's, which is then the demonstration ``response``.
+``teacher`` is the closed teacher's text, ``gold`` the answer a grader compares with; both are optional.
+"""
+
+import base64
+import io
+import json
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prism.data.blobs import BlobStore
+from prism.data.row_files import LazyRows, open_lines
+from prism.errors import DataError
+from prism.settings import describe
+from prism.wire.v1 import rollout_pb2 as pb
+
+# What users bring; Pillow reads many more, some by starting other programs.
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+KEPT_PROBLEMS = 1_000  # texts; beyond them problems are counted
+CHECKED_IMAGES = 16_384  # names of images known to be good: rows that share one mostly stand together
+SAY_SECONDS = 10
+# What reading a row raises, if something is wrong with it.
+ROW_ERRORS = (ValidationError, json.JSONDecodeError, DataError, UnicodeError, RecursionError)
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(BaseModel):
+    type: Literal["image"]
+    image: str = Field(min_length=1, description="path, relative to the file the row stands in, or a data: URL")
+
+
+class ChatMessage(BaseModel):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart]:
+        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+
+class Row(BaseModel):
+    """One line. Unknown keys are let through: data sets carry more than a trainer reads."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    id: str = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
+    response: str | None = None
+    teacher: str | None = None
+    gold: str | None = None
+    kind: Literal["auto", "math", "number", "choice", "text", "multi", "box", "judge"] = "auto"
+    meta: dict[str, object] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _demonstration_in_messages(cls, value: object) -> object:
+        return take_demonstration(_place_images(value))
+
+    @model_validator(mode="after")
+    def _ends_with_user(self) -> "Row":
+        if self.messages[-1].role != "user":
+            raise ValueError("the last message must be the user's (or the assistant's demonstration after it)")
+        return self
+
+    @property
+    def image_paths(self) -> list[str]:
+        return [part.image for message in self.messages for part in message.parts if isinstance(part, ImagePart)]
+
+
+def take_demonstration(value: object) -> object:
+    """The row with an assistant's last turn as its response; a copy, the caller's row stays as it was.
+
+    Raises ValueError if that turn is not text.
+    """
+    if isinstance(value, dict) and isinstance(messages := value.get("messages"), list) and messages:
+        last = messages[-1]
+        if isinstance(last, dict) and last.get("role") == "assistant" and "response" not in value:
+            content = last.get("content")
+            if isinstance(content, list):
+                texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+                content = "".join(text for text in texts if isinstance(text, str))
+                if len(texts) != sum(isinstance(text, str) for text in texts):
+                    raise ValueError("the assistant's message must consist of text parts")
+            return {**value, "messages": messages[:-1], "response": content}
+    return value
+
+
+def _place_images(value: object) -> object:
+    """The row with the images of its ``images``, in order, in the parts that are an image and name none; a copy.
+
+    Raises ValueError if there are more than such parts.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
+        return value
+    given = value.get("images")
+    left = list(given) if isinstance(given, list) else []
+
+    def placed(part: object) -> object:
+        if left and isinstance(part, dict) and part.get("type") == "image" and part.get("image") is None:
+            return {**part, "image": left.pop(0)}
+        return part
+
+    messages = [
+        {**message, "content": [placed(part) for part in content]}
+        if isinstance(message, dict) and isinstance(content := message.get("content"), list)
+        else message
+        for message in value["messages"]
+    ]
+    if left and isinstance(given, list) and len(left) < len(given):
+        raise ValueError(f"images: {len(given)} are given, {len(given) - len(left)} are asked for in the messages")
+    return {**value, "messages": messages}
+
+
+@dataclass
+class DataFile:
+    """The usable rows of one file, and what was wrong with the others, each with file and line."""
+
+    path: Path
+    rows: Sequence[Row] = ()
+    problems: list[str] = field(default_factory=list)
+    """Of the first rows that cannot be used."""
+    bad_rows: int = 0
+
+    def image(self, name: str) -> bytes:
+        """Raises OSError or ValueError."""
+        if name.startswith("data:"):
+            return base64.b64decode(name.partition(",")[2], validate=True)
+        return (self.path.parent / name).read_bytes()
+
+    def open_image(self, name: str) -> Image.Image:
+        """Raises DataError that names the image."""
+        try:
+            return open_image(self.image(name))
+        except (OSError, ValueError) as error:  # ValueError: no image, or no path at all (null bytes)
+            raise _image_problem(name, error) from None
+
+
+def read_rows(
+    path: Path,
+    on_bad_row: Literal["skip", "fail"],
+    require: tuple[str, ...] = (),
+    *,
+    images: Literal["decode", "exist"] = "decode",
+    say: Callable[[str], None] = lambda _: None,
+) -> DataFile:
+    """Check every row and keep where it stands: 8 bytes a row, which is read again when it is asked for.
+
+    An image that is missing or no image counts as a bad row; with ``images="exist"`` none is opened, so that only a
+    missing one does. ``require`` names optional keys that this use needs, such as ``("teacher",)``. ``say`` is told
+    of progress, where it takes long.
+    Raises DataError if the file is missing, holds no good row or, with ``on_bad_row="fail"``, a bad one.
+    """
+    if not path.is_file():
+        raise DataError(f"data file {path} does not exist")
+    result = DataFile(path)
+    offsets, numbers, ids = array("q"), array("q"), array("Q")  # of the good rows
+
+    def bad(number: int, text: str) -> None:
+        result.bad_rows += 1
+        if len(result.problems) < KEPT_PROBLEMS:
+            result.problems.append(f"{path}:{number}: {text}")
+        if on_bad_row == "fail":
+            raise DataError(f'{path}:{number}: {text}\n(set on_bad_row = "skip" to count and skip such rows)')
+
+    check = _image_check(result, decode=images == "decode")
+    lines = open_lines(path)
+    size, offset, said = lines.seek(0, io.SEEK_END), 0, time.monotonic()
+    lines.seek(0)
+    for number, line in enumerate(lines, 1):
+        start, offset = offset, offset + len(line)
+        if not line.strip():
+            continue
+        if time.monotonic() - said > SAY_SECONDS:
+            said = time.monotonic()
+            say(f"checking {path}: {number:,} rows, {offset / size:.0%}")
+        try:
+            row = _parse_row(line)
+            if missing := [key for key in require if getattr(row, key) is None]:
+                raise DataError(f"{', '.join(missing)} is missing, which this stage needs")
+            for name in row.image_paths:
+                check(name)
+        except ROW_ERRORS as error:
+            bad(number, what_is_wrong(error))
+            continue
+        offsets.append(start)
+        numbers.append(number)
+        ids.append(int.from_bytes(blake2b(row.id.encode(), digest_size=8).digest()))
+    again = _repeated(ids)
+    for index in again:
+        lines.seek(offsets[index])
+        bad(numbers[index], f"id {_parse_row(lines.readline()).id!r} stands twice in this file")
+    if again:
+        kept = np.delete(np.array(offsets), again)
+        offsets = array("q", kept.tobytes())
+    if not offsets:
+        first = f"; the first problem: {result.problems[0]}" if result.problems else ""
+        raise DataError(f"data file {path} holds no usable row{first}")
+    result.rows = LazyRows(lines, offsets, _parse_row)
+    return result
+
+
+def what_is_wrong(error: Exception) -> str:
+    """With a row, in words; ``error`` is one of ROW_ERRORS."""
+    return "; ".join(describe(error)) if isinstance(error, ValidationError) else str(error)
+
+
+def _parse_row(line: bytes) -> Row:
+    """Raises one of ROW_ERRORS."""
+    return Row.model_validate(parse_line(line))
+
+
+def parse_line(line: bytes) -> object:
+    """Raises UnicodeError for what is no text: bytes that are no UTF-8, or half a surrogate pair in an escape."""
+    value = json.loads(line.decode())
+    if b"\\ud" in line.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _repeated(ids: array) -> list[int]:
+    """Places at which stands what stood before, in order; ``ids`` are 64-bit digests, which differ if ids do."""
+    values = np.frombuffer(ids, np.uint64)
+    order = np.argsort(values, kind="stable")
+    return sorted(order[1:][values[order[1:]] == values[order[:-1]]].tolist())
+
+
+def _image_check(data: DataFile, *, decode: bool) -> Callable[[str], None]:
+    """What raises DataError for a bad image; it remembers the good ones it saw last."""
+
+    def look(name: str) -> None:
+        if decode or name.startswith("data:"):
+            data.open_image(name).close()
+            return
+        try:
+            (data.path.parent / name).stat()
+        except (OSError, ValueError) as error:
+            raise _image_problem(name, error) from None
+
+    remembering = lru_cache(CHECKED_IMAGES)(look)
+    return lambda name: look(name) if name.startswith("data:") else remembering(name)
+
+
+def _image_problem(name: str, error: OSError | ValueError) -> DataError:
+    return DataError(f"image {name[:200]!r}: {getattr(error, 'strerror', None) or error}")
+
+
+def open_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
+    """An image as the model sees it: its first frame, turned as its EXIF says, in 8-bit RGB, what is transparent white.
+
+    The policy server does the same to the bytes it is sent, but for 16 bits, which it clips instead of scaling them.
+    Raises DataError if the bytes are no image, hold too many pixels or none, or have no agreed meaning as colours.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if not image.width * image.height:
+            raise DataError("the image has no pixels")
+        if image.width * image.height > max_pixels:
+            raise DataError(f"the image has {image.width}x{image.height} pixels, over the limit of {max_pixels}")
+        if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+            raise DataError("pixels of 32 bits have no agreed range: convert the image to 8 or 16 bits")
+        return _rgb(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(f"not an image of a known format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # a reader raises whatever it comes upon in broken bytes; none says what it may be
+        raise DataError(f"not a readable image: {error}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips them at 255, and nearly all would be white
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        opaque = Image.new("RGB", image.size, "white")
+        image = image.convert("RGBA")
+        opaque.paste(image, mask=image.getchannel("A"))
+        return opaque
+    return image.convert("RGB")
+
+
+def to_prompt(row: Row, data: DataFile, blobs: BlobStore) -> pb.Prompt:
+    """The row as it travels: its images put into the blob store and named by sha256."""
+    return pb.Prompt(
+        id=row.id,
+        messages=[
+            pb.Message(
+                role=message.role,
+                parts=[
+                    pb.Part(text=part.text)
+                    if isinstance(part, TextPart)
+                    else pb.Part(image_sha256=blobs.put(data.image(part.image)))
+                    for part in message.parts
+                ],
+            )
+            for message in row.messages
+        ],
+        gold=row.gold or "",
+        kind=row.kind,
+        teacher=row.teacher or "",
+        meta_json=json.dumps(row.meta),
+    )

@@ -1,0 +1,137 @@
+"""Whether each expert judges its own section: held-out responses of the teacher, and the same with lies in one section.
+
+Scored by the running services, so it is what a user of them gets. An expert never sees the other's section: that it
+does not notice a lie there holds by construction, that it notices one in its own is what it has learnt. (No torch.)
+"""
+
+import asyncio
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from prism.clients.endpoints import load_endpoints
+from prism.clients.http import ExpertClient, Refused, Unavailable
+from prism.config import DisentangleConfig, RunConfig
+from prism.data.blobs import BlobStore
+from prism.data.rows import read_rows, to_prompt
+from prism.errors import ServiceError
+from prism.evaluation import corrupt
+from prism.evaluation.corrupt import Lies
+from prism.wire.section import SECTIONS as EXPERTS
+from prism.wire.section import Section
+from prism.wire.v1 import rollout_pb2 as pb
+
+CONCURRENCY = 8
+FILE = "disentanglement.jsonl"
+
+
+def disentangle(config: RunConfig, stage: str, settings: DisentangleConfig, version: int) -> dict[str, Any]:
+    """Measure and record. Raises ServiceError unless version ``version`` of both experts gave all the scores."""
+    started = time.perf_counter()
+    texts = _texts(config, settings)
+    changes = asyncio.run(_changes(config, texts, version))
+    figures = {
+        "stage": stage,
+        "expert_version": version,
+        "share": settings.share,
+        "rows": len(texts),
+        **{
+            section: {expert: summary([c[section, expert] for c in changes]) for expert in EXPERTS}
+            for section in corrupt.SECTIONS
+        },
+        "seconds": time.perf_counter() - started,
+        "time": time.time(),
+    }
+    with (config.run_dir / FILE).open("a") as file:
+        file.write(json.dumps(figures) + "\n")
+    return figures
+
+
+def disentangled_stages(run_dir: Path) -> set[str]:
+    file = run_dir / FILE
+    return {json.loads(line)["stage"] for line in file.read_text().splitlines()} if file.is_file() else set()
+
+
+def print_disentanglement(console: Console, figures: dict[str, Any]) -> None:
+    for section in corrupt.SECTIONS:
+        shown = [f"{expert} {_shown(figures[section][expert])}" for expert in EXPERTS]
+        console.print(f"{figures['stage']:>10} lies in the {section} alone change the score by: {', '.join(shown)}")
+
+
+def summary(changes: Sequence[float | None]) -> dict[str, float | int | None]:
+    """Of the changes of score, corrupted minus original: mean, spread, and how often the original has the higher one.
+
+    A tie is half a win: who cannot tell gets 0.5. None counts as no data; without data, or with one row for a spread,
+    figures are None.
+    """
+    known = [change for change in changes if change is not None]
+    std = statistics.stdev(known) if len(known) > 1 else None
+    return {
+        "rows": len(known),
+        "change": statistics.fmean(known) if known else None,
+        "std": std,
+        "stderr": None if std is None else std / math.sqrt(len(known)),
+        "accuracy": statistics.fmean((c < 0) + 0.5 * (c == 0) for c in known) if known else None,
+    }
+
+
+def _texts(config: RunConfig, settings: DisentangleConfig) -> list[tuple[pb.Prompt, dict[str, str]]]:
+    """Prompts, each with its corrupted responses by section: those that hold a number there."""
+    blobs = BlobStore(load_endpoints(config.run_dir / "stack.json").blobs)
+    file = read_rows(config.path(config.evaluate.data), config.on_bad_row, require=("teacher",))
+    lies = Lies(settings.words, settings.share)
+    made = [
+        (row, {s: text for s in corrupt.SECTIONS if (text := lies.corrupt(row.teacher or "", s, row.id)) is not None})
+        for row in file.rows[: settings.rows]
+    ]
+    return [(to_prompt(row, file, blobs), texts) for row, texts in made if texts]
+
+
+async def _changes(
+    config: RunConfig, texts: Sequence[tuple[pb.Prompt, dict[str, str]]], version: int
+) -> list[dict[tuple[str, str], float | None]]:
+    """For each prompt, section and expert: the corrupted response's score minus the original's; None: not scored."""
+    endpoints = load_endpoints(config.run_dir / "stack.json")
+    patience = config.push.deadline_seconds
+    room = asyncio.Semaphore(CONCURRENCY)
+    limits = httpx.Timeout(patience, connect=5)
+    async with httpx.AsyncClient(timeout=limits) as http:
+        clients: dict[Section, ExpertClient] = {
+            expert: ExpertClient(http, endpoints.expert_url(expert), endpoints.token.get_secret_value(), patience)
+            for expert in EXPERTS
+        }
+
+        async def of(prompt: pb.Prompt, corrupted: dict[str, str]) -> dict[tuple[str, str], float | None]:
+            changes: dict[tuple[str, str], float | None] = {(s, e): None for s in corrupt.SECTIONS for e in EXPERTS}
+            for expert, client in clients.items():
+                async with room:  # one call: one version judges original and corrupted alike
+                    original, *others = await client.score(
+                        expert, prompt.messages, [prompt.teacher, *corrupted.values()], version
+                    )
+                if original.expert_version != version:
+                    raise ServiceError(
+                        f"the {expert} expert answered with version {original.expert_version}, not {version}"
+                    )
+                for section, other in zip(corrupted, others, strict=True):
+                    if original.HasField("value") and other.HasField("value"):
+                        changes[section, expert] = other.value - original.value
+            return changes
+
+        try:
+            return await asyncio.gather(*(of(prompt, corrupted) for prompt, corrupted in texts))
+        except (Refused, Unavailable) as error:
+            raise ServiceError(f"the experts could not be measured: {error}") from None
+
+
+def _shown(cell: dict[str, Any]) -> str:
+    if cell["change"] is None:
+        return "no data"
+    error = "" if cell["stderr"] is None else f" ± {cell['stderr']:.2f}"
+    return f"{cell['change']:+.2f}{error} ({cell['accuracy']:.0%} told apart)"

@@ -1,0 +1,182 @@
+"""Held-out questions through the live services: what a stage is worth, and responses to look at. (No torch.)"""
+
+import asyncio
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prism.clients.endpoints import load_endpoints
+from prism.clients.http import Refused, Unavailable
+from prism.clients.rollout import Judges, open_judges
+from prism.config import EvaluateConfig, RunConfig
+from prism.data.blobs import BlobStore
+from prism.data.rows import read_rows, to_prompt
+from prism.errors import DataError, ServiceError
+from prism.wire.response import caption_f1, parse_response
+from prism.wire.section import SECTIONS
+from prism.wire.v1 import rollout_pb2 as pb
+
+CONCURRENCY = 48
+SHOWN = 12  # questions whose responses are kept with the experts' scores, the same in every stage
+
+
+def evaluate(
+    config: RunConfig,
+    stage: str,
+    kind: str,
+    version: int,
+    *,
+    temperature: float = 0.0,
+    data: str | None = None,
+    questions: int | None = None,
+) -> dict[str, Any]:
+    """Ask every held-out question once and record the figures and the first responses of ``stage``.
+
+    With ``data``, another split than the configuration's, the figures are returned alone.
+    Raises ServiceError unless one policy version, ``version``, gave all the responses.
+    """
+    other = {"data": data or config.evaluate.data, "questions": questions or config.evaluate.questions}
+    settings = config.evaluate.model_copy(update=other)
+    started = time.perf_counter()
+    groups = asyncio.run(_ask(config, settings, version, temperature))
+    versions = {group.policy_version for group in groups}
+    if versions != {version}:
+        raise ServiceError(f"stage {stage} ended with policy version {version}, the server answered with {versions}")
+    figures = {
+        "stage": stage,
+        "kind": kind,
+        "policy_version": version,
+        "temperature": temperature,
+        **_figures(groups),
+        "by_level": {level: _figures(of_level) for level, of_level in _by_level(groups).items()},
+        "seconds": time.perf_counter() - started,
+        "time": time.time(),
+    }
+    if data is None:
+        _append(config.run_dir / "evaluations.jsonl", [figures])
+        _append(config.run_dir / "samples.jsonl", [_shown(stage, group) for group in groups[:SHOWN]])
+    return figures
+
+
+def evaluated_stages(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """The newest figures of each stage that was evaluated."""
+    file = run_dir / "evaluations.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return {figures["stage"]: figures for figures in map(json.loads, lines)}
+
+
+def print_figures(console: Console, figures: dict[str, Any]) -> None:
+    def percent(value: float | None) -> str:
+        return "no data" if value is None else f"{value:.1%}"
+
+    console.print(
+        f"[bold]{figures['stage']:>10}[/] held-out: accuracy {percent(figures['accuracy'])}, "
+        f"format {percent(figures['format_rate'])}, caption F1 {percent(figures['caption_f1'])} "
+        f"[dim]({figures['questions']} questions, policy version {figures['policy_version']})[/]"
+    )
+
+
+async def _ask(config: RunConfig, settings: EvaluateConfig, version: int, temperature: float) -> list[pb.RolloutGroup]:
+    endpoints = load_endpoints(config.run_dir / "stack.json")
+    blobs = BlobStore(endpoints.blobs)
+    file = read_rows(config.path(settings.data), config.on_bad_row, require=("gold",))
+    room = asyncio.Semaphore(CONCURRENCY)
+
+    async def ask(judges: Judges, index: int) -> pb.RolloutGroup:
+        request = pb.RolloutRequest(
+            prompt=to_prompt(file.rows[index], file, blobs),
+            sampling=pb.Sampling(n=1, temperature=temperature, max_tokens=settings.max_tokens, seed=index),
+            stage="evaluate",
+            min_policy_version=version,
+            experts=SECTIONS if index < SHOWN else (),
+            grade=True,
+        )
+        async with room:
+            return await judges.rollout(request, "evaluate")
+
+    async with open_judges(endpoints, connections=CONCURRENCY, patience_seconds=config.push.deadline_seconds) as judges:
+        try:
+            return await asyncio.gather(*(ask(judges, i) for i in range(min(settings.questions, len(file.rows)))))
+        except (Refused, Unavailable, DataError) as error:
+            raise ServiceError(f"the evaluation could not be finished: {error}") from None
+
+
+def _figures(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
+    """Accuracy over judged questions alone: a grader that failed is not an answer that was wrong."""
+    samples = [group.samples[0] for group in groups]
+    right = [sample.verdict.accuracy for sample in samples if sample.verdict.HasField("accuracy")]
+    accuracy = sum(right) / len(right) if right else None
+    facts = [
+        f1
+        for group, sample in zip(groups, samples, strict=True)
+        if (f1 := caption_f1(sample.text, group.request.prompt.teacher)) is not None
+    ]
+    return {
+        "questions": len(groups),
+        "judged": len(right),
+        "accuracy": accuracy,
+        "accuracy_stderr": None if accuracy is None else math.sqrt(accuracy * (1 - accuracy) / len(right)),
+        "format_rate": sum(parse_response(sample.text).valid for sample in samples) / len(samples),
+        "caption_f1": sum(facts) / len(facts) if facts else None,
+        "response_tokens": sum(len(sample.token_ids) for sample in samples) / len(samples),
+    }
+
+
+def _by_level(groups: Sequence[pb.RolloutGroup]) -> dict[str, list[pb.RolloutGroup]]:
+    levels: dict[str, list[pb.RolloutGroup]] = defaultdict(list)
+    for group in groups:
+        level = json.loads(group.request.prompt.meta_json or "{}").get("level")
+        if level is not None:
+            levels[str(level)].append(group)
+    return dict(sorted(levels.items()))
+
+
+def _shown(stage: str, group: pb.RolloutGroup) -> dict[str, Any]:
+    prompt, sample = group.request.prompt, group.samples[0]
+    parts = [part for message in prompt.messages for part in message.parts]
+    verdict = sample.verdict
+    return {
+        "stage": stage,
+        "prompt_id": prompt.id,
+        "images": [part.image_sha256 for part in parts if part.HasField("image_sha256")],
+        "question": "\n".join(part.text for part in parts if part.HasField("text")),
+        "gold": prompt.gold,
+        "teacher": prompt.teacher,
+        "response": sample.text,
+        "policy_version": group.policy_version,
+        "scores": [_score(score) for score in sample.scores],
+        "teacher_scores": [_score(score) for score in group.teacher_scores],
+        "verdict": {
+            "status": _status(verdict.status),
+            "accuracy": verdict.accuracy if verdict.HasField("accuracy") else None,
+            "format": verdict.format if verdict.HasField("format") else None,
+            "reward": verdict.reward if verdict.HasField("reward") else None,
+            "extracted": verdict.extracted,
+            "detail": verdict.detail,
+        },
+    }
+
+
+def _score(score: pb.Score) -> dict[str, Any]:
+    return {
+        "expert": score.expert,
+        "version": score.expert_version,
+        "status": _status(score.status),
+        "value": score.value if score.HasField("value") else None,
+        "detail": score.detail,
+    }
+
+
+def _status(status: pb.Status) -> str:
+    return pb.Status.Name(status).removeprefix("STATUS_").lower()
+
+
+def _append(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with file.open("a") as opened:
+        opened.writelines(json.dumps(row) + "\n" for row in rows)

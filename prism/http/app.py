@@ -1,0 +1,215 @@
+"""What all PRISM's HTTP services have in common: tokens, body limit, health, metrics, JSON logs of errors."""
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from prism import logs, telemetry
+from prism.errors import ServiceError
+from prism.http.auth import OPEN_PATHS, BearerAuth
+from prism.settings import ServiceSettings
+
+ADMIN_PATHS = frozenset({"/weights", "/v1/calibration"})
+
+
+class BodyLimit:
+    """ASGI middleware: a request body over ``limit`` bytes gets 413, whether or not it announces its length.
+
+    ``variable`` is what sets the limit.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, variable: str) -> None:
+        self.app, self.limit, self.variable = app, limit, variable
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        messages: list[Message] = []
+        size = 0
+        while True:
+            message = await receive()
+            messages.append(message)
+            size += len(message.get("body", b""))
+            if size > self.limit:
+                detail = f"request body is over the limit of {self.limit} bytes ({self.variable})"
+                refused = JSONResponse({"detail": detail}, 413)
+                await refused(scope, receive, send)
+                return
+            if not message.get("more_body"):
+                break
+
+        async def replay() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        await self.app(scope, replay, send)
+
+
+def traced(app: ASGIApp) -> ASGIApp:
+    """``app`` with a span around each request; ``app`` itself where traces are off."""
+    return Traced(app) if telemetry.is_on() else app
+
+
+class Traced:
+    """ASGI middleware. What is inside sees this span's traceparent: a server that traces by itself continues it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            await asyncio.to_thread(telemetry.flush)  # a signal ends the process
+            return
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        key = telemetry.HEADER.encode()
+        parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == key), "")
+        with telemetry.span(f"{scope['method']} {scope['path']}", parent=parent, kind="server") as span:
+
+            async def sending(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("http.response.status_code", message["status"])
+                await send(message)
+
+            own = [(name.encode(), value.encode()) for name, value in telemetry.headers().items()]
+            headers = [*(header for header in scope["headers"] if header[0] != key), *own]
+            await self.app({**scope, "headers": headers}, receive, sending)
+
+
+def create_app(
+    title: str,
+    settings: ServiceSettings,
+    *,
+    not_ready: Callable[[], str | None],
+    body_limit: int = 32 * 2**20,
+    **fastapi: Any,
+) -> FastAPI:
+    """A FastAPI app with ``/healthz``, ``/readyz``, ``/metrics`` and bearer tokens.
+
+    ``not_ready()`` returns why the service cannot serve yet, or None once it can.
+    """
+    app = FastAPI(title=title, docs_url="/docs", redoc_url=None, **fastapi)
+    telemetry.start(title.lower().replace(" ", "-"))
+    if telemetry.is_on():
+        app.add_middleware(Traced)
+    app.add_middleware(BodyLimit, limit=body_limit, variable="PRISM_MAX_BODY_BYTES")
+    app.add_middleware(
+        BearerAuth,
+        data_token=settings.token.get_secret_value(),
+        admin_token=settings.admin_token.get_secret_value(),
+        is_admin=ADMIN_PATHS.__contains__,
+        admin_port=settings.admin_port,
+    )
+
+    app.add_exception_handler(RequestValidationError, refuse)
+    documented = app.openapi
+    app.openapi = lambda: with_tokens(documented())  # as FastAPI's own documentation has it done
+
+    @app.get("/healthz", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["health"], responses={503: {"description": "not ready yet, with the reason"}})
+    async def readyz(response: Response) -> dict[str, str]:
+        """The service can do its work: weights loaded and verified, on the device asked for."""
+        reason = not_ready()
+        if reason:
+            response.status_code = 503
+            return {"status": "not ready", "reason": reason}
+        return {"status": "ready"}
+
+    @app.get("/metrics", tags=["health"], response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def with_tokens(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document, with the bearer tokens that the middleware asks for."""
+    document.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values() if path not in OPEN_PATHS else ():
+            operation["security"] = [{"token": []}]
+            operation["responses"]["401"] = {"description": "no bearer token, or an unknown one"}
+            if path in ADMIN_PATHS:
+                operation["responses"]["403"] = {"description": "this needs the admin token"}
+    return document
+
+
+def well_formed(value: Any) -> Any:
+    """A text with each lone surrogate, which JSON can smuggle in but UTF-8 cannot hold, replaced by U+FFFD."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return value
+
+
+async def refuse(_: Request, error: Exception) -> JSONResponse:
+    """422 in FastAPI's shape, without the input: it may be huge, NaN, or no text that an answer could hold."""
+    assert isinstance(error, RequestValidationError)
+    problems = [
+        {
+            "type": problem["type"],
+            "loc": [well_formed(part) for part in problem["loc"]],
+            "msg": well_formed(problem["msg"]),
+        }
+        for problem in error.errors()[:20]
+    ]
+    return JSONResponse({"detail": problems}, 422)
+
+
+def end(app: FastAPI, error: Exception) -> None:
+    """Say that the service can never be ready: where ``serve`` runs it, it ends and raises ``error``."""
+    app.state.error = error
+    if server := getattr(app.state, "server", None):
+        server.should_exit = True
+
+
+def _sockets(settings: ServiceSettings) -> list[socket.socket] | None:
+    """For two ports; None leaves the only one to uvicorn. Raises ServiceError for a port that is taken."""
+    if settings.admin_port is None:
+        return None
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    ports = (settings.port, settings.admin_port)
+    try:
+        return [socket.create_server((settings.host, port), family=family, backlog=2048) for port in ports]
+    except OSError as error:
+        raise ServiceError(f"cannot listen on {settings.host}, ports {ports}: {error.strerror}") from None
+
+
+def serve(app: FastAPI, settings: ServiceSettings) -> None:
+    """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand. Raises what ``end`` was given."""
+    logs.configure(settings.log_level, settings.log_format)
+    logs.about(run=settings.run)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level=settings.log_level,
+            log_config=None,  # as all others of this process
+            access_log=False,
+            timeout_graceful_shutdown=10,
+        )
+    )
+    app.state.server = server
+    with suppress(KeyboardInterrupt):  # SIGINT, raised again once all is finished
+        server.run(_sockets(settings))
+    if error := getattr(app.state, "error", None):
+        raise error
+    if not server.started:
+        sys.exit(3)

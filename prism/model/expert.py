@@ -1,0 +1,249 @@
+"""An expert of the discriminator: a Qwen3-VL, dense or mixture-of-experts, with one scalar read at the last token.
+
+Folders written here are ordinary Hugging Face folders: the backbone's own tensor names and layout, plus
+``score.weight``. Any Qwen3-VL is a starting point, and whatever serves a Qwen3-VL with a classification head serves an
+expert. Method: arXiv 2604.28123, section on the discriminator; sparse upcycling: arXiv 2212.05055.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from prism.errors import ConfigError, WeightsError
+from prism.model import torchvision_cpu
+from prism.model.inputs import InputBuilder
+from prism.model.packing import Batch, run_backbone
+from prism.model.shared_prefix import ATTENTION
+
+torchvision_cpu.install()
+
+from transformers import (  # noqa: E402  (torchvision must find its operators declared)
+    AutoConfig,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeModel,
+    Qwen3VLMoePreTrainedModel,
+    Qwen3VLPreTrainedModel,
+)
+from transformers.initialization import no_init_weights  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
+
+HEAD_STD = 0.02
+ROUTER_STD = 0.02
+# Whatever serves such a folder goes by this name; ours would be unknown to it.
+ARCHITECTURES = {
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    scores: torch.Tensor
+    """[N] in float32."""
+    router_logits: tuple[torch.Tensor, ...]
+    """One [T, experts] for each mixture-of-experts layer; empty if dense or not asked for."""
+
+
+class ExpertModel(nn.Module):
+    """Raw Bradley-Terry scores: only differences between responses to one prompt mean something.
+
+    ``load_expert`` and ``upcycle`` make one; it is one of the two transformers models below.
+    """
+
+    config: Any
+    model: Any
+    score: nn.Linear
+    dropout: nn.Dropout
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Scores [N] in float32."""
+        return self.judge(batch).scores
+
+    def judge(self, batch: Batch, *, router_logits: bool = False) -> Judgement:
+        """Scores, and what the routers said about every token if asked for."""
+        options = {"output_router_logits": True} if router_logits and self.mixture else {}
+        out = run_backbone(self.model, batch, **options)
+        last = out.last_hidden_state[0, batch.ends]  # [N, H]
+        return Judgement(self.read(last), tuple(out.router_logits) if options else ())
+
+    def read(self, last: torch.Tensor) -> torch.Tensor:
+        """The backbone's states at last tokens [N, H] -> scores [N] in float32."""
+        return self.score(self.dropout(last)).squeeze(-1).float()
+
+    @property
+    def mixture(self) -> tuple[int, int] | None:
+        """(experts of each layer, experts a token is sent to); None if dense."""
+        text = self.config.text_config
+        return (text.num_experts, text.num_experts_per_tok) if self.config.model_type == "qwen3_vl_moe" else None
+
+    def _add_head(self, backbone: Any, config: Any) -> None:
+        self.model = backbone
+        self.dropout = nn.Dropout(0.0)
+        config.num_labels = config.text_config.num_labels = 1  # for servers that size the head by it
+        self.score = nn.Linear(config.text_config.hidden_size, 1, bias=False)
+
+
+class DenseExpert(ExpertModel, Qwen3VLPreTrainedModel):
+    def __init__(self, config: Qwen3VLConfig) -> None:
+        Qwen3VLPreTrainedModel.__init__(self, config)
+        self._add_head(Qwen3VLModel(config), config)
+        self.post_init()
+
+
+class MixtureExpert(ExpertModel, Qwen3VLMoePreTrainedModel):
+    def __init__(self, config: Qwen3VLMoeConfig) -> None:
+        Qwen3VLMoePreTrainedModel.__init__(self, config)
+        self._add_head(Qwen3VLMoeModel(config), config)
+        self.post_init()
+
+
+CLASSES: dict[str, Any] = {"qwen3_vl": DenseExpert, "qwen3_vl_moe": MixtureExpert}
+
+
+def load_expert(
+    folder: Path | str,
+    *,
+    seed: int = 0,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    strict: bool = False,
+) -> ExpertModel:
+    """An expert from a folder written by ``save_expert``, or from a policy with a new head, N(0, 0.02) by ``seed``.
+
+    ``strict`` refuses a folder that lacks a tensor of the expert, its head included, or holds one too many. Raises
+    ConfigError if there is no model that can be an expert, WeightsError if its files do not hold one.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no model can be loaded from {folder}: {str(error)[:500]}") from None
+    kind = CLASSES.get(config.model_type)
+    if kind is None:
+        raise ConfigError(f"{folder} is a {config.model_type}: an expert starts from a {' or a '.join(CLASSES)}")
+    try:
+        with _quiet():
+            expert, loading = kind.from_pretrained(
+                str(folder), config=config, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"the weights in {folder} cannot be loaded: {str(error)[:500]}") from None
+    missing = set(loading["missing_keys"])
+    wrong = {"lacks": missing, "has other shapes of": {str(key[0]) for key in loading["mismatched_keys"]}}
+    if strict:
+        wrong["holds, beside the expert's own,"] = set(loading["unexpected_keys"])
+    else:
+        missing.discard("score.weight")
+    for verb, names in wrong.items():
+        if names:
+            raise WeightsError(f"{folder} {verb} {', '.join(sorted(names))[:500]}: these are not an expert's weights")
+    if "score.weight" in loading["missing_keys"]:
+        _new_head(expert, seed)
+    expert.dropout.p = dropout
+    return expert
+
+
+def place(expert: ExpertModel, device: str, *, move: bool = True) -> ExpertModel:
+    """Move an expert to where it works, and compute its mixtures the way that is fastest there.
+
+    On a GPU that is one grouped matrix product for all experts of a layer. On a CPU torch's grouped product is 1.4 to
+    1.7 times slower, there and back, than transformers' own way, which gathers each expert's tokens.
+    """
+    if expert.mixture:
+        expert.model.set_experts_implementation("eager" if torch.device(device).type == "cpu" else "grouped_mm")
+    return expert.to(device) if move else expert
+
+
+def save_expert(
+    expert: ExpertModel, folder: Path, inputs: InputBuilder, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write the expert as a folder, with the processor its inputs were built by. ``weights``: where it is sharded."""
+    model: Any = expert
+    model.save_pretrained(folder, state_dict=weights)
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | {"architectures": [ARCHITECTURES[expert.config.model_type]]}
+    file.write_text(json.dumps(config, indent=2) + "\n")
+    inputs.processor.save_pretrained(folder)
+
+
+@torch.no_grad()
+def upcycle(
+    folder: Path | str,
+    *,
+    experts: int = 4,
+    top_k: int = 2,
+    noise: float = 0.01,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> ExpertModel:
+    """A mixture-of-experts expert from a dense Qwen3-VL: each MLP becomes ``experts`` copies of itself plus
+    N(0, ``noise``), of which a new router, N(0, 0.02), picks ``top_k`` for each token and weighs them to sum to 1.
+
+    Without noise it computes what the dense model does, whatever the router says. Raises ConfigError for a model that
+    is no dense Qwen3-VL, WeightsError for files that do not hold it.
+    """
+    dense = load_expert(folder, seed=seed, dtype=dtype)
+    if dense.mixture:
+        raise ConfigError(f"{folder} is a mixture of experts already: upcycling starts from a dense Qwen3-VL")
+    if not 1 <= top_k <= experts:
+        raise ConfigError(f"top_k = {top_k}: a token goes to 1 to {experts} of {experts} experts")
+    with no_init_weights():  # all of them are set below
+        mixture: Any = MixtureExpert._from_config(
+            _mixture_config(dense.config, experts, top_k), dtype=dtype, attn_implementation=ATTENTION
+        )
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(shape: torch.Size, std: float) -> torch.Tensor:
+        drawn = torch.randn(shape, generator=random) if std else torch.zeros(shape)
+        return (drawn * std).to(dtype)
+
+    tensors = dense.state_dict()
+    for index, layer in enumerate(mixture.model.language_model.layers):
+        name = f"model.language_model.layers.{index}.mlp"
+        gate, up, down = (tensors.pop(f"{name}.{part}_proj.weight") for part in ("gate", "up", "down"))
+        for key, dense_weight in (("gate_up_proj", torch.cat([gate, up])), ("down_proj", down)):
+            shape = getattr(layer.mlp.experts, key).shape  # [experts, out, in]
+            tensors[f"{name}.experts.{key}"] = dense_weight.expand(shape) + normal(shape, noise)
+        tensors[f"{name}.gate.weight"] = normal(layer.mlp.gate.weight.shape, ROUTER_STD)
+    mixture.load_state_dict(tensors)
+    return mixture
+
+
+def _mixture_config(dense: Any, experts: int, top_k: int) -> Qwen3VLMoeConfig:
+    whole = {name: value for name, value in dense.to_dict().items() if name not in ("model_type", "architectures")}
+    text, vision = dict(whole.pop("text_config")), dict(whole.pop("vision_config"))
+    for part in (text, vision):
+        part.pop("model_type", None)
+    text |= {
+        "num_experts": experts,
+        "num_experts_per_tok": top_k,
+        "moe_intermediate_size": text["intermediate_size"],
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+    return Qwen3VLMoeConfig(text_config=text, vision_config=vision, **whole)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's report on the head that a policy does not have: what is missing is looked at here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _new_head(expert: ExpertModel, seed: int) -> None:
+    drawn = torch.randn(expert.score.weight.shape, generator=torch.Generator().manual_seed(seed)) * HEAD_STD
+    with torch.no_grad():
+        expert.score.weight.copy_(drawn)

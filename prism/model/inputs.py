@@ -1,0 +1,158 @@
+"""The one path from text and images to token ids and pixels (needs transformers).
+
+SFT, expert scoring, expert learning and policy learning all come through here, so chat template, image placeholders
+and end token are the same wherever a text is looked at, and whoever wrote it.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from prism import logs
+from prism.errors import ConfigError, DataError
+from prism.model import torchvision_cpu
+from prism.wire.v1 import rollout_pb2 as pb
+
+torchvision_cpu.install()
+
+from transformers import AutoProcessor  # noqa: E402  (torchvision must find its operators declared)
+from transformers.utils import logging as transformers_logging  # noqa: E402
+
+transformers_logging.disable_progress_bar()  # a bar for each load and save would bury the run's own
+if logs.is_json():
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence: a prompt, and the response after it.
+
+    input_ids [L], of which the first ``prompt_length`` are the prompt; pixel_values [patches, patch size];
+    image_grid_thw [images, 3] in patches.
+    """
+
+    input_ids: list[int]
+    prompt_length: int
+    pixel_values: torch.Tensor | None
+    image_grid_thw: torch.Tensor | None
+
+    @property
+    def response_ids(self) -> list[int]:
+        return self.input_ids[self.prompt_length :]
+
+
+class InputBuilder:
+    """Builds examples with a model folder's own processor: tokenizer, chat template, image processor. Thread-safe.
+
+    Raises ConfigError if the folder holds none.
+    """
+
+    def __init__(self, model: Path | str) -> None:
+        try:
+            self.processor = AutoProcessor.from_pretrained(str(model))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"no processor can be loaded from {model}: {str(error)[:500]}") from None
+        self.tokenizer = self.processor.tokenizer
+        self._tokenizing = threading.Lock()
+        self.end_token_id: int = self.tokenizer.eos_token_id
+        self.image_token_id: int = self.processor.image_token_id
+        self._merge: int = self.processor.image_processor.merge_size**2
+        # A sampled vision token would be taken for a placeholder of an image that is not there.
+        self.vision_token_ids = frozenset(
+            self.tokenizer.convert_tokens_to_ids(token)
+            for token in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+        )
+
+    def images(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        """pixel_values [all patches, patch size] and image_grid_thw [images, 3].
+
+        Raises DataError for an image of a shape that the processor does not take.
+        """
+        try:
+            out = self.processor.image_processor(images=list(images), return_tensors="pt")
+        except ValueError as error:
+            raise DataError(f"the image cannot be processed: {error}") from None
+        return out["pixel_values"], out["image_grid_thw"]
+
+    def image_tokens(self, image: Image.Image) -> int:
+        """Placeholders that the image will take in a prompt. Raises DataError as ``images`` does."""
+        try:
+            patches: int = self.processor.image_processor.get_number_of_image_patches(image.height, image.width)
+        except ValueError as error:
+            raise DataError(f"the image cannot be processed: {error}") from None
+        return patches // self._merge
+
+    def prompt(self, messages: Sequence[pb.Message], images: Sequence[Image.Image]) -> Example:
+        """The prompt alone, ready for a response. Raises DataError if it does not name exactly these images."""
+        pixel_values, grid = self.images(images) if images else (None, None)
+        return self.prompt_of(messages, pixel_values, grid)
+
+    def prompt_of(
+        self, messages: Sequence[pb.Message], pixel_values: torch.Tensor | None, grid: torch.Tensor | None
+    ) -> Example:
+        """As ``prompt``, from images that are processed already."""
+        text = self.processor.apply_chat_template(
+            [_as_chat(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+        ids: list[int] = []
+        counts = [] if grid is None else (grid.prod(-1) // self._merge).tolist()
+        named = sum(part.HasField("image_sha256") for message in messages for part in message.parts)
+        placeholders = iter(counts)
+        raw = self._tokens(text, split_special_tokens=False)
+        if named != len(counts) or raw.count(self.image_token_id) != len(counts):
+            raise DataError(
+                f"the prompt names {named} images and holds {raw.count(self.image_token_id)} placeholders, "
+                f"{len(counts)} images were given"
+            )
+        for token in raw:
+            ids.extend([token] * next(placeholders) if token == self.image_token_id else [token])
+        return Example(ids, len(ids), pixel_values, grid)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a response's text. Special tokens written out in it are text like any other."""
+        return self._tokens(text, split_special_tokens=True)
+
+    def _tokens(self, text: str, *, split_special_tokens: bool) -> list[int]:
+        # The option is set on the tokenizer itself: a call in another thread would get the wrong one.
+        with self._tokenizing:
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)[
+                "input_ids"
+            ]
+
+    def with_text(self, prompt: Example, text: str) -> Example:
+        """The prompt answered by ``text`` and ended: how every text, teacher's or student's, is looked at."""
+        return self.with_ids(prompt, [*self.text_ids(text), self.end_token_id])
+
+    def with_ids(self, prompt: Example, response_ids: Sequence[int]) -> Example:
+        """The prompt answered by the very tokens the policy sampled."""
+        return replace(prompt, input_ids=[*prompt.input_ids[: prompt.prompt_length], *response_ids])
+
+
+def distinct(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
+    """Each example once, and for each of ``examples`` its place there.
+
+    Rows of a batch differ by rounding even where their texts are the same: what is computed once cannot.
+    """
+    places: dict[tuple[int, tuple[int, ...]], int] = {}
+    once: list[Example] = []
+    rows: list[int] = []
+    for example in examples:
+        key = (id(example.pixel_values), tuple(example.input_ids))
+        if key not in places:
+            places[key] = len(once)
+            once.append(example)
+        rows.append(places[key])
+    return once, rows
+
+
+def _as_chat(message: pb.Message) -> dict[str, object]:
+    parts = [
+        {"type": "image"} if part.HasField("image_sha256") else {"type": "text", "text": part.text}
+        for part in message.parts
+    ]
+    return {"role": message.role, "content": parts}

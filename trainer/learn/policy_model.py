@@ -1,0 +1,124 @@
+"""The policy as the learner holds it: an ordinary Hugging Face vision-language model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForImageTextToText
+
+from prism.config import RunConfig
+from prism.errors import ConfigError
+from prism.model.inputs import InputBuilder
+from prism.model.packing import Batch, hidden_states
+from prism.model.shared_prefix import ATTENTION
+from prism.trainer.learn import ranks
+from prism.trainer.learn.learner_model import learner_model
+
+# Logits that exist at one time, however many tokens there are: 128 MiB in float32, 512 MiB on a GPU.
+LOGITS = {"cpu": 2**25, "cuda": 2**27}
+
+
+def load_policy(folder: Path | str, *, dtype: torch.dtype, device: str = "cpu") -> Any:
+    """A model that takes packed rows alone. Raises ConfigError if there is none to load."""
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            str(folder), dtype=dtype, attn_implementation=ATTENTION
+        )
+        return model.to(device)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no model can be loaded from {folder}: {str(error)[:500]}") from None
+
+
+def load_learner(folder: Path | str, config: RunConfig) -> Any:
+    """The model as a run trains it, over all ranks. Raises ConfigError if there is none to load."""
+    model = learner_model(lambda dtype: load_policy(folder, dtype=dtype), config)
+    if config.compile:
+        compile_head(model)
+    return model
+
+
+def compile_head(model: Any, backend: str = "inductor") -> None:
+    """What is read off the logits through ``torch.compile``."""
+    model.read_logits = torch.compile(read_logits, dynamic=True, backend=backend)
+
+
+def load_reference(folder: Path | str, config: RunConfig) -> Any:
+    """The same to compare with, never trained."""
+    dtype = getattr(torch, config.dtype)
+
+    def load(dtype: torch.dtype) -> Any:
+        return load_policy(folder, dtype=dtype).requires_grad_(False).eval()
+
+    return ranks.shard_model(load, config.device, dtype)
+
+
+def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
+    """An ordinary Hugging Face folder, processor included: whatever loads the base model loads this.
+
+    All ranks must call it; the first writes.
+    """
+    weights = ranks.full_weights(model)
+    if ranks.is_first():
+        write_policy(model, weights, folder)
+        inputs.processor.save_pretrained(folder)
+
+
+def write_policy(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
+    """What ``ranks.full_weights`` gathered, with the model's configuration."""
+    model.save_pretrained(folder, state_dict=weights)
+    file = folder / "config.json"
+    file.write_text(ranks.in_precision(model, file.read_text()))
+
+
+@dataclass(frozen=True)
+class ResponseTokens:
+    """What the model thinks of the R response tokens of a batch, example after example, in float32 and nats."""
+
+    logprobs: Tensor
+    """[R]"""
+    entropy: Tensor
+    """[R] of the distribution each was drawn from; without a gradient."""
+
+
+def response_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities [R] of all response tokens, as ``response_tokens`` gives them."""
+    return response_tokens(model, batch, temperature).logprobs
+
+
+def response_tokens(model: Any, batch: Batch, temperature: float = 1.0) -> ResponseTokens:
+    """``temperature`` is the sampler's: the ratio compares the distributions that are sampled from.
+
+    Logits are made for response tokens alone, a chunk at a time, and where there is more than one chunk made again in
+    the backward pass: neither way does a tensor of all tokens × vocabulary exist.
+    """
+    return ranks.run_sharded(model, lambda: _response_tokens(model, batch, temperature))
+
+
+def _response_tokens(model: Any, batch: Batch, temperature: float) -> ResponseTokens:
+    states = hidden_states(model.model, batch)[batch.predicts]  # [R, H]
+    size = max(1, LOGITS[states.device.type] // model.lm_head.out_features)  # tokens a chunk
+    read = getattr(model, "read_logits", read_logits)
+
+    def of_chunk(chunk: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return read(model.lm_head(chunk), targets, temperature)
+
+    again = torch.is_grad_enabled() and len(states) > size
+    parts = [
+        checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) if again else of_chunk(*chunk)
+        for chunk in zip(states.split(size), batch.targets.split(size), strict=True)
+    ]
+    logprobs, entropies = zip(*parts, strict=True)
+    return ResponseTokens(torch.cat(logprobs), torch.cat(entropies))
+
+
+def read_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits [C, V] and tokens [C]: log-probabilities of these [C], and the entropies [C], without a gradient."""
+    logits = logits.float() / temperature
+    normaliser = logits.logsumexp(-1)
+    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
+    with torch.no_grad():
+        entropy = normaliser - (logits.softmax(-1) * logits).sum(-1)
+    return logprobs, entropy

@@ -1,0 +1,174 @@
+"""``prism demo --compare``: the same policy steps spent in several ways, over seeds, measured on a fresh split.
+
+The file names the arms; each is a run of its own under one folder, and can be resumed like any run. All arms of a
+seed share the result of their first stage. (No torch here.)
+"""
+
+import json
+import shutil
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from rich.console import Console
+
+from prism.config import AlignConfig, RunConfig, SftConfig, Strict, load_config
+from prism.errors import ConfigError
+from prism.evaluation.held_out import evaluate
+from prism.settings import describe
+from prism.trainer.run.pipeline import prepare, run
+from prism.trainer.run.result import stage_folder, stage_result
+
+
+class ArmConfig(Strict):
+    """One way to spend the policy steps."""
+
+    description: str
+    stages: list[str] = Field(min_length=2)
+    """Stages in order, from the base configuration or from ``add``."""
+    set: list[str] = Field(default_factory=list)
+    """Overrides of the base configuration."""
+    add: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Stages that the base configuration does not have."""
+
+
+class CompareConfig(Strict):
+    base: Path
+    """The run all arms are variants of, relative to this file."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seeds: list[int] = Field(min_length=1)
+    data: str
+    """The split of the table: nothing was tuned on it."""
+    questions: int = Field(gt=0)
+    arms: dict[str, ArmConfig]
+
+
+def compare_arms(file: Path, overrides: Sequence[str], console: Console, *, fresh: bool) -> None:
+    """Train every arm with every seed and write the comparison. Resumes where it stopped."""
+    from prism.report import print_comparison, write_comparison
+
+    compare = load_compare(file)
+    base_file = file.parent / compare.base
+    root = load_config(base_file, list(overrides)).runs_dir / compare.name
+    if fresh:
+        shutil.rmtree(root, ignore_errors=True)
+    arms = {name: {"name": name, "description": arm.description, "seeds": []} for name, arm in compare.arms.items()}
+    for seed in compare.seeds:
+        first: RunConfig | None = None
+        for name, arm in compare.arms.items():
+            console.rule(f"{name}, seed {seed}: {arm.description}")
+            settings = [
+                f"name={name}-{seed}",
+                f"runs_dir={json.dumps(str(root))}",
+                f"seed={seed}",
+                *stage_overrides(base_file, arm),
+                *arm.set,
+                *overrides,
+            ]
+            config = load_config(base_file, settings)
+            if first is None:
+                first = config
+            else:
+                _share_first_stage(first, config, console)
+            arms[name]["seeds"].append(_train_arm(compare, config, base_file, settings, console) | {"seed": seed})
+    root.mkdir(parents=True, exist_ok=True)
+    table = {"split": compare.data, "questions": compare.questions, "arms": list(arms.values())}
+    (root / "comparison.json").write_text(json.dumps(table, indent=1))
+    print_comparison(write_comparison(root), console)
+
+
+def load_compare(file: Path) -> CompareConfig:
+    """Raises ConfigError that names file and key."""
+    try:
+        return CompareConfig.model_validate(tomllib.loads(file.read_text()))
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{file}: {line}" for line in describe(error))) from None
+
+
+def stage_overrides(base_file: Path, arm: ArmConfig) -> list[str]:
+    """Overrides that leave this arm's stages, in its order."""
+    known = tomllib.loads(base_file.read_text())["stages"] | arm.add
+    missing = [name for name in arm.stages if name not in known]
+    if missing:
+        raise ConfigError(f"arm {arm.description!r} names stages that nobody describes: {', '.join(missing)}")
+    return [f"stages={_toml({name: known[name] for name in arm.stages})}"]
+
+
+def _toml(value: Any) -> str:
+    """A TOML inline value of what TOML gave."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
+
+
+def _share_first_stage(source: RunConfig, target: RunConfig, console: Console) -> None:
+    name = next(iter(target.stages))
+    if next(iter(source.stages)) != name or source.stages[name] != target.stages[name]:
+        return  # this arm begins differently and trains its own
+    if stage_result(target, name) is None:
+        prepare(target, console)
+        shutil.copytree(stage_folder(source, name), stage_folder(target, name), dirs_exist_ok=True)
+
+
+def _train_arm(
+    compare: CompareConfig, config: RunConfig, base_file: Path, settings: list[str], console: Console
+) -> dict[str, Any]:
+    done = config.run_dir / "arm.json"
+    if done.is_file():
+        return json.loads(done.read_text())
+    measured: dict[str, Any] = {}
+    last, stage = list(config.stages.items())[-1]
+
+    def measure() -> None:
+        result = stage_result(config, last)
+        assert result
+        for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+            measured[name] = evaluate(
+                config,
+                last,
+                stage.kind,
+                result["version"],
+                temperature=temperature,
+                data=compare.data,
+                questions=compare.questions,
+            )
+
+    run(config, base_file, settings, console, at_end=measure)
+    results = [stage_result(config, name) for name in config.stages]
+    row = {
+        "accuracy": measured["greedy"]["accuracy"],
+        "accuracy_sampled": measured["sampled"]["accuracy"],
+        "caption_f1": measured["greedy"]["caption_f1"],
+        "format_rate": measured["greedy"]["format_rate"],
+        "policy_steps": sum(stage.steps for stage in list(config.stages.values())[1:]),
+        "teacher_texts": teacher_texts(config),
+        "seconds": sum(result["seconds"] for result in results if result),
+        "run_dir": str(config.run_dir),
+    }
+    done.write_text(json.dumps(row, indent=1))
+    return row
+
+
+def teacher_texts(config: RunConfig) -> int:
+    """Distinct teacher responses the arm has seen: rows are taken in shuffled epochs."""
+    seen: dict[str, int] = {}
+    for stage in config.stages.values():
+        if isinstance(stage, AlignConfig):
+            taken = stage.warmup_steps * stage.warmup_prompts + stage.steps * stage.rollouts.prompts
+            seen[stage.rollouts.data] = max(taken, seen.get(stage.rollouts.data, 0))
+        elif isinstance(stage, SftConfig) and stage.target == "teacher":
+            for name in stage.data:
+                seen[name] = max(stage.steps * stage.batch, seen.get(name, 0))
+    return sum(min(taken, _rows(config.path(name))) for name, taken in seen.items())
+
+
+def _rows(file: Path) -> int:
+    return sum(1 for line in file.read_text().splitlines() if line.strip())

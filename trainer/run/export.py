@@ -1,0 +1,85 @@
+"""``prism export``: a model of a run, finished or from its newest checkpoint, as an ordinary Hugging Face folder."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from prism.config import AlignConfig, RunConfig
+from prism.errors import ConfigError
+from prism.model.expert import CLASSES, save_expert
+from prism.model.inputs import InputBuilder
+from prism.trainer.checkpoint.checkpoint import CONFIG, newest_checkpoint, read_tensors
+from prism.trainer.learn.policy_model import save_policy
+from prism.trainer.run.make_experts import refuse_existing, write_whole
+from prism.trainer.run.result import RESULT, stage_folder, stage_result, start_of
+
+Model = Literal["policy", "perception", "reasoning"]
+
+
+def export(run_dir: Path, out: Path, *, stage: str | None, model: Model, console: Console) -> None:
+    """Write ``out``: weights, configuration and processor. Checkpoints are checked by sha256 first.
+
+    ``stage`` None: the last one that has anything. Raises ConfigError if ``out`` exists or there is nothing to export,
+    WeightsError for a damaged checkpoint.
+    """
+    refuse_existing(out)
+    config = _config_of(run_dir)
+    if stage is not None and stage not in config.stages:
+        raise ConfigError(f"no stage {stage!r}: the run has {', '.join(config.stages)}")
+    for name in [stage] if stage else reversed(config.stages):
+        if model != "policy" and not isinstance(config.stages[name], AlignConfig):
+            continue
+        if stage_result(config, name):
+            folder = stage_folder(config, name)
+            finished = folder if model == "policy" else folder / "experts" / model
+            write_whole(out, partial(_copy, finished))
+            said = "finished"
+        elif newest := newest_checkpoint(config.run_dir / "checkpoints" / name):
+            write_whole(out, partial(_assemble, config, name, newest[0], model))
+            said = f"after step {newest[1]['step']}"
+        else:
+            continue
+        console.print(f"{escape(str(out))}: the {model} of {name}, {said}", soft_wrap=True)
+        return
+    raise ConfigError(f"{run_dir} holds no {model} yet{f' of {stage}' if stage else ''}: neither result nor checkpoint")
+
+
+def _config_of(run_dir: Path) -> RunConfig:
+    described = sorted(run_dir.glob(f"checkpoints/*/*/{CONFIG}"))  # each checkpoint keeps a copy
+    file = next((file for file in (run_dir / CONFIG, *described) if file.is_file()), run_dir / CONFIG)
+    try:
+        config = RunConfig.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"{run_dir} is no run's folder: it has no config.json") from None
+    except ValidationError:
+        raise ConfigError(f"{file} was written by another version of PRISM, which must export it") from None
+    return config.model_copy(update={"runs_dir": run_dir.parent, "name": run_dir.name})  # it may have been moved
+
+
+def _copy(folder: Path, target: Path) -> None:
+    for file in folder.iterdir():
+        if file.is_file() and file.name != RESULT:
+            shutil.copyfile(file, target / file.name)
+
+
+def _assemble(config: RunConfig, stage: str, checkpoint: Path, model: Model, target: Path) -> None:
+    """The model from what all ranks wrote of it, with the processor of the stage's start."""
+    described, dtype = AutoConfig.from_pretrained(checkpoint / model), getattr(torch, config.dtype)
+    make: Any = AutoModelForImageTextToText.from_config
+    if model != "policy":
+        make = CLASSES[described.model_type]._from_config
+    with torch.device("meta"):  # all that is saved is read below
+        made = make(described, dtype=dtype)
+    weights = {name: torch.empty(p.shape, dtype=dtype) for name, p in made.named_parameters()}
+    read_tensors(checkpoint, {model: {"weights": weights}})
+    made.load_state_dict(weights, strict=False, assign=True)
+    made.tie_weights()
+    save: Any = save_policy if model == "policy" else save_expert
+    save(made, target, InputBuilder(start_of(config, stage)))

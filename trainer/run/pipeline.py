@@ -1,0 +1,200 @@
+"""``prism run``: prepare, then each stage in turn over live services, measured after each; goes on where it stopped.
+
+Stages train in processes of their own, so that one which dies takes nothing with it. (No torch here.)
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prism import logs
+from prism.clients.endpoints import load_endpoints
+from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, save_resolved
+from prism.errors import ConfigError, ServiceError
+from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement
+from prism.evaluation.held_out import evaluate, evaluated_stages, print_figures
+from prism.settings import load_settings
+from prism.stack.local import RunningServices, Stack, start_process
+from prism.trainer.run.expert_start import served_experts
+from prism.trainer.run.launch import RETRY_SECONDS, Launch
+from prism.trainer.run.result import next_attempt, stage_folder, stage_result, start_of
+from prism.trainer.weights.publish import open_publisher
+from prism.wire.section import SECTIONS
+
+# What may change between two starts of one run: nothing that the results depend on.
+FREE_KEYS = ("stack", "push", "evaluate", "threads", "keep_checkpoints", "runs_dir")
+
+
+def run(
+    config: RunConfig,
+    config_file: Path,
+    overrides: list[str],
+    console: Console,
+    at_end: Callable[[], None] | None = None,
+    *,
+    attach: bool = False,
+    environment: dict[str, str] | None = None,
+) -> None:
+    """Bring the run to its end; ``at_end`` is called while the services still run.
+
+    With ``attach`` services are not started but found by PRISM_* variables. ``environment`` goes to the stages.
+
+    Raises PrismError with what to do; the same call then resumes.
+    """
+    logs.about(run=config.name)
+    launch = load_settings(Launch)
+    options = ["--config", str(config_file), *(part for o in overrides for part in ("--set", o))]
+
+    def command(name: str) -> list[str]:
+        return [*launch.python(f"{config.name}-{name}"), "-m", "prism", "train", name, *options]
+
+    if not launch.is_first:
+        take_part(config, command, console)
+        return
+    refuse_changed(config)
+    save_resolved(config)
+    prepare(config, console)
+    for name, stage in config.stages.items():
+        if stage_result(config, name) or not isinstance(stage, SftConfig):
+            break
+        console.print(f"[bold]{name}[/]: supervised fine-tuning, {stage.steps} steps of {stage.batch}")
+        train_in_process(command(name), name, None, environment)
+    if at_end is None and not any(_is_pending(config, name) for name in config.stages):
+        return
+    if attach:
+        services = RunningServices(config, console)
+    else:
+        services = Stack(config, served_model(config), console, experts=served_experts(config))
+    with services as stack:
+        for name, stage in config.stages.items():
+            if not stage_result(config, name):
+                console.print(f"[bold]{name}[/]: {_describe(stage)}")
+                train_in_process(command(name), name, stack, environment)
+            result = stage_result(config, name)
+            assert result
+            if name not in evaluated_stages(config.run_dir):
+                _serve(config, "policy", stage_folder(config, name), result["version"])
+                print_figures(console, evaluate(config, name, stage.kind, result["version"]))
+            if (settings := _disentangled(config, name)) and name not in disentangled_stages(config.run_dir):
+                for expert in SECTIONS:
+                    folder = stage_folder(config, name) / "experts" / expert
+                    _serve(config, expert, folder, result["expert_version"])
+                print_disentanglement(console, disentangle(config, name, settings, result["expert_version"]))
+        if at_end:
+            at_end()
+
+
+def take_part(config: RunConfig, command: Callable[[str], list[str]], console: Console) -> None:
+    """On a node that is not the first: its ranks of each stage, until the first node has written the stage's result.
+
+    Ranks that do not meet the first's, because it is about something else, or that end with it, are started again.
+    """
+    for name in config.stages:
+        while not stage_result(config, name):
+            try:
+                train_in_process(command(name), name, None)
+            except ServiceError as error:
+                logs.say(console, str(error))
+                time.sleep(RETRY_SECONDS)
+
+
+def prepare(config: RunConfig, console: Console) -> None:
+    """Run the configuration's own script, which makes model and data. Raises ConfigError if it fails."""
+    if config.prepare is None:
+        return
+    if not config.prepare.script.is_file():
+        raise ConfigError(
+            f"prepare.script: {config.prepare.script} does not exist; run from the folder it is named from"
+        )
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in config.prepare.options.items()]
+    command = [sys.executable, str(config.prepare.script), "--out", str(config.run_dir), "--seed", str(config.seed)]
+    began = time.monotonic()
+    if logs.run([*command, *options]):
+        raise ConfigError(f"{config.prepare.script} failed; its message stands above")
+    console.print(f"data and model in {config.run_dir} ({time.monotonic() - began:.0f} s)")
+
+
+def refuse_changed(config: RunConfig) -> None:
+    """Raises ConfigError if the run's folder holds results of other settings."""
+    file = config.run_dir / "config.json"
+    if not file.is_file():
+        return
+    before, now = json.loads(file.read_text()), config.model_dump(mode="json")
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    for key in FREE_KEYS:
+        if key in changed:
+            changed.remove(key)
+    if changed and ((config.run_dir / "stages").exists() or (config.run_dir / "checkpoints").exists()):
+        raise ConfigError(
+            f"{config.run_dir} was begun with other settings ({', '.join(changed)}): use another name with "
+            "--set name=..., or start over with --fresh"
+        )
+
+
+def start_over(config: RunConfig) -> None:
+    shutil.rmtree(config.run_dir, ignore_errors=True)
+
+
+def _is_pending(config: RunConfig, name: str) -> bool:
+    if not stage_result(config, name) or name not in evaluated_stages(config.run_dir):
+        return True
+    return _disentangled(config, name) is not None and name not in disentangled_stages(config.run_dir)
+
+
+def _disentangled(config: RunConfig, name: str) -> DisentangleConfig | None:
+    """How the experts of the stage are to be measured; None if they are not."""
+    return config.evaluate.disentangle if isinstance(config.stages[name], AlignConfig) else None
+
+
+def _describe(stage: Any) -> str:
+    if isinstance(stage, SftConfig):
+        return f"supervised fine-tuning, {stage.steps} steps of {stage.batch}"
+    batch = f"{stage.rollouts.prompts} prompts × {stage.rollouts.n}"
+    if stage.kind == "align":
+        return f"adversarial alignment, {stage.warmup_steps} warm-up + {stage.steps} steps of {batch}"
+    return f"verifiable rewards with {stage.loss.upper()}, {stage.steps} steps of {batch}"
+
+
+def served_model(config: RunConfig) -> Path:
+    """The folder services start from: the result of the first stage, whose architecture is everyone's."""
+    first = next(iter(config.stages))
+    folder = stage_folder(config, first) if stage_result(config, first) else Path(start_of(config, first))
+    if not folder.is_dir():
+        raise ConfigError(f"model: {folder} is no folder; download a hub model first: hf download {folder}")
+    return folder
+
+
+def train_in_process(
+    command: list[str], name: str, stack: Stack | RunningServices | None, environment: dict[str, str] | None = None
+) -> None:
+    """Train one stage in a process of its own, and end it should a service die. Raises ServiceError."""
+    process = start_process(command, (environment or {}) | (stack.environment() if stack else {}))
+    try:
+        while process.poll() is None:
+            if stack:
+                stack.check()
+            time.sleep(0.5)
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+    if process.returncode:
+        raise ServiceError(
+            f"stage {name} ended with status {process.returncode}; the same command goes on from its last checkpoint"
+        )
+
+
+def _serve(config: RunConfig, model: str, folder: Path, version: int) -> None:
+    """Give finished weights to their server, whatever it serves now."""
+    endpoints = load_endpoints(config.run_dir / "stack.json")
+    open_publisher(config, endpoints, model, next_attempt(config.run_dir)).push_folder(version, folder)

@@ -1,0 +1,192 @@
+"""Alignment: the adversarial game. Experts learn to tell teacher from policy, the policy learns to be taken for it.
+
+Each step: the experts update on the step's pairs, the policy on the scores these pairs got when they were sampled, all
+weights go out to the running servers. No accuracy reward, no KL (method: Policy update in alignment).
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prism.config import AlignConfig, RunConfig
+from prism.model.expert import ExpertModel, load_expert, place
+from prism.model.inputs import Example
+from prism.trainer.flow.intake import POLICY, Admission, Intake
+from prism.trainer.learn import ranks
+from prism.trainer.learn.advantages import Advantages, ExpertScores, alignment_advantages
+from prism.trainer.learn.expert_learner import ExpertLearner, write_expert
+from prism.trainer.learn.learner_model import learner_model
+from prism.trainer.learn.losses import Algorithm
+from prism.trainer.learn.policy_learner import training_samples
+from prism.trainer.learn.policy_model import save_policy
+from prism.trainer.run.expert_start import expert_start
+from prism.trainer.run.recorder import Recorder
+from prism.trainer.stages.common import (
+    dump_nonfinite_groups,
+    mean,
+    new_policy,
+    push_weights,
+    resume_and_push,
+    rollout_figures,
+    shared_step,
+    usable_groups,
+)
+from prism.trainer.stages.context import open_context
+from prism.wire.response import parse_response
+from prism.wire.section import SECTIONS, Section
+from prism.wire.v1 import rollout_pb2 as pb
+
+SHOWN = ("perception_gap", "reasoning_gap", "caption_f1", "format_rate")
+WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stands still
+
+
+def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, output: Path) -> dict[str, Any]:
+    """Play the game from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
+    ranks.seed(config.seed)
+    context = open_context(config, name, start)
+    total = stage.warmup_steps + stage.steps
+    policy = new_policy(context, stage, start, Algorithm.ALIGN)
+    base = policy.version
+    experts = [
+        _new_expert(expert, config, stage, ranks.from_first(partial(expert_start, config, name, stage, expert)), total)
+        for expert in SECTIONS
+    ]
+    intake = context.intake(stage.rollouts, (POLICY, *SECTIONS), require=("teacher",))
+    learners = {POLICY: policy} | {expert.expert: expert for expert in experts}
+    saved, first, publishers = resume_and_push(context, learners, intake)
+
+    recorder = Recorder(config.run_dir, name, total)
+    started = time.perf_counter()
+    asked = first
+    with saved:
+        for step in range(first, total):
+            began = time.perf_counter()
+            saved.poll()
+
+            def collected(step: int = step) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
+                nonlocal asked
+                asked = _admit_ahead(intake, stage, asked, step, base, policy.version, experts[0].version)
+                rollouts = intake.collect(step, context.say)
+                groups, prompts = usable_groups(context, intake, rollouts, policy.version)
+                return groups, prompts, rollout_figures(groups, rollouts, policy.version)
+
+            groups, prompts, figures = shared_step(context, collected)
+            warming_up = step < stage.warmup_steps
+            for expert in experts:
+                with dump_nonfinite_groups(context, expert, step, groups):
+                    figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
+            if not warming_up:
+                advantages = _advantages(groups, stage.alpha)
+                samples, unplaceable = training_samples(
+                    groups, prompts, advantages.values, advantages.keep, context.examples
+                )
+                with dump_nonfinite_groups(context, policy, step, groups):
+                    figures |= policy.update(samples, context.examples)
+                figures |= advantages.figures() | _judged(groups) | {"unplaceable_samples": unplaceable}
+            if ranks.is_first():
+                intake.finish(step)
+
+            if not warming_up or step == stage.warmup_steps - 1:
+                for expert in experts:
+                    figures |= push_weights(context, publishers[expert.expert], expert)
+            if not warming_up:
+                figures |= push_weights(context, publishers[POLICY], policy, groups[0] if groups else None)
+            figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
+            recorder.step(step + 1, figures, show=SHOWN, groups=groups)
+            if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
+                saved.save(step + 1)
+    recorder.close()
+    publishers[POLICY].settle()
+    save_policy(policy.model, output, context.inputs)
+    for expert in experts:
+        weights = ranks.full_weights(expert.model)
+        if ranks.is_first():
+            write_expert(expert.model, weights, output / "experts" / expert.expert, context.inputs)
+    return {
+        "version": policy.version,
+        "expert_version": experts[0].version,
+        "steps": stage.steps,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _new_expert(
+    expert: Section, config: RunConfig, stage: AlignConfig, start: Path | str, updates: int
+) -> ExpertLearner:
+    def load(dtype: torch.dtype) -> ExpertModel:
+        model = load_expert(start, seed=config.seed, dropout=stage.experts.dropout, dtype=dtype)
+        return place(model, config.device, move=False)
+
+    return ExpertLearner(expert, learner_model(load, config), stage.experts, updates)
+
+
+def _admit_ahead(
+    intake: Intake, stage: AlignConfig, asked: int, step: int, base: int, version: int, expert_version: int
+) -> int:
+    """Ask for as many steps as may be asked for now; returns the first step not asked for."""
+    total = stage.warmup_steps + stage.steps
+    while asked < total:
+        warming_up = asked < stage.warmup_steps
+        if warming_up and asked >= step + WARMUP_WINDOW:
+            break
+        if not warming_up and step < stage.warmup_steps:
+            break  # the first scored step waits for experts that are warmed up
+        admission = Admission(
+            step=asked,
+            update=base + max(0, asked - stage.warmup_steps),
+            count=stage.warmup_prompts if warming_up else stage.rollouts.prompts,
+            n=stage.warmup_n if warming_up else stage.rollouts.n,
+            experts=() if warming_up else SECTIONS,
+            grade=False,
+        )
+        if not intake.admit(admission, version=version, expert_version=expert_version):
+            break
+        asked += 1
+    return asked
+
+
+def _scores(groups: Sequence[pb.RolloutGroup], expert: Section) -> ExpertScores:
+    values: list[float | None] = []
+    versions: list[int] = []
+    for group in groups:
+        for sample in group.samples:
+            score = next((s for s in sample.scores if s.expert == expert), None)
+            values.append(score.value if score is not None and score.status == pb.STATUS_OK else None)
+            versions.append(score.expert_version if score is not None else 0)
+    return ExpertScores(values, versions)
+
+
+def _advantages(groups: Sequence[pb.RolloutGroup], alpha: float) -> Advantages:
+    return alignment_advantages(
+        _scores(groups, "perception"),
+        _scores(groups, "reasoning"),
+        [parse_response(sample.text).valid for group in groups for sample in group.samples],
+        [number for number, group in enumerate(groups) for _ in group.samples],
+        alpha=alpha,
+    )
+
+
+def _judged(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
+    """Figures of the scores the policy learnt from: given by the serving experts, at the versions named."""
+    figures: dict[str, Any] = {}
+    for expert in SECTIONS:
+        scores = _scores(groups, expert)
+        teacher = [
+            score.value
+            for group in groups
+            for score in group.teacher_scores
+            if score.expert == expert and score.status == pb.STATUS_OK
+        ]
+        policy = [value for value in scores.values if value is not None]
+        teacher_mean, policy_mean = mean(teacher), mean(policy)
+        figures |= {
+            f"served_{expert}_version": max(scores.versions, default=None),
+            f"served_{expert}_score": policy_mean,
+            f"served_{expert}_teacher_score": teacher_mean,
+            f"served_{expert}_gap": None if teacher_mean is None or policy_mean is None else teacher_mean - policy_mean,
+        }
+    return figures

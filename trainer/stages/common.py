@@ -1,0 +1,195 @@
+"""Alignment and RLVR share how a stage begins and how a step goes: checked prompts, figures, pushes."""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prism.config import AlignConfig, PolicyLearnerConfig, RlvrConfig
+from prism.errors import DataError, StreamError
+from prism.model.expert import ARCHITECTURES
+from prism.model.inputs import Example
+from prism.trainer.checkpoint.resume import StageCheckpoints
+from prism.trainer.flow.intake import Intake, StepRollouts
+from prism.trainer.flow.staleness import staleness
+from prism.trainer.learn import ranks
+from prism.trainer.learn.expert_learner import ExpertLearner
+from prism.trainer.learn.losses import DEFAULT_OPTIONS, Algorithm, LossOptions
+from prism.trainer.learn.not_finite import keep_groups
+from prism.trainer.learn.policy_learner import PolicyLearner
+from prism.trainer.learn.policy_model import load_learner, load_reference
+from prism.trainer.run.result import start_version
+from prism.trainer.stages.context import Context
+from prism.trainer.weights.named import config_json, named_weights
+from prism.trainer.weights.probe import make_probe
+from prism.trainer.weights.publish import Publisher
+from prism.wire.response import caption_f1, parse_response
+from prism.wire.v1 import rollout_pb2 as pb
+
+T = TypeVar("T")
+
+
+def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int, *, kl_coef: float = 0.0) -> LossOptions:
+    """The options published for the algorithm, with the clip that the configuration sets, if it does."""
+    clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
+    given = {name: value for name, value in clip.items() if value is not None}
+    return replace(DEFAULT_OPTIONS[Algorithm(algorithm)], max_length=max_tokens, kl_coef=kl_coef, **given)
+
+
+def new_policy(
+    context: Context, stage: AlignConfig | RlvrConfig, start: Path | str, algorithm: str, *, kl_coef: float = 0.0
+) -> PolicyLearner:
+    """The learner of the policy in ``start``, at its version there; with ``kl_coef`` beside it as it starts."""
+    return PolicyLearner(
+        load_learner(start, context.config),
+        stage.policy,
+        algorithm,
+        loss_options(algorithm, stage.policy, stage.rollouts.max_tokens, kl_coef=kl_coef),
+        temperature=stage.rollouts.temperature,
+        updates=stage.steps,
+        version=start_version(start),
+        reference=load_reference(start, context.config) if kl_coef else None,
+    )
+
+
+def resume_and_push(
+    context: Context, learners: Mapping[str, PolicyLearner | ExpertLearner], intake: Intake
+) -> tuple[StageCheckpoints, int, dict[str, Publisher]]:
+    """Resume the learners and push them: servers get this attempt's weights before a single rollout is asked for.
+
+    Returns the stage's checkpoints, the step to go on with, and each learner's publisher. Raises WeightsError for a
+    damaged checkpoint and for a push that fails.
+    """
+    saved = StageCheckpoints(context.checkpoints(), context.config, learners, context.say, intake)
+    first = saved.resume()
+    publishers = {name: context.publisher(name) for name in learners}
+    for name, learner in learners.items():
+        push_weights(context, publishers[name], learner)
+    return saved, first, publishers
+
+
+def shared_step(
+    context: Context, collect: Callable[[], tuple[list[pb.RolloutGroup], list[Example], T]]
+) -> tuple[list[pb.RolloutGroup], list[Example], T]:
+    """What ``collect`` gives on the first rank, on all: groups travel, their prompts each rank builds itself."""
+    built: list[Example] = []
+
+    def on_first() -> tuple[list[pb.RolloutGroup], T]:
+        groups, prompts, figures = collect()
+        built.extend(prompts)
+        return groups, figures
+
+    groups, figures = ranks.from_first(on_first)
+    return groups, built if ranks.is_first() else [context.examples.prompt(group) for group in groups], figures
+
+
+def usable_groups(
+    context: Context, intake: Intake, rollouts: StepRollouts, version: int
+) -> tuple[list[pb.RolloutGroup], list[Example]]:
+    """The groups that a learner at ``version`` can train on, and their prompts as it builds them.
+
+    The others are buried: what cannot be built, what no policy of this run can have sampled, what is too old.
+    """
+    groups: list[pb.RolloutGroup] = []
+    prompts: list[Example] = []
+    for group in rollouts.groups:
+        try:
+            if not intake.bound.accepts(group.policy_version, version):
+                raise StreamError(
+                    f"sampled by policy version {group.policy_version}, {intake.bound.limit} updates before version "
+                    f"{version} or more"
+                )
+            _refuse_mixed_scores(group)
+            prompts.append(context.examples.prompt(group))
+            groups.append(group)
+        except (StreamError, DataError) as error:
+            prompt_id, position = group.request.prompt.id, group.request.position
+            context.say(f"group of prompt {prompt_id} buried: {error}", prompt_id=prompt_id, position=position)
+            intake.bury(group, str(error))
+    return groups, prompts
+
+
+def _refuse_mixed_scores(group: pb.RolloutGroup) -> None:
+    """Raises StreamError where an expert's scores, the teacher's included, are of more than one version."""
+    versions: dict[str, set[int]] = {}
+    for score in chain(group.teacher_scores, *(sample.scores for sample in group.samples)):
+        if score.status == pb.STATUS_OK:
+            versions.setdefault(score.expert, set()).add(score.expert_version)
+    for expert, found in versions.items():
+        if len(found) > 1:
+            raise StreamError(f"{expert} scores of versions {', '.join(map(str, sorted(found)))} cannot be compared")
+
+
+@contextmanager
+def dump_nonfinite_groups(
+    context: Context, learner: PolicyLearner | ExpertLearner, step: int, groups: Sequence[pb.RolloutGroup]
+) -> Iterator[None]:
+    """Around an update of the step's ``groups``: what made it not finite is kept in the run's folder, and said."""
+    try:
+        yield
+    finally:
+        if learner.not_finite and ranks.is_first():
+            name, whose = context.stage, "a policy"
+            if isinstance(learner, ExpertLearner):
+                name, whose = f"{name}-{learner.expert}", f"the {learner.expert} expert's"
+            offenders = [groups[number] for number in learner.not_finite]
+            file = keep_groups(context.config.run_dir, name, step + 1, offenders)
+            context.say(f"step {step + 1}: {whose} update was not finite; its {len(offenders)} groups are in {file}")
+
+
+def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, version: int) -> dict[str, Any]:
+    """Figures of what was sampled, before anything is learnt from it."""
+    samples = [(group, sample) for group in groups for sample in group.samples]
+    lengths = [len(sample.token_ids) for _, sample in samples]
+    ages = [staleness(group.policy_version, version) for group in groups]
+    facts = [
+        f1
+        for group, sample in samples
+        if group.request.prompt.teacher and (f1 := caption_f1(sample.text, group.request.prompt.teacher)) is not None
+    ]
+    return {
+        "positions": [group.request.position for group in groups],
+        "groups": len(groups),
+        "lost_groups": len(rollouts.lost) + len(rollouts.groups) - len(groups),
+        "wait_seconds": rollouts.wait_seconds,
+        "generate_seconds": mean([group.generate_seconds for group in groups]),
+        "judge_seconds": mean([group.judge_seconds for group in groups]),
+        "response_tokens": mean(lengths),
+        "sampled_tokens": sum(lengths),
+        "truncated": mean([float(sample.finish_reason == "length") for _, sample in samples]),
+        "format_rate": mean([float(parse_response(sample.text).valid) for _, sample in samples]),
+        "caption_f1": mean(facts),
+        "staleness_mean": mean(ages),
+        "staleness_max": max(ages, default=None),
+    }
+
+
+def push_weights(
+    context: Context,
+    publisher: Publisher,
+    learner: PolicyLearner | ExpertLearner,
+    group: pb.RolloutGroup | None = None,
+) -> dict[str, Any]:
+    """Publish the learner's weights, from all ranks; ``group`` gives a policy's probe its prompt and text.
+
+    Raises WeightsError as the publisher does.
+    """
+    model, weights = learner.model, ranks.full_weights(learner.model)
+    probe, architecture, prefix = None, None, ""
+    if isinstance(learner, ExpertLearner):
+        architecture, prefix = ARCHITECTURES[model.config.model_type], f"{learner.expert}_"
+    elif group is not None:
+        text = next((sample.text for sample in group.samples if sample.text), group.request.prompt.teacher)
+        tolerance = context.config.push.probe_tolerance
+        probe = make_probe(model, context.inputs, group.request.prompt, text, context.blobs, tolerance)
+    config = config_json(model, architecture)
+    pushed = ranks.from_first(lambda: publisher.push(learner.version, named_weights(model, weights), config, probe))
+    return pushed.figures(prefix)
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """None where there is nothing to average: no data is no number."""
+    return statistics.fmean(values) if values else None

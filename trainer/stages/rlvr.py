@@ -1,0 +1,134 @@
+"""Reinforcement learning with verifiable rewards: GRPO, DAPO, GSPO or Dr. GRPO on the grader's verdicts."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prism.config import RlvrConfig, RunConfig
+from prism.model.inputs import Example
+from prism.trainer.flow.intake import POLICY, Admission, Intake, StepRollouts
+from prism.trainer.learn import ranks
+from prism.trainer.learn.advantages import Advantages, group_centred, group_normalised, soft_overlong_penalty
+from prism.trainer.learn.losses import Algorithm
+from prism.trainer.learn.policy_learner import training_samples
+from prism.trainer.learn.policy_model import save_policy
+from prism.trainer.run.recorder import Recorder
+from prism.trainer.stages.common import (
+    dump_nonfinite_groups,
+    mean,
+    new_policy,
+    push_weights,
+    resume_and_push,
+    rollout_figures,
+    shared_step,
+    usable_groups,
+)
+from prism.trainer.stages.context import Context, open_context
+from prism.wire.v1 import rollout_pb2 as pb
+
+SHOWN = ("reward", "accuracy", "format_rate", "response_tokens")
+
+
+def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, output: Path) -> dict[str, Any]:
+    """Train from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
+    ranks.seed(config.seed)
+    context = open_context(config, name, start)
+    policy = new_policy(context, stage, start, stage.loss, kl_coef=stage.kl_coef)
+    base = policy.version
+    intake = context.intake(stage.rollouts, (POLICY,), require=("gold",))
+    saved, first, publishers = resume_and_push(context, {POLICY: policy}, intake)
+
+    recorder = Recorder(config.run_dir, name, stage.steps)
+    started = time.perf_counter()
+    asked = first
+    with saved:
+        for step in range(first, stage.steps):
+            began = time.perf_counter()
+            saved.poll()
+
+            def collected(step: int = step) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
+                nonlocal asked
+                while asked < stage.steps and intake.admit(
+                    _admission(stage, asked, base, stage.rollouts.prompts), version=policy.version, expert_version=0
+                ):
+                    asked += 1
+                rollouts, rounds = _collect(context, intake, stage, step, base, policy.version)
+                groups, prompts = usable_groups(context, intake, rollouts, policy.version)
+                figures = rollout_figures(groups, rollouts, policy.version) | _rewards(groups)
+                if stage.dynamic_sampling:
+                    chosen = [i for i, group in enumerate(groups) if _undecided(group)][: stage.rollouts.prompts]
+                    groups, prompts = [groups[i] for i in chosen], [prompts[i] for i in chosen]
+                return groups, prompts, figures | {"sampling_rounds": rounds}
+
+            groups, prompts, figures = shared_step(context, collected)
+            advantages = _advantages(groups, stage)
+            samples, unplaceable = training_samples(
+                groups, prompts, advantages.values, advantages.keep, context.examples
+            )
+            with dump_nonfinite_groups(context, policy, step, groups):
+                figures |= policy.update(samples, context.examples)
+            figures |= advantages.figures() | {"unplaceable_samples": unplaceable}
+            if ranks.is_first():
+                intake.finish(step)
+
+            figures |= push_weights(context, publishers[POLICY], policy, groups[0] if groups else None)
+            figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
+            recorder.step(step + 1, figures, show=SHOWN, groups=groups)
+            if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
+                saved.save(step + 1)
+    recorder.close()
+    publishers[POLICY].settle()
+    save_policy(policy.model, output, context.inputs)
+    return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
+
+
+def _admission(stage: RlvrConfig, step: int, base: int, count: int) -> Admission:
+    return Admission(step=step, update=base + step, count=count, n=stage.rollouts.n, experts=(), grade=True)
+
+
+def _collect(
+    context: Context, intake: Intake, stage: RlvrConfig, step: int, base: int, version: int
+) -> tuple[StepRollouts, int]:
+    """The step's groups and the rounds of sampling it took; with dynamic sampling (DAPO), more than one may be."""
+    rollouts = intake.collect(step, context.say)
+    rounds = 1
+    while stage.dynamic_sampling and rounds < stage.max_sampling_rounds:
+        missing = stage.rollouts.prompts - sum(_undecided(group) for group in rollouts.groups)
+        if missing <= 0:
+            break
+        intake.admit(_admission(stage, step, base, missing), version=version, expert_version=0)
+        waited = rollouts.wait_seconds
+        rollouts = intake.collect(step, context.say)
+        rollouts.wait_seconds += waited
+        rounds += 1
+    return rollouts, rounds
+
+
+def _undecided(group: pb.RolloutGroup) -> bool:
+    """Whether the group's accuracies differ: only then does it teach anything."""
+    known = {s.verdict.accuracy for s in group.samples if s.verdict.HasField("reward")}
+    return len(known) > 1
+
+
+def _advantages(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advantages:
+    samples = [sample for group in groups for sample in group.samples]
+    valid = torch.tensor([sample.verdict.HasField("reward") for sample in samples], dtype=torch.bool)  # [N]
+    rewards = torch.tensor([sample.verdict.reward for sample in samples], dtype=torch.float64)  # [N]
+    if stage.overlong_buffer:
+        lengths = torch.tensor([len(sample.token_ids) for sample in samples])
+        rewards += soft_overlong_penalty(lengths, max_length=stage.rollouts.max_tokens, buffer=stage.overlong_buffer)
+    index = torch.tensor([number for number, group in enumerate(groups) for _ in group.samples], dtype=torch.long)
+    within = group_centred if Algorithm(stage.loss) is Algorithm.DR_GRPO else group_normalised
+    return within(rewards, valid, index)
+
+
+def _rewards(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
+    """Of everything sampled and judged, before dynamic sampling picks the groups that differ."""
+    judged = [s.verdict for group in groups for s in group.samples if s.verdict.HasField("reward")]
+    return {
+        "reward": mean([verdict.reward for verdict in judged]),
+        "accuracy": mean([verdict.accuracy for verdict in judged]),
+    }

@@ -1,0 +1,217 @@
+"""Weights from a learner to the servers that work with them: written, sealed, pushed, verified there.
+
+(No torch, but for a learner's tensors.)
+"""
+
+import socket
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from prism.clients.endpoints import Endpoints
+from prism.config import PushConfig, RunConfig
+from prism.errors import ConfigError, WeightsError
+from prism.trainer.flow.intake import POLICY
+from prism.trainer.weights.folder import WeightFolder
+from prism.wire.weights import Manifest, Probe, keep_newest, newest_sealed, seal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEEP_VERSIONS = 3  # a server that restarts in the middle of a push still finds the one before
+
+
+@dataclass(frozen=True)
+class PushResult:
+    total_seconds: float
+    """From the first byte written or sent until every server answered."""
+    paused_seconds: float
+    """How long the server could not work because of it, as the server says; of several, the longest."""
+    bytes_written: int
+    """Of files that the version before does not have. After a broadcast, of those finished since the push before."""
+    bytes_saved: int
+    """Of files that are the same as in the version before, and were linked."""
+
+    def figures(self, prefix: str = "") -> dict[str, float]:
+        """As they stand in metrics.jsonl."""
+        return {
+            f"{prefix}sync_total_seconds": self.total_seconds,
+            f"{prefix}sync_paused_seconds": self.paused_seconds,
+            f"{prefix}sync_bytes_written": self.bytes_written,
+            f"{prefix}sync_bytes_saved": self.bytes_saved,
+        }
+
+
+class Publisher:
+    """Pushes one model's weights to one server, or to each of its replicas: all addresses that its name stands for.
+
+    A server that is away, restarting or draining is retried until the deadline. Every push raises WeightsError when a
+    server refuses the weights or the deadline passes; so does ``settle``, for files that follow a broadcast.
+    ``broadcasts_from``: the learner's device, if its tensors are to be broadcast.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        url: str,
+        admin_token: str,
+        weights_root: Path,
+        attempt: int,
+        config: PushConfig,
+        broadcasts_from: str | None = None,
+    ) -> None:
+        self._model, self._url, self._root, self._attempt = model, url.rstrip("/"), weights_root, attempt
+        self._deadline = config.deadline_seconds
+        self._device = broadcasts_from
+        self._http = httpx.Client(headers={"Authorization": f"Bearer {admin_token}"})
+        self._writer = ThreadPoolExecutor(1, "weights-behind")
+        self._behind: Future[PushResult] | None = None
+        self._copies: dict[str, Tensor] = {}  # of what was broadcast, for the files behind
+
+    def push(
+        self, version: int, tensors: Iterable[tuple[str, "Tensor"]], config: str, probe: Probe | None = None
+    ) -> PushResult:
+        """A learner's weights, as WeightFolder takes them, with the model's ``config.json``."""
+        if self._device is None:
+            return self._push_files(version, lambda folder: folder.add_tensors(tensors, config), probe)
+        return self._push_memory(version, list(tensors), config, probe, self._device)
+
+    def push_folder(self, version: int, source: Path) -> PushResult:
+        """The weights of a finished model folder."""
+        return self._push_files(version, lambda folder: folder.add_folder(source), None)
+
+    def settle(self) -> PushResult | None:
+        """Wait for the files that follow the last broadcast, if there was one; what became of them."""
+        behind, self._behind = self._behind, None
+        return None if behind is None else behind.result()
+
+    def _push_files(self, version: int, fill: Callable[[WeightFolder], None], probe: Probe | None) -> PushResult:
+        started = time.perf_counter()
+        path = self._path(version)
+        folder = WeightFolder(self._root, path, newest_sealed(self._root / self._model))
+        fill(folder)
+        manifest = seal(
+            self._root,
+            path,
+            model=self._model,
+            version=version,
+            attempt=self._attempt,
+            probe=probe,
+            files=folder.files,
+        )
+        replicas = replica_urls(self._url)
+        with ThreadPoolExecutor(len(replicas)) as threads:
+            answers = list(
+                threads.map(lambda url: self._retried(url, version, partial(self._post, url, manifest)), replicas)
+            )
+        keep_newest(self._root / self._model, KEEP_VERSIONS)
+        return PushResult(
+            total_seconds=time.perf_counter() - started,
+            paused_seconds=max(answer["sync_paused_seconds"] for answer in answers),
+            bytes_written=folder.bytes_written,
+            bytes_saved=folder.bytes_saved,
+        )
+
+    def _push_memory(
+        self, version: int, tensors: list[tuple[str, "Tensor"]], config: str, probe: Probe | None, device: str
+    ) -> PushResult:
+        """Broadcast, to one replica after another; and have the same written behind, for servers that restart."""
+        settled = self.settle()
+        started = time.perf_counter()
+        manifest = Manifest(
+            model=self._model, version=version, attempt=self._attempt, path=self._path(version), files={}, probe=probe
+        )
+        answers = [
+            self._retried(url, version, partial(self._broadcast, url, manifest, tensors, device))
+            for url in replica_urls(self._url)
+        ]
+        for name, tensor in tensors:  # copied, as the learner goes on
+            if name not in self._copies:  # memory that is there already is several times as fast to copy to
+                self._copies[name] = tensor.new_empty(tensor.shape, device="cpu")
+            self._copies[name].copy_(tensor.detach())
+        self._behind = self._writer.submit(
+            self._push_files, version, lambda folder: folder.add_tensors(self._copies.items(), config), None
+        )
+        return PushResult(
+            total_seconds=time.perf_counter() - started,
+            paused_seconds=max(answer["sync_paused_seconds"] for answer in answers),
+            bytes_written=settled.bytes_written if settled else 0,
+            bytes_saved=settled.bytes_saved if settled else 0,
+        )
+
+    def _path(self, version: int) -> str:
+        return f"{self._model}/{self._attempt:04d}-{version:06d}"
+
+    def _retried(self, url: str, version: int, ask: Callable[[float], httpx.Response]) -> dict[str, Any]:
+        """The server's answer to what ``ask`` asks, given the seconds that are left, once it is a good one."""
+        give_up = time.monotonic() + self._deadline
+        while True:
+            try:
+                response = ask(max(1.0, give_up - time.monotonic()))
+                if response.is_success:
+                    return response.json()
+                problem = f"{response.status_code} {response.text[:500]}"
+                final = response.is_client_error
+            except (httpx.TransportError, WeightsError) as error:
+                problem, final = f"{type(error).__name__}: {error}", False
+            if final or time.monotonic() > give_up:
+                raise WeightsError(
+                    f"{url} did not take version {version} of the {self._model} weights"
+                    f"{'' if final else f' within {self._deadline:.0f} s'}: {problem}"
+                )
+            time.sleep(0.5)
+
+    def _post(self, url: str, manifest: Manifest, left: float) -> httpx.Response:
+        body = manifest.model_dump(mode="json")
+        return self._http.post(f"{url}/weights", json=body, timeout=httpx.Timeout(left, connect=5))
+
+    def _broadcast(
+        self, url: str, manifest: Manifest, tensors: list[tuple[str, "Tensor"]], device: str, left: float
+    ) -> httpx.Response:
+        """Raises WeightsError where the broadcast fails before the server has said how it went."""
+        from prism.model.broadcast import Sender
+
+        address = httpx.URL(url)
+        with (
+            ThreadPoolExecutor(1) as thread,
+            Sender((address.host, address.port or 80), device, left) as sender,
+        ):
+            offered = manifest.model_copy(update={"broadcast": sender.offer(tensors)})
+            answer = thread.submit(self._post, url, offered, left)
+            sender.send(tensors, answer.done)
+            return answer.result()
+
+
+def replica_urls(url: str) -> list[str]:
+    """``url`` by each address of its host; as it is where the host is one address, or none yet."""
+    parts = httpx.URL(url)
+    try:
+        found = socket.getaddrinfo(parts.host, parts.port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return [url]  # its server is away, which is waited for
+    addresses = sorted({str(address[0]) for family, _, _, _, address in found if family == socket.AF_INET})
+    return [str(parts.copy_with(host=address)) for address in addresses] if len(addresses) > 1 else [url]
+
+
+def open_publisher(config: RunConfig, endpoints: Endpoints, model: str, attempt: int) -> Publisher:
+    """For the policy or an expert of a run. Raises ConfigError without the admin token."""
+    token = endpoints.admin_token
+    if token is None:
+        raise ConfigError("PRISM_ADMIN_TOKEN is not set: without it no weights can be pushed")
+    url = endpoints.admin_url(model)
+    broadcasts = model == POLICY and config.push.transport == "broadcast"
+    return Publisher(
+        model,
+        url,
+        token.get_secret_value(),
+        config.run_dir / "weights",
+        attempt,
+        config.push,
+        config.device if broadcasts else None,
+    )
