@@ -55,7 +55,7 @@ def main() -> None:
             with Checkpoints(folder / way, keep=2) as saved:
                 started = time.perf_counter()
                 for step in range(1, 2 * options.every + 1):
-                    saved.look()
+                    saved.poll()
                     learner.update(samples, examples)
                     if way != "none" and step % options.every == 0:
                         tensors = {POLICY: learner.state_dict(), "rng": random_state(options.device)}

@@ -134,7 +134,7 @@ class WorkerStream:
         keys = {"prompts": names.prompts, "rollouts": names.rollouts, "dead": names.dead}
         return {name: await self._redis.xlen(key) for name, key in keys.items()}
 
-    async def keep(self, delivery: Delivery) -> None:
+    async def renew_lease(self, delivery: Delivery) -> None:
         """Renew the lease on a request at work."""
         await self._redis.xclaim(self._names.prompts, WORKERS, self._consumer, 0, [delivery.entry_id], justid=True)
 
@@ -176,7 +176,6 @@ class TrainerStream:
     def __init__(self, client: redis.Redis, run: str, learners: Iterable[str]) -> None:
         self._redis: Any = client
         self._names, self.learners = StreamNames(run), tuple(learners)
-        self._bury_script = client.register_script(_BURY)
         self._last_dead: bytes | str = "0"
 
     def open(self) -> None:
@@ -253,10 +252,6 @@ class TrainerStream:
             DeadLetter(fields[b"from"].decode(), fields[b"reason"].decode(errors="replace"), fields[b"entry"])
             for _, fields in entries
         ]
-
-    def lag(self) -> int:
-        """Requests that wait for a worker or are at work."""
-        return self._redis.xlen(self._names.prompts)
 
 
 def parse_group(body: bytes) -> pb.RolloutGroup:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
@@ -19,6 +20,32 @@ from prism.wire.v1 import rollout_pb2 as pb
 WATCH_SECONDS = 5
 
 log = logging.getLogger("prism.rollouts")
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The group is made: add it, and the request is done."""
+
+    group: pb.RolloutGroup
+
+
+@dataclass(frozen=True)
+class Bury:
+    """Nobody can serve the request: it goes to the dead letters."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The request comes again once its lease has run out."""
+
+    reason: str
+    counts: bool
+    """Whether this delivery counts towards ``max_deliveries``."""
+
+
+Outcome = Finish | Bury | Leave
 
 
 class Worker:
@@ -62,52 +89,57 @@ class Worker:
 
     async def _handle(self, stream: WorkerStream, judges: Judges, delivery: Delivery) -> None:
         metrics.AT_WORK.inc()
-        heartbeat = asyncio.create_task(self._keep(stream, delivery))
+        heartbeat = asyncio.create_task(_renew_lease(stream, delivery))
         try:
-            outcome = await self._serve(stream, judges, delivery)
+            outcome = await self._settle(stream, delivery, await self._serve(judges, delivery))
         except (RedisError, OSError) as error:
             # Not acknowledged, so it comes again when its lease has run out.
-            log.warning("Redis failed while a group was finished, it will be made again: %s", error)
+            log.warning("Redis failed while a group was settled, it will be made again: %s", error)
             outcome = "redis_error"
         finally:
             heartbeat.cancel()
             metrics.AT_WORK.dec()
         metrics.GROUPS.labels(outcome).inc()
 
-    async def _serve(self, stream: WorkerStream, judges: Judges, delivery: Delivery) -> str:
-        request = delivery.request
+    async def _serve(self, judges: Judges, delivery: Delivery) -> Outcome:
+        """Make the group, or decide what becomes of its request. Talks to no stream."""
+        request, limit = delivery.request, self.settings.max_deliveries
         if request is None:
-            return await self._bury(stream, delivery, "the entry is no RolloutRequest")
-        if delivery.deliveries > self.settings.max_deliveries:
-            return await self._bury(stream, delivery, f"given up after {delivery.deliveries - 1} deliveries")
+            return Bury("the entry is no RolloutRequest")
+        if delivery.deliveries > limit:
+            return Bury(f"given up after {delivery.deliveries - 1} deliveries")
         try:
-            group = await judges.rollout(request, self.settings.worker)
+            return Finish(await judges.rollout(request, self.settings.worker))
         except (Refused, DataError) as error:
-            return await self._bury(stream, delivery, str(error))
+            return Bury(str(error))
         except ServiceError as error:
-            return await self._leave(stream, delivery, request, error)
+            # A service that is away says nothing about the request; one that failed at it may have been broken by it.
+            suspect = isinstance(error, Unavailable) and error.reached
+            if suspect and delivery.deliveries >= limit:
+                return Bury(f"given up after {delivery.deliveries} deliveries: {error}")
+            return Leave(str(error), counts=suspect)
         except Exception as error:  # an answer nobody foresaw must cost its own group only
             log.exception("a group failed", extra=self._ids(request))
-            return await self._bury(stream, delivery, f"{type(error).__name__}: {error}")
-        _count(group)
-        outcome = "finished" if await stream.finish(delivery, group) else "withdrawn"
-        log.info("group %s", outcome, extra=self._ids(request) | {"policy_version": group.policy_version})
-        return outcome
+            return Bury(f"{type(error).__name__}: {error}")
 
-    async def _leave(
-        self, stream: WorkerStream, delivery: Delivery, request: pb.RolloutRequest, error: ServiceError
-    ) -> str:
-        """To its lease, after which it comes again: a service that is away says nothing about the request.
-
-        One that failed at the request may have been broken by it: then this delivery counts.
-        """
-        if isinstance(error, Unavailable) and error.reached:
-            if delivery.deliveries >= self.settings.max_deliveries:
-                return await self._bury(stream, delivery, f"given up after {delivery.deliveries} deliveries: {error}")
-        else:
-            await stream.uncount(delivery)
-        log.warning("a service is away, the group will be made later: %s", error, extra=self._ids(request))
-        return "away"
+    async def _settle(self, stream: WorkerStream, delivery: Delivery, outcome: Outcome) -> str:
+        """Apply the outcome to the stream and log it; returns its name in the metrics. Raises RedisError or OSError."""
+        ids = self._ids(delivery.request) if delivery.request else None
+        match outcome:
+            case Finish(group):
+                _count(group)
+                name = "finished" if await stream.finish(delivery, group) else "withdrawn"
+                log.info("group %s", name, extra=(ids or {}) | {"policy_version": group.policy_version})
+                return name
+            case Bury(reason):
+                log.error("buried: %s", reason, extra=ids)
+                await stream.bury(delivery, reason)
+                return "buried"
+            case Leave(reason, counts):
+                if not counts:
+                    await stream.uncount(delivery)
+                log.warning("a service is away, the group will be made later: %s", reason, extra=ids)
+                return "away"
 
     def _ids(self, request: pb.RolloutRequest) -> dict[str, object]:
         """What a log line of a group is about."""
@@ -121,16 +153,12 @@ class Worker:
             "trace_id": telemetry.trace_id(request.traceparent),
         }
 
-    async def _bury(self, stream: WorkerStream, delivery: Delivery, reason: str) -> str:
-        log.error("buried: %s", reason, extra=self._ids(delivery.request) if delivery.request else None)
-        await stream.bury(delivery, reason)
-        return "buried"
 
-    async def _keep(self, stream: WorkerStream, delivery: Delivery) -> None:
-        while True:
-            await asyncio.sleep(stream.lease_seconds / 3)
-            with suppress(RedisError, OSError):
-                await stream.keep(delivery)
+async def _renew_lease(stream: WorkerStream, delivery: Delivery) -> None:
+    while True:
+        await asyncio.sleep(stream.lease_seconds / 3)
+        with suppress(RedisError, OSError):
+            await stream.renew_lease(delivery)
 
 
 async def _watch_streams(stream: WorkerStream) -> None:

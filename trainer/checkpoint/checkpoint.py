@@ -114,7 +114,7 @@ class Checkpoints:
         else:
             write_all(partial_of(self.root / f"{step:06d}"))
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Between steps: whether what is being saved is sealed. Raises CheckpointError if it could not be written."""
         if self._saving is not None and self._saving.done():
             self.wait()

@@ -40,10 +40,6 @@ class StalenessBound:
         """Whether the group of ``step`` may be requested while ``version`` is the newest published."""
         return version >= self.min_version(step)
 
-    def admissible_steps(self, version: int, next_step: int) -> range:
-        """The steps, from ``next_step`` on, whose groups may be requested now. Empty: wait for the next version."""
-        return range(next_step, max(next_step, version + self.limit + 1))
-
     def accepts(self, group_version: int, learner_version: int) -> bool:
         """Whether a learner at that version may train on the group. Raises StreamError as ``staleness`` does."""
         return staleness(group_version, learner_version) <= self.limit

@@ -15,6 +15,10 @@ from prism.errors import StreamError
 
 # Added to the standard deviation; groups that spread less than this are flat, their differences being rounding.
 STD_EPSILON = 1e-6
+# Alignment's, as published: the bound of a score, a malformed response's advantage, its distance from the lowest score.
+SCORE_CLAMP = 10.0
+INVALID_ADVANTAGE = -1.5
+INVALID_MARGIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class Advantages:
     """Groups with too few valid samples to compare."""
     flat_groups: int
     """Kept groups whose advantages are all 0: nothing to learn from."""
+
+    def figures(self) -> dict[str, int]:
+        """The counts as they stand in metrics.jsonl."""
+        return {name: getattr(self, name) for name in ("masked_samples", "dropped_groups", "flat_groups")}
 
 
 def group_normalised(
@@ -102,18 +110,14 @@ def alignment_advantages(
     group_index: Sequence[int],
     *,
     alpha: float = 0.5,
-    clamp: float = 10.0,
-    invalid_advantage: float = -1.5,
-    invalid_margin: float = 1.0,
-    epsilon: float = STD_EPSILON,
 ) -> Advantages:
     """The alignment stage's advantages from two experts' scores (PRISM, arXiv 2604.28123). All sequences are [N].
 
-    Each expert's scores are clamped to ±``clamp`` and normalised within the group as in ``group_normalised``, apart
+    Each expert's scores are clamped to ±SCORE_CLAMP and normalised within the group as in ``group_normalised``, apart
     from the other's; the advantage is ``alpha`` × perception + (1 - ``alpha``) × reasoning.
 
-    A response with an invalid format gets ``invalid_advantage``, whether or not it was scored. In its group's mean and
-    standard deviation it counts as the lowest score among the group's valid ones - ``invalid_margin``, per expert.
+    A response with an invalid format gets INVALID_ADVANTAGE, whether or not it was scored. In its group's mean and
+    standard deviation it counts as the lowest score among the group's valid ones - INVALID_MARGIN, per expert.
     A response with a valid format that either expert failed to score is masked out, for both experts.
     A group is dropped with fewer than two samples left, or none of them scored: then nothing is known to be better.
 
@@ -145,18 +149,16 @@ def alignment_advantages(
         raw = torch.tensor([0.0 if value is None else value for value in expert.values], dtype=torch.float64)  # [N]
         if not raw[scored].isfinite().all():
             raise ValueError("a score is not finite: an expert that fails must say so with None")
-        raw = raw.clamp(-clamp, clamp)
+        raw = raw.clamp(-SCORE_CLAMP, SCORE_CLAMP)
         ids, member = groups.unique(return_inverse=True)  # [G], [N]
         lowest = torch.full((len(ids),), torch.inf, dtype=torch.float64)
         lowest = lowest.scatter_reduce(0, member[scored], raw[scored], "amin")  # [G], of scored samples alone
-        return group_normalised(
-            torch.where(scored, raw, lowest[member] - invalid_margin), usable, groups, epsilon=epsilon
-        )
+        return group_normalised(torch.where(scored, raw, lowest[member] - INVALID_MARGIN), usable, groups)
 
     by_perception, by_reasoning = normalised(perception), normalised(reasoning)
     keep = by_perception.keep  # [N]; the same for both: it depends on ``usable`` alone
     values = alpha * by_perception.values + (1 - alpha) * by_reasoning.values
-    values = torch.where(well_formed, values, invalid_advantage)
+    values = torch.where(well_formed, values, INVALID_ADVANTAGE)
     kept_values = torch.where(keep, values, 0.0)
     live = groups[keep & (kept_values != 0)].unique()
     return Advantages(

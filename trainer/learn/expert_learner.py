@@ -16,6 +16,7 @@ from prism.model.inputs import Example, InputBuilder, distinct
 from prism.model.packing import pack, share_by_tokens, split_by_tokens
 from prism.trainer.learn import ranks
 from prism.trainer.learn.freeze import freeze
+from prism.trainer.learn.learner import Learner
 from prism.trainer.learn.losses import bradley_terry, score_regularisation
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.router import RouterLoad, load_balance
@@ -53,16 +54,18 @@ class _Scores:
         return bool(torch.cat([self.teacher[None], self.students, self.mismatched]).isfinite().all())
 
 
-class ExpertLearner:
-    """Owns one expert's weights and version. Each valid response of a group is paired with the teacher's."""
+class ExpertLearner(Learner):
+    """One expert's learner. Each valid response of a group is paired with the teacher's."""
+
+    model: ExpertModel
 
     def __init__(self, expert: Section, model: ExpertModel, config: ExpertLearnerConfig, updates: int) -> None:
+        freeze(model, config.freeze)
+        super().__init__(model, Optimizer(model.named_parameters(), config.optimizer, updates), 0)
         self.expert: Section = expert
-        self.model, self.config, self.version = model, config, 0
+        self.config = config
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of them if its gradient alone was."""
-        freeze(model, config.freeze)
-        self._optimizer = Optimizer(model.named_parameters(), config.optimizer, updates)
 
     def update(
         self,
@@ -162,7 +165,7 @@ class ExpertLearner:
             judged = self.model.judge(batch, router_logits=True)
             return replace(judged, scores=judged.scores[rows])
 
-        return ranks.through(self.model, forward)
+        return ranks.run_sharded(self.model, forward)
 
     def _passes(self, pairs: Sequence[_Pairs]) -> list[list[int] | None]:
         """This rank's share of the prompts, as their places, in as many passes as every rank makes."""
@@ -171,7 +174,7 @@ class ExpertLearner:
         for share in share_by_tokens(sequences, ranks.world()):
             passes = split_by_tokens([sequences[place] for place in share], self.config.micro_batch_tokens)
             batches.append([[share[index] for index in indices] for indices in passes])
-        return ranks.in_step(batches[ranks.rank()], max(map(len, batches)))
+        return ranks.pad_passes(batches[ranks.rank()], max(map(len, batches)))
 
     def _pairs(self, number: int, group: pb.RolloutGroup, prompt: Example, inputs: InputBuilder) -> _Pairs | None:
         teacher = self._section(group.request.prompt.teacher, prompt, inputs)
@@ -183,14 +186,6 @@ class ExpertLearner:
     def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
         parsed = parse_response(text)
         return inputs.with_text(prompt, parsed.section(self.expert)) if parsed.valid else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The learner's own tensors, for a checkpoint to be written from or read into; without the version."""
-        return self._optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], version: int) -> None:
-        self._optimizer.load_state_dict(state)
-        self.version = version
 
 
 def write_expert(model: ExpertModel, weights: dict[str, torch.Tensor], folder: Path, inputs: InputBuilder) -> None:

@@ -16,7 +16,7 @@ PROGRAMS = (
 
 def learner_model(load: Callable[[torch.dtype], Any], config: RunConfig) -> Any:
     """The model that ``load(dtype of its weights)`` makes, over all ranks; it saves time and memory as the run says."""
-    model = ranks.placed(load, config.device, getattr(torch, config.dtype))
+    model = ranks.shard_model(load, config.device, getattr(torch, config.dtype))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.compile:

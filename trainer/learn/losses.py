@@ -170,8 +170,6 @@ class PolicyLoss:
     """[] this call's share of the whole batch's loss."""
     clip_fraction: Tensor
     """[] share of tokens whose policy gradient the clip (or the dual clip) removes."""
-    ratio_mean: Tensor
-    """[]"""
     ratio_max: Tensor
     """[]"""
     approx_kl: Tensor
@@ -202,7 +200,6 @@ class PolicyLoss:
         return cls(
             loss=torch.stack([part.loss.detach() for part in parts]).sum(),
             clip_fraction=mean([part.clip_fraction for part in parts]),
-            ratio_mean=mean([part.ratio_mean for part in parts]),
             ratio_max=torch.stack([part.ratio_max for part in parts]).max(),
             approx_kl=mean([part.approx_kl for part in parts]),
             tokens=tokens,
@@ -210,47 +207,38 @@ class PolicyLoss:
         )
 
 
-PolicyLossFunction = Callable[[PackedTokens, LossOptions, Totals | None], PolicyLoss]
+PolicyLossFunction = Callable[[PackedTokens, LossOptions, Totals], PolicyLoss]
 
 
-def grpo(
-    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.GRPO], totals: Totals | None = None
-) -> PolicyLoss:
+def grpo(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLoss:
     """-(1/G) Σ_i (1/|o_i|) Σ_t min(ρÂ, clip(ρ, 1-ε_low, 1+ε_high)Â): the mean over samples of the mean over tokens.
 
     Source: DeepSeekMath, arXiv 2402.03300, eq. 3. G counts the samples of the whole batch. A sample must lie whole in
-    one micro-batch. ``totals`` None: ``batch`` is the whole batch.
+    one micro-batch.
     """
-    samples = (totals or batch.totals).samples
-    return _clipped_policy_gradient(batch, batch.log_ratio, 1 / (batch.lengths * samples), options)
+    return _clipped_policy_gradient(batch, batch.log_ratio, 1 / (batch.lengths * totals.samples), options)
 
 
-def dapo(
-    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.DAPO], totals: Totals | None = None
-) -> PolicyLoss:
+def dapo(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLoss:
     """-(1/Σ|o_i|) Σ_i Σ_t l: the mean over tokens, with ε_high > ε_low (clip-higher) and the dual clip at c = 10.
 
     Source: DAPO, arXiv 2503.14476, eq. 8; dual clip arXiv 1912.09729. The paper writes the sum over one
     prompt's group; here, as in its authors' code, it goes over the whole batch, so each token weighs the same.
     """
-    tokens = (totals or batch.totals).tokens
-    return _clipped_policy_gradient(batch, batch.log_ratio, torch.full_like(batch.log_ratio, 1 / tokens), options)
+    return _clipped_policy_gradient(
+        batch, batch.log_ratio, torch.full_like(batch.log_ratio, 1 / totals.tokens), options
+    )
 
 
-def gspo(
-    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.GSPO], totals: Totals | None = None
-) -> PolicyLoss:
+def gspo(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLoss:
     """-(1/G) Σ_i min(s_i Â, clip(s_i, 1-ε_low, 1+ε_high)Â), s_i = exp((1/|o_i|) Σ_t log ρ): one ratio a sequence.
 
     Source: GSPO, arXiv 2507.18071, eq. 5 and 7. A sample must lie whole in one micro-batch.
     """
-    samples = (totals or batch.totals).samples
-    return _clipped_policy_gradient(batch, batch.sequence_log_ratio, 1 / (batch.lengths * samples), options)
+    return _clipped_policy_gradient(batch, batch.sequence_log_ratio, 1 / (batch.lengths * totals.samples), options)
 
 
-def dr_grpo(
-    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.DR_GRPO], totals: Totals | None = None
-) -> PolicyLoss:
+def dr_grpo(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLoss:
     """-(1/(L·G)) Σ_i Σ_t l with the constant L = ``options.max_length``: no bias towards short or long samples.
 
     Source: Understanding R1-Zero-like training, arXiv 2503.20783; its advantages are ``group_centred``.
@@ -258,20 +246,19 @@ def dr_grpo(
     """
     if options.max_length is None:
         raise ValueError("Dr. GRPO divides by a constant length: set max_length to the longest response allowed")
-    divisor = (totals or batch.totals).samples * options.max_length
+    divisor = totals.samples * options.max_length
     return _clipped_policy_gradient(batch, batch.log_ratio, torch.full_like(batch.log_ratio, 1 / divisor), options)
 
 
-def align(
-    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.ALIGN], totals: Totals | None = None
-) -> PolicyLoss:
+def align(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLoss:
     """-(1/Σ|o_i|) Σ_i Σ_t l: the alignment stage's clipped policy gradient, clip 0.2, mean over tokens.
 
     Source: PRISM, arXiv 2604.28123; the objective is PPO's, arXiv 1707.06347, eq. 7. Advantages are
     ``alignment_advantages``.
     """
-    tokens = (totals or batch.totals).tokens
-    return _clipped_policy_gradient(batch, batch.log_ratio, torch.full_like(batch.log_ratio, 1 / tokens), options)
+    return _clipped_policy_gradient(
+        batch, batch.log_ratio, torch.full_like(batch.log_ratio, 1 / totals.tokens), options
+    )
 
 
 POLICY_LOSSES: dict[Algorithm, PolicyLossFunction] = {
@@ -289,11 +276,14 @@ def policy_loss(
     options: LossOptions | None = None,
     totals: Totals | None = None,
 ) -> PolicyLoss:
-    """The loss of that name, with its published options unless given others. Raises ValueError for an unknown name."""
+    """The loss of that name, with its published options unless given others. Without ``totals``, ``batch`` is whole.
+
+    Raises ValueError for an unknown name.
+    """
     if algorithm not in list(Algorithm):
         raise ValueError(f"no policy loss is named {algorithm!r}: choose one of {', '.join(Algorithm)}")
     algorithm = Algorithm(algorithm)
-    return POLICY_LOSSES[algorithm](batch, options or DEFAULT_OPTIONS[algorithm], totals)
+    return POLICY_LOSSES[algorithm](batch, options or DEFAULT_OPTIONS[algorithm], totals or batch.totals)
 
 
 def _clipped_policy_gradient(batch: PackedTokens, log_ratio: Tensor, scale: Tensor, options: LossOptions) -> PolicyLoss:
@@ -325,7 +315,6 @@ def _clipped_policy_gradient(batch: PackedTokens, log_ratio: Tensor, scale: Tens
         return PolicyLoss(
             loss=loss,
             clip_fraction=removed.to(ratio.dtype).mean(),
-            ratio_mean=ratio.mean(),
             ratio_max=ratio.max(),
             approx_kl=(token_log_ratio.exp() - 1 - token_log_ratio).mean(),
             tokens=batch.tokens,

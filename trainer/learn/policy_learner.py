@@ -15,6 +15,7 @@ from prism.model.packing import pack, share_by_tokens, split_by_tokens
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.learn import ranks
 from prism.trainer.learn.freeze import freeze
+from prism.trainer.learn.learner import Learner
 from prism.trainer.learn.losses import (
     LossOptions,
     PackedTokens,
@@ -55,8 +56,8 @@ class _MicroBatch:
     """The same under the reference policy."""
 
 
-class PolicyLearner:
-    """Owns the policy's weights, their optimizer and their version: the number of updates made in the run."""
+class PolicyLearner(Learner):
+    """The policy's learner: an update a step, over the step's groups."""
 
     def __init__(
         self,
@@ -71,15 +72,14 @@ class PolicyLearner:
         reference: Any = None,
     ) -> None:
         """``reference``: the model that ``options.kl_coef`` keeps the policy near to."""
-        self.model, self.config, self.version = model, config, version
+        freeze(model, config.freeze)
+        steps = updates * config.minibatches * config.epochs
+        super().__init__(model, Optimizer(model.named_parameters(), config.optimizer, steps), version)
+        self.config = config
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of a minibatch's if its gradient alone was."""
-        freeze(model, config.freeze)
         self._temperature, self._reference = temperature, reference
         self._algorithm, self._options = algorithm, options
-        self._optimizer = Optimizer(
-            model.named_parameters(), config.optimizer, updates * config.minibatches * config.epochs
-        )
 
     def update(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
         """Learn from one step's samples and count the version up. Without a sample nothing is learnt, but counted.
@@ -185,7 +185,7 @@ class PolicyLearner:
             own = [sample for index in share for sample in groups[index]]
             passes = split_by_tokens([[sample.example] for sample in own], self.config.micro_batch_tokens)
             batches.append([[own[index] for index in indices] for indices in passes])
-        return ranks.in_step(batches[ranks.rank()], max(map(len, batches)))
+        return ranks.pad_passes(batches[ranks.rank()], max(map(len, batches)))
 
     def _tokens(self, model: Any, micro: _MicroBatch, examples: GroupExamples) -> ResponseTokens:
         batch = pack([sample.example for sample in micro.samples], examples.inputs, self.model.device)
@@ -206,14 +206,6 @@ class PolicyLearner:
             ref_logprobs=micro.reference,
         )
         return policy_loss(self._algorithm, packed, self._options, totals)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The learner's own tensors, for a checkpoint to be written from or read into; without the version."""
-        return self._optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], version: int) -> None:
-        self._optimizer.load_state_dict(state)
-        self.version = version
 
 
 def training_samples(

@@ -52,7 +52,7 @@ def load_reference(folder: Path | str, config: RunConfig) -> Any:
     def load(dtype: torch.dtype) -> Any:
         return load_policy(folder, dtype=dtype).requires_grad_(False).eval()
 
-    return ranks.placed(load, config.device, dtype)
+    return ranks.shard_model(load, config.device, dtype)
 
 
 def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
@@ -94,7 +94,7 @@ def response_tokens(model: Any, batch: Batch, temperature: float = 1.0) -> Respo
     Logits are made for response tokens alone, a chunk at a time, and where there is more than one chunk made again in
     the backward pass: neither way does a tensor of all tokens × vocabulary exist.
     """
-    return ranks.through(model, lambda: _response_tokens(model, batch, temperature))
+    return ranks.run_sharded(model, lambda: _response_tokens(model, batch, temperature))
 
 
 def _response_tokens(model: Any, batch: Batch, temperature: float) -> ResponseTokens:

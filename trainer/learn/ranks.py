@@ -97,7 +97,7 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def placed(load: Callable[[torch.dtype], Any], device: str, dtype: torch.dtype) -> Any:
+def shard_model(load: Callable[[torch.dtype], Any], device: str, dtype: torch.dtype) -> Any:
     """The model that ``load(dtype of its weights)`` makes on the CPU, where it computes; over ranks, sharded by FSDP2:
     by decoder layer, and the rest at once.
 
@@ -113,8 +113,8 @@ def placed(load: Callable[[torch.dtype], Any], device: str, dtype: torch.dtype) 
         fully_shard(part, mesh=mesh, mp_policy=policy)
         part.set_gradient_divide_factor(1.0)  # losses are divided by counts of the whole batch: gradients add up
         part.set_force_sum_reduction_for_comms(True)  # as gloo can
-    model.through = lambda forward: forward()
-    register_fsdp_forward_method(model, "through")
+    model.run_sharded = lambda forward: forward()
+    register_fsdp_forward_method(model, "run_sharded")
     return model
 
 
@@ -122,9 +122,9 @@ def is_sharded(model: Any) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def through(model: Any, forward: Callable[[], T]) -> T:
+def run_sharded(model: Any, forward: Callable[[], T]) -> T:
     """``forward()``, which computes with all of ``model``; where that is sharded, its ranks must all come by."""
-    return model.through(forward) if is_sharded(model) else forward()
+    return model.run_sharded(forward) if is_sharded(model) else forward()
 
 
 def expect_images(model: Any, images: bool) -> None:
@@ -173,6 +173,6 @@ def own(items: Sequence[T]) -> list[T]:
     return list(items[rank() :: world()])
 
 
-def in_step(batches: Sequence[T], passes: int) -> list[T | None]:
+def pad_passes(batches: Sequence[T], passes: int) -> list[T | None]:
     """As many as every rank makes: None for a pass that this rank has nothing for, but must come by."""
     return [*batches, *[None] * (passes - len(batches))]

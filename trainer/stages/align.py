@@ -13,39 +13,29 @@ from typing import Any
 import torch
 
 from prism.config import AlignConfig, RunConfig
-from prism.model.expert import ARCHITECTURES, ExpertModel, load_expert, place
+from prism.model.expert import ExpertModel, load_expert, place
 from prism.model.inputs import Example
-from prism.trainer.checkpoint.checkpoint import (
-    Checkpoints,
-    newest_checkpoint,
-    random_state,
-    read_tensors,
-    set_random_state,
-    write_description,
-)
 from prism.trainer.flow.intake import POLICY, Admission, Intake
 from prism.trainer.learn import ranks
 from prism.trainer.learn.advantages import Advantages, ExpertScores, alignment_advantages
 from prism.trainer.learn.expert_learner import ExpertLearner, write_expert
 from prism.trainer.learn.learner_model import learner_model
 from prism.trainer.learn.losses import Algorithm
-from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
-from prism.trainer.learn.policy_model import load_learner, save_policy
+from prism.trainer.learn.policy_learner import training_samples
+from prism.trainer.learn.policy_model import save_policy
 from prism.trainer.run.expert_start import expert_start
 from prism.trainer.run.recorder import Recorder
-from prism.trainer.run.result import start_version
 from prism.trainer.stages.common import (
-    keeping_offenders,
-    loss_options,
+    dump_nonfinite_groups,
     mean,
-    push_policy,
+    new_policy,
+    push_weights,
+    resume_and_push,
     rollout_figures,
     shared_step,
     usable_groups,
 )
-from prism.trainer.stages.context import Context, open_context
-from prism.trainer.weights.named import config_json, named_weights
-from prism.trainer.weights.publish import Publisher
+from prism.trainer.stages.context import open_context
 from prism.wire.response import parse_response
 from prism.wire.section import SECTIONS, Section
 from prism.wire.v1 import rollout_pb2 as pb
@@ -58,31 +48,16 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     """Play the game from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
     ranks.seed(config.seed)
     context = open_context(config, name, start)
-    base = start_version(start)
     total = stage.warmup_steps + stage.steps
-    options = loss_options(Algorithm.ALIGN, stage.policy, stage.rollouts.max_tokens)
-    model = load_learner(start, config)
-    policy = PolicyLearner(
-        model,
-        stage.policy,
-        Algorithm.ALIGN,
-        options,
-        temperature=stage.rollouts.temperature,
-        updates=stage.steps,
-        version=base,
-    )
+    policy = new_policy(context, stage, start, Algorithm.ALIGN)
+    base = policy.version
     experts = [
         _new_expert(expert, config, stage, ranks.from_first(partial(expert_start, config, name, stage, expert)), total)
         for expert in SECTIONS
     ]
     intake = context.intake(stage.rollouts, (POLICY, *SECTIONS), require=("teacher",))
-    saved = context.checkpoints()
-    first = _resume(context, saved, policy, experts, intake)
-    publishers = {name: context.publisher(name) for name in (POLICY, *SECTIONS)}
-    # Servers get this attempt's weights before a single rollout is asked for.
-    push_policy(context, publishers[POLICY], policy, None)
-    for expert in experts:
-        _push_expert(publishers[expert.expert], expert)
+    learners = {POLICY: policy} | {expert.expert: expert for expert in experts}
+    saved, first, publishers = resume_and_push(context, learners, intake)
 
     recorder = Recorder(config.run_dir, name, total)
     started = time.perf_counter()
@@ -90,7 +65,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     with saved:
         for step in range(first, total):
             began = time.perf_counter()
-            saved.look()
+            saved.poll()
 
             def collected(step: int = step) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
                 nonlocal asked
@@ -102,28 +77,28 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
             groups, prompts, figures = shared_step(context, collected)
             warming_up = step < stage.warmup_steps
             for expert in experts:
-                with keeping_offenders(context, expert, step, groups):
+                with dump_nonfinite_groups(context, expert, step, groups):
                     figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
             if not warming_up:
                 advantages = _advantages(groups, stage.alpha)
                 samples, unplaceable = training_samples(
                     groups, prompts, advantages.values, advantages.keep, context.examples
                 )
-                with keeping_offenders(context, policy, step, groups):
+                with dump_nonfinite_groups(context, policy, step, groups):
                     figures |= policy.update(samples, context.examples)
-                figures |= _judged(groups, advantages) | {"unplaceable_samples": unplaceable}
+                figures |= advantages.figures() | _judged(groups) | {"unplaceable_samples": unplaceable}
             if ranks.is_first():
                 intake.finish(step)
 
             if not warming_up or step == stage.warmup_steps - 1:
                 for expert in experts:
-                    figures |= _push_expert(publishers[expert.expert], expert)
+                    figures |= push_weights(context, publishers[expert.expert], expert)
             if not warming_up:
-                figures |= push_policy(context, publishers[POLICY], policy, groups[0] if groups else None)
+                figures |= push_weights(context, publishers[POLICY], policy, groups[0] if groups else None)
             figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
-                _save(context, saved, step + 1, policy, experts, intake)
+                saved.save(step + 1)
     recorder.close()
     publishers[POLICY].settle()
     save_policy(policy.model, output, context.inputs)
@@ -195,13 +170,9 @@ def _advantages(groups: Sequence[pb.RolloutGroup], alpha: float) -> Advantages:
     )
 
 
-def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[str, Any]:
+def _judged(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
     """Figures of the scores the policy learnt from: given by the serving experts, at the versions named."""
-    figures: dict[str, Any] = {
-        "masked_samples": advantages.masked_samples,
-        "dropped_groups": advantages.dropped_groups,
-        "flat_groups": advantages.flat_groups,
-    }
+    figures: dict[str, Any] = {}
     for expert in SECTIONS:
         scores = _scores(groups, expert)
         teacher = [
@@ -219,56 +190,3 @@ def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[s
             f"served_{expert}_gap": None if teacher_mean is None or policy_mean is None else teacher_mean - policy_mean,
         }
     return figures
-
-
-def _push_expert(publisher: Publisher, expert: ExpertLearner) -> dict[str, Any]:
-    model, weights = expert.model, ranks.full_weights(expert.model)
-    config = config_json(model, ARCHITECTURES[model.config.model_type])
-    pushed = ranks.from_first(lambda: publisher.push(expert.version, named_weights(model, weights), config))
-    return pushed.figures(f"{expert.expert}_")
-
-
-def _tensors(context: Context, policy: PolicyLearner, experts: Sequence[ExpertLearner]) -> dict[str, Any]:
-    learners = {POLICY: policy.state_dict()} | {expert.expert: expert.state_dict() for expert in experts}
-    return learners | {"rng": random_state(context.config.device)}
-
-
-def _save(
-    context: Context,
-    saved: Checkpoints,
-    step: int,
-    policy: PolicyLearner,
-    experts: Sequence[ExpertLearner],
-    intake: Intake,
-) -> None:
-    state = {
-        "step": step,
-        "policy_version": policy.version,
-        "expert_versions": {expert.expert: expert.version for expert in experts},
-        **intake.state(),
-        "attempt": context.attempt,
-    }
-    models = {POLICY: policy.model} | {expert.expert: expert.model for expert in experts}
-    description = partial(write_description, context.config, models)
-    then = intake.acknowledgement() if ranks.is_first() else None
-    saved.save(step, state, _tensors(context, policy, experts), description, then)
-
-
-def _resume(
-    context: Context, saved: Checkpoints, policy: PolicyLearner, experts: Sequence[ExpertLearner], intake: Intake
-) -> int:
-    newest = newest_checkpoint(saved.root)
-    if newest is None:
-        ranks.from_first(lambda: intake.resume(None))
-        return 0
-    folder, state = newest
-    tensors = _tensors(context, policy, experts)
-    read_tensors(folder, tensors)
-    policy.load_state_dict(tensors[POLICY], state["policy_version"])
-    for expert in experts:
-        expert.load_state_dict(tensors[expert.expert], state["expert_versions"][expert.expert])
-    set_random_state(tensors["rng"])
-    intake.restore(state)
-    kept = ranks.from_first(lambda: intake.resume(state["policy_version"]))
-    context.say(f"resumed after step {state['step']} at version {policy.version}, {kept} groups taken over")
-    return state["step"]

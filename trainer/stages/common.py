@@ -1,15 +1,18 @@
-"""What a step of alignment and a step of RLVR have in common: checked prompts, figures, pushes, stage results."""
+"""Alignment and RLVR share how a stage begins and how a step goes: checked prompts, figures, pushes."""
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
-from prism.config import PolicyLearnerConfig
+from prism.config import AlignConfig, PolicyLearnerConfig, RlvrConfig
 from prism.errors import DataError, StreamError
+from prism.model.expert import ARCHITECTURES
 from prism.model.inputs import Example
+from prism.trainer.checkpoint.resume import StageCheckpoints
 from prism.trainer.flow.intake import Intake, StepRollouts
 from prism.trainer.flow.staleness import staleness
 from prism.trainer.learn import ranks
@@ -17,6 +20,8 @@ from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.learn.losses import DEFAULT_OPTIONS, Algorithm, LossOptions
 from prism.trainer.learn.not_finite import keep_groups
 from prism.trainer.learn.policy_learner import PolicyLearner
+from prism.trainer.learn.policy_model import load_learner, load_reference
+from prism.trainer.run.result import start_version
 from prism.trainer.stages.context import Context
 from prism.trainer.weights.named import config_json, named_weights
 from prism.trainer.weights.probe import make_probe
@@ -32,6 +37,38 @@ def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int, *
     clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
     given = {name: value for name, value in clip.items() if value is not None}
     return replace(DEFAULT_OPTIONS[Algorithm(algorithm)], max_length=max_tokens, kl_coef=kl_coef, **given)
+
+
+def new_policy(
+    context: Context, stage: AlignConfig | RlvrConfig, start: Path | str, algorithm: str, *, kl_coef: float = 0.0
+) -> PolicyLearner:
+    """The learner of the policy in ``start``, at its version there; with ``kl_coef`` beside it as it starts."""
+    return PolicyLearner(
+        load_learner(start, context.config),
+        stage.policy,
+        algorithm,
+        loss_options(algorithm, stage.policy, stage.rollouts.max_tokens, kl_coef=kl_coef),
+        temperature=stage.rollouts.temperature,
+        updates=stage.steps,
+        version=start_version(start),
+        reference=load_reference(start, context.config) if kl_coef else None,
+    )
+
+
+def resume_and_push(
+    context: Context, learners: Mapping[str, PolicyLearner | ExpertLearner], intake: Intake
+) -> tuple[StageCheckpoints, int, dict[str, Publisher]]:
+    """Resume the learners and push them: servers get this attempt's weights before a single rollout is asked for.
+
+    Returns the stage's checkpoints, the step to go on with, and each learner's publisher. Raises WeightsError for a
+    damaged checkpoint and for a push that fails.
+    """
+    saved = StageCheckpoints(context.checkpoints(), context.config, learners, context.say, intake)
+    first = saved.resume()
+    publishers = {name: context.publisher(name) for name in learners}
+    for name, learner in learners.items():
+        push_weights(context, publishers[name], learner)
+    return saved, first, publishers
 
 
 def shared_step(
@@ -87,7 +124,7 @@ def _refuse_mixed_scores(group: pb.RolloutGroup) -> None:
 
 
 @contextmanager
-def keeping_offenders(
+def dump_nonfinite_groups(
     context: Context, learner: PolicyLearner | ExpertLearner, step: int, groups: Sequence[pb.RolloutGroup]
 ) -> Iterator[None]:
     """Around an update of the step's ``groups``: what made it not finite is kept in the run's folder, and said."""
@@ -130,19 +167,27 @@ def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, v
     }
 
 
-def push_policy(
-    context: Context, publisher: Publisher, policy: PolicyLearner, group: pb.RolloutGroup | None
+def push_weights(
+    context: Context,
+    publisher: Publisher,
+    learner: PolicyLearner | ExpertLearner,
+    group: pb.RolloutGroup | None = None,
 ) -> dict[str, Any]:
-    """Publish the policy, from all ranks; ``group`` gives the prompt and the text of the probe."""
-    probe = None
-    if group is not None:
+    """Publish the learner's weights, from all ranks; ``group`` gives a policy's probe its prompt and text.
+
+    Raises WeightsError as the publisher does.
+    """
+    model, weights = learner.model, ranks.full_weights(learner.model)
+    probe, architecture, prefix = None, None, ""
+    if isinstance(learner, ExpertLearner):
+        architecture, prefix = ARCHITECTURES[model.config.model_type], f"{learner.expert}_"
+    elif group is not None:
         text = next((sample.text for sample in group.samples if sample.text), group.request.prompt.teacher)
         tolerance = context.config.push.probe_tolerance
-        probe = make_probe(policy.model, context.inputs, group.request.prompt, text, context.blobs, tolerance)
-    model, weights = policy.model, ranks.full_weights(policy.model)
-    config = config_json(model)
-    pushed = ranks.from_first(lambda: publisher.push(policy.version, named_weights(model, weights), config, probe))
-    return pushed.figures()
+        probe = make_probe(model, context.inputs, group.request.prompt, text, context.blobs, tolerance)
+    config = config_json(model, architecture)
+    pushed = ranks.from_first(lambda: publisher.push(learner.version, named_weights(model, weights), config, probe))
+    return pushed.figures(prefix)
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +9,19 @@ import torch
 
 from prism.config import RlvrConfig, RunConfig
 from prism.model.inputs import Example
-from prism.trainer.checkpoint.checkpoint import (
-    Checkpoints,
-    newest_checkpoint,
-    random_state,
-    read_tensors,
-    set_random_state,
-    write_description,
-)
 from prism.trainer.flow.intake import POLICY, Admission, Intake, StepRollouts
 from prism.trainer.learn import ranks
 from prism.trainer.learn.advantages import Advantages, group_centred, group_normalised, soft_overlong_penalty
 from prism.trainer.learn.losses import Algorithm
-from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
-from prism.trainer.learn.policy_model import load_learner, load_reference, save_policy
+from prism.trainer.learn.policy_learner import training_samples
+from prism.trainer.learn.policy_model import save_policy
 from prism.trainer.run.recorder import Recorder
-from prism.trainer.run.result import start_version
 from prism.trainer.stages.common import (
-    keeping_offenders,
-    loss_options,
+    dump_nonfinite_groups,
     mean,
-    push_policy,
+    new_policy,
+    push_weights,
+    resume_and_push,
     rollout_figures,
     shared_step,
     usable_groups,
@@ -45,24 +36,10 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     """Train from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
     ranks.seed(config.seed)
     context = open_context(config, name, start)
-    base = start_version(start)
-    model = load_learner(start, config)
-    options = loss_options(stage.loss, stage.policy, stage.rollouts.max_tokens, kl_coef=stage.kl_coef)
-    policy = PolicyLearner(
-        model,
-        stage.policy,
-        stage.loss,
-        options,
-        temperature=stage.rollouts.temperature,
-        updates=stage.steps,
-        version=base,
-        reference=load_reference(start, config) if stage.kl_coef else None,
-    )
+    policy = new_policy(context, stage, start, stage.loss, kl_coef=stage.kl_coef)
+    base = policy.version
     intake = context.intake(stage.rollouts, (POLICY,), require=("gold",))
-    saved = context.checkpoints()
-    first = _resume(context, saved, policy, intake)
-    publisher = context.publisher(POLICY)
-    push_policy(context, publisher, policy, None)  # before a single rollout is asked for
+    saved, first, publishers = resume_and_push(context, {POLICY: policy}, intake)
 
     recorder = Recorder(config.run_dir, name, stage.steps)
     started = time.perf_counter()
@@ -70,7 +47,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     with saved:
         for step in range(first, stage.steps):
             began = time.perf_counter()
-            saved.look()
+            saved.poll()
 
             def collected(step: int = step) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
                 nonlocal asked
@@ -91,24 +68,19 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             samples, unplaceable = training_samples(
                 groups, prompts, advantages.values, advantages.keep, context.examples
             )
-            with keeping_offenders(context, policy, step, groups):
+            with dump_nonfinite_groups(context, policy, step, groups):
                 figures |= policy.update(samples, context.examples)
-            figures |= {
-                "masked_samples": advantages.masked_samples,
-                "dropped_groups": advantages.dropped_groups,
-                "flat_groups": advantages.flat_groups,
-                "unplaceable_samples": unplaceable,
-            }
+            figures |= advantages.figures() | {"unplaceable_samples": unplaceable}
             if ranks.is_first():
                 intake.finish(step)
 
-            figures |= push_policy(context, publisher, policy, groups[0] if groups else None)
+            figures |= push_weights(context, publishers[POLICY], policy, groups[0] if groups else None)
             figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
-                _save(context, saved, step + 1, policy, intake)
+                saved.save(step + 1)
     recorder.close()
-    publisher.settle()
+    publishers[POLICY].settle()
     save_policy(policy.model, output, context.inputs)
     return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
 
@@ -160,31 +132,3 @@ def _rewards(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
         "reward": mean([verdict.reward for verdict in judged]),
         "accuracy": mean([verdict.accuracy for verdict in judged]),
     }
-
-
-def _save(context: Context, saved: Checkpoints, step: int, policy: PolicyLearner, intake: Intake) -> None:
-    state = {
-        "step": step,
-        "policy_version": policy.version,
-        **intake.state(),
-        "attempt": context.attempt,
-    }
-    tensors = {POLICY: policy.state_dict(), "rng": random_state(context.config.device)}
-    description = partial(write_description, context.config, {POLICY: policy.model})
-    saved.save(step, state, tensors, description, intake.acknowledgement() if ranks.is_first() else None)
-
-
-def _resume(context: Context, saved: Checkpoints, policy: PolicyLearner, intake: Intake) -> int:
-    newest = newest_checkpoint(saved.root)
-    if newest is None:
-        ranks.from_first(lambda: intake.resume(None))
-        return 0
-    folder, state = newest
-    tensors = {POLICY: policy.state_dict(), "rng": random_state(context.config.device)}
-    read_tensors(folder, tensors)
-    policy.load_state_dict(tensors[POLICY], state["policy_version"])
-    set_random_state(tensors["rng"])
-    intake.restore(state)
-    kept = ranks.from_first(lambda: intake.resume(state["policy_version"]))
-    context.say(f"resumed after step {state['step']} at version {policy.version}, {kept} groups taken over")
-    return state["step"]

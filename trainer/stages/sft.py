@@ -9,22 +9,18 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from prism import logs
 from prism.config import RunConfig, SftConfig
 from prism.data.rows import read_rows
 from prism.errors import DataError, NotFiniteError
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack, spare_example, split_by_tokens
-from prism.trainer.checkpoint.checkpoint import (
-    Checkpoints,
-    newest_checkpoint,
-    random_state,
-    read_tensors,
-    set_random_state,
-    write_description,
-)
+from prism.trainer.checkpoint.checkpoint import Checkpoints
+from prism.trainer.checkpoint.resume import StageCheckpoints
 from prism.trainer.flow.demonstrations import Demonstrations, Order, report_problems
 from prism.trainer.flow.intake import POLICY
 from prism.trainer.learn import ranks
+from prism.trainer.learn.learner import Learner
 from prism.trainer.learn.not_finite import keep_rows
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_model import load_learner, response_logprobs, save_policy
@@ -43,17 +39,19 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     model = load_learner(start, config).train()
     data = _open_data(config, stage, inputs, console)
     optimizer = Optimizer(model.named_parameters(), stage.optimizer, stage.steps)
+    learner = Learner(model, optimizer, start_version(start))
     spare = spare_example(inputs)
     order = Order(len(data), stage.batch, config.seed)
-    saved = Checkpoints(config.run_dir / "checkpoints" / name, config.keep_checkpoints)
-    first = _resume(saved.root, config, optimizer)
+    checkpoints = Checkpoints(config.run_dir / "checkpoints" / name, config.keep_checkpoints)
+    saved = StageCheckpoints(checkpoints, config, {POLICY: learner}, partial(logs.say, console))
+    first = saved.resume()
 
     recorder = Recorder(config.run_dir, name, stage.steps)
     started = time.perf_counter()
     with saved:
         for step in range(first, stage.steps):
             began = time.perf_counter()
-            saved.look()
+            saved.poll()
             rows = order.at(step)
             examples = data.batch(ranks.own(rows), ahead=ranks.own(order.at(step + 1)))
             batches = split_by_tokens([[example] for example in examples], stage.micro_batch_tokens)
@@ -65,7 +63,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
                 raise DataError(f"none of {len(rows)} rows can be used; the first: {data.source(rows[0])}")
             ranks.expect_images(model, any(images))
             own_loss = 0.0
-            for indices in ranks.in_step(batches, max(counts)):
+            for indices in ranks.pad_passes(batches, max(counts)):
                 batch = pack([examples[i] for i in indices] if indices else [spare], inputs, model.device)
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=stage.autocast_bf16):
                     loss = -response_logprobs(model, batch).sum() / tokens
@@ -95,12 +93,11 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
             }
             recorder.step(step + 1, figures, show=("loss",))
             if (step + 1) % stage.checkpoint_every == 0 and step + 1 < stage.steps:
-                tensors = {POLICY: optimizer.state_dict(), "rng": random_state(config.device)}
-                saved.save(step + 1, {"step": step + 1}, tensors, partial(write_description, config, {POLICY: model}))
+                saved.save(step + 1)
     recorder.close()
     save_policy(model, output, inputs)
     return {
-        "version": start_version(start),
+        "version": learner.version,
         "steps": stage.steps,
         "seconds": time.perf_counter() - started,
         "rows": len(data),
@@ -121,15 +118,3 @@ def _open_data(config: RunConfig, stage: SftConfig, inputs: InputBuilder, consol
         report_problems(file, console)
     cache_bytes = int(stage.cache_gib * 2**30)
     return Demonstrations(files, stage.target, inputs, cache_bytes=cache_bytes, on_bad_row=config.on_bad_row, say=say)
-
-
-def _resume(root: Path, config: RunConfig, optimizer: Optimizer) -> int:
-    newest = newest_checkpoint(root)
-    if newest is None:
-        return 0
-    folder, state = newest
-    tensors = {POLICY: optimizer.state_dict(), "rng": random_state(config.device)}
-    read_tensors(folder, tensors)
-    optimizer.load_state_dict(tensors[POLICY])
-    set_random_state(tensors["rng"])
-    return state["step"]

@@ -8,7 +8,6 @@ import json
 import math
 import shutil
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,14 +23,8 @@ from prism.files import partial_of, sealed_folder, write_json
 from prism.model.expert import load_expert, place, save_expert
 from prism.model.inputs import InputBuilder
 from prism.settings import describe
-from prism.trainer.checkpoint.checkpoint import (
-    Checkpoints,
-    newest_checkpoint,
-    random_state,
-    read_tensors,
-    set_random_state,
-    write_description,
-)
+from prism.trainer.checkpoint.checkpoint import Checkpoints
+from prism.trainer.checkpoint.resume import StageCheckpoints
 from prism.trainer.flow.demonstrations import Order, prompt_of, report_problems
 from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.run.make_experts import refuse_existing
@@ -99,24 +92,23 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
     total = max(1, math.ceil(pairs / config.batch))
     learner = ExpertLearner(config.expert, place(model, config.device), config.learner, total)
     order = Order(len(file.rows), config.batch, config.seed)
-    saved = Checkpoints(work / "checkpoints", KEEP_CHECKPOINTS)
-    first = _resume(saved.root, config, learner, console)
+    checkpoints = Checkpoints(work / "checkpoints", KEEP_CHECKPOINTS)
+    saved = StageCheckpoints(checkpoints, config, {config.expert: learner}, console.print)
+    first = saved.resume()
     recorder = Recorder(work, config.expert, total, console=console)
     paired = any(row.response is not None for row in file.rows)
     shown = ("pair_accuracy", "gap") if paired else ("mismatch_accuracy",)
     with saved:
         for step in range(first, total):
             began = time.perf_counter()
-            saved.look()
+            saved.poll()
             rows = [file.rows[i] for i in order.at(step)[: max(1, pairs - step * config.batch)]]
             prompts = [prompt_of(row, file, inputs) for row in rows]
             figures = learner.update([_group(row) for row in rows], prompts, inputs, warming_up=True)
             figures["step_seconds"] = time.perf_counter() - began
             recorder.step(step + 1, figures, show=tuple(f"{config.expert}_{name}" for name in shown))
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
-                tensors = {learner.expert: learner.state_dict(), "rng": random_state(config.device)}
-                description = partial(write_description, config, {learner.expert: learner.model})
-                saved.save(step + 1, {"step": step + 1}, tensors, description)
+                saved.save(step + 1)
     recorder.close()
     with sealed_folder(out, work / "expert") as folder:
         save_expert(learner.model, folder, inputs)
@@ -155,16 +147,3 @@ def _group(row: Row) -> pb.RolloutGroup:
         request=pb.RolloutRequest(prompt=pb.Prompt(id=row.id, teacher=row.teacher or "")),
         samples=[] if row.response is None else [pb.Sample(text=row.response)],
     )
-
-
-def _resume(root: Path, config: WarmupConfig, learner: ExpertLearner, console: Console) -> int:
-    newest = newest_checkpoint(root)
-    if newest is None:
-        return 0
-    folder, state = newest
-    tensors = {learner.expert: learner.state_dict(), "rng": random_state(config.device)}
-    read_tensors(folder, tensors)
-    learner.load_state_dict(tensors[learner.expert], state["step"])
-    set_random_state(tensors["rng"])
-    console.print(f"resumed after update {state['step']}")
-    return state["step"]

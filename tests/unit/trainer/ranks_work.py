@@ -5,9 +5,10 @@ On a CPU in float32; with ``DEVICE=cuda`` in the environment on GPUs, in the bfl
 
 import json
 import os
+import random
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -18,11 +19,13 @@ from safetensors.torch import load_file
 
 from prism.config import ExpertLearnerConfig, PolicyLearnerConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import read_rows, to_prompt
+from prism.data.rows import open_image, read_rows, to_prompt
 from prism.model.expert import load_expert, upcycle
 from prism.model.inputs import Example, InputBuilder
 from prism.trainer.flow.demonstrations import prompt_of
 from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.flow.intake import Admission, StepRollouts
+from prism.trainer.flow.staleness import StalenessBound
 from prism.trainer.learn import ranks
 from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.learn.learner_model import compile_layers
@@ -33,7 +36,76 @@ from prism.trainer.stages import align, rlvr
 from prism.trainer.stages.context import Context
 from prism.trainer.weights.publish import PushResult
 from prism.wire.v1 import rollout_pb2 as pb
-from tests.unit.trainer.test_stages import Workers
+
+TEXTS = [
+    f"<caption>- a {one}</caption><think>{two}+1={two + 1}</think><answer>{two + 1}</answer>"
+    for one, two in (("one", 1), ("two", 4), ("three", 7))
+]
+
+
+@dataclass
+class Workers:
+    """Answers what is asked for at once: step after step the same responses, whoever asks."""
+
+    prompts: Sequence[pb.Prompt]
+    examples: GroupExamples
+    blobs: BlobStore
+    killed_at: int | None = None
+    spoilt_from: int = 1000
+    """From this step on, the sampler's log-probabilities are no numbers."""
+    bound: StalenessBound = field(default_factory=lambda: StalenessBound(0))
+    asked: dict[int, Admission] = field(default_factory=dict)
+    finished: list[int] = field(default_factory=list)
+    attempt: int = 1
+
+    def admit(self, admission: Admission, *, version: int, expert_version: int) -> bool:
+        admitted = self.bound.admits(admission.update, version)
+        if admitted:
+            self.asked[admission.step] = admission
+        return admitted
+
+    def collect(self, step: int, say: Callable[[str], None]) -> StepRollouts:
+        if step == self.killed_at:
+            raise KeyboardInterrupt
+        admission, rng = self.asked[step], random.Random(step)
+        groups = [self._group(prompt, admission, rng) for prompt in self.prompts[: admission.count]]
+        return StepRollouts(groups, [], 0.0)
+
+    def _group(self, prompt: pb.Prompt, admission: Admission, rng: random.Random) -> pb.RolloutGroup:
+        group = pb.RolloutGroup(
+            request=pb.RolloutRequest(prompt=prompt, step=admission.step), policy_version=admission.update
+        )
+        group.prompt_token_ids.extend(self._prompt_ids(prompt))
+        for number in range(admission.n):
+            text = TEXTS[number % len(TEXTS)]
+            ids = [*self.examples.inputs.text_ids(text), self.examples.inputs.end_token_id]
+            logprob = float("nan") if admission.step >= self.spoilt_from else -4.0
+            sample = group.samples.add(text=text, token_ids=ids, logprobs=[logprob] * len(ids))
+            if admission.grade:
+                sample.verdict.CopyFrom(pb.Verdict(status=pb.STATUS_OK, reward=rng.random(), accuracy=number % 2))
+            for expert in admission.experts:
+                sample.scores.add(expert=expert, status=pb.STATUS_OK, value=rng.gauss(0, 1), expert_version=1)
+        return group
+
+    def _prompt_ids(self, prompt: pb.Prompt) -> list[int]:
+        parts = [part for message in prompt.messages for part in message.parts if part.HasField("image_sha256")]
+        images = [open_image(self.blobs.get(part.image_sha256)) for part in parts]
+        return self.examples.inputs.prompt(prompt.messages, images).input_ids
+
+    def finish(self, step: int) -> None:
+        self.finished.append(step)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+    def resume(self, version: int | None) -> int:
+        return 0
+
+    def acknowledgement(self) -> Callable[[], None]:
+        return lambda: None
+
 
 TEXTS = [
     f"<caption>- a {one}</caption><think>{two}+1={two + 1}</think><answer>{two + 1}</answer>"
@@ -98,11 +170,13 @@ def policy_learner(folder: Path, name: str) -> PolicyLearner:
     def load(dtype: torch.dtype) -> Any:
         return load_policy(folder / "model", dtype=dtype)
 
-    model = ranks.placed(load, DEVICE, getattr(torch, DTYPE))
+    model = ranks.shard_model(load, DEVICE, getattr(torch, DTYPE))
     if "compiled" in name:
         compile_layers(model, backend="inductor" if DEVICE == "cuda" else "aot_eager")
     reference = (
-        ranks.placed(load, DEVICE, getattr(torch, DTYPE)).requires_grad_(False).eval() if "reference" in name else None
+        ranks.shard_model(load, DEVICE, getattr(torch, DTYPE)).requires_grad_(False).eval()
+        if "reference" in name
+        else None
     )
     options = LossOptions(kl_coef=0.1 if reference else 0.0)
     return PolicyLearner(model, config, algorithm, options, temperature=1.0, updates=2, version=0, reference=reference)
@@ -117,7 +191,7 @@ def expert_learner(folder: Path, name: str) -> ExpertLearner:
             return upcycle(folder / "model", dtype=dtype, **config.mixture.model_dump())
         return load_expert(folder / "model", dtype=dtype)
 
-    return ExpertLearner("perception", ranks.placed(load, DEVICE, getattr(torch, DTYPE)), config, 2)
+    return ExpertLearner("perception", ranks.shard_model(load, DEVICE, getattr(torch, DTYPE)), config, 2)
 
 
 def work(folder: Path, out: Path) -> dict[str, dict[str, Any]]:

@@ -183,13 +183,13 @@ def no_files(folder: Path) -> None: ...
 
 
 def test_what_is_saved_behind_the_loop_is_as_it_was_when_it_was_asked_for(tmp_path: Path) -> None:
-    """Sealed and acknowledged by a later look alone; the next one waits for it."""
+    """Sealed and acknowledged by a later poll alone; the next one waits for it."""
     weight, sealed = torch.ones(1000), list[int]()
     go_on = threading.Event()
     with behind(tmp_path) as saved:
         saved.save(1, {"step": 1}, {"weight": weight}, lambda _: assert_set(go_on), lambda: sealed.append(1))
         weight += 1
-        saved.look()
+        saved.poll()
         assert (checkpoints(tmp_path), sealed) == ([], [])
         go_on.set()
         saved.save(2, {"step": 2}, {"weight": weight}, no_files, lambda: sealed.append(2))
@@ -227,7 +227,7 @@ def assert_set(event: threading.Event) -> None:
     assert event.wait(30)
 
 
-@pytest.mark.parametrize("when", ["look", "wait", "save", "end"])
+@pytest.mark.parametrize("when", ["poll", "wait", "save", "end"])
 def test_a_save_that_fails_behind_the_loop_is_said_at_the_next_opportunity(
     tmp_path: Path, no_room: None, when: str
 ) -> None:
@@ -237,8 +237,8 @@ def test_a_save_that_fails_behind_the_loop_is_said_at_the_next_opportunity(
     def loop() -> None:
         with behind(tmp_path) as saved:
             saved.save(2, {}, tensors, no_files, lambda: sealed.append(2))
-            while when == "look":
-                saved.look()
+            while when == "poll":
+                saved.poll()
             if when == "wait":
                 saved.wait()
             if when == "save":

@@ -17,7 +17,7 @@ from prism.trainer.flow.staleness import StalenessBound
 from prism.trainer.learn.losses import Algorithm
 from prism.trainer.learn.policy_learner import PolicyLearner
 from prism.trainer.learn.policy_model import load_reference
-from prism.trainer.stages.common import keeping_offenders, loss_options, usable_groups
+from prism.trainer.stages.common import dump_nonfinite_groups, loss_options, usable_groups
 from prism.trainer.stages.context import Context
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -94,10 +94,10 @@ def test_groups_of_an_update_that_was_not_finite_are_kept(tmp_path: Path, fatal:
 
     made, groups, learner = context(tmp_path), [group(1, 7), group(2, 7, perception=(3, 3))], Learner()
     if fatal:
-        with pytest.raises(NotFiniteError), keeping_offenders(made, cast(PolicyLearner, learner), 11, groups):
+        with pytest.raises(NotFiniteError), dump_nonfinite_groups(made, cast(PolicyLearner, learner), 11, groups):
             learner.update()
     else:
-        with keeping_offenders(made, cast(PolicyLearner, learner), 11, groups):
+        with dump_nonfinite_groups(made, cast(PolicyLearner, learner), 11, groups):
             assert learner.update() == {"policy_skipped": 1}
     file = tmp_path / "not-finite" / "rlvr-000012.jsonl"
     (line,) = file.read_text().splitlines()
@@ -107,7 +107,7 @@ def test_groups_of_an_update_that_was_not_finite_are_kept(tmp_path: Path, fatal:
 
 def test_an_update_that_was_finite_leaves_nothing(tmp_path: Path) -> None:
     learner = SimpleNamespace(not_finite=[])
-    with keeping_offenders(cast(Context, context(tmp_path)), cast(PolicyLearner, learner), 0, []):
+    with dump_nonfinite_groups(cast(Context, context(tmp_path)), cast(PolicyLearner, learner), 0, []):
         pass
     assert list(tmp_path.iterdir()) == []
 

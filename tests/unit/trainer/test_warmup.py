@@ -76,7 +76,7 @@ def test_an_expert_learns_and_goes_on_bit_for_bit_after_an_interruption(
     assert isinstance(other, ConfigError)
     assert "broken.partial was begun with other settings (learner)" in str(other)
     result = warm_up(mixture, pairs, broken, "--expert=perception")
-    assert "resumed after update 4" in result.output
+    assert "resumed after step 4" in result.output
     expected, resumed = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)

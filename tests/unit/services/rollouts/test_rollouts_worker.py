@@ -19,7 +19,15 @@ from prism.data.blobs import BlobStore
 from prism.services.rollouts.settings import RolloutSettings
 from prism.services.rollouts.worker import Worker
 from prism.settings import load_settings
-from prism.streams.streams import WORKERS, DeadLetter, StreamNames, TrainerStream, parse_group
+from prism.streams.streams import (
+    WORKERS,
+    DeadLetter,
+    Delivery,
+    StreamNames,
+    TrainerStream,
+    WorkerStream,
+    parse_group,
+)
 from prism.wire.v1 import rollout_pb2 as pb
 
 RUN = "worker"
@@ -168,7 +176,9 @@ async def buried(trainer: TrainerStream) -> DeadLetter:
             await asyncio.sleep(0.02)
 
 
-async def test_requests_become_groups(services: tuple[Services, str], working: Working, trainer: TrainerStream) -> None:
+async def test_requests_become_groups(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream, redis_client: redis.Redis
+) -> None:
     async with working() as worker:
         trainer.admit(request(position) for position in range(5))
         made = await groups(trainer, 5)
@@ -178,7 +188,7 @@ async def test_requests_become_groups(services: tuple[Services, str], working: W
     for sample in made[0].samples:
         assert [score.value for score in sample.scores] == [0.5, 0.5]
         assert sample.verdict.reward == 1.0
-    assert trainer.lag() == 0
+    assert redis_client.xlen(f"prism:{RUN}:prompts") == 0
     assert [services[0].asked.count(name) for name in ("policy", "perception", "grader")] == [5, 5, 5]
 
 
@@ -322,7 +332,7 @@ async def test_a_missing_image_and_an_entry_that_is_no_request_are_buried(
 
 
 async def test_what_a_dead_worker_had_is_done_by_another(
-    services: tuple[Services, str], working: Working, trainer: TrainerStream
+    services: tuple[Services, str], working: Working, trainer: TrainerStream, redis_client: redis.Redis
 ) -> None:
     services[0].hold.clear()
     trainer.admit([request()])
@@ -332,7 +342,7 @@ async def test_what_a_dead_worker_had_is_done_by_another(
     async with working(worker="two"):
         (group,) = await groups(trainer)
     assert group.worker == "two"
-    assert trainer.lag() == 0
+    assert redis_client.xlen(f"prism:{RUN}:prompts") == 0
     assert trainer.read("policy", pending=False, block_seconds=0.05) == []
 
 
@@ -364,6 +374,27 @@ async def test_a_group_that_takes_longer_than_the_lease_is_made_once(
         services[0].hold.set()
         await groups(trainer)
     assert services[0].asked.count("policy") == 1
+
+
+async def test_a_redis_that_fails_while_a_group_is_settled_costs_no_group(
+    working: Working, trainer: TrainerStream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finish, tried = WorkerStream.finish, list[int]()
+
+    async def fails_once(stream: WorkerStream, delivery: Delivery, group: pb.RolloutGroup) -> bool:
+        tried.append(delivery.deliveries)
+        if len(tried) == 1:
+            raise redis.ConnectionError("gone")
+        return await finish(stream, delivery, group)
+
+    monkeypatch.setattr(WorkerStream, "finish", fails_once)
+    async with working():
+        trainer.admit([request()])
+        await groups(trainer)
+    assert tried == [1, 2]
+    assert [r.getMessage() for r in caplog.records if "Redis failed" in r.message] == [
+        "Redis failed while a group was settled, it will be made again: gone"
+    ]
 
 
 async def test_a_request_that_kills_its_workers_is_buried(

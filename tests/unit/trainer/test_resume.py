@@ -1,0 +1,179 @@
+"""A stage's checkpoints: what a save holds, in which order it is acknowledged, and how old ones resume."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from prism.config import OptimizerConfig
+from prism.errors import WeightsError
+from prism.trainer.checkpoint.checkpoint import (
+    Checkpoints,
+    checkpoints,
+    newest_checkpoint,
+    save_checkpoint,
+    write_tensors,
+)
+from prism.trainer.checkpoint.resume import StageCheckpoints
+from prism.trainer.flow.intake import Intake
+from prism.trainer.learn.learner import Learner
+from prism.trainer.learn.optimizer import Optimizer
+
+
+class Settings(BaseModel):
+    seed: int = 0
+
+
+class Model(torch.nn.Linear):
+    """Two weights and a configuration that is nothing."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__(2, 1, bias=False)
+        self.config: Any = self
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir()
+
+
+class Log:
+    """Records what the intake is asked for, in order, with the checkpoints that are sealed then."""
+
+    attempt = 3
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.calls = root, list[Any]()
+
+    def state(self) -> dict[str, Any]:
+        self.calls.append("state")
+        return {"position": 40, "consumed": [41]}
+
+    def acknowledgement(self) -> Callable[[], None]:
+        self.calls.append("finished")
+        return lambda: self.calls.append(("acknowledged", len(checkpoints(self.root))))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.calls.append(("restore", state["position"], state["consumed"]))
+
+    def resume(self, version: int | None) -> int:
+        self.calls.append(("resume", version))
+        return 2
+
+
+def learner(version: int = 0) -> Learner:
+    model = Model()
+    return Learner(
+        model, Optimizer(model.named_parameters(), OptimizerConfig.model_validate({"lr": 0.1}), 100), version
+    )
+
+
+def update(one: Learner) -> Tensor:
+    """One update from a random gradient; the weights after it."""
+    one.model.weight.grad = torch.rand(1, 2)
+    one._optimizer.step()
+    return one.model.weight.detach().clone()
+
+
+def stage(
+    root: Path, learners: dict[str, Learner], intake: Log | None = None, said: list[str] | None = None
+) -> StageCheckpoints:
+    say = [].append if said is None else said.append
+    return StageCheckpoints(Checkpoints(root, 2), Settings(), learners, say, cast(Intake | None, intake))
+
+
+def test_a_stage_goes_on_bit_for_bit_where_it_was_saved(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    policy, expert, said = learner(5), learner(), list[str]()
+    update(policy)
+    policy.version, expert.version = 6, 9
+    with stage(tmp_path, {"policy": policy, "perception": expert}, Log(tmp_path)) as saved:
+        saved.save(4)
+    expected = [update(policy), update(expert), update(policy)]
+
+    torch.manual_seed(2)
+    again, other, log = learner(5), learner(), Log(tmp_path)
+    assert stage(tmp_path, {"policy": again, "perception": other}, log, said).resume() == 4
+    assert (again.version, other.version) == (6, 9)
+    assert all(torch.equal(*pair) for pair in zip([update(again), update(other), update(again)], expected, strict=True))
+    assert log.calls == [("restore", 40, [41]), ("resume", 6)]
+    assert said == ["resumed after step 4 at version 6, 2 groups taken over"]
+
+
+def test_without_a_checkpoint_nothing_that_waits_is_taken_over(tmp_path: Path) -> None:
+    log, said = Log(tmp_path), list[str]()
+    assert stage(tmp_path, {"policy": learner()}, log, said).resume() == 0
+    assert log.calls == [("resume", None)]
+    assert said == []
+
+
+def test_a_save_is_acknowledged_once_it_is_sealed(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    with stage(tmp_path, {"policy": learner()}, log) as saved:
+        saved.save(1)
+        assert log.calls == ["state", "finished"]
+        deadline = time.monotonic() + 30
+        while len(log.calls) == 2 and time.monotonic() < deadline:
+            saved.poll()
+        assert log.calls[2:] == [("acknowledged", 1)]
+        saved.save(2)
+    assert log.calls[3:] == ["state", "finished", ("acknowledged", 2)]
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_is_taken_over(tmp_path: Path) -> None:
+    with stage(tmp_path, {"policy": learner()}) as saved:
+        saved.save(1)
+    (tmp_path / "000001" / "state.json").write_text("{}")
+    log = Log(tmp_path)
+    with pytest.raises(WeightsError, match="delete the folder"):
+        stage(tmp_path, {"policy": learner()}, log).resume()
+    assert log.calls == []
+
+
+ROLLOUTS = {"position": 40, "consumed": [41], "attempt": 2}
+EARLIER: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "sft": ({"step": 4}, {"policy": 5}),
+    "warm-up": ({"step": 4}, {"perception": 4}),
+    "rlvr": ({"step": 4, "policy_version": 9, **ROLLOUTS}, {"policy": 9}),
+    "align": (
+        {"step": 4, "policy_version": 7, "expert_versions": {"perception": 4, "reasoning": 4}, **ROLLOUTS},
+        {"policy": 7, "perception": 4, "reasoning": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EARLIER)
+def test_checkpoints_of_earlier_releases_resume(tmp_path: Path, kind: str) -> None:
+    """Their ``state.json`` and tensors are written out here; a checkpoint of today holds all that theirs held."""
+    state, versions = EARLIER[kind]
+    rng = torch.Generator().manual_seed(8).get_state()
+
+    def held(value: float) -> dict[str, Any]:
+        moments = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(1, 2), "exp_avg_sq": torch.ones(1, 2)}
+        weights = {"weight": torch.full((1, 2), value)}
+        return {"weights": weights, "moments": {"weight": moments}, "steps": 3, "skipped": 1}
+
+    tensors = {name: held(float(number)) for number, name in enumerate(versions)} | {"rng": {"0": {"cpu": rng}}}
+    save_checkpoint(tmp_path, 4, state, lambda folder: write_tensors(folder, tensors), keep=2)
+
+    learners, log = {name: learner(5 if name == "policy" else 0) for name in versions}, Log(tmp_path)
+    saved = stage(tmp_path, learners, log if "position" in state else None)
+    assert saved.resume() == 4
+    assert {name: one.version for name, one in learners.items()} == versions
+    assert log.calls == ([("restore", 40, [41]), ("resume", versions["policy"])] if "position" in state else [])
+    for number, one in enumerate(learners.values()):
+        assert torch.equal(one.model.weight, torch.full((1, 2), float(number)))
+        optimizer = one.state_dict()
+        assert (optimizer["steps"], optimizer["skipped"], optimizer["moments"]["weight"]["step"]) == (3, 1, 3.0)
+    assert torch.equal(torch.get_rng_state(), rng)
+
+    with saved:
+        saved.save(5)
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest[1].items() >= (state | {"step": 5} | ({"attempt": 3} if "attempt" in state else {})).items()

@@ -1,0 +1,113 @@
+"""One stage's checkpoints: its learners, random generators and, where rollouts feed it, its intake.
+
+The order keeps invariants. A save copies the state and the tensors, seals the checkpoint behind the loop and only then
+acknowledges the groups it contains. A resume loads tensors, versions and random generators, then the intake's state,
+and at last takes over groups that wait in Redis: the version and the cursor decide which of them still count.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from prism.trainer.checkpoint.checkpoint import (
+    Checkpoints,
+    newest_checkpoint,
+    random_state,
+    read_tensors,
+    set_random_state,
+    write_description,
+)
+from prism.trainer.flow.intake import POLICY, Intake
+from prism.trainer.learn import ranks
+from prism.trainer.learn.learner import Learner
+
+
+class StageCheckpoints:
+    """Saves a stage and resumes it. All ranks must make the same calls.
+
+    Used in a ``with``, as Checkpoints are: at its end the last save is waited for.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        config: BaseModel,
+        learners: Mapping[str, Learner],
+        say: Callable[[str], None],
+        intake: Intake | None = None,
+    ) -> None:
+        """``config`` holds the settings to write beside the tensors; ``learners`` go by their names in a checkpoint."""
+        self._checkpoints, self._config, self._learners = checkpoints, config, learners
+        self._say, self._intake = say, intake
+
+    def resume(self) -> int:
+        """Load the newest checkpoint and take over the groups that it does not contain. Returns its step, or 0.
+
+        Raises WeightsError if the checkpoint is damaged.
+        """
+        intake = self._intake
+        newest = newest_checkpoint(self._checkpoints.root)
+        if newest is None:
+            if intake is not None:
+                ranks.from_first(lambda: intake.resume(None))
+            return 0
+        folder, state = newest
+        tensors = self._tensors()
+        read_tensors(folder, tensors)
+        for name, learner in self._learners.items():
+            learner.load_state_dict(tensors[name], _version(state, name, learner))
+        set_random_state(tensors["rng"])
+        resumed = f"resumed after step {state['step']}"
+        if intake is not None:
+            version = state["policy_version"]
+            intake.restore(state)
+            kept = ranks.from_first(lambda: intake.resume(version))
+            resumed += f" at version {version}, {kept} groups taken over"
+        self._say(resumed)
+        return state["step"]
+
+    def save(self, step: int) -> None:
+        """Save the stage after ``step`` steps, behind the loop; the groups trained by now are acknowledged once sealed.
+
+        Waits for the save before it. Raises CheckpointError if that one could not be written.
+        """
+        versions = {name: learner.version for name, learner in self._learners.items()}
+        state: dict[str, Any] = {"step": step}
+        if POLICY in versions:
+            state["policy_version"] = versions.pop(POLICY)
+        state["expert_versions"] = versions
+        acknowledge = None
+        if self._intake is not None:
+            state |= self._intake.state() | {"attempt": self._intake.attempt}
+            acknowledge = self._intake.acknowledgement() if ranks.is_first() else None
+        models = {name: learner.model for name, learner in self._learners.items()}
+        description = partial(write_description, self._config, models)
+        self._checkpoints.save(step, state, self._tensors(), description, acknowledge)
+
+    def poll(self) -> None:
+        """Between steps: acknowledge a save that is sealed by now. Raises CheckpointError if it was not written."""
+        self._checkpoints.poll()
+
+    def __enter__(self) -> Self:
+        self._checkpoints.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._checkpoints.__exit__(*error)
+
+    def _tensors(self) -> dict[str, Any]:
+        device = next(iter(self._learners.values())).model.device.type
+        return {name: learner.state_dict() for name, learner in self._learners.items()} | {"rng": random_state(device)}
+
+
+def _version(state: dict[str, Any], name: str, learner: Learner) -> int:
+    """The learner's version in a checkpoint.
+
+    Early checkpoints hold none of SFT, which keeps the version it starts from, nor of an expert's warm-up, which counts
+    its steps.
+    """
+    if name == POLICY:
+        return state.get("policy_version", learner.version)
+    return state.get("expert_versions", {}).get(name, state["step"])
