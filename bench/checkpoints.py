@@ -19,7 +19,9 @@ from bench.learner.workload import SIZES, VERSION, make_model, make_samples
 from prism.config import PolicyLearnerConfig
 from prism.data.blobs import BlobStore
 from prism.model.inputs import InputBuilder
-from prism.trainer.checkpoint.checkpoint import Checkpoints, random_state, write_description
+from prism.trainer.checkpoint.folder import write_description
+from prism.trainer.checkpoint.saver import Checkpoints
+from prism.trainer.checkpoint.tensors import random_state
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.flow.intake import POLICY
 from prism.trainer.learn.losses import LossOptions

@@ -11,7 +11,8 @@ from prism.clients.endpoints import load_endpoints
 from prism.clients.rollout import open_judges
 from prism.config import RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import open_image, read_rows, to_prompt
+from prism.data.images import open_image
+from prism.data.rows import read_rows, to_prompt
 from prism.model.inputs import InputBuilder
 from prism.trainer.run.result import stage_folder
 from prism.wire.messages import image_sha256s, to_template

@@ -32,7 +32,7 @@ from prism.clients.endpoints import load_endpoints
 from prism.config import RunConfig, load_config
 from prism.files import read_jsonl
 from prism.stack.local import Stack, start_process
-from prism.streams.streams import StreamNames
+from prism.streams.keys import StreamNames
 from prism.trainer.run.pipeline import prepare, save_resolved, served_model, train_in_process
 from prism.trainer.run.result import stage_result
 from prism.wire.v1 import rollout_pb2 as pb

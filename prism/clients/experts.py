@@ -24,8 +24,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from prism.clients.endpoints import ExpertEndpoints, load_endpoints
-from prism.clients.http import ExpertClient
-from prism.data.rows import read_image
+from prism.clients.services import ExpertClient
+from prism.data.images import read_image
 from prism.errors import ConfigError, DataError
 from prism.settings import describe
 from prism.wire.experts import (

@@ -9,7 +9,8 @@ import httpx
 
 from prism import telemetry
 from prism.clients.endpoints import Endpoints
-from prism.clients.http import ExpertClient, GraderClient, PolicyClient, Refused, Unavailable
+from prism.clients.http import Refused, Unavailable
+from prism.clients.services import ExpertClient, GraderClient, PolicyClient
 from prism.data.blobs import BlobStore
 from prism.wire.messages import image_sha256s
 from prism.wire.section import SECTIONS, Section

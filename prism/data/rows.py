@@ -8,8 +8,7 @@ import io
 import json
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -17,21 +16,26 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prism.data.blobs import BlobStore
+from prism.data.images import _naming, open_image, read_image
 from prism.data.row_files import LazyRows, open_lines
 from prism.errors import DataError
 from prism.settings import describe
-from prism.wire.messages import Message, data_uri_bytes, from_json, image_parts, place_images, take_demonstration
+from prism.wire.messages import Message, from_json, image_parts, place_images, take_demonstration
 from prism.wire.v1 import rollout_pb2 as pb
 
-# What users bring; Pillow reads many more, some by starting other programs.
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 KEPT_PROBLEMS = 1_000  # texts; beyond them problems are counted
+
+
 CHECKED_IMAGES = 16_384  # names of images known to be good: rows that share one mostly stand together
+
+
 SAY_SECONDS = 10
+
+
 # What reading a row raises, if something is wrong with it.
 ROW_ERRORS = (ValidationError, json.JSONDecodeError, DataError, UnicodeError, RecursionError)
 
@@ -192,60 +196,6 @@ def _image_check(data: DataFile, *, decode: bool) -> Callable[[str], None]:
 
     remembering = lru_cache(CHECKED_IMAGES)(look)
     return lambda name: look(name) if name.startswith("data:") else remembering(name)
-
-
-def read_image(name: str | Path, folder: Path) -> bytes:
-    """An image as rows name it: by its path, relative to ``folder``, or as a data: URL.
-
-    Raises DataError that names the image.
-    """
-    with _naming(name):
-        if isinstance(name, str) and name.startswith("data:"):
-            return data_uri_bytes(name)
-        return (folder / name).read_bytes()
-
-
-@contextmanager
-def _naming(image: str | Path) -> Iterator[None]:
-    """What goes wrong with an image becomes a DataError that names it."""
-    try:
-        yield
-    except (OSError, ValueError) as error:  # ValueError: no image, no base64, or no path at all (null bytes)
-        raise DataError(f"image {str(image)[:200]!r}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def open_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
-    """An image as the model sees it: its first frame, turned as its EXIF says, in 8-bit RGB, what is transparent white.
-
-    The policy server does the same to the bytes it is sent, but for 16 bits, which it clips instead of scaling them.
-    Raises DataError if the bytes are no image, hold too many pixels or none, or have no agreed meaning as colours.
-    """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if not image.width * image.height:
-            raise DataError("the image has no pixels")
-        if image.width * image.height > max_pixels:
-            raise DataError(f"the image has {image.width}x{image.height} pixels, over the limit of {max_pixels}")
-        if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
-            raise DataError("pixels of 32 bits have no agreed range: convert the image to 8 or 16 bits")
-        return _rgb(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError(f"not an image of a known format ({', '.join(FORMATS)})") from None
-    except Exception as error:  # a reader raises whatever it comes upon in broken bytes; none says what it may be
-        raise DataError(f"not a readable image: {error}") from None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips them at 255, and nearly all would be white
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        opaque = Image.new("RGB", image.size, "white")
-        image = image.convert("RGBA")
-        opaque.paste(image, mask=image.getchannel("A"))
-        return opaque
-    return image.convert("RGB")
 
 
 def to_prompt(row: Row, data: DataFile, blobs: BlobStore) -> pb.Prompt:

@@ -16,7 +16,8 @@ import httpx
 from rich.console import Console
 
 from prism.clients.endpoints import load_endpoints
-from prism.clients.http import ExpertClient, Refused, Unavailable
+from prism.clients.http import Refused, Unavailable
+from prism.clients.services import ExpertClient
 from prism.config import DisentangleConfig, RunConfig
 from prism.data.blobs import BlobStore
 from prism.data.rows import read_rows, to_prompt

@@ -9,7 +9,7 @@ import torch
 from fastapi import HTTPException
 from jinja2 import TemplateError
 
-from prism.data.rows import open_image
+from prism.data.images import open_image
 from prism.errors import DataError
 from prism.model.inputs import Example, InputBuilder
 from prism.services.experts.engine import Group

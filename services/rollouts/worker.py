@@ -14,7 +14,7 @@ from prism.clients.rollout import Judges, open_judges
 from prism.errors import DataError, ServiceError
 from prism.services.rollouts import metrics
 from prism.services.rollouts.settings import RolloutSettings
-from prism.streams.streams import Delivery, WorkerRedis, WorkerStream
+from prism.streams.worker import Delivery, WorkerRedis, WorkerStream
 from prism.wire.v1 import rollout_pb2 as pb
 
 WATCH_SECONDS = 5

@@ -11,14 +11,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
-from prism.trainer.checkpoint.checkpoint import (
-    Checkpoints,
-    newest_checkpoint,
-    random_state,
-    read_tensors,
-    set_random_state,
-    write_description,
-)
+from prism.trainer.checkpoint.folder import newest_checkpoint, write_description
+from prism.trainer.checkpoint.saver import Checkpoints
+from prism.trainer.checkpoint.tensors import random_state, read_tensors, set_random_state
 from prism.trainer.flow.intake import POLICY, Intake
 from prism.trainer.learn import ranks
 from prism.trainer.learn.learner import Learner

@@ -3,7 +3,7 @@
 from cachetools import LRUCache
 
 from prism.data.blobs import BlobStore
-from prism.data.rows import open_image
+from prism.data.images import open_image
 from prism.errors import StreamError
 from prism.model.inputs import Example, InputBuilder
 from prism.wire.messages import image_sha256s

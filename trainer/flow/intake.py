@@ -17,7 +17,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from prism import telemetry
 from prism.config import RolloutConfig
 from prism.errors import ServiceError, StreamError
-from prism.streams.streams import DeadLetter, TrainerStream, parse_group
+from prism.streams.keys import DeadLetter, parse_group
+from prism.streams.trainer import TrainerStream
 from prism.trainer.flow.staleness import StalenessBound
 from prism.wire.v1 import rollout_pb2 as pb
 

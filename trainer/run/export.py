@@ -15,7 +15,8 @@ from prism.errors import ConfigError
 from prism.files import sealed_folder
 from prism.model.expert import CLASSES, save_expert
 from prism.model.inputs import InputBuilder
-from prism.trainer.checkpoint.checkpoint import CONFIG, newest_checkpoint, read_tensors
+from prism.trainer.checkpoint.folder import CONFIG, newest_checkpoint
+from prism.trainer.checkpoint.tensors import read_tensors
 from prism.trainer.learn.policy_model import save_policy
 from prism.trainer.run.make_experts import aside, refuse_existing
 from prism.trainer.run.result import RESULT, stage_folder, stage_result, start_of

@@ -83,7 +83,7 @@ def _stages(config: RunConfig) -> list[tuple[str, Stage]]:
 
 
 def _state(config: RunConfig, name: str) -> str:
-    from prism.trainer.checkpoint.checkpoint import checkpoints
+    from prism.trainer.checkpoint.folder import checkpoints
 
     if result := stage_result(config, name):
         measured = "measured" if name in evaluated_stages(config.run_dir) else "to be measured"

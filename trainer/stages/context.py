@@ -14,8 +14,8 @@ from prism.config import RolloutConfig, RunConfig
 from prism.data.blobs import BlobStore
 from prism.data.rows import read_rows, to_prompt
 from prism.model.inputs import InputBuilder
-from prism.streams.streams import TrainerStream
-from prism.trainer.checkpoint.checkpoint import Checkpoints
+from prism.streams.trainer import TrainerStream
+from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.flow.demonstrations import report_problems
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.flow.intake import Intake, PromptSequence

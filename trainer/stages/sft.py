@@ -15,8 +15,8 @@ from prism.data.rows import read_rows
 from prism.errors import DataError, NotFiniteError
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack, spare_example, split_by_tokens
-from prism.trainer.checkpoint.checkpoint import Checkpoints
 from prism.trainer.checkpoint.resume import StageCheckpoints
+from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.flow.demonstrations import Demonstrations, Order, report_problems
 from prism.trainer.flow.intake import POLICY
 from prism.trainer.learn import ranks

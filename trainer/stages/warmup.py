@@ -23,8 +23,8 @@ from prism.files import partial_of, sealed_folder, write_json
 from prism.model.expert import load_expert, place, save_expert
 from prism.model.inputs import InputBuilder
 from prism.settings import describe
-from prism.trainer.checkpoint.checkpoint import Checkpoints
 from prism.trainer.checkpoint.resume import StageCheckpoints
+from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.flow.demonstrations import Order, prompt_of, report_problems
 from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.run.make_experts import refuse_existing

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from prism.data.blobs import BlobStore
-from prism.data.rows import open_image
+from prism.data.images import open_image
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
 from prism.trainer.learn.policy_model import response_logprobs

@@ -343,7 +343,7 @@ def test_autoscalers_own_the_number_of_replicas() -> None:
 
 
 def test_keda_watches_the_stream_that_workers_read() -> None:
-    from prism.streams.streams import StreamNames
+    from prism.streams.keys import StreamNames
 
     (scaler,) = of_kind(RENDERED["keda"], "ScaledObject")
     assert scaler["spec"]["triggers"][0]["metadata"]["stream"] == StreamNames("demo").prompts

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from prism.clients.http import ExpertClient, GraderClient, PolicyClient, Refused, ServiceClient, Unavailable
+from prism.clients.http import Refused, ServiceClient, Unavailable
+from prism.clients.services import ExpertClient, GraderClient, PolicyClient
 from prism.wire.v1 import rollout_pb2 as pb
 
 Handler = Callable[[httpx.Request], httpx.Response]

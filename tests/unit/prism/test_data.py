@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from prism.data.blobs import BlobStore
-from prism.data.rows import Row, open_image, read_rows, to_prompt
+from prism.data.images import open_image
+from prism.data.rows import Row, read_rows, to_prompt
 from prism.errors import DataError
 
 GOOD: dict[str, Any] = {"id": "a", "messages": [{"role": "user", "content": "2 + 2?"}]}

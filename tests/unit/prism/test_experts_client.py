@@ -16,7 +16,7 @@ from PIL import Image
 from prism.clients import experts as experts_client
 from prism.clients.experts import Experts, image_uri, item, parse_item
 from prism.clients.http import Refused, Unavailable
-from prism.data.rows import open_image
+from prism.data.images import open_image
 from prism.errors import ConfigError, DataError
 from prism.wire.experts import CalibrationRequest, Reference
 

@@ -19,7 +19,7 @@ from prism import files
 from prism.config import RunConfig, load_config
 from prism.errors import DataError
 from prism.files import append_json, cut_torn_tail, read_jsonl, sealed_folder, write_json, write_text
-from prism.trainer.checkpoint.checkpoint import newest_checkpoint, save_checkpoint
+from prism.trainer.checkpoint.folder import newest_checkpoint, save_checkpoint
 from prism.trainer.run.compare import _share_first_stage
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.run.result import finish_stage, next_attempt, stage_folder, stage_result

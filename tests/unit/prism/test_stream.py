@@ -8,7 +8,9 @@ import pytest
 import redis
 
 from prism.errors import StreamError
-from prism.streams.streams import WORKERS, Delivery, StreamNames, TrainerStream, WorkerRedis, WorkerStream, parse_group
+from prism.streams.keys import WORKERS, StreamNames, parse_group
+from prism.streams.trainer import TrainerStream
+from prism.streams.worker import Delivery, WorkerRedis, WorkerStream
 from prism.wire.v1 import rollout_pb2 as pb
 
 RUN = "streams"

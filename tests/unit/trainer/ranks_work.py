@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from prism.config import ExpertLearnerConfig, PolicyLearnerConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import open_image, read_rows, to_prompt
+from prism.data.images import open_image
+from prism.data.rows import read_rows, to_prompt
 from prism.model.expert import load_expert, upcycle
 from prism.model.inputs import Example, InputBuilder
 from prism.trainer.flow.demonstrations import prompt_of

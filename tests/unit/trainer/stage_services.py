@@ -17,11 +17,13 @@ import pytest
 from redis import Redis
 
 from prism.data.blobs import BlobStore
-from prism.data.rows import open_image
+from prism.data.images import open_image
 from prism.errors import WeightsError
 from prism.model.inputs import InputBuilder
-from prism.streams.streams import StreamNames, TrainerStream, WorkerRedis, WorkerStream, parse_group
-from prism.trainer.checkpoint.checkpoint import checkpoints
+from prism.streams.keys import StreamNames, parse_group
+from prism.streams.trainer import TrainerStream
+from prism.streams.worker import WorkerRedis, WorkerStream
+from prism.trainer.checkpoint.folder import checkpoints
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.weights import Manifest, verify
 

@@ -14,16 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from prism.errors import CheckpointError, WeightsError
-from prism.trainer.checkpoint.checkpoint import (
-    Checkpoints,
-    checkpoints,
-    newest_checkpoint,
-    random_state,
-    read_tensors,
-    save_checkpoint,
-    set_random_state,
-    write_tensors,
-)
+from prism.trainer.checkpoint.folder import checkpoints, newest_checkpoint, save_checkpoint
+from prism.trainer.checkpoint.saver import Checkpoints
+from prism.trainer.checkpoint.tensors import random_state, read_tensors, set_random_state, write_tensors
 
 
 def writing(content: bytes) -> Callable[[Path], None]:

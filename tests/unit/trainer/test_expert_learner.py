@@ -12,14 +12,14 @@ from torch import nn
 
 from prism.config import ExpertLearnerConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import open_image
+from prism.data.images import open_image
 from prism.errors import NotFiniteError
 from prism.model.expert import ExpertModel, Judgement, load_expert, place, save_expert, upcycle
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import Batch, pack
 from prism.services.experts.planner import Planner
 from prism.services.experts.settings import ExpertSettings
-from prism.trainer.checkpoint.checkpoint import read_tensors, write_tensors
+from prism.trainer.checkpoint.tensors import read_tensors, write_tensors
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.learn.expert_learner import ExpertLearner, _Pairs, _with_mismatches
 from prism.trainer.learn.losses import bradley_terry, score_regularisation

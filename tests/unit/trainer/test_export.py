@@ -16,7 +16,8 @@ from prism.config import OptimizerConfig, RunConfig, load_config, save_resolved
 from prism.errors import ConfigError, WeightsError
 from prism.model.expert import load_expert
 from prism.model.inputs import InputBuilder
-from prism.trainer.checkpoint.checkpoint import Checkpoints, write_description
+from prism.trainer.checkpoint.folder import write_description
+from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_model import load_policy, save_policy
 from prism.trainer.run.result import finish_stage

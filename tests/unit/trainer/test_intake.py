@@ -8,7 +8,8 @@ import redis
 
 from prism.config import RolloutConfig
 from prism.errors import ServiceError
-from prism.streams.streams import WORKERS, StreamNames, TrainerStream
+from prism.streams.keys import WORKERS, StreamNames
+from prism.streams.trainer import TrainerStream
 from prism.trainer.flow.intake import Admission, Intake, PromptSequence
 from prism.wire.v1 import rollout_pb2 as pb
 

@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from torch.library import opcheck
 
 from prism.data.blobs import BlobStore
-from prism.data.rows import open_image
+from prism.data.images import open_image
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack
 from prism.model.shared_prefix import Layout, _branches

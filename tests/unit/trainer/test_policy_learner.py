@@ -11,11 +11,11 @@ import torch
 
 from prism.config import PolicyLearnerConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import open_image
+from prism.data.images import open_image
 from prism.errors import NotFiniteError, StreamError
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack
-from prism.trainer.checkpoint.checkpoint import read_tensors, write_tensors
+from prism.trainer.checkpoint.tensors import read_tensors, write_tensors
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.learn.losses import LossOptions
 from prism.trainer.learn.policy_learner import PolicyLearner, TrainingSample, training_samples

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.padded import load_stock
 from bench.padded import response_logprobs as padded_logprobs
 from prism.data.blobs import BlobStore
-from prism.data.rows import open_image
+from prism.data.images import open_image
 from prism.errors import ConfigError
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from prism.clients.endpoints import Endpoints
 from prism.config import PushConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import open_image
+from prism.data.images import open_image
 from prism.errors import WeightsError
 from prism.model.broadcast import Receiver
 from prism.model.inputs import InputBuilder

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prism.trainer.checkpoint.checkpoint import checkpoints
+from prism.trainer.checkpoint.folder import checkpoints
 from tests.unit.trainer.ranks_work import EXPERTS, POLICIES, work
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -12,14 +12,10 @@ from torch import Tensor
 
 from prism.config import OptimizerConfig
 from prism.errors import WeightsError
-from prism.trainer.checkpoint.checkpoint import (
-    Checkpoints,
-    checkpoints,
-    newest_checkpoint,
-    save_checkpoint,
-    write_tensors,
-)
+from prism.trainer.checkpoint.folder import checkpoints, newest_checkpoint, save_checkpoint
 from prism.trainer.checkpoint.resume import StageCheckpoints
+from prism.trainer.checkpoint.saver import Checkpoints
+from prism.trainer.checkpoint.tensors import write_tensors
 from prism.trainer.flow.intake import Intake
 from prism.trainer.learn.learner import Learner
 from prism.trainer.learn.optimizer import Optimizer

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from prism.config import RunConfig, SftConfig
 from prism.errors import DataError, NotFiniteError
 from prism.model.inputs import Example, InputBuilder
-from prism.trainer.checkpoint.checkpoint import checkpoints
+from prism.trainer.checkpoint.folder import checkpoints
 from prism.trainer.flow.demonstrations import Demonstrations, Order
 from prism.trainer.stages import sft
 

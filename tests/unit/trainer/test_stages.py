@@ -16,8 +16,8 @@ from prism.config import MixtureConfig, RunConfig
 from prism.data.blobs import BlobStore
 from prism.errors import NotFiniteError
 from prism.model.inputs import InputBuilder
-from prism.streams.streams import StreamNames, parse_group
-from prism.trainer.checkpoint.checkpoint import checkpoints
+from prism.streams.keys import StreamNames, parse_group
+from prism.trainer.checkpoint.folder import checkpoints
 from prism.trainer.run.make_experts import upcycle_folder
 from prism.trainer.stages import align, rlvr
 from prism.wire.section import SECTIONS

@@ -19,15 +19,9 @@ from prism.data.blobs import BlobStore
 from prism.services.rollouts.settings import RolloutSettings
 from prism.services.rollouts.worker import Worker
 from prism.settings import load_settings
-from prism.streams.streams import (
-    WORKERS,
-    DeadLetter,
-    Delivery,
-    StreamNames,
-    TrainerStream,
-    WorkerStream,
-    parse_group,
-)
+from prism.streams.keys import WORKERS, DeadLetter, StreamNames, parse_group
+from prism.streams.trainer import TrainerStream
+from prism.streams.worker import Delivery, WorkerStream
 from prism.wire.v1 import rollout_pb2 as pb
 
 RUN = "worker"

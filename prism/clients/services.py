@@ -1,0 +1,125 @@
+"""The services as a rollout asks them: samples from the policy, scores from an expert, verdicts from the grader."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from prism.clients.http import Refused, ServiceClient
+from prism.settings import describe
+from prism.wire.experts import Judge, ScoreAnswer, ScoreItem, ScoreRequest
+from prism.wire.messages import to_json, to_openai
+from prism.wire.section import Section
+from prism.wire.v1 import rollout_pb2 as pb
+
+STATUS = {
+    "ok": pb.STATUS_OK,
+    "invalid_format": pb.STATUS_INVALID_FORMAT,
+    "too_long": pb.STATUS_TOO_LONG,
+    "unparseable_answer": pb.STATUS_UNPARSEABLE_ANSWER,
+    "unparseable_gold": pb.STATUS_UNPARSEABLE_GOLD,
+    "timeout": pb.STATUS_TIMEOUT,
+    "error": pb.STATUS_ERROR,
+}
+
+
+VERSION_HEADER = "x-prism-policy-version"
+
+
+MIN_VERSION_HEADER = "x-prism-min-policy-version"
+
+
+@dataclass(frozen=True)
+class PolicyAnswer:
+    version: int
+    prompt_token_ids: list[int]
+    samples: list[pb.Sample]
+
+
+class PolicyClient(ServiceClient):
+    async def sample(
+        self, messages: Sequence[pb.Message], images: dict[str, bytes], sampling: pb.Sampling, min_version: int
+    ) -> PolicyAnswer:
+        """``sampling.n`` responses with token ids and the sampler's own logprobs. top_p stays 1: see TRL#6789."""
+        response = await self.post(
+            "/v1/chat/completions",
+            {
+                "model": "policy",
+                "messages": to_openai(messages, images),
+                "n": sampling.n,
+                "temperature": sampling.temperature,
+                "top_p": 1.0,
+                "max_tokens": sampling.max_tokens,
+                "seed": sampling.seed,
+                "logprobs": True,
+                "return_token_ids": True,
+            },
+            {MIN_VERSION_HEADER: str(min_version)},
+        )
+        answer = response.json()
+        samples = [
+            pb.Sample(
+                text=choice["message"]["content"] or "",
+                token_ids=choice["token_ids"],
+                logprobs=[token["logprob"] for token in choice["logprobs"]["content"]],
+                finish_reason=choice["finish_reason"],
+            )
+            for choice in answer["choices"]
+        ]
+        return PolicyAnswer(int(response.headers[VERSION_HEADER]), answer["prompt_token_ids"], samples)
+
+
+class ExpertClient(ServiceClient):
+    async def judge(self, expert: Section, request: ScoreRequest) -> ScoreAnswer:
+        """Raises Refused also if another expert answers there, or not one score comes for each response."""
+        answer = await self.ask(ScoreAnswer, "POST", "/v1/score", request)
+        self.check_expert(expert, answer)
+        self.check_counts(request.items, [len(item.scores) for item in answer.items])
+        return answer
+
+    def check_expert(self, expert: Section, answer: Judge) -> None:
+        if answer.expert != expert:
+            raise Refused(f"{self.url} is the {answer.expert} expert, not the {expert} expert: check its address")
+
+    def check_counts(self, items: Iterable[ScoreItem], given: list[int]) -> None:
+        asked = [len(item.responses) for item in items]
+        if given != asked:
+            raise Refused(f"{self.url} gave {given} scores for {asked} responses")
+
+    async def score(
+        self, expert: Section, messages: Sequence[pb.Message], responses: list[str], min_version: int
+    ) -> list[pb.Score]:
+        """One score per response, all by one version of the expert."""
+        try:
+            item = ScoreItem(messages=to_json(messages), responses=responses)
+        except ValidationError as error:
+            raise Refused("; ".join(describe(error))) from None
+        answer = await self.judge(expert, ScoreRequest(items=[item], min_version=min_version))
+        return [
+            pb.Score(
+                expert=expert,
+                expert_version=answer.version,
+                status=STATUS[score.status],
+                value=score.score,
+                detail=score.detail or "",
+            )
+            for score in answer.items[0].scores
+        ]
+
+
+class GraderClient(ServiceClient):
+    async def grade(self, responses: list[str], gold: str, kind: str) -> list[pb.Verdict]:
+        """One verdict per response."""
+        items = [{"response": response, "gold": gold, "kind": kind} for response in responses]
+        answer = (await self.post("/v1/grade", {"items": items})).json()
+        return [
+            pb.Verdict(
+                status=STATUS[verdict["status"]],
+                accuracy=verdict["accuracy"],
+                format=verdict["format"],
+                reward=verdict["reward"],
+                extracted=verdict["extracted"] or "",
+                detail=verdict["detail"] or "",
+            )
+            for verdict in answer["verdicts"]
+        ]

@@ -1,0 +1,104 @@
+"""A checkpoint is a folder a step, written beside the old one and renamed, checked by sha256 on load.
+
+``000040/`` holds ``tensors/``, which torch.distributed.checkpoint writes, a file a rank, and reads for any number of
+ranks; for each learner a folder with its model's configuration; ``config.json`` (the settings), ``state.json`` and
+``manifest.json``. Several hosts must share the folder.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
+
+from prism.errors import CheckpointError, WeightsError
+from prism.files import sealed_folder, write_json
+from prism.trainer.learn import ranks
+from prism.wire.weights import file_sha256
+
+# What a full disk raises: Python's own writes, torch's and those of safetensors.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, CheckpointException)
+
+
+MANIFEST = "manifest.json"
+
+
+STATE = "state.json"
+
+
+CONFIG = "config.json"
+
+
+def save_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callable[[Path], None], *, keep: int) -> Path:
+    """Write the checkpoint of ``step``: ``write(folder)`` adds the learners' files. Keeps the newest ``keep``.
+
+    Raises CheckpointError (a full disk, say) and leaves the checkpoints there were untouched.
+    """
+    target = root / f"{step:06d}"  # there already, if of an attempt that was abandoned: this run has just passed it
+    try:
+        with sealed_folder(target) as folder:
+            write(folder)
+            write_json(folder / STATE, state)
+            files = {str(file.relative_to(folder)): file_sha256(file) for file in _files(folder)}
+            write_json(folder / MANIFEST, files)
+    except WRITE_ERRORS as error:
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {root}: {_reason(error)}. Earlier ones are "
+            "untouched: when there is room, the same command goes on from the newest"
+        ) from error
+    for old in checkpoints(root)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _reason(error: BaseException) -> str:
+    """In one line: torch adds where in its code each rank failed."""
+    if isinstance(error, CheckpointException):
+        return "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items())
+    return str(error)
+
+
+def write_description(config: BaseModel, models: dict[str, Any], folder: Path) -> None:
+    """What the tensors are of: the resolved settings, and each model's configuration."""
+    (folder / CONFIG).write_text(config.model_dump_json(indent=1))
+    for name, model in models.items():
+        model.config.save_pretrained(folder / name)
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.name.isdigit() and (path / MANIFEST).is_file())
+
+
+def newest_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint and its state; None if there is none. The first rank looks, for all.
+
+    Raises WeightsError if its files are not what was written: then delete its folder to go on from the one before.
+    """
+    return ranks.from_first(lambda: _newest(root))
+
+
+def _newest(root: Path) -> tuple[Path, dict[str, Any]] | None:
+    found = checkpoints(root)
+    if not found:
+        return None
+    folder = found[-1]
+    try:
+        files: dict[str, str] = json.loads((folder / MANIFEST).read_text())
+    except ValueError:
+        files = {MANIFEST: "unreadable"}
+    for name, sha256 in files.items():
+        file = folder / name
+        if not file.is_file() or file_sha256(file) != sha256:
+            raise WeightsError(f"checkpoint {folder} is damaged at {name}: delete the folder to use the one before it")
+    return folder, json.loads((folder / STATE).read_text())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

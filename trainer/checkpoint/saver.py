@@ -1,0 +1,87 @@
+"""Checkpoints saved behind the loop.
+
+The loop waits for a copy of the tensors alone: they are written behind it, and sealed on the first rank. A checkpoint
+counts once it is sealed. (torch's own index of the tensors is a pickle: it is read after its sha256 has been checked.)
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from prism.errors import CheckpointError
+from prism.files import partial_of
+from prism.trainer.checkpoint.folder import save_checkpoint
+from prism.trainer.checkpoint.tensors import write_tensors
+from prism.trainer.learn import ranks
+
+
+class Checkpoints:
+    """The checkpoints of one stage, saved behind the loop that asks for them. All ranks must make the same calls.
+
+    Used in a ``with``: what is being saved at its end, however that comes about, is waited for.
+    """
+
+    def __init__(self, root: Path, keep: int) -> None:
+        self.root, self._keep = root, keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future[None] | None = None
+        self._then: Callable[[], None] | None = None
+
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        tensors: dict[str, Any],
+        write: Callable[[Path], None],
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Save ``state`` (JSON) and ``tensors`` as they are now, and what ``write(folder)`` adds on the first rank.
+
+        Waits for the checkpoint before it. ``then`` is called by a later call here, once this one is sealed. Raises
+        CheckpointError if the one before could not be written.
+        """
+        self.wait()
+        copies = DefaultStager(StagingOptions(False, False, False, False)).stage(tensors)
+        assert isinstance(copies, dict)
+        self._then = then
+        self._saving = self._thread.submit(self._save, step, state, copies, write)
+
+    def _save(self, step: int, state: dict[str, Any], tensors: dict[str, Any], write: Callable[[Path], None]) -> None:
+        def write_all(folder: Path) -> None:
+            if ranks.is_first():
+                write(folder)
+            write_tensors(folder, tensors)
+
+        if ranks.is_first():
+            save_checkpoint(self.root, step, state, write_all, keep=self._keep)
+        else:
+            write_all(partial_of(self.root / f"{step:06d}"))
+
+    def poll(self) -> None:
+        """Between steps: whether what is being saved is sealed. Raises CheckpointError if it could not be written."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what is being saved is sealed. Raises CheckpointError if it could not be written."""
+        if self._saving is None:
+            return
+        saving, then, self._saving, self._then = self._saving, self._then, None, None
+        saving.result()
+        if then:
+            then()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+        else:
+            with suppress(CheckpointError):  # another error is on its way
+                self.wait()
