@@ -24,8 +24,6 @@ STATUS = {
 
 
 VERSION_HEADER = "x-prism-policy-version"
-
-
 MIN_VERSION_HEADER = "x-prism-min-policy-version"
 
 

@@ -28,11 +28,7 @@ from prism.wire.messages import Message, from_json, image_parts, place_images, t
 from prism.wire.v1 import rollout_pb2 as pb
 
 KEPT_PROBLEMS = 1_000  # texts; beyond them problems are counted
-
-
 CHECKED_IMAGES = 16_384  # names of images known to be good: rows that share one mostly stand together
-
-
 SAY_SECONDS = 10
 
 

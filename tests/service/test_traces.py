@@ -23,7 +23,7 @@ from pathlib import Path
 import redis
 from prism import telemetry
 from prism.config import RolloutConfig
-from prism.streams.streams import TrainerStream
+from prism.streams.trainer import TrainerStream
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.trainer.flow.intake import Admission, Intake, PromptSequence
 from prism.trainer.run.recorder import Recorder

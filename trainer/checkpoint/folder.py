@@ -22,14 +22,8 @@ from prism.wire.weights import file_sha256
 
 # What a full disk raises: Python's own writes, torch's and those of safetensors.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, CheckpointException)
-
-
 MANIFEST = "manifest.json"
-
-
 STATE = "state.json"
-
-
 CONFIG = "config.json"
 
 

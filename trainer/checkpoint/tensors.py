@@ -1,5 +1,6 @@
 """The tensors of a checkpoint, written and read by all ranks together, however many wrote them."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from prism.trainer.learn import ranks
+
+# A run without torchrun is one process, as it should be.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 TENSORS = "tensors"
 
