@@ -1,4 +1,4 @@
-"""The two streams between trainer and rollout workers, on Redis: their keys, what lies in them, what is atomic.
+"""The two streams between trainer and rollout workers, on Redis: their keys, and the entries in them.
 
 ``prompts`` carries RolloutRequests to workers, ``rollouts`` RolloutGroups to learners, ``dead`` what nobody could use.
 A request is done and its group added in one atomic step, so a group exists exactly once, whoever dies when. Learners
@@ -13,24 +13,6 @@ from prism.errors import StreamError
 from prism.wire.v1 import rollout_pb2 as pb
 
 WORKERS = "workers"  # the consumer group of the prompts stream
-
-
-# Only the worker whose acknowledgement still counts may add its group: after a lease ran out, two may be at work on
-# one request, and after a restart of the trainer none of the old requests is wanted.
-_FINISH = """
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
-redis.call('XDEL', KEYS[1], ARGV[2])
-for i = 3, #ARGV, 2 do redis.call('XADD', KEYS[2], '*', ARGV[i], ARGV[i + 1]) end
-return 1
-"""
-
-
-_BURY = """
-if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
-redis.call('XDEL', KEYS[1], ARGV[2])
-redis.call('XADD', KEYS[2], '*', 'from', ARGV[3], 'reason', ARGV[4], 'entry', ARGV[5])
-return 1
-"""
 
 
 @dataclass(frozen=True)

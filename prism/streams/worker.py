@@ -8,8 +8,23 @@ import redis
 import redis.asyncio
 from google.protobuf.message import DecodeError
 
-from prism.streams.keys import _BURY, _FINISH, WORKERS, StreamNames
+from prism.streams.keys import WORKERS, StreamNames
 from prism.wire.v1 import rollout_pb2 as pb
+
+# Only the worker whose acknowledgement still counts may add its group: after a lease ran out, two may be at work on
+# one request, and after a restart of the trainer none of the old requests is wanted.
+_FINISH = """
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('XDEL', KEYS[1], ARGV[2])
+for i = 3, #ARGV, 2 do redis.call('XADD', KEYS[2], '*', ARGV[i], ARGV[i + 1]) end
+return 1
+"""
+_BURY = """
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('XDEL', KEYS[1], ARGV[2])
+redis.call('XADD', KEYS[2], '*', 'from', ARGV[3], 'reason', ARGV[4], 'entry', ARGV[5])
+return 1
+"""
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,7 @@ class WorkerStream:
         await self._redis.xclaim(self._names.prompts, WORKERS, self._consumer, 0, [delivery.entry_id], justid=True)
 
     async def uncount(self, delivery: Delivery) -> None:
-        """Let the request come again once its lease has run out, as if this delivery had not been."""
+        """Let the request come again once its lease has run out, without counting this delivery."""
         entry, count = [delivery.entry_id], delivery.deliveries - 1
         await self._redis.xclaim(
             self._names.prompts, WORKERS, self._consumer, 0, entry, idle=0, retrycount=count, justid=True

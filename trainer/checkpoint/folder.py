@@ -57,7 +57,7 @@ def _reason(error: BaseException) -> str:
 
 
 def write_description(config: BaseModel, models: dict[str, Any], folder: Path) -> None:
-    """What the tensors are of: the resolved settings, and each model's configuration."""
+    """Describe the tensors: the resolved settings, and each model's configuration."""
     (folder / CONFIG).write_text(config.model_dump_json(indent=1))
     for name, model in models.items():
         model.config.save_pretrained(folder / name)

@@ -62,12 +62,12 @@ class Checkpoints:
             write_all(partial_of(self.root / f"{step:06d}"))
 
     def poll(self) -> None:
-        """Between steps: whether what is being saved is sealed. Raises CheckpointError if it could not be written."""
+        """Between steps, finish a save that is sealed by now. Raises CheckpointError if it could not be written."""
         if self._saving is not None and self._saving.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until what is being saved is sealed. Raises CheckpointError if it could not be written."""
+        """Wait until the save at work is sealed. Raises CheckpointError if it could not be written."""
         if self._saving is None:
             return
         saving, then, self._saving, self._then = self._saving, self._then, None, None

@@ -25,9 +25,9 @@ def write_tensors(folder: Path, tensors: dict[str, Any]) -> None:
 
 
 def read_tensors(folder: Path, tensors: dict[str, Any]) -> None:
-    """Into the very tensors given, by all ranks together, however many wrote them; numbers are replaced.
+    """Read into the very tensors given, by all ranks together, however many wrote them; numbers are replaced.
 
-    ``rng`` among them: that of a rank which was not there then stays as it is.
+    A rank that was not there when they were written keeps its ``rng``.
     """
     reader = FileSystemReader(folder / TENSORS)
     found = reader.read_metadata().state_dict_metadata

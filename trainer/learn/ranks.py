@@ -98,8 +98,8 @@ def gathered(value: T) -> list[T]:
 
 
 def shard_model(load: Callable[[torch.dtype], Any], device: str, dtype: torch.dtype) -> Any:
-    """The model that ``load(dtype of its weights)`` makes on the CPU, where it computes; over ranks, sharded by FSDP2:
-    by decoder layer, and the rest at once.
+    """Load a model with ``load(dtype of its weights)`` on the CPU and move it to where it computes. Over ranks it is
+    sharded by FSDP2: by decoder layer, and the rest at once.
 
     Sharded, it computes in ``dtype``; weights, sums of gradients and what the optimizer steps are float32. The vision
     tower is of the rest: a rank without an image takes part in all that it communicates, with a gradient of 0.
@@ -123,7 +123,7 @@ def is_sharded(model: Any) -> bool:
 
 
 def run_sharded(model: Any, forward: Callable[[], T]) -> T:
-    """``forward()``, which computes with all of ``model``; where that is sharded, its ranks must all come by."""
+    """Return ``forward()``, which computes with all of ``model``. All ranks must call it where the model is sharded."""
     return model.run_sharded(forward) if is_sharded(model) else forward()
 
 
@@ -174,5 +174,5 @@ def own(items: Sequence[T]) -> list[T]:
 
 
 def pad_passes(batches: Sequence[T], passes: int) -> list[T | None]:
-    """As many as every rank makes: None for a pass that this rank has nothing for, but must come by."""
+    """Add a None for each pass that other ranks make and this one has no batch for: it must take part all the same."""
     return [*batches, *[None] * (passes - len(batches))]

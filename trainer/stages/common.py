@@ -127,7 +127,7 @@ def _refuse_mixed_scores(group: pb.RolloutGroup) -> None:
 def dump_nonfinite_groups(
     context: Context, learner: PolicyLearner | ExpertLearner, step: int, groups: Sequence[pb.RolloutGroup]
 ) -> Iterator[None]:
-    """Around an update of the step's ``groups``: what made it not finite is kept in the run's folder, and said."""
+    """Watch an update of the step's ``groups``: those that made it not finite go to a file in the run's folder."""
     try:
         yield
     finally:
@@ -177,8 +177,7 @@ def push_weights(
 
     Raises WeightsError as the publisher does.
     """
-    model, weights = learner.model, ranks.full_weights(learner.model)
-    probe, architecture, prefix = None, None, ""
+    model, probe, architecture, prefix = learner.model, None, None, ""
     if isinstance(learner, ExpertLearner):
         architecture, prefix = ARCHITECTURES[model.config.model_type], f"{learner.expert}_"
     elif group is not None:
