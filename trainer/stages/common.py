@@ -184,6 +184,7 @@ def push_weights(
         text = next((sample.text for sample in group.samples if sample.text), group.request.prompt.teacher)
         tolerance = context.config.push.probe_tolerance
         probe = make_probe(model, context.inputs, group.request.prompt, text, context.blobs, tolerance)
+    weights = ranks.full_weights(model)  # after the probe's pass, which leaves weights gathered
     config = config_json(model, architecture)
     pushed = ranks.from_first(lambda: publisher.push(learner.version, named_weights(model, weights), config, probe))
     return pushed.figures(prefix)
