@@ -8,10 +8,10 @@ import torch
 
 from bench.padded import load_stock
 from prism.clients.endpoints import load_endpoints
-from prism.clients.rollout import open_judges
+from prism.clients.rollout import open_services
 from prism.config import RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.images import open_image
+from prism.data.images import decode_image
 from prism.data.rows import read_rows, to_prompt
 from prism.model.inputs import InputBuilder
 from prism.trainer.run.result import stage_folder
@@ -39,7 +39,7 @@ async def _burst(endpoints: Any, prompts: list[pb.Prompt], seed: int) -> float:
         )
         for i, prompt in enumerate(prompts)
     ]
-    async with open_judges(endpoints, connections=PROMPTS, patience_seconds=60) as judges:
+    async with open_services(endpoints, connections=PROMPTS, patience_seconds=60) as judges:
         started = time.perf_counter()
         groups = await asyncio.gather(*(judges.rollout(request, "bench") for request in requests))
         seconds = time.perf_counter() - started
@@ -59,7 +59,7 @@ def _transformers(config: RunConfig, prompts: list[pb.Prompt], blobs: BlobStore,
         processor.apply_chat_template(to_template(prompt.messages), tokenize=False, add_generation_prompt=True)
         for prompt in prompts
     ]
-    images = [open_image(blobs.get(sha256)) for prompt in prompts for sha256 in image_sha256s(prompt.messages)]
+    images = [decode_image(blobs.get(sha256)) for prompt in prompts for sha256 in image_sha256s(prompt.messages)]
     batch = processor(text=texts, images=images, padding=True, return_tensors="pt")
     started = time.perf_counter()
     out = model.generate(

@@ -53,10 +53,10 @@ class ExpertEndpoints(BaseSettings):
     )
 
 
-Kind = TypeVar("Kind", bound=BaseSettings)
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
-def load_endpoints(stack_file: Path, kind: type[Kind] = Endpoints) -> Kind:
+def load_endpoints(stack_file: Path, kind: type[SettingsT] = Endpoints) -> SettingsT:
     """From the environment, each variable that is not set there from ``stack_file`` (written by ``prism up``).
 
     Raises ConfigError that names the variables which neither has.

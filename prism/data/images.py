@@ -20,14 +20,14 @@ def read_image(name: str | Path, folder: Path) -> bytes:
 
     Raises DataError that names the image.
     """
-    with _naming(name):
+    with naming_image(name):
         if isinstance(name, str) and name.startswith("data:"):
             return data_uri_bytes(name)
         return (folder / name).read_bytes()
 
 
 @contextmanager
-def _naming(image: str | Path) -> Iterator[None]:
+def naming_image(image: str | Path) -> Iterator[None]:
     """What goes wrong with an image becomes a DataError that names it."""
     try:
         yield
@@ -35,7 +35,7 @@ def _naming(image: str | Path) -> Iterator[None]:
         raise DataError(f"image {str(image)[:200]!r}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def open_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
+def decode_image(data: bytes, max_pixels: int = 64_000_000) -> Image.Image:
     """An image as the model sees it: its first frame, turned as its EXIF says, in 8-bit RGB, what is transparent white.
 
     The policy server does the same to the bytes it is sent, but for 16 bits, which it clips instead of scaling them.

@@ -16,7 +16,7 @@ PARQUET_KEYS = (
 )  # fmt: skip
 BATCH_ROWS = 64  # of Parquet at a time: with images in them, rows are large
 
-Row = TypeVar("Row")
+RowT = TypeVar("RowT")
 
 
 def open_lines(path: Path) -> IO[bytes]:
@@ -36,10 +36,10 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-class LazyRows(Sequence[Row]):
+class LazyRows(Sequence[RowT]):
     """Rows of an open file by the offsets of their lines, each read and parsed when it is asked for. Thread-safe."""
 
-    def __init__(self, file: IO[bytes], offsets: Sequence[int], parse: Callable[[bytes], Row]) -> None:
+    def __init__(self, file: IO[bytes], offsets: Sequence[int], parse: Callable[[bytes], RowT]) -> None:
         self._file, self._offsets, self._parse = file, offsets, parse
         self._reading = threading.Lock()
 
@@ -47,10 +47,10 @@ class LazyRows(Sequence[Row]):
         return len(self._offsets)
 
     @overload
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int) -> RowT: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+    def __getitem__(self, index: slice) -> list[RowT]: ...
+    def __getitem__(self, index: int | slice) -> RowT | list[RowT]:
         """Raises what ``parse`` raises, should the file have been written to since its lines were found."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]

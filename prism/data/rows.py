@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prism.data.blobs import BlobStore
-from prism.data.images import _naming, open_image, read_image
+from prism.data.images import decode_image, naming_image, read_image
 from prism.data.row_files import LazyRows, open_lines
 from prism.errors import DataError
 from prism.settings import describe
@@ -36,7 +36,7 @@ SAY_SECONDS = 10
 ROW_ERRORS = (ValidationError, json.JSONDecodeError, DataError, UnicodeError, RecursionError)
 
 
-class Row(BaseModel):
+class DataRow(BaseModel):
     """One line. Unknown keys are let through: data sets carry more than a trainer reads.
 
     An image is named by its path, relative to the file the row stands in, or given as a data: URL.
@@ -58,7 +58,7 @@ class Row(BaseModel):
         return take_demonstration(place_images(value))
 
     @model_validator(mode="after")
-    def _ends_with_user(self) -> "Row":
+    def _ends_with_user(self) -> "DataRow":
         if self.messages[-1].role != "user":
             raise ValueError("the last message must be the user's (or the assistant's demonstration after it)")
         if not all(self.image_paths):
@@ -75,7 +75,7 @@ class DataFile:
     """The usable rows of one file, and what was wrong with the others, each with file and line."""
 
     path: Path
-    rows: Sequence[Row] = ()
+    rows: Sequence[DataRow] = ()
     problems: list[str] = field(default_factory=list)
     """Of the first rows that cannot be used."""
     bad_rows: int = 0
@@ -84,11 +84,11 @@ class DataFile:
         """Raises DataError that names the image."""
         return read_image(name, self.path.parent)
 
-    def open_image(self, name: str) -> Image.Image:
+    def decode_image(self, name: str) -> Image.Image:
         """Raises DataError that names the image."""
         data = self.image(name)
-        with _naming(name):
-            return open_image(data)
+        with naming_image(name):
+            return decode_image(data)
 
 
 def read_rows(
@@ -160,9 +160,9 @@ def what_is_wrong(error: Exception) -> str:
     return "; ".join(describe(error)) if isinstance(error, ValidationError) else str(error)
 
 
-def _parse_row(line: bytes) -> Row:
+def _parse_row(line: bytes) -> DataRow:
     """Raises one of ROW_ERRORS."""
-    return Row.model_validate(parse_line(line), extra="ignore")  # in the messages too, which HTTP takes strictly
+    return DataRow.model_validate(parse_line(line), extra="ignore")  # in the messages too, which HTTP takes strictly
 
 
 def parse_line(line: bytes) -> object:
@@ -185,16 +185,16 @@ def _image_check(data: DataFile, *, decode: bool) -> Callable[[str], None]:
 
     def look(name: str) -> None:
         if decode or name.startswith("data:"):
-            data.open_image(name).close()
+            data.decode_image(name).close()
             return
-        with _naming(name):
+        with naming_image(name):
             (data.path.parent / name).stat()
 
     remembering = lru_cache(CHECKED_IMAGES)(look)
     return lambda name: look(name) if name.startswith("data:") else remembering(name)
 
 
-def to_prompt(row: Row, data: DataFile, blobs: BlobStore) -> pb.Prompt:
+def to_prompt(row: DataRow, data: DataFile, blobs: BlobStore) -> pb.Prompt:
     """The row as it travels: its images put into the blob store and named by sha256."""
     return pb.Prompt(
         id=row.id,

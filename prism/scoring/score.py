@@ -7,18 +7,18 @@ from rich.console import Console
 
 from prism.errors import DataError
 from prism.jobs import Form, Job, require_file, run_until_done
-from prism.scoring.batches import Judging, Line, Weights
+from prism.scoring.batches import Line, Weights, WhoJudges
 from prism.scoring.rows import score_row
-from prism.scoring.summary import Summary, rows_table
-from prism.wire.section import Section
+from prism.scoring.summary import ScoreSummary, rows_table
+from prism.wire.response import Expert
 
 FEW_RESPONSES = 40
 
 
-def score_file(file: Path, out: Path | None, how: Judging, *, mixed_versions: bool) -> None:
+def score_file(file: Path, out: Path | None, how: WhoJudges, *, mixed_versions: bool) -> None:
     """Raises DataError if rows failed, once all others are scored, and ServiceError if weights change meanwhile."""
     require_file(file)
-    summary, few = Summary(), list[Line]()
+    summary, few = ScoreSummary(), list[Line]()
 
     def keep(line: Line) -> None:
         summary.add(line)
@@ -27,7 +27,7 @@ def score_file(file: Path, out: Path | None, how: Judging, *, mixed_versions: bo
 
     async def work() -> Job[Line]:
         async with how.panel(None if mixed_versions else "score with --mixed-versions to go on all the same") as panel:
-            weights: dict[Section, Weights] = {name: panel.weights(name, info) for name, info in panel.infos.items()}
+            weights: dict[Expert, Weights] = {name: panel.weights(name, info) for name, info in panel.infos.items()}
             settings = (_how(how.experts, how), None if mixed_versions else _by(weights))
             with Job(FORM, file, out, settings=settings, keep=keep) as job:
                 await panel.run(job, "scoring", lambda row: score_row(row, file.parent))
@@ -44,11 +44,11 @@ def score_file(file: Path, out: Path | None, how: Judging, *, mixed_versions: bo
         raise DataError(f"{sum(bad.values())} of {job.total} rows in {file} failed: {counts}")
 
 
-def _how(experts: Iterable[Section], how: Judging | Line) -> str:
+def _how(experts: Iterable[Expert], how: WhoJudges | Line) -> str:
     return f"by {' and '.join(experts)}, section {how.section}, alpha {how.alpha}"
 
 
-def _by(weights: dict[Section, Weights]) -> str:
+def _by(weights: dict[Expert, Weights]) -> str:
     def name(one: Weights) -> str:
         calibrated = f"calibrated on {one.calibration[:8]}" if one.calibration else "not calibrated"
         return f"{one.base} version {one.version} (attempt {one.attempt}, {calibrated})"

@@ -8,18 +8,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from prism.scoring.batches import Judgement, Line
-from prism.wire.experts import ResponseScore, Status
+from prism.wire.experts import ResponseScore, ScoreStatus
 
-STATUSES: tuple[Status, ...] = ("ok", "invalid_format", "too_long", "error")
+STATUSES: tuple[ScoreStatus, ...] = ("ok", "invalid_format", "too_long", "error")
 QUANTILES = {"min": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1.0}
 
 
-class Summary:
+class ScoreSummary:
     """Numbers only, so that it holds for files of any length."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self._statuses: dict[str, Counter[Status]] = defaultdict(Counter)
+        self._statuses: dict[str, Counter[ScoreStatus]] = defaultdict(Counter)
         self._scores: dict[str, list[float]] = defaultdict(list)
         self._versions: dict[str, set[int]] = defaultdict(set)
 

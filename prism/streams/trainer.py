@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import redis
-import redis.asyncio
 
 from prism.streams.keys import WORKERS, DeadLetter, StreamNames
 from prism.wire.v1 import rollout_pb2 as pb

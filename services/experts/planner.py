@@ -9,12 +9,12 @@ import torch
 from fastapi import HTTPException
 from jinja2 import TemplateError
 
-from prism.data.images import open_image
+from prism.data.images import decode_image
 from prism.errors import DataError
 from prism.model.inputs import Example, InputBuilder
-from prism.services.experts.engine import Group
+from prism.services.experts.engine import ScoringGroup
 from prism.services.experts.settings import ExpertSettings
-from prism.wire.experts import Judged, Judging, ResponseScore, ScoreItem, ScoreRequest, Status
+from prism.wire.experts import JudgedText, JudgingOptions, ResponseScore, ScoreItem, ScoreRequest, ScoreStatus
 from prism.wire.messages import Message, from_json, image_parts
 from prism.wire.response import parse_response
 
@@ -40,7 +40,7 @@ class Plan:
     """One item made ready: the answers that need no model, None where the next response of the group gives one."""
 
     answers: list[ResponseScore | None]
-    group: Group | None
+    group: ScoringGroup | None
 
 
 class Planner:
@@ -108,7 +108,7 @@ class Planner:
             return Plan(answers, None)
         image_keys = tuple(image.sha256 for image in pixels)
         key = hashlib.sha256(array("q", prompt.input_ids).tobytes() + "".join(image_keys).encode()).hexdigest()
-        return Plan(answers, Group(prompt, key, image_keys, responses))
+        return Plan(answers, ScoringGroup(prompt, key, image_keys, responses))
 
     def _pixels(self, data: bytes | DataError, images: dict[str, Readied]) -> Pixels:
         """An image, made ready once a request. Raises DataError or TooLong."""
@@ -125,7 +125,7 @@ class Planner:
     def _made_ready(self, sha256: str, data: bytes) -> Readied:
         limit = self.settings.max_tokens
         try:
-            image = open_image(data, self.settings.max_image_pixels)
+            image = decode_image(data, self.settings.max_image_pixels)
             tokens = self.inputs.image_tokens(image)
             if tokens > limit:  # found out before its pixels are unfolded into hundreds of megabytes
                 return TooLong(f"an image of {tokens} tokens, over the limit of {limit} (PRISM_MAX_TOKENS)")
@@ -168,13 +168,13 @@ class Planner:
                 f"{count} characters, over the limit of {self.settings.max_text_chars} (PRISM_MAX_TEXT_CHARS)"
             )
 
-    def judged(self, whole: bool) -> Judged:
+    def judged(self, whole: bool) -> JudgedText:
         return "all" if whole else self.settings.expert
 
-    def _all(self, item: ScoreItem, status: Status, detail: str, request: Judging) -> Plan:
+    def _all(self, item: ScoreItem, status: ScoreStatus, detail: str, request: JudgingOptions) -> Plan:
         section = self.judged(request.section == "all")
         return Plan([unscored(status, section, detail) for _ in item.responses], None)
 
 
-def unscored(status: Status, section: Judged, detail: str) -> ResponseScore:
+def unscored(status: ScoreStatus, section: JudgedText, detail: str) -> ResponseScore:
     return ResponseScore(status=status, score=None, section=section, detail=detail)

@@ -3,7 +3,7 @@
 from cachetools import LRUCache
 
 from prism.data.blobs import BlobStore
-from prism.data.images import open_image
+from prism.data.images import decode_image
 from prism.errors import StreamError
 from prism.model.inputs import Example, InputBuilder
 from prism.wire.messages import image_sha256s
@@ -22,7 +22,7 @@ class GroupExamples:
         prompt = group.request.prompt
         example = self._prompts.get(prompt.id)
         if example is None:
-            images = [open_image(self._blobs.get(sha256)) for sha256 in image_sha256s(prompt.messages)]
+            images = [decode_image(self._blobs.get(sha256)) for sha256 in image_sha256s(prompt.messages)]
             example = self.inputs.prompt(prompt.messages, images)
             self._prompts[prompt.id] = example
         if example.input_ids != list(group.prompt_token_ids):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prism.config import ExpertLearnerConfig
-from prism.model.expert import ExpertModel, Judgement, save_expert
+from prism.model.expert import ExpertModel, ExpertOutput, save_expert
 from prism.model.inputs import Example, InputBuilder, distinct
 from prism.model.packing import pack, share_by_tokens, split_by_tokens
 from prism.trainer.learn import ranks
@@ -20,8 +20,7 @@ from prism.trainer.learn.learner import Learner
 from prism.trainer.learn.losses import bradley_terry, score_regularisation
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.router import RouterLoad, load_balance
-from prism.wire.response import parse_response
-from prism.wire.section import Section
+from prism.wire.response import Expert, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -59,10 +58,10 @@ class ExpertLearner(Learner):
 
     model: ExpertModel
 
-    def __init__(self, expert: Section, model: ExpertModel, config: ExpertLearnerConfig, updates: int) -> None:
+    def __init__(self, expert: Expert, model: ExpertModel, config: ExpertLearnerConfig, updates: int) -> None:
         freeze(model, config.freeze)
         super().__init__(model, Optimizer(model.named_parameters(), config.optimizer, updates), 0)
-        self.expert: Section = expert
+        self.expert: Expert = expert
         self.config = config
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of them if its gradient alone was."""
@@ -157,11 +156,11 @@ class ExpertLearner(Learner):
         }
         return {f"{self.expert}_{name}": value for name, value in figures.items()}
 
-    def _judged(self, sequences: Sequence[Example], inputs: InputBuilder) -> Judgement:
+    def _judged(self, sequences: Sequence[Example], inputs: InputBuilder) -> ExpertOutput:
         once, rows = distinct(sequences)
         batch = pack(once, inputs, self.model.score.weight.device)
 
-        def forward() -> Judgement:
+        def forward() -> ExpertOutput:
             judged = self.model.judge(batch, router_logits=True)
             return replace(judged, scores=judged.scores[rows])
 

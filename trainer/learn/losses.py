@@ -31,7 +31,7 @@ class Algorithm(StrEnum):
 
 
 @dataclass(frozen=True)
-class Totals:
+class BatchTotals:
     """What the losses divide by: counts over the whole batch of one optimizer step, all micro-batches and ranks."""
 
     tokens: int
@@ -41,8 +41,8 @@ class Totals:
         if self.tokens < 1 or self.samples < 1:
             raise ValueError(f"a batch needs at least one token and one sample, not {self}")
 
-    def __add__(self, other: "Totals") -> "Totals":
-        return Totals(self.tokens + other.tokens, self.samples + other.samples)
+    def __add__(self, other: "BatchTotals") -> "BatchTotals":
+        return BatchTotals(self.tokens + other.tokens, self.samples + other.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +128,9 @@ class PackedTokens:
         return int(self.sample_index[-1]) + 1
 
     @property
-    def totals(self) -> Totals:
+    def totals(self) -> BatchTotals:
         """Of this call alone: right as the divisor only where it is the whole batch."""
-        return Totals(self.tokens, self.samples)
+        return BatchTotals(self.tokens, self.samples)
 
     @cached_property
     def token_advantages(self) -> Tensor:
@@ -207,10 +207,10 @@ class PolicyLoss:
         )
 
 
-PolicyLossFunction = Callable[[PackedTokens, LossOptions, Totals], PolicyLoss]
+PolicyLossFunction = Callable[[PackedTokens, LossOptions, BatchTotals], PolicyLoss]
 
 
-def grpo(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLoss:
+def grpo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> PolicyLoss:
     """-(1/G) Σ_i (1/|o_i|) Σ_t min(ρÂ, clip(ρ, 1-ε_low, 1+ε_high)Â): the mean over samples of the mean over tokens.
 
     Source: DeepSeekMath, arXiv 2402.03300, eq. 3. G counts the samples of the whole batch. A sample must lie whole in
@@ -219,7 +219,7 @@ def grpo(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLos
     return _clipped_policy_gradient(batch, batch.log_ratio, 1 / (batch.lengths * totals.samples), options)
 
 
-def dapo(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLoss:
+def dapo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> PolicyLoss:
     """-(1/Σ|o_i|) Σ_i Σ_t l: the mean over tokens, with ε_high > ε_low (clip-higher) and the dual clip at c = 10.
 
     Source: DAPO, arXiv 2503.14476, eq. 8; dual clip arXiv 1912.09729. The paper writes the sum over one
@@ -230,7 +230,7 @@ def dapo(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLos
     )
 
 
-def gspo(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLoss:
+def gspo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> PolicyLoss:
     """-(1/G) Σ_i min(s_i Â, clip(s_i, 1-ε_low, 1+ε_high)Â), s_i = exp((1/|o_i|) Σ_t log ρ): one ratio a sequence.
 
     Source: GSPO, arXiv 2507.18071, eq. 5 and 7. A sample must lie whole in one micro-batch.
@@ -238,7 +238,7 @@ def gspo(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLos
     return _clipped_policy_gradient(batch, batch.sequence_log_ratio, 1 / (batch.lengths * totals.samples), options)
 
 
-def dr_grpo(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLoss:
+def dr_grpo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> PolicyLoss:
     """-(1/(L·G)) Σ_i Σ_t l with the constant L = ``options.max_length``: no bias towards short or long samples.
 
     Source: Understanding R1-Zero-like training, arXiv 2503.20783; its advantages are ``group_centred``.
@@ -250,7 +250,7 @@ def dr_grpo(batch: PackedTokens, options: LossOptions, totals: Totals) -> Policy
     return _clipped_policy_gradient(batch, batch.log_ratio, torch.full_like(batch.log_ratio, 1 / divisor), options)
 
 
-def align(batch: PackedTokens, options: LossOptions, totals: Totals) -> PolicyLoss:
+def align(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> PolicyLoss:
     """-(1/Σ|o_i|) Σ_i Σ_t l: the alignment stage's clipped policy gradient, clip 0.2, mean over tokens.
 
     Source: PRISM, arXiv 2604.28123; the objective is PPO's, arXiv 1707.06347, eq. 7. Advantages are
@@ -274,7 +274,7 @@ def policy_loss(
     algorithm: Algorithm | str,
     batch: PackedTokens,
     options: LossOptions | None = None,
-    totals: Totals | None = None,
+    totals: BatchTotals | None = None,
 ) -> PolicyLoss:
     """The loss of that name, with its published options unless given others. Without ``totals``, ``batch`` is whole.
 

@@ -36,8 +36,7 @@ from prism.trainer.stages.common import (
     usable_groups,
 )
 from prism.trainer.stages.context import open_context
-from prism.wire.response import parse_response
-from prism.wire.section import SECTIONS, Section
+from prism.wire.response import EXPERTS, Expert, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
 SHOWN = ("perception_gap", "reasoning_gap", "caption_f1", "format_rate")
@@ -53,9 +52,9 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     base = policy.version
     experts = [
         _new_expert(expert, config, stage, ranks.from_first(partial(expert_start, config, name, stage, expert)), total)
-        for expert in SECTIONS
+        for expert in EXPERTS
     ]
-    intake = context.intake(stage.rollouts, (POLICY, *SECTIONS), require=("teacher",))
+    intake = context.intake(stage.rollouts, (POLICY, *EXPERTS), require=("teacher",))
     learners = {POLICY: policy} | {expert.expert: expert for expert in experts}
     saved, first, publishers = resume_and_push(context, learners, intake)
 
@@ -115,7 +114,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
 
 
 def _new_expert(
-    expert: Section, config: RunConfig, stage: AlignConfig, start: Path | str, updates: int
+    expert: Expert, config: RunConfig, stage: AlignConfig, start: Path | str, updates: int
 ) -> ExpertLearner:
     def load(dtype: torch.dtype) -> ExpertModel:
         model = load_expert(start, seed=config.seed, dropout=stage.experts.dropout, dtype=dtype)
@@ -140,7 +139,7 @@ def _admit_ahead(
             update=base + max(0, asked - stage.warmup_steps),
             count=stage.warmup_prompts if warming_up else stage.rollouts.prompts,
             n=stage.warmup_n if warming_up else stage.rollouts.n,
-            experts=() if warming_up else SECTIONS,
+            experts=() if warming_up else EXPERTS,
             grade=False,
         )
         if not intake.admit(admission, version=version, expert_version=expert_version):
@@ -149,7 +148,7 @@ def _admit_ahead(
     return asked
 
 
-def _scores(groups: Sequence[pb.RolloutGroup], expert: Section) -> ExpertScores:
+def _scores(groups: Sequence[pb.RolloutGroup], expert: Expert) -> ExpertScores:
     values: list[float | None] = []
     versions: list[int] = []
     for group in groups:
@@ -173,7 +172,7 @@ def _advantages(groups: Sequence[pb.RolloutGroup], alpha: float) -> Advantages:
 def _judged(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
     """Figures of the scores the policy learnt from: given by the serving experts, at the versions named."""
     figures: dict[str, Any] = {}
-    for expert in SECTIONS:
+    for expert in EXPERTS:
         scores = _scores(groups, expert)
         teacher = [
             score.value

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from prism.data.blobs import BlobStore
-from prism.data.images import open_image
+from prism.data.images import decode_image
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
 from prism.trainer.learn.policy_model import response_logprobs
@@ -24,7 +24,7 @@ def make_probe(
     """
     names = image_sha256s(prompt.messages)
     images = {name: blobs.get(name) for name in names}
-    example = inputs.prompt(prompt.messages, [open_image(images[name]) for name in names])
+    example = inputs.prompt(prompt.messages, [decode_image(images[name]) for name in names])
     ids = inputs.text_ids(text)
     joined = inputs.tokenizer(
         inputs.tokenizer.decode(example.input_ids[-4:]) + text, add_special_tokens=False

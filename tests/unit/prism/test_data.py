@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from prism.data.blobs import BlobStore
-from prism.data.images import open_image
-from prism.data.rows import Row, read_rows, to_prompt
+from prism.data.images import decode_image
+from prism.data.rows import DataRow, read_rows, to_prompt
 from prism.errors import DataError
 
 GOOD: dict[str, Any] = {"id": "a", "messages": [{"role": "user", "content": "2 + 2?"}]}
@@ -116,14 +116,14 @@ def test_keys_that_a_stage_needs_are_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["four", [{"type": "text", "text": "fo"}, {"type": "text", "text": "ur"}]])
 def test_an_assistants_last_turn_is_the_response(content: object) -> None:
     given = GOOD | {"messages": [*GOOD["messages"], {"role": "assistant", "content": content}]}
-    row = Row.model_validate(given)
+    row = DataRow.model_validate(given)
     assert (row.response, [message.role for message in row.messages]) == ("four", ["user"])
     assert len(given["messages"]) == 2  # the caller's row stays as it was
 
 
 def test_earlier_turns_and_unknown_keys_are_kept_out_of_the_way() -> None:
     turns = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
-    row = Row.model_validate({"id": 7, "messages": turns, "source": "elsewhere"})
+    row = DataRow.model_validate({"id": 7, "messages": turns, "source": "elsewhere"})
     assert (row.id, len(row.messages), row.response) == ("7", 4, None)
 
 
@@ -145,14 +145,14 @@ def test_a_row_travels_with_its_images_by_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])
 def test_an_image_is_seen_in_rgb(mode: str) -> None:
-    image = open_image(png(mode=mode))
+    image = decode_image(png(mode=mode))
     assert (image.mode, image.size) == ("RGB", (8, 6))
 
 
 def test_too_many_pixels_are_refused_with_the_limit_named() -> None:
-    assert open_image(png((8, 6)), max_pixels=48).size == (8, 6)
+    assert decode_image(png((8, 6)), max_pixels=48).size == (8, 6)
     with pytest.raises(DataError, match="8x6 pixels, over the limit of 47"):
-        open_image(png((8, 6)), max_pixels=47)
+        decode_image(png((8, 6)), max_pixels=47)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -162,7 +162,7 @@ def test_a_small_file_of_a_huge_image_is_refused_before_it_is_unpacked(side: int
     chunk = b"IHDR" + header
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png()[33:]
     with pytest.raises(DataError, match="pixels"):
-        open_image(bomb)
+        decode_image(bomb)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
@@ -176,7 +176,7 @@ def test_whatever_is_wrong_with_an_image_is_a_data_error(kind: str) -> None:
             broken[rng.randrange(min(rng.choice([60, 200, 10_000]), len(whole)))] = rng.randrange(256)
         del broken[rng.choice([rng.randrange(1, len(whole)), len(whole)]) :]
         try:
-            open_image(bytes(broken))
+            decode_image(bytes(broken))
         except DataError:
             continue
 
@@ -188,4 +188,4 @@ def test_a_png_whose_chunks_are_broken_is_a_data_error() -> None:
     # The chunk is said to be half as long as it is, so that what follows is no chunk at all.
     broken = whole[: first - 4] + struct.pack(">I", length // 2) + whole[first:]
     with pytest.raises(DataError, match="not a readable image"):
-        open_image(broken)
+        decode_image(broken)

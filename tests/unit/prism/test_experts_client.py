@@ -16,7 +16,7 @@ from PIL import Image
 from prism.clients import experts as experts_client
 from prism.clients.experts import Experts, image_uri, item, parse_item
 from prism.clients.http import Refused, Unavailable
-from prism.data.images import open_image
+from prism.data.images import decode_image
 from prism.errors import ConfigError, DataError
 from prism.wire.experts import CalibrationRequest, Reference
 
@@ -178,7 +178,7 @@ def test_an_image_is_a_path_bytes_a_picture_or_what_travels_as_it_is(tmp_path: P
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "PA", "I;16"])
 def test_a_picture_of_any_mode_arrives(mode: str) -> None:
     sent = image_uri(Image.new(mode, (4, 2)))
-    assert open_image(base64.b64decode(sent.partition(",")[2])).size == (4, 2)
+    assert decode_image(base64.b64decode(sent.partition(",")[2])).size == (4, 2)
 
 
 def test_a_picture_that_says_it_is_rotated_still_says_so() -> None:

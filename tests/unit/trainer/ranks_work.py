@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from prism.config import ExpertLearnerConfig, PolicyLearnerConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.images import open_image
+from prism.data.images import decode_image
 from prism.data.rows import read_rows, to_prompt
 from prism.model.expert import load_expert, upcycle
 from prism.model.inputs import Example, InputBuilder
@@ -35,7 +35,7 @@ from prism.trainer.learn.policy_learner import PolicyLearner, TrainingSample
 from prism.trainer.learn.policy_model import load_policy
 from prism.trainer.stages import align, rlvr
 from prism.trainer.stages.context import Context
-from prism.trainer.weights.publish import PushResult
+from prism.trainer.weights.publish import PushTimes
 from prism.wire.v1 import rollout_pb2 as pb
 
 TEXTS = [
@@ -90,7 +90,7 @@ class Workers:
 
     def _prompt_ids(self, prompt: pb.Prompt) -> list[int]:
         parts = [part for message in prompt.messages for part in message.parts if part.HasField("image_sha256")]
-        images = [open_image(self.blobs.get(part.image_sha256)) for part in parts]
+        images = [decode_image(self.blobs.get(part.image_sha256)) for part in parts]
         return self.examples.inputs.prompt(prompt.messages, images).input_ids
 
     def finish(self, step: int) -> None:
@@ -247,9 +247,9 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
     config.run_dir.mkdir(exist_ok=True)
     pushed: list[int] = []
 
-    def push(version: int, tensors: Iterable[tuple[str, torch.Tensor]], *_: Any) -> PushResult:
+    def push(version: int, tensors: Iterable[tuple[str, torch.Tensor]], *_: Any) -> PushTimes:
         pushed.append(len([tensor.shape for _, tensor in tensors]))
-        return PushResult(0.0, 0.0, 0, 0)
+        return PushTimes(0.0, 0.0, 0, 0)
 
     endpoints: Any = None
     context: Any = Context(config, "it", 1, endpoints, blobs, inputs, examples, Console(quiet=True))

@@ -17,7 +17,7 @@ import pytest
 from redis import Redis
 
 from prism.data.blobs import BlobStore
-from prism.data.images import open_image
+from prism.data.images import decode_image
 from prism.errors import WeightsError
 from prism.model.inputs import InputBuilder
 from prism.streams.keys import StreamNames, parse_group
@@ -234,5 +234,5 @@ class ScriptedWorker:
 
     def _prompt_ids(self, prompt: pb.Prompt) -> list[int]:
         parts = [part for message in prompt.messages for part in message.parts if part.HasField("image_sha256")]
-        images = [open_image(self._blobs.get(part.image_sha256)) for part in parts]
+        images = [decode_image(self._blobs.get(part.image_sha256)) for part in parts]
         return self._inputs.prompt(prompt.messages, images).input_ids

@@ -14,8 +14,7 @@ from prism.errors import ServiceError
 from prism.evaluation import disentangle as module
 from prism.evaluation.corrupt import Lies
 from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement, summary
-from prism.wire.response import parse_response
-from prism.wire.section import Section
+from prism.wire.response import Expert, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -72,7 +71,7 @@ def test_the_summary_is_of_what_was_scored() -> None:
     assert summary([None]) == {"rows": 0, "change": None, "std": None, "stderr": None, "accuracy": None}
 
 
-class Expert:
+class FakeExpert:
     """A client of an expert that gives a section the sum of its numbers, and refuses long captions."""
 
     version = 60
@@ -80,7 +79,7 @@ class Expert:
     def __init__(self, *_: Any) -> None:
         pass
 
-    async def score(self, expert: Section, messages: Any, responses: list[str], min_version: int) -> list[pb.Score]:
+    async def score(self, expert: Expert, messages: Any, responses: list[str], min_version: int) -> list[pb.Score]:
         made: list[pb.Score] = []
         for text in responses:
             section = parse_response(text).section(expert)
@@ -93,7 +92,7 @@ class Expert:
 
 @pytest.fixture
 def config(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    monkeypatch.setattr(module, "ExpertClient", Expert)
+    monkeypatch.setattr(module, "ExpertClient", FakeExpert)
     for name in ("REDIS", "POLICY", "PERCEPTION", "REASONING", "GRADER"):
         monkeypatch.setenv(f"PRISM_{name}_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("PRISM_TOKEN", "t" * 16)
@@ -125,7 +124,7 @@ def test_an_expert_changes_its_mind_about_its_own_section_alone(config: RunConfi
 
 
 def test_scores_of_other_weights_are_refused(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Expert, "version", 61)
+    monkeypatch.setattr(FakeExpert, "version", 61)
     with pytest.raises(ServiceError, match="perception expert answered with version 61, not 60"):
         disentangle(config, "align", DisentangleConfig(rows=2), 60)
     assert disentangled_stages(config.run_dir) == set()

@@ -11,7 +11,7 @@ import torch
 
 from prism.config import PolicyLearnerConfig
 from prism.data.blobs import BlobStore
-from prism.data.images import open_image
+from prism.data.images import decode_image
 from prism.errors import NotFiniteError, StreamError
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack
@@ -52,7 +52,7 @@ def groups(examples: GroupExamples, tiny_model: Path, teacher_prompts: list[pb.P
 def prompt_ids(examples: GroupExamples, prompt: pb.Prompt) -> list[int]:
     """As the server reports them."""
     images = [
-        open_image(examples._blobs.get(part.image_sha256))
+        decode_image(examples._blobs.get(part.image_sha256))
         for message in prompt.messages
         for part in message.parts
         if part.HasField("image_sha256")

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.padded import load_stock
 from bench.padded import response_logprobs as padded_logprobs
 from prism.data.blobs import BlobStore
-from prism.data.images import open_image
+from prism.data.images import decode_image
 from prism.errors import ConfigError
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack
@@ -39,7 +39,7 @@ def examples(inputs: InputBuilder, teacher_prompts: list[pb.Prompt], blobs: Blob
     """Three responses of different lengths, images included."""
     made: list[Example] = []
     for prompt, length in zip(teacher_prompts, (1000, 20, 7), strict=False):
-        image = open_image(blobs.get(prompt.messages[0].parts[0].image_sha256))
+        image = decode_image(blobs.get(prompt.messages[0].parts[0].image_sha256))
         made.append(inputs.with_text(inputs.prompt(prompt.messages, [image]), prompt.teacher[:length]))
     return made
 

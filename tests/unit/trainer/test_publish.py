@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from prism.clients.endpoints import Endpoints
 from prism.config import PushConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.images import open_image
+from prism.data.images import decode_image
 from prism.errors import WeightsError
 from prism.model.broadcast import Receiver
 from prism.model.inputs import InputBuilder
@@ -271,7 +271,7 @@ def test_a_probe_holds_what_the_learner_thinks_of_the_text(
     probe = make_probe(model, inputs, prompt, prompt.teacher, blobs, 1e-3)
     assert probe is not None
     images = [
-        open_image(blobs.get(part.image_sha256))
+        decode_image(blobs.get(part.image_sha256))
         for message in prompt.messages
         for part in message.parts
         if part.HasField("image_sha256")
