@@ -40,7 +40,7 @@ class Judgement(BaseModel):
     experts: dict[Expert, ResponseScore]
 
 
-class Line(BaseModel):
+class ScoredLine(BaseModel):
     """One row's scores."""
 
     index: int
@@ -86,16 +86,16 @@ class WhoJudges:
         return self.weight if self.expert == "both" else None
 
     @asynccontextmanager
-    async def panel(self, if_changed: str | None) -> AsyncIterator["Panel"]:
+    async def panel(self, if_changed: str | None) -> AsyncIterator["ExpertPanel"]:
         """Raises ConfigError without a token, and soon Unavailable where nothing answers: patience is for later."""
         async with self.connect(patience_seconds=min(FIRST_CONTACT_SECONDS, self.patience_seconds)) as experts:
             infos: dict[Expert, ModelInfo] = {name: await experts.model(name) for name in self.experts}
         async with self.connect(patience_seconds=self.patience_seconds) as experts:
-            yield Panel(self, experts, infos, if_changed)
+            yield ExpertPanel(self, experts, infos, if_changed)
 
 
 @dataclass(frozen=True)
-class Panel:
+class ExpertPanel:
     """The experts, as they were when they were first asked."""
 
     how: WhoJudges
@@ -104,19 +104,19 @@ class Panel:
     if_changed: str | None
     """What to do when their weights change. None: go on, every line says who judged it."""
 
-    async def run(self, job: Job[Line], what: str, read: Callable[[Row], ScoringRow]) -> None:
+    async def run(self, job: Job[ScoredLine], what: str, read: Callable[[Row], ScoringRow]) -> None:
         """All rows of a job, as ``read`` understands them: a row that it cannot read, or that is refused, has failed.
 
         Raises Unavailable, Refused where it is not a row's fault, and ServiceError if weights change.
         """
 
-        def read_or_not(row: Row) -> ScoringRow | Result[Line]:
+        def read_or_not(row: Row) -> ScoringRow | Result[ScoredLine]:
             try:
                 return read(row)
             except DataError as error:
                 return Result(None, str(error))
 
-        async def work(rows: list[Row]) -> list[Result[Line]]:
+        async def work(rows: list[Row]) -> list[Result[ScoredLine]]:
             found = await asyncio.to_thread(lambda: [read_or_not(row) for row in rows])
             judged = iter(await self._judge([one for one in found if isinstance(one, ScoringRow)]))
             return [one if isinstance(one, Result) else next(judged) for one in found]
@@ -124,7 +124,7 @@ class Panel:
         with progress_bar(what, job) as tell:
             await job.run(work, batch=self.how.batch, concurrency=self.how.concurrency, tell=tell)
 
-    async def _judge(self, rows: list[ScoringRow]) -> list[Result[Line]]:
+    async def _judge(self, rows: list[ScoringRow]) -> list[Result[ScoredLine]]:
         """Halved and asked again when refused, so that a bad row costs nobody else their score."""
         if not rows:
             return []
@@ -139,7 +139,7 @@ class Panel:
             return await self._judge(rows[:half]) + await self._judge(rows[half:])
         weights: dict[Expert, Weights] = {expert: self.weights(expert, judge) for expert, judge in judges.items()}
         lines = [
-            Line(
+            ScoredLine(
                 index=row.row.index,
                 id=row.id,
                 input=row.row.digest,

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from prism.errors import DataError
 from prism.jobs import Job, require_file, run_until_done
-from prism.scoring.batches import Line, WhoJudges
+from prism.scoring.batches import ScoredLine, WhoJudges
 from prism.scoring.rows import reference_row
 from prism.scoring.score import FORM
 from prism.settings import describe
@@ -24,7 +24,7 @@ def calibrate_on(file: Path, how: WhoJudges) -> None:
     require_file(file)
     sides = {name: Sides(name) for name in how.experts}
 
-    def keep(line: Line) -> None:
+    def keep(line: ScoredLine) -> None:
         for of_expert in sides.values():
             of_expert.add(line)
 
@@ -64,7 +64,7 @@ class Sides:
     without: Counter[str] = field(default_factory=Counter)
     failed: int = 0
 
-    def add(self, line: Line) -> None:
+    def add(self, line: ScoredLine) -> None:
         for number, response in enumerate(line.responses):
             side, scores = ("teacher", self.teacher) if number < line.teachers else ("policy", self.policy)
             score = response.experts[self.expert]

@@ -49,7 +49,7 @@ class ScoredGroups:
     version: Version
 
 
-class Job:
+class ScoringJob:
     """One request. Responses that are the same are one, so they cannot but get the same score."""
 
     def __init__(self, groups: Sequence[ScoringGroup]) -> None:
@@ -70,20 +70,20 @@ class ForwardBatch:
     """What goes through the model together: entries by the prompt's key, and whose each response is."""
 
     entries: dict[str, Branches] = field(default_factory=dict)
-    owners: list[tuple[Job, str, tuple[int, ...]]] = field(default_factory=list)
+    owners: list[tuple[ScoringJob, str, tuple[int, ...]]] = field(default_factory=list)
     tokens: int = 0
 
     def cost(self, group: ScoringGroup, text: tuple[int, ...]) -> int:
         """Tokens that the response would add; its prompt counts where it is not here yet."""
         return len(text) + (0 if group.key in self.entries else len(group.prompt.input_ids))
 
-    def add(self, job: Job, group: ScoringGroup, text: tuple[int, ...]) -> None:
+    def add(self, job: ScoringJob, group: ScoringGroup, text: tuple[int, ...]) -> None:
         self.tokens += self.cost(group, text)
         entry = self.entries.setdefault(group.key, Branches(group.prompt, group.key, group.image_keys))
         entry.responses.append(text)
         self.owners.append((job, group.key, text))
 
-    def alone(self, job: Job) -> "ForwardBatch":
+    def alone(self, job: ScoringJob) -> "ForwardBatch":
         """The part that one request has in this batch."""
         part = ForwardBatch()
         for owner, key, text in self.owners:
@@ -123,7 +123,7 @@ class ScoringEngine:
         self._max_batch_tokens, self._max_queue = max_batch_tokens, max_queue
         self._waiting = 0
         self._count = threading.Lock()
-        self._requests: queue.Queue[Job | Swap | None] = queue.Queue()
+        self._requests: queue.Queue[ScoringJob | Swap | None] = queue.Queue()
         self._batches: queue.Queue[ForwardBatch | Swap | None] = queue.Queue(maxsize=1)
         self._swap_lock = threading.Lock()
         self._threads = [
@@ -143,7 +143,7 @@ class ScoringEngine:
 
     def submit(self, groups: Sequence[ScoringGroup]) -> Future[ScoredGroups]:
         """Scores of one request and the version that gave them. Raises Overloaded if the queue is full."""
-        job = Job(groups)
+        job = ScoringJob(groups)
         if not job.texts:
             job.finish(self.version)
             return job.result
@@ -225,7 +225,7 @@ class ScoringEngine:
                 self._batches.put(batch)
                 batch = ForwardBatch()
                 continue
-            if isinstance(work, Job):
+            if isinstance(work, ScoringJob):
                 batch = self._pack(work, batch)
                 continue
             if batch.owners:
@@ -235,7 +235,7 @@ class ScoringEngine:
             if work is None:
                 return
 
-    def _pack(self, job: Job, batch: ForwardBatch) -> ForwardBatch:
+    def _pack(self, job: ScoringJob, batch: ForwardBatch) -> ForwardBatch:
         """Add the request to the batch, and to new ones whenever one is full. Returns the last, not yet sent."""
         if not job.result.set_running_or_notify_cancel():
             return batch  # nobody waits for it any more

@@ -15,7 +15,7 @@ from prism.services.experts import metrics
 from prism.services.experts.calibration import Calibration, keep, read_kept, sigmoid
 from prism.services.experts.engine import ScoringEngine, Version
 from prism.services.experts.images import ImageSources
-from prism.services.experts.planner import Plan, Planner, unscored
+from prism.services.experts.planner import ItemPlan, Planner, unscored
 from prism.services.experts.settings import ExpertSettings
 from prism.wire.experts import (
     CalibrationRequest,
@@ -160,7 +160,7 @@ class Scorer:
             raise HTTPException(409, f"version {version.version} is loaded, {request.min_version} is asked for")
 
     def _answers(
-        self, plan: Plan, values: Iterator[float], version: Version, request: JudgingOptions
+        self, plan: ItemPlan, values: Iterator[float], version: Version, request: JudgingOptions
     ) -> list[ResponseScore]:
         calibration = self.calibration
         if calibration and not calibration.fits(version.version, version.attempt, request.section):

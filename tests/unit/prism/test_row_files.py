@@ -24,7 +24,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import pyarrow.parquet
-from prism.data import read_rows
+from prism.data.rows import read_rows
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
