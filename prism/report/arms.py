@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from prism.report.records import Figure, Record
-from prism.report.totals import Strict
 
 
 class SeedResult(Record):
@@ -40,6 +39,10 @@ class Metric:
     name: str
     short: str
 
+    @property
+    def title(self) -> str:
+        return self.name[:1].upper() + self.name[1:]
+
 
 METRICS = (
     Metric("accuracy", "greedy accuracy", "accuracy"),
@@ -49,7 +52,7 @@ METRICS = (
 )
 
 
-class Summary(Strict):
+class Summary(Record):
     """A figure over an arm's seeds; ``std`` is the sample's, unknown with fewer than two seeds."""
 
     values: list[Figure]
@@ -59,7 +62,7 @@ class Summary(Strict):
     std: Figure
 
 
-class ArmSummary(Strict):
+class ArmSummary(Record):
     name: str
     description: str
     seeds: int
@@ -70,7 +73,7 @@ class ArmSummary(Strict):
     runs: list[SeedResult]
 
 
-class Comparison(Strict):
+class Comparison(Record):
     split: str
     questions: int
     arms: list[ArmSummary]
