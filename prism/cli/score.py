@@ -1,27 +1,15 @@
 """``prism score`` and ``prism calibrate`` as commands; what they do is in prism.scoring, imported when it is needed."""
 
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-
-class Expert(StrEnum):
-    perception = "perception"
-    reasoning = "reasoning"
-    both = "both"
-
-
-class Part(StrEnum):
-    own = "own"
-    all = "all"
-
-
-ExpertOption = Annotated[Expert, typer.Option("--expert", help="who judges")]
+ExpertOption = Annotated[Literal["perception", "reasoning", "both"], typer.Option("--expert", help="who judges")]
 SectionOption = Annotated[
-    Part, typer.Option("--section", help="own: the section an expert was trained on; all: whole texts, tags or not")
+    Literal["own", "all"],
+    typer.Option("--section", help="own: the section an expert was trained on; all: whole texts, tags or not"),
 ]
 Run = Annotated[Path, typer.Option("--run", help="a run that is up; PRISM_* variables go before its stack.json")]
 PerceptionUrl = Annotated[str | None, typer.Option("--perception-url", help="with the token in PRISM_TOKEN")]
@@ -67,17 +55,12 @@ prism calibrate reference.jsonl --run runs/demo
 """
 
 
-def register(app: typer.Typer) -> None:
-    app.command("score", help=SCORE_HELP)(score)
-    app.command("calibrate", help=CALIBRATE_HELP)(calibrate)
-
-
 def score(
     file: Annotated[Path, typer.Argument(help="JSON Lines or Parquet of prompts and responses")],
     out: Annotated[Path | None, typer.Option("--out", help="write JSON Lines here; rows it holds are skipped")] = None,
-    expert: ExpertOption = Expert.both,
+    expert: ExpertOption = "both",
     alpha: Annotated[float, typer.Option(min=0, max=1, help="weight of perception in the mixture of both")] = 0.5,
-    section: SectionOption = Part.own,
+    section: SectionOption = "own",
     run: Run = Path("runs/demo"),
     perception_url: PerceptionUrl = None,
     reasoning_url: ReasoningUrl = None,
@@ -93,14 +76,14 @@ def score(
     from prism.scoring.score import score_file
 
     connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
-    how = Judging(expert.value, section.value, connect, patience, batch, concurrency, alpha)
+    how = Judging(expert, section, connect, patience, batch, concurrency, alpha)
     score_file(file, out, how, mixed_versions=mixed_versions)
 
 
 def calibrate(
     file: Annotated[Path, typer.Argument(help="JSON Lines or Parquet of prompts with responses of teacher and policy")],
-    expert: ExpertOption = Expert.both,
-    section: SectionOption = Part.own,
+    expert: ExpertOption = "both",
+    section: SectionOption = "own",
     run: Run = Path("runs/demo"),
     perception_url: PerceptionUrl = None,
     reasoning_url: ReasoningUrl = None,
@@ -113,4 +96,4 @@ def calibrate(
     from prism.scoring.calibrate import calibrate_on
 
     connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
-    calibrate_on(file, Judging(expert.value, section.value, connect, patience, batch, concurrency))
+    calibrate_on(file, Judging(expert, section, connect, patience, batch, concurrency))
