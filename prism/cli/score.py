@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+# In the docstrings \b keeps typer from re-wrapping the examples; other lines it leaves where they end.
 ExpertOption = Annotated[Literal["perception", "reasoning", "both"], typer.Option("--expert", help="who judges")]
 SectionOption = Annotated[
     Literal["own", "all"],
@@ -17,42 +18,6 @@ ReasoningUrl = Annotated[str | None, typer.Option("--reasoning-url", help="with 
 Batch = Annotated[int, typer.Option("--batch", min=1, help="rows a request")]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="requests at a time")]
 Patience = Annotated[float, typer.Option("--patience", min=0, help="seconds a service may be away or busy")]
-
-# \b keeps typer from re-wrapping the examples.
-SCORE_HELP = """Score responses with the discriminator experts: JSON Lines or Parquet in, a table or JSON Lines out.
-
-A row is a prompt and the responses to it, whoever wrote them:
-
-\b
-{"id": "q1", "prompt": "What is the sum of the first row?", "images": ["q1.png"],
- "responses": ["<caption>- 3 and 4</caption><think>3 + 4 = 7</think><answer>7</answer>"]}
-
-Instead of prompt and images it may have chat "messages", as in training data, and "response" for a single one. An \
-image is a path relative to FILE, a data URI, or an http(s) URL where the service allows it.
-
-\b
-prism score answers.jsonl                                    # a table
-prism score answers.jsonl --out scores.jsonl                 # resumable: the same command goes on
-prism score plain.jsonl --section all --expert perception    # texts without tags
-
-A score is raw: only differences between responses to one prompt mean something, until `prism calibrate`.
-"""
-
-CALIBRATE_HELP = """Give scores a meaning: percentiles and a probability, from responses of teacher and policy.
-
-A row is a prompt with responses of both, each a text or a list of texts ("response" or "responses" do for "policy"):
-
-\b
-{"id": "q1", "prompt": "What is the sum of the first row?", "images": ["q1.png"],
- "teacher": "<caption>...", "policy": ["<caption>...", "<caption>..."]}
-
-All are scored, and each expert is told. From then on its scores carry their percentile among the teacher's and among \
-the policy's, and the probability that the response is the teacher's, until its weights change. Needs the admin token: \
-PRISM_ADMIN_TOKEN, or that of the run.
-
-\b
-prism calibrate reference.jsonl --run runs/demo
-"""
 
 
 def score(
@@ -71,6 +36,24 @@ def score(
         bool, typer.Option("--mixed-versions", help="go on when weights change; every line names those that judged it")
     ] = False,
 ) -> None:
+    """Score responses with the discriminator experts: JSON Lines or Parquet in, a table or JSON Lines out.
+
+    A row is a prompt and the responses to it, whoever wrote them:
+
+    \b
+    {"id": "q1", "prompt": "What is the sum of the first row?", "images": ["q1.png"],
+     "responses": ["<caption>- 3 and 4</caption><think>3 + 4 = 7</think><answer>7</answer>"]}
+
+    Instead of prompt and images it may have chat "messages", as in training data, and "response" for a single one.
+    An image is a path relative to FILE, a data URI, or an http(s) URL where the service allows it.
+
+    \b
+    prism score answers.jsonl                                    # a table
+    prism score answers.jsonl --out scores.jsonl                 # resumable: the same command goes on
+    prism score plain.jsonl --section all --expert perception    # texts without tags
+
+    A score is raw: only differences between responses to one prompt mean something, until `prism calibrate`.
+    """
     from prism.clients.experts import Experts
     from prism.scoring.batches import Judging
     from prism.scoring.score import score_file
@@ -91,6 +74,23 @@ def calibrate(
     concurrency: Concurrency = 4,
     patience: Patience = 120,
 ) -> None:
+    """Give scores a meaning: percentiles and a probability, from responses of teacher and policy.
+
+    A row is a prompt with responses of both, each a text or a list of texts
+    ("response" or "responses" do for "policy"):
+
+    \b
+    {"id": "q1", "prompt": "What is the sum of the first row?", "images": ["q1.png"],
+     "teacher": "<caption>...", "policy": ["<caption>...", "<caption>..."]}
+
+    All are scored, and each expert is told.
+    From then on its scores carry their percentile among the teacher's and among the policy's,
+    and the probability that the response is the teacher's, until its weights change.
+    Needs the admin token: PRISM_ADMIN_TOKEN, or that of the run.
+
+    \b
+    prism calibrate reference.jsonl --run runs/demo
+    """
     from prism.clients.experts import Experts
     from prism.scoring.batches import Judging
     from prism.scoring.calibrate import calibrate_on
