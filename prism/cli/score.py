@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-# In the docstrings \b keeps typer from re-wrapping the examples; other lines it leaves where they end.
+# In docstrings here \b keeps typer from re-wrapping examples.
+
 ExpertOption = Annotated[Literal["perception", "reasoning", "both"], typer.Option("--expert", help="who judges")]
 SectionOption = Annotated[
     Literal["own", "all"],

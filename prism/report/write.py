@@ -15,7 +15,7 @@ from prism.report.model import Report, build_report
 from prism.report.panels import draw_panels, ended
 from prism.report.reading import read_run
 from prism.report.rollouts import rollouts, score, verdict
-from prism.report.words import DISENTANGLED, EXPERTS, KINDS, called, change, percent, seconds
+from prism.report.words import DISENTANGLED, EXPERTS, KINDS, change, percent, seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,7 +28,6 @@ def write_report(run_dir: Path) -> Report:
     page = _render(
         "report.html",
         report=report,
-        kinds={stage.name: called(stage, run.stages) for stage in run.stages},
         charts=charts,
         empty=empty,
         rollouts=rollouts(run, report.rollouts),
