@@ -25,7 +25,7 @@ from bench.learner.workload import SIZES, make_model
 from prism.config import PushConfig
 from prism.trainer.learn.policy_model import load_policy
 from prism.trainer.weights.named import config_json, named_weights
-from prism.trainer.weights.publish import Publisher, PushResult
+from prism.trainer.weights.publish import Publisher, PushTimes
 
 TOKEN, ADMIN_TOKEN = "data-token-of-the-bench", "admin-token-of-the-bench"
 WAYS = ("file", "broadcast")
@@ -88,7 +88,7 @@ def _start(folder: Path, device: str, port: int) -> subprocess.Popen[bytes]:
 
 def _push(
     folder: Path, options: argparse.Namespace, url: str, server: subprocess.Popen[bytes], console: Console
-) -> dict[str, list[PushResult]]:
+) -> dict[str, list[PushTimes]]:
     model = load_policy(folder / "model", dtype=getattr(torch, SIZES[options.model].dtype), device=options.device)
     while server.poll() is None:
         with suppress(httpx.TransportError):
@@ -101,7 +101,7 @@ def _push(
         way: Publisher("policy", url, ADMIN_TOKEN, folder / "weights", 1, PushConfig(), device)
         for way, device in zip(WAYS, (None, options.device), strict=True)
     }
-    pushed: dict[str, list[PushResult]] = {way: [] for way in WAYS}
+    pushed: dict[str, list[PushTimes]] = {way: [] for way in WAYS}
     version = 0
     for _ in range(options.rounds + 1):
         for way, publisher in by_way.items():

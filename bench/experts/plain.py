@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from bench.experts.workload import Group
+from bench.experts.workload import Workload
 from prism.model import torchvision_cpu
 from prism.model.expert import ExpertModel, load_expert
 from prism.model.inputs import InputBuilder
@@ -26,14 +26,14 @@ class PlainLoop:
         self.model: ExpertModel = load_expert(folder, dtype=dtype, strict=True).to(device).eval()
         self.processor, self.end, self.device, self.batch = inputs.processor, inputs.tokenizer.eos_token, device, batch
 
-    def score(self, groups: Sequence[Group]) -> list[list[float]]:
+    def score(self, groups: Sequence[Workload]) -> list[list[float]]:
         return [
             [score for start in range(0, len(group.responses), self.batch) for score in self._batch(group, start)]
             for group in groups
         ]
 
     @torch.inference_mode()
-    def _batch(self, group: Group, start: int) -> list[float]:
+    def _batch(self, group: Workload, start: int) -> list[float]:
         responses = group.responses[start : start + self.batch]
         content = [{"type": "image"}, {"type": "text", "text": group.question}]
         prompt = self.processor.apply_chat_template(

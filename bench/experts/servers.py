@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-from bench.experts.workload import Group
+from bench.experts.workload import Workload
 from prism.services.policy.launcher import ROOT, SITE
 from prism.stack.local import end_group, start_process
 from prism.wire.messages import to_openai
@@ -121,11 +121,11 @@ def _started(
             end_group(process, patience_seconds=30)
 
 
-async def prism_scores(server: Server, groups: Sequence[Group], at_once: int) -> list[list[float]]:
+async def prism_scores(server: Server, groups: Sequence[Workload], at_once: int) -> list[list[float]]:
     """One request a group, ``at_once`` of them open."""
     room = asyncio.Semaphore(at_once)
 
-    async def one(group: Group) -> list[float]:
+    async def one(group: Workload) -> list[float]:
         async with room:
             body = {"items": [group.item], "section": "all"}
             answer = await server.post(http, "/v1/score", body)
@@ -135,11 +135,11 @@ async def prism_scores(server: Server, groups: Sequence[Group], at_once: int) ->
         return list(await asyncio.gather(*map(one, groups)))
 
 
-async def vllm_scores(server: Server, groups: Sequence[Group], at_once: int, end: str) -> list[list[float]]:
+async def vllm_scores(server: Server, groups: Sequence[Workload], at_once: int, end: str) -> list[list[float]]:
     """One request a response, as its API wants it; as many open as ``at_once`` groups have."""
     room = asyncio.Semaphore(at_once * len(groups[0].responses))
 
-    async def one(group: Group, response: str) -> float:
+    async def one(group: Workload, response: str) -> float:
         parts = [pb.Part(image_sha256="picture"), pb.Part(text=group.question)]
         asked = to_openai([pb.Message(role="user", parts=parts)], {"picture": group.image})
         body = {

@@ -56,11 +56,11 @@ def score(
     A score is raw: only differences between responses to one prompt mean something, until `prism calibrate`.
     """
     from prism.clients.experts import Experts
-    from prism.scoring.batches import Judging
+    from prism.scoring.batches import WhoJudges
     from prism.scoring.score import score_file
 
     connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
-    how = Judging(expert, section, connect, patience, batch, concurrency, alpha)
+    how = WhoJudges(expert, section, connect, patience, batch, concurrency, alpha)
     score_file(file, out, how, mixed_versions=mixed_versions)
 
 
@@ -93,8 +93,8 @@ def calibrate(
     prism calibrate reference.jsonl --run runs/demo
     """
     from prism.clients.experts import Experts
-    from prism.scoring.batches import Judging
+    from prism.scoring.batches import WhoJudges
     from prism.scoring.calibrate import calibrate_on
 
     connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
-    calibrate_on(file, Judging(expert, section, connect, patience, batch, concurrency))
+    calibrate_on(file, WhoJudges(expert, section, connect, patience, batch, concurrency))

@@ -52,7 +52,7 @@ METRICS = (
 )
 
 
-class Summary(Record):
+class FigureSummary(Record):
     """A figure over an arm's seeds; ``std`` is the sample's, unknown with fewer than two seeds."""
 
     values: list[Figure]
@@ -66,10 +66,10 @@ class ArmSummary(Record):
     name: str
     description: str
     seeds: int
-    metrics: dict[str, Summary]
+    metrics: dict[str, FigureSummary]
     policy_steps: float
     teacher_texts: float
-    seconds: Summary
+    seconds: FigureSummary
     runs: list[SeedResult]
 
 

@@ -73,7 +73,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Line:
+class PlotLine:
     """What is known of a series: a value or no data at each x."""
 
     series: Series
@@ -95,7 +95,7 @@ class Span:
     shaded: bool = False
 
 
-def draw(panel: Panel, lines: Sequence[Line], spans: Sequence[Span], bound: float | None) -> str:
+def draw(panel: Panel, lines: Sequence[PlotLine], spans: Sequence[Span], bound: float | None) -> str:
     """The panel as an ``<svg>`` element."""
     with mpl.rc_context(style(panel.key)):
         figure, axes = new_figure(WIDTH, HEIGHT)
@@ -143,7 +143,7 @@ def to_svg(figure: Figure, description: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(description)}', 1)
 
 
-def thin(line: Line) -> Line:
+def thin(line: PlotLine) -> PlotLine:
     """A long curve as means of equal bins; a bin without data stays without."""
     count = len(line.x)
     if count <= MOST_POINTS:
@@ -178,7 +178,7 @@ def running_mean(values: Sequence[float | None], reach: int) -> list[float | Non
     return means
 
 
-def _line(axes: Axes, line: Line, unit: str) -> None:
+def _line(axes: Axes, line: PlotLine, unit: str) -> None:
     line = thin(line)
     if unit == "log":
         floored = [value if value is None else max(value, LOG_FLOOR) for value in line.y]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prism.errors import DataError
-from prism.report.arms import METRICS, Arm, Arms, ArmSummary, Comparison, Metric, Summary
+from prism.report.arms import METRICS, Arm, Arms, ArmSummary, Comparison, FigureSummary, Metric
 from prism.report.reading import parse_json
 from prism.report.words import percent, seconds
 
@@ -42,9 +42,9 @@ def load_comparison(root: Path) -> Comparison:
     )
 
 
-def _summary(values: Sequence[float | None]) -> Summary:
+def _summary(values: Sequence[float | None]) -> FigureSummary:
     known = [value for value in values if value is not None]
-    return Summary(
+    return FigureSummary(
         values=list(values),
         mean=statistics.fmean(known) if known else None,
         low=min(known, default=None),
@@ -106,7 +106,7 @@ def rank(arms: Sequence[ArmSummary], metric: Metric) -> Standing | None:
     return Standing(metric, best.name, mean or 0.0, behind, missing)
 
 
-def _behind(arm: str, mean: float, top: Summary, other: Summary) -> Behind:
+def _behind(arm: str, mean: float, top: FigureSummary, other: FigureSummary) -> Behind:
     if top.std is None or other.std is None or top.low is None or other.high is None:
         return Behind(arm, mean)
     return Behind(arm, mean, top.low > other.high, math.sqrt((top.std**2 + other.std**2) / 2))

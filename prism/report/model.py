@@ -6,7 +6,7 @@ from pathlib import Path
 from prism.report import words
 from prism.report.reading import RunData, StageReport, read_run
 from prism.report.records import Figure, Record
-from prism.report.totals import Totals, compute_totals
+from prism.report.totals import RunTotals, compute_totals
 
 ROLLOUTS = 12
 
@@ -36,7 +36,7 @@ class Report(Record):
     problems: list[str]
     """Inputs that were missing or could not be read."""
     stages: list[StageReport]
-    totals: Totals
+    totals: RunTotals
     curves: dict[str, Curve]
     rollouts: list[str]
     """Prompt ids of the rollouts that the page shows."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prism.report.charts import Line, Panel, Series, Span, draw
+from prism.report.charts import Panel, PlotLine, Series, Span, draw
 from prism.report.model import Curve, Report
 
 
@@ -65,7 +65,7 @@ PANELS = (
 @dataclass(frozen=True)
 class Chart:
     panel: Panel
-    lines: list[Line]
+    lines: list[PlotLine]
     svg: str
 
 
@@ -99,10 +99,10 @@ def _values(curve: Curve, figure: str) -> list[float | None]:
     return [wait / step if wait is not None and step else None for wait, step in zip(waits, steps, strict=True)]
 
 
-def _lines(panel: Panel, stages: Sequence[tuple[str, Curve]]) -> tuple[list[Line], list[Span]]:
+def _lines(panel: Panel, stages: Sequence[tuple[str, Curve]]) -> tuple[list[PlotLine], list[Span]]:
     """The stages one behind the other; a step that is not recorded is a gap, as is the boundary between stages."""
     spans: list[Span] = []
-    lines = [Line(series, [], []) for series in panel.series]
+    lines = [PlotLine(series, [], []) for series in panel.series]
     offset = 0
     for name, curve in stages:
         length = curve.steps[-1]
@@ -124,7 +124,7 @@ def _lines(panel: Panel, stages: Sequence[tuple[str, Curve]]) -> tuple[list[Line
     return lines, spans
 
 
-def ended(line: Line, unit: str) -> str:
+def ended(line: PlotLine, unit: str) -> str:
     """Where a curve ended, for its legend."""
     value = line.last
     if value is None:

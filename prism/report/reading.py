@@ -11,11 +11,11 @@ from pydantic import Field, ValidationError
 
 from prism.errors import DataError
 from prism.report.records import (
+    AnsweredPrompt,
     Disentanglement,
     Evaluation,
     Figure,
     Record,
-    Sample,
     StageResult,
     Step,
     surviving,
@@ -58,7 +58,7 @@ class RunData:
     folder: Path
     config: dict[str, Any]
     stages: list[StageReport]
-    samples: list[Sample]
+    samples: list[AnsweredPrompt]
     problems: list[str]
 
 
@@ -73,7 +73,7 @@ def read_run(folder: Path) -> RunData:
     config = _read(folder, "config.json", _an_object, problems) or {}
     steps = read_lines(folder / "metrics.jsonl", Step.read, problems)
     evaluations = read_lines(folder / "evaluations.jsonl", Evaluation.model_validate, problems)
-    samples = read_lines(folder / "samples.jsonl", Sample.model_validate, problems)
+    samples = read_lines(folder / "samples.jsonl", AnsweredPrompt.model_validate, problems)
     measured: list[Disentanglement] = []
     if (folder / DISENTANGLED).is_file():  # most runs do not measure it
         measured = read_lines(folder / DISENTANGLED, Disentanglement.model_validate, problems)

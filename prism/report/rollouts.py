@@ -12,7 +12,7 @@ from PIL import Image
 from prism.data.blobs import BlobStore
 from prism.errors import DataError, ServiceError
 from prism.report.reading import RunData
-from prism.report.records import Sample, Score, Verdict
+from prism.report.records import AnsweredPrompt, ScoreRecord, VerdictRecord
 from prism.wire.response import caption_f1, parse_response
 
 LONGEST_TEXT = 6000  # characters of one response that are shown
@@ -43,7 +43,7 @@ class Response:
 class Column:
     """The policy after a stage."""
 
-    sample: Sample
+    sample: AnsweredPrompt
     response: Response
     f1: float | None
 
@@ -58,7 +58,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Rollout:
-    first: Sample
+    first: AnsweredPrompt
     pictures: list[Picture]
     teacher: Response | None
     columns: list[Column]
@@ -119,14 +119,14 @@ def picture(run_dir: Path, sha256: str) -> Picture:
     return Picture(f"data:{TYPES[kind]};base64,{base64.b64encode(data).decode()}", small)
 
 
-def score(given: Score) -> str:
+def score(given: ScoreRecord) -> str:
     """In the page's words, as is ``verdict``."""
     if given.value is not None:
         return f"{given.value:+.2f}".replace("-", "−")
     return given.status + (f": {given.detail}" if given.detail else "")
 
 
-def verdict(given: Verdict | None) -> tuple[str, str, str]:
+def verdict(given: VerdictRecord | None) -> tuple[str, str, str]:
     """Its mark, which is ``right``, ``wrong`` or ``none``; what it says; and more about it."""
     if given is None:
         return "none", "not graded", ""

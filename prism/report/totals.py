@@ -9,7 +9,7 @@ DEFAULT_BOUND = 1e-3
 """Where the run names no tolerance: how far sampler and learner may differ in a token's logprob, on average."""
 
 
-class Totals(Record):
+class RunTotals(Record):
     """Sums and extremes over all steps of all stages; null where nothing was recorded."""
 
     policy_pushes: int
@@ -30,7 +30,7 @@ class Totals(Record):
     skipped_updates: int
 
 
-def compute_totals(run: RunData) -> Totals:
+def compute_totals(run: RunData) -> RunTotals:
     """Over surviving steps alone: what a resume threw away counts nowhere."""
     steps = [step for stage in run.stages for step in stage.steps]
 
@@ -46,7 +46,7 @@ def compute_totals(run: RunData) -> Totals:
         for step in steps
         if (wait := step.figures.get("wait_seconds")) is not None and step.figures.get("step_seconds")
     ]
-    return Totals(
+    return RunTotals(
         policy_pushes=len(of("sync_total_seconds")),
         push_seconds=total(steps, "sync_total_seconds"),
         paused_seconds=total(steps, "sync_paused_seconds"),

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from prism.report.reading import StageReport
 from prism.report.records import Change, Evaluation, values
-from prism.report.totals import Totals
+from prism.report.totals import RunTotals
 
 KINDS = {"sft": "Supervised fine-tuning", "align": "Alignment", "rlvr": "Reinforcement learning"}
 EXPERTS = ("perception", "reasoning")
@@ -148,7 +148,7 @@ def _gaps(stage: StageReport) -> str:
     return f"Of the score gaps between teacher and policy, {_join(parts)} ({window})." if parts else ""
 
 
-def platform(totals: Totals) -> list[str]:
+def platform(totals: RunTotals) -> list[str]:
     said: list[str] = []
     if totals.logprob_mismatch_max is not None:
         said.append(
@@ -165,7 +165,7 @@ def platform(totals: Totals) -> list[str]:
     return said
 
 
-def warnings(stages: Sequence[StageReport], totals: Totals) -> list[str]:
+def warnings(stages: Sequence[StageReport], totals: RunTotals) -> list[str]:
     said: list[str] = []
     for stage in stages:
         if not stage.finished and not stage.steps_done:
