@@ -16,7 +16,7 @@ from bench.generation import compare_generation
 from bench.idle import BusySampler, idle_shares
 from prism.config import RunConfig, load_config
 from prism.files import read_jsonl, write_json
-from prism.report import load_report
+from prism.report.model import load_report
 from prism.trainer.run.pipeline import run
 from prism.trainer.run.result import stage_folder
 

@@ -9,26 +9,6 @@ import typer
 from prism.cli.options import Fresh, Yes, agree_to_delete
 from prism.services.grader.verdict import KINDS
 
-HELP = """Grade the responses in a file against their gold answers.
-
-FILE holds JSON Lines, one response each; other keys are ignored:
-
-    {"response": "<caption>…</caption>…<answer>0.5</answer>", "gold": "1/2"}
-    {"response": "it is \\boxed{B}", "gold": ["B", "12 cm"], "kind": "choice"}
-    {"response": "…", "gold": "3.14", "options": {"rel_tol": 0.01}}
-
-kind is auto unless the row or --kind says another: number, choice, text, math, multi, box, judge. Every response gets a
-verdict: a status, and accuracy and reward unless it could not be judged. Without --out a table is printed; with it the
-verdicts are written too, one line each, and a run that was stopped goes on where it was.
-
-    prism grade answers.jsonl --out verdicts.jsonl
-    prism grade answers.jsonl --any-format --extract boxed,phrase,whole
-    prism grade answers.jsonl --url http://127.0.0.1:8104
-
---any-format grades responses without PRISM's sections; --url asks a running grader, whose token is in PRISM_TOKEN.
-"""
-
-
 Kind = StrEnum("Kind", list(KINDS))  # typer checks --kind against it
 
 
@@ -56,6 +36,25 @@ def grade(
     ] = None,
     judge_model: Annotated[str, typer.Option(help="the model's name there")] = "judge",
 ) -> None:
+    """Grade the responses in a file against their gold answers.
+
+    FILE holds JSON Lines, one response each; other keys are ignored:
+
+        {"response": "<caption>…</caption>…<answer>0.5</answer>", "gold": "1/2"}
+        {"response": "it is \\boxed{B}", "gold": ["B", "12 cm"], "kind": "choice"}
+        {"response": "…", "gold": "3.14", "options": {"rel_tol": 0.01}}
+
+    kind is auto unless the row or --kind says another: number, choice, text, math, multi, box, judge.
+    Every response gets a verdict: a status, and accuracy and reward unless it could not be judged.
+    Without --out a table is printed; with it the verdicts are written too, one line each,
+    and a run that was stopped goes on where it was.
+
+        prism grade answers.jsonl --out verdicts.jsonl
+        prism grade answers.jsonl --any-format --extract boxed,phrase,whole
+        prism grade answers.jsonl --url http://127.0.0.1:8104
+
+    --any-format grades responses without PRISM's sections; --url asks a running grader, whose token is in PRISM_TOKEN.
+    """
     from prism.services.grader.grade_file import grade_file
     from prism.services.grader.pool import preload
 

@@ -6,7 +6,8 @@ from prism.cli.options import RunFolder
 
 def report(run_dir: RunFolder) -> None:
     """Write report.html and report.json from what a run has left so far, and print its table."""
-    from prism.report import print_table, write_report
+    from prism.report.table import print_table
+    from prism.report.write import write_report
 
     console = logs.console()
     print_table(write_report(run_dir), console)

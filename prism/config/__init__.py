@@ -7,7 +7,7 @@ from prism.config.learners import (
     OptimizerConfig,
     PolicyLearnerConfig,
 )
-from prism.config.load import as_toml, load_config, load_saved, problems, save_resolved, toml_value
+from prism.config.load import as_toml, load_config, load_saved, load_toml, save_resolved, toml_value
 from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import AlignConfig, RlvrConfig, RolloutConfig, SftConfig, Stage
@@ -34,7 +34,7 @@ __all__ = [
     "as_toml",
     "load_config",
     "load_saved",
-    "problems",
+    "load_toml",
     "save_resolved",
     "toml_value",
 ]

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,12 +15,19 @@ from prism.errors import ConfigError
 from prism.files import write_json
 from prism.settings import describe
 
+Kind = TypeVar("Kind", bound=BaseModel)
+
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a TOML file and apply dotted overrides such as ``stages.align.steps=10``.
 
     Raises ConfigError that names the file, the key and what is wrong with it.
     """
+    return load_toml(path, RunConfig, overrides or [])
+
+
+def load_toml(path: Path, kind: type[Kind], overrides: Sequence[str] = ()) -> Kind:
+    """As ``load_config``, of any kind of file."""
     try:
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -29,12 +36,12 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    for override in overrides or []:
+    for override in overrides:
         _override(values, override)
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in problems(RunConfig, error))) from None
+        raise ConfigError("\n".join(f"{path}: {line}" for line in problems(kind, error))) from None
 
 
 def load_saved(run_dir: Path) -> RunConfig:

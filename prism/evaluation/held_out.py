@@ -156,9 +156,7 @@ def _shown(stage: str, group: pb.RolloutGroup) -> dict[str, Any]:
         "teacher_scores": [_score(score) for score in group.teacher_scores],
         "verdict": {
             "status": _status(verdict.status),
-            "accuracy": verdict.accuracy if verdict.HasField("accuracy") else None,
-            "format": verdict.format if verdict.HasField("format") else None,
-            "reward": verdict.reward if verdict.HasField("reward") else None,
+            **{name: _known(verdict, name) for name in ("accuracy", "format", "reward")},
             "extracted": verdict.extracted,
             "detail": verdict.detail,
         },
@@ -170,9 +168,13 @@ def _score(score: pb.Score) -> dict[str, Any]:
         "expert": score.expert,
         "version": score.expert_version,
         "status": _status(score.status),
-        "value": score.value if score.HasField("value") else None,
+        "value": _known(score, "value"),
         "detail": score.detail,
     }
+
+
+def _known(message: pb.Verdict | pb.Score, name: str) -> float | None:
+    return getattr(message, name) if message.HasField(name) else None
 
 
 def _status(status: pb.Status) -> str:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from prism.report.records import Figure, Record
-from prism.report.totals import ReportModel
 
 
 class SeedResult(Record):
@@ -40,6 +39,10 @@ class Metric:
     name: str
     short: str
 
+    @property
+    def title(self) -> str:
+        return self.name[:1].upper() + self.name[1:]
+
 
 METRICS = (
     Metric("accuracy", "greedy accuracy", "accuracy"),
@@ -49,7 +52,7 @@ METRICS = (
 )
 
 
-class FigureSummary(ReportModel):
+class FigureSummary(Record):
     """A figure over an arm's seeds; ``std`` is the sample's, unknown with fewer than two seeds."""
 
     values: list[Figure]
@@ -59,7 +62,7 @@ class FigureSummary(ReportModel):
     std: Figure
 
 
-class ArmSummary(ReportModel):
+class ArmSummary(Record):
     name: str
     description: str
     seeds: int
@@ -70,7 +73,7 @@ class ArmSummary(ReportModel):
     runs: list[SeedResult]
 
 
-class Comparison(ReportModel):
+class Comparison(Record):
     split: str
     questions: int
     arms: list[ArmSummary]

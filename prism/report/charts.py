@@ -4,8 +4,9 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -16,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 WIDTH, HEIGHT = 348, 190  # CSS pixels at natural size, so that a label of 10 is 10 pixels
 MOST_POINTS = 400  # a longer curve is drawn as means of equal bins
 LOG_FLOOR = 1e-12  # where a logarithmic axis shows zero
+PERCENT = FuncFormatter(lambda y, _: f"{100 * y:.3g} %")
 SMOOTH_FROM = 24  # points from which a running mean is drawn over the raw curve
 
 # Drawn in colours that no page has, then exchanged for the page's variables.
@@ -45,15 +47,38 @@ def style(salt: str, size: float = 10) -> Any:
 
 
 @dataclass(frozen=True)
-class PlotLine:
-    """One series: a value or no data at each x."""
+class Series:
+    """A recorded figure in a chart."""
 
+    figure: str
     label: str
     colour: str
     """A key of SERIES."""
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    key: str
+    title: str
+    text: str
+    series: tuple[Series, ...]
+    unit: str = ""
+    """``%`` shows shares as percentages; ``log`` takes a logarithmic axis."""
+    zero: bool = False
+    """Whether the axis must start at 0."""
+    top: float | None = None
+    kinds: tuple[str, ...] = ("align", "rlvr")
+    bounded: bool = False
+
+
+@dataclass(frozen=True)
+class PlotLine:
+    """What is known of a series: a value or no data at each x."""
+
+    series: Series
     x: list[float]
     y: list[float | None]
-    dashed: bool = False
 
     @property
     def last(self) -> float | None:
@@ -70,32 +95,19 @@ class Span:
     shaded: bool = False
 
 
-@dataclass(frozen=True)
-class Plot:
-    lines: Sequence[PlotLine]
-    spans: Sequence[Span]
-    unit: str = ""
-    """``%`` shows shares as percentages; ``log`` takes a logarithmic axis."""
-    bound: float | None = None
-    zero: bool = False
-    """Whether the axis must start at 0."""
-    top: float | None = None
-    x_label: str = "step"
-    description: str = field(default="", compare=False)
-
-
-def draw(plot: Plot, salt: str) -> str:
-    """The plot as an ``<svg>`` element."""
-    with mpl.rc_context(style(salt)):
+def draw(panel: Panel, lines: Sequence[PlotLine], spans: Sequence[Span], bound: float | None) -> str:
+    """The panel as an ``<svg>`` element."""
+    with mpl.rc_context(style(panel.key)):
         figure, axes = new_figure(WIDTH, HEIGHT)
-        for line in plot.lines:
-            _line(axes, line, plot.unit)
-        if plot.bound is not None:
-            axes.axhline(plot.bound, color=SERIES["alarm"], linewidth=1, dashes=(4, 3))
-        _spans(axes, plot.spans)
-        _scale(axes, plot)
-        axes.set_xlabel(plot.x_label, color=MUTED, fontsize=9.5, labelpad=3)
-        return to_svg(figure, plot.description)
+        for line in lines:
+            _line(axes, line, panel.unit)
+        if bound is not None:
+            axes.axhline(bound, color=SERIES["alarm"], linewidth=1, dashes=(4, 3))
+        _spans(axes, spans)
+        _scale(axes, panel, [value for line in lines for value in line.y if value is not None], bound)
+        x_label = "SFT step" if panel.kinds == ("sft",) else "step"
+        axes.set_xlabel(x_label, color=MUTED, fontsize=9.5, labelpad=3)
+        return to_svg(figure, f"{panel.title}. {panel.text}")
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -122,13 +134,13 @@ def to_svg(figure: Figure, description: str) -> str:
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     # Ids of groups: nothing refers to them, and they are alike in every chart.
     svg = re.sub(r' id="[a-zA-Z0-9]+(?:\.[a-z]+)?_\d+"', "", svg)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    for size in ("width", "height"):
+        svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{_attribute(description)}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(description)}', 1)
 
 
 def thin(line: PlotLine) -> PlotLine:
@@ -144,7 +156,7 @@ def thin(line: PlotLine) -> PlotLine:
         bin_x = line.x[start : start + size]
         x.append(sum(bin_x) / len(bin_x))
         y.append(math.fsum(known) / len(known) if known else None)
-    return PlotLine(line.label, line.colour, x, y, line.dashed)
+    return replace(line, x=x, y=y)
 
 
 def running_mean(values: Sequence[float | None], reach: int) -> list[float | None]:
@@ -171,8 +183,8 @@ def _line(axes: Axes, line: PlotLine, unit: str) -> None:
     if unit == "log":
         floored = [value if value is None else max(value, LOG_FLOOR) for value in line.y]
         line = replace(line, y=floored)
-    colour = SERIES[line.colour]
-    dashes = (0, (3, 2)) if line.dashed else "-"
+    colour = SERIES[line.series.colour]
+    dashes = (0, (3, 2)) if line.series.dashed else "-"
     smooth = len(line.x) >= SMOOTH_FROM and unit != "log"
     if smooth:
         axes.plot(line.x, _floats(line.y), color=colour, linewidth=0.9, alpha=0.28, solid_joinstyle="round")
@@ -210,11 +222,10 @@ def _spans(axes: Axes, spans: Sequence[Span]) -> None:
             room = share + len(span.label) * 0.019
 
 
-def _scale(axes: Axes, plot: Plot) -> None:
+def _scale(axes: Axes, panel: Panel, known: list[float], bound: float | None) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    known = [value for line in plot.lines for value in line.y if value is not None]
-    if plot.unit == "log":
-        known = [max(value, LOG_FLOOR) for value in known] + ([plot.bound] if plot.bound else [])
+    if panel.unit == "log":
+        known = [max(value, LOG_FLOOR) for value in known] + ([bound] if bound else [])
         axes.set_yscale("log")
         low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)) + 0.2)
         axes.set_ylim(10.0**low, 10.0**high)
@@ -224,17 +235,11 @@ def _scale(axes: Axes, plot: Plot) -> None:
         return
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     low, high = min(known), max(known)
-    if plot.zero:
+    if panel.zero:
         low = min(0.0, low)
-    if plot.top is not None:
-        high = max(plot.top, high)
+    if panel.top is not None:
+        high = max(panel.top, high)
     margin = (high - low or abs(high) or 1.0) * 0.06
-    axes.set_ylim(low - margin / 2 if plot.zero and low == 0 else low - margin, high + margin)
-    if plot.unit == "%":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g} %"))
-    else:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}"))
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
+    axes.set_ylim(low - margin / 2 if panel.zero and low == 0 else low - margin, high + margin)
+    formatter = PERCENT if panel.unit == "%" else FuncFormatter(lambda y, _: f"{y:.4g}")
+    axes.yaxis.set_major_formatter(formatter)

@@ -1,30 +1,22 @@
 """One small chart a metric: every seed of every arm a dot, the mean a bar."""
 
-from dataclasses import dataclass
-
 import matplotlib as mpl
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from prism.report.arms import METRICS, Comparison
-from prism.report.charts import INK, MUTED, RULE, SERIES, new_figure, style, to_svg
+from prism.report.charts import INK, MUTED, PERCENT, RULE, SERIES, new_figure, style, to_svg
 from prism.report.words import percent
 
 WIDTH = 440
 
 
-@dataclass(frozen=True)
-class DotChart:
-    title: str
-    svg: str
-
-
-def draw_dots(comparison: Comparison) -> list[DotChart]:
-    charts: list[DotChart] = []
+def draw_dots(comparison: Comparison) -> list[tuple[str, str]]:
+    """Titles and drawings."""
+    charts: list[tuple[str, str]] = []
     for metric in METRICS:
         rows = [(arm.name, arm.metrics[metric.key]) for arm in comparison.arms]
         if all(summary.mean is None for _, summary in rows):
             continue
-        title = metric.name[:1].upper() + metric.name[1:]
         with mpl.rc_context(style(metric.key, 11)):
             figure, axes = new_figure(WIDTH, 44 + 38 * len(rows))
             axes.grid(visible=False)
@@ -38,10 +30,10 @@ def draw_dots(comparison: Comparison) -> list[DotChart]:
             axes.set_yticks(range(len(rows)), [_short(name) for name, _ in rows], color=INK, parse_math=False)
             axes.set_xlim(*_limits([value for _, summary in rows for value in summary.values if value is not None]))
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g} %"))
+            axes.xaxis.set_major_formatter(PERCENT)
             axes.tick_params(axis="x", colors=MUTED)
             said = "; ".join(f"{name} {percent(summary.mean)}" for name, summary in rows)
-            charts.append(DotChart(title, to_svg(figure, f"{title} by arm and seed: {said}")))
+            charts.append((metric.title, to_svg(figure, f"{metric.title} by arm and seed: {said}")))
     return charts
 
 

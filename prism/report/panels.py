@@ -3,29 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prism.report.charts import Plot, PlotLine, Span, draw
+from prism.report.charts import Panel, PlotLine, Series, Span, draw
 from prism.report.model import Curve, Report
-
-
-@dataclass(frozen=True)
-class Series:
-    figure: str
-    label: str
-    colour: str
-    dashed: bool = False
-
-
-@dataclass(frozen=True)
-class Panel:
-    key: str
-    title: str
-    text: str
-    series: tuple[Series, ...]
-    unit: str = ""
-    zero: bool = False
-    top: float | None = None
-    kinds: tuple[str, ...] = ("align", "rlvr")
-    bounded: bool = False
 
 
 def _both(figure: str) -> tuple[Series, ...]:
@@ -84,20 +63,9 @@ PANELS = (
 
 
 @dataclass(frozen=True)
-class Key:
-    """A legend entry, with where its curve ended."""
-
-    label: str
-    colour: str
-    last: str
-
-
-@dataclass(frozen=True)
 class Chart:
-    key: str
-    title: str
-    text: str
-    keys: list[Key]
+    panel: Panel
+    lines: list[PlotLine]
     svg: str
 
 
@@ -106,21 +74,19 @@ def draw_panels(report: Report) -> tuple[list[Chart], list[str]]:
     charts: list[Chart] = []
     empty: list[str] = []
     for panel in PANELS:
-        stages = [
-            (stage.name, report.curves[stage.name])
+        used = [
+            (stage.name, curve)
             for stage in report.stages
-            if stage.kind in panel.kinds and stage.name in report.curves
+            if stage.kind in panel.kinds
+            and (curve := report.curves.get(stage.name))
+            and any(value is not None for series in panel.series for value in _values(curve, series.figure))
         ]
-        used = [(name, curve) for name, curve in stages if any(_known(curve, series) for series in panel.series)]
         bound = report.totals.logprob_mismatch_bound if panel.bounded else None
-        lines, spans = _lines(panel, used)
-        if not any(line.last is not None for line in lines):
+        if not used:
             empty.append(panel.title)
             continue
-        x_label = "SFT step" if panel.kinds == ("sft",) else "step"
-        plot = Plot(lines, spans, panel.unit, bound, panel.zero, panel.top, x_label, f"{panel.title}. {panel.text}")
-        keys = [Key(k.label, k.colour, _last(k.last, panel.unit)) for k in lines]
-        charts.append(Chart(panel.key, panel.title, panel.text, keys, draw(plot, panel.key)))
+        lines, spans = _lines(panel, used)
+        charts.append(Chart(panel, lines, draw(panel, lines, spans, bound)))
     return charts, empty
 
 
@@ -133,20 +99,16 @@ def _values(curve: Curve, figure: str) -> list[float | None]:
     return [wait / step if wait is not None and step else None for wait, step in zip(waits, steps, strict=True)]
 
 
-def _known(curve: Curve, series: Series) -> bool:
-    return any(value is not None for value in _values(curve, series.figure))
-
-
 def _lines(panel: Panel, stages: Sequence[tuple[str, Curve]]) -> tuple[list[PlotLine], list[Span]]:
     """The stages one behind the other; a step that is not recorded is a gap, as is the boundary between stages."""
     spans: list[Span] = []
-    lines = [PlotLine(s.label, s.colour, [], [], s.dashed) for s in panel.series]
+    lines = [PlotLine(series, [], []) for series in panel.series]
     offset = 0
     for name, curve in stages:
         length = curve.steps[-1]
-        for line, series in zip(lines, panel.series, strict=True):
+        for line in lines:
             before = -1
-            for step, value in zip(curve.steps, _values(curve, series.figure), strict=True):
+            for step, value in zip(curve.steps, _values(curve, line.series.figure), strict=True):
                 if step != before + 1 and line.x:
                     line.x.append(offset + step - 0.5)
                     line.y.append(None)
@@ -162,7 +124,9 @@ def _lines(panel: Panel, stages: Sequence[tuple[str, Curve]]) -> tuple[list[Plot
     return lines, spans
 
 
-def _last(value: float | None, unit: str) -> str:
+def ended(line: PlotLine, unit: str) -> str:
+    """Where a curve ended, for its legend."""
+    value = line.last
     if value is None:
         return "no data"
     if unit == "%":

@@ -1,51 +1,65 @@
 """A run's folder, read as far as it can be read. What is missing or broken is said, and stops nothing else."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from prism.errors import DataError
-from prism.report.records import AnsweredPrompt, Disentanglement, Evaluation, StageResult, Step, surviving
+from prism.report.records import (
+    AnsweredPrompt,
+    Disentanglement,
+    Evaluation,
+    Figure,
+    Record,
+    StageResult,
+    Step,
+    surviving,
+    total,
+)
 
 T = TypeVar("T")
 DISENTANGLED = "disentanglement.jsonl"
 NAMED_LINES = 3  # broken lines of a file that are named one by one
 
 
-@dataclass
-class StageData:
-    """All that is known of one stage."""
+class StageReport(Record):
+    """All that is known of one stage; ``report.json`` has it without the steps, which are its curves."""
 
     name: str
     kind: str
-    planned_steps: int | None = None
-    result: StageResult | None = None
-    evaluation: Evaluation | None = None
-    steps: list[Step] = field(default_factory=list)
-    """Surviving steps, in order."""
-    attempts: list[int] = field(default_factory=list)
+    finished: bool
+    steps_done: int
+    steps_planned: int | None
+    policy_version: int | None
+    seconds: Figure
+    """What the stage took, as it says itself: after a resume, the last attempt's."""
+    step_seconds: Figure
+    """The sum over its surviving steps."""
+    attempts: list[int]
     """Of the run, that worked on this stage."""
-    superseded: int = 0
+    superseded_steps: int
     """Lines of steps that were done again after a resume."""
-    disentanglement: Disentanglement | None = None
+    evaluation: Evaluation | None
+    format_rate_stderr: Figure
+    """Binomial standard error of the held-out format rate."""
+    disentanglement: Disentanglement | None
+    """Of an alignment, if it was measured."""
+    steps: list[Step] = Field(exclude=True)
+    """Surviving steps, in order."""
 
 
 @dataclass
 class RunData:
     folder: Path
     config: dict[str, Any]
-    stages: list[StageData]
+    stages: list[StageReport]
     samples: list[AnsweredPrompt]
     problems: list[str]
-
-    @property
-    def name(self) -> str:
-        name = self.config.get("name")
-        return name if isinstance(name, str) else self.folder.resolve().name
 
 
 def read_run(folder: Path) -> RunData:
@@ -56,24 +70,36 @@ def read_run(folder: Path) -> RunData:
     if not any((folder / name).is_file() for name in inputs) and not list(folder.glob("stages/*/stage.json")):
         raise DataError(f"{folder} is no run: it holds none of {', '.join(inputs)}, and no stages/*/stage.json")
     problems: list[str] = []
-    config = _read_object(folder / "config.json", problems) or {}
+    config = _read(folder, "config.json", _an_object, problems) or {}
     steps = read_lines(folder / "metrics.jsonl", Step.read, problems)
     evaluations = read_lines(folder / "evaluations.jsonl", Evaluation.model_validate, problems)
     samples = read_lines(folder / "samples.jsonl", AnsweredPrompt.model_validate, problems)
-    measured: dict[str, Disentanglement] = {}
+    measured: list[Disentanglement] = []
     if (folder / DISENTANGLED).is_file():  # most runs do not measure it
-        lines = read_lines(folder / DISENTANGLED, Disentanglement.model_validate, problems)
-        measured = {line.stage: line for line in lines}
-    results = _read_results(folder, problems)
+        measured = read_lines(folder / DISENTANGLED, Disentanglement.model_validate, problems)
+    results: dict[str, StageResult] = {}
+    for path in sorted(folder.glob("stages/*/stage.json")):
+        name = path.parent.name
+        if name.endswith(".partial"):  # what a kill has left
+            continue
+        if result := _read(folder, f"stages/{name}/stage.json", StageResult.model_validate, problems):
+            results[name] = result
     planned = _planned(config)
-    names = [*planned, *(step.stage for step in steps), *(e.stage for e in evaluations), *results]
+    evaluated = {evaluation.stage: evaluation for evaluation in evaluations}
+    disentangled = {line.stage: line for line in measured}
     stages = [
-        _stage(name, planned.get(name, {}), [s for s in steps if s.stage == name], results.get(name), evaluations)
-        for name in dict.fromkeys(names)
+        _stage(
+            name,
+            planned.get(name, {}),
+            [step for step in steps if step.stage == name],
+            results.get(name),
+            evaluated.get(name),
+            disentangled.get(name),
+        )
+        for name in dict.fromkeys([*planned, *(step.stage for step in steps), *evaluated, *results])
     ]
-    for stage in stages:
-        stage.disentanglement = measured.get(stage.name)
-    return RunData(folder, config, stages, list(_last_of_each(samples).values()), problems)
+    last_of_each = {(sample.stage, sample.prompt_id): sample for sample in samples}
+    return RunData(folder, config, stages, list(last_of_each.values()), problems)
 
 
 def read_lines(path: Path, parse: Callable[[dict[str, Any]], T], problems: list[str]) -> list[T]:
@@ -87,59 +113,47 @@ def read_lines(path: Path, parse: Callable[[dict[str, Any]], T], problems: list[
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-            if not isinstance(value, dict):
-                raise ValueError("not a JSON object")
-            rows.append(parse(value))
-        except ValidationError as error:
-            broken.append(f"line {number}: {_first(error)}")
-        except (ValueError, RecursionError) as error:
-            broken.append(f"line {number}: {_short(error)}")
+            rows.append(parse_json(line, lambda value: parse(_an_object(value))))
+        except DataError as error:
+            broken.append(f"line {number}: {error}")
     if broken:
         named = "; ".join(broken[:NAMED_LINES]) + ("; …" if len(broken) > NAMED_LINES else "")
-        lines = "1 line" if len(broken) == 1 else f"{len(broken)} lines"
-        problems.append(f"{path.name}: {lines} could not be read and {_was(len(broken))} left out ({named})")
+        lines = (
+            "1 line could not be read and was"
+            if len(broken) == 1
+            else f"{len(broken)} lines could not be read and were"
+        )
+        problems.append(f"{path.name}: {lines} left out ({named})")
     return rows
 
 
-def read_json(path: Path) -> Any:
-    """Raises DataError, with the file's name."""
+def parse_json(data: bytes, parse: Callable[[Any], T]) -> T:
+    """Raises DataError that says in a line what is wrong."""
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing") from None
+        return parse(json.loads(data))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise DataError(f"{where}: {problem['msg']}" if where else problem["msg"]) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {_short(error)}") from None
+        raise DataError(str(error).splitlines()[0][:120] if str(error) else type(error).__name__) from None
 
 
-def _read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    if not path.is_file():
-        problems.append(f"{path.name} is missing")
+def _an_object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _read(folder: Path, name: str, parse: Callable[[Any], T], problems: list[str]) -> T | None:
+    if not (folder / name).is_file():
+        problems.append(f"{name} is missing")
         return None
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        problems.append(f"{path.name} could not be read: {_short(error)}")
+        return parse_json((folder / name).read_bytes(), parse)
+    except DataError as error:
+        problems.append(f"{name} could not be read: {error}")
         return None
-    if isinstance(value, dict):
-        return value
-    problems.append(f"{path.name} could not be read: not a JSON object")
-    return None
-
-
-def _read_results(folder: Path, problems: list[str]) -> dict[str, StageResult]:
-    results: dict[str, StageResult] = {}
-    for path in sorted(folder.glob("stages/*/stage.json")):
-        name = path.parent.name
-        if name.endswith(".partial"):  # what a kill has left
-            continue
-        try:
-            results[name] = StageResult.model_validate(json.loads(path.read_bytes()))
-        except ValidationError as error:
-            problems.append(f"stages/{name}/stage.json could not be read: {_first(error)}")
-        except (ValueError, RecursionError) as error:
-            problems.append(f"stages/{name}/stage.json could not be read: {_short(error)}")
-    return results
 
 
 def _planned(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -152,10 +166,10 @@ def _stage(
     planned: dict[str, Any],
     lines: Sequence[Step],
     result: StageResult | None,
-    evaluations: Sequence[Evaluation],
-) -> StageData:
+    evaluation: Evaluation | None,
+    disentanglement: Disentanglement | None,
+) -> StageReport:
     steps = surviving(lines)
-    evaluation = next((e for e in reversed(evaluations) if e.stage == name), None)
     configured = planned.get("kind")
     kind = (
         (isinstance(configured, str) and configured)
@@ -165,9 +179,27 @@ def _stage(
     )
     wanted = [planned.get("steps"), planned.get("warmup_steps", 0) if kind == "align" else 0]
     counts = [count for count in wanted if isinstance(count, int)]
-    total = sum(counts) if len(counts) == len(wanted) else None
-    attempts = sorted({line.attempt for line in lines if line.attempt is not None})
-    return StageData(name, str(kind), total, result, evaluation, steps, attempts, len(lines) - len(steps))
+    return StageReport(
+        name=name,
+        kind=str(kind),
+        finished=result is not None,
+        steps_done=steps[-1].step if steps else (result.steps if result else 0),
+        steps_planned=sum(counts) if len(counts) == len(wanted) else None,
+        policy_version=result.version if result else (evaluation.policy_version if evaluation else None),
+        seconds=result.seconds if result else None,
+        step_seconds=total(steps, "step_seconds") or total(steps, "update_seconds"),
+        attempts=sorted({line.attempt for line in lines if line.attempt is not None}),
+        superseded_steps=len(lines) - len(steps),
+        evaluation=evaluation,
+        format_rate_stderr=_binomial(evaluation.format_rate, evaluation.questions) if evaluation else None,
+        disentanglement=disentanglement,
+        steps=steps,
+    )
+
+
+def _binomial(rate: float | None, count: int) -> float | None:
+    # At 0 and 1 the estimate would be 0, which says too much.
+    return math.sqrt(rate * (1 - rate) / count) if rate is not None and 0 < rate < 1 and count else None
 
 
 def _guess(steps: Sequence[Step]) -> str:
@@ -175,21 +207,3 @@ def _guess(steps: Sequence[Step]) -> str:
     if "reward" in figures:
         return "rlvr"
     return "align" if any(name.endswith("_gap") for name in figures) else "sft"
-
-
-def _last_of_each(samples: Sequence[AnsweredPrompt]) -> dict[tuple[str, str], AnsweredPrompt]:
-    return {(sample.stage, sample.prompt_id): sample for sample in samples}
-
-
-def _first(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else problem["msg"]
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-
-
-def _was(count: int) -> str:
-    return "was" if count == 1 else "were"

@@ -1,7 +1,7 @@
 """The lines a run writes, as they stand in its files. Unknown fields are ignored, what is not finite is no data."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -129,6 +129,15 @@ class Step(Record):
             if key not in cls.model_fields and (value is None or _is_number(value))  # lists stay in metrics.jsonl
         }
         return cls.model_validate({**named, "figures": figures})
+
+
+def values(steps: Iterable[Step], name: str) -> list[float]:
+    """What is known of a figure."""
+    return [value for step in steps if (value := step.figures.get(name)) is not None]
+
+
+def total(steps: Iterable[Step], name: str) -> float | None:
+    return math.fsum(found) if (found := values(steps, name)) else None
 
 
 def _is_number(value: Any) -> bool:

@@ -40,24 +40,12 @@ class Response:
 
 
 @dataclass(frozen=True)
-class ScoreCells:
-    expert: str
-    policy: str
-    teacher: str
-    version: str
-
-
-@dataclass(frozen=True)
 class Column:
-    stage: str
-    version: str
+    """The policy after a stage."""
+
+    sample: AnsweredPrompt
     response: Response
     f1: float | None
-    scores: list[ScoreCells]
-    verdict: str
-    """``right``, ``wrong`` or ``none``."""
-    verdict_text: str
-    verdict_detail: str
 
 
 @dataclass(frozen=True)
@@ -70,9 +58,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Rollout:
-    prompt_id: str
-    question: str
-    gold: str
+    first: AnsweredPrompt
     pictures: list[Picture]
     teacher: Response | None
     columns: list[Column]
@@ -85,18 +71,15 @@ def rollouts(run: RunData, prompts: Sequence[str]) -> list[Rollout]:
     for prompt in prompts:
         samples = [sample for sample in run.samples if sample.prompt_id == prompt]
         samples.sort(key=lambda sample: order.get(sample.stage, len(order)))
-        first = samples[0]
         teacher = next((sample.teacher for sample in samples if sample.teacher), None)
-        views.append(
-            Rollout(
-                prompt_id=prompt,
-                question=first.question,
-                gold=first.gold if first.gold is not None else "unknown",
-                pictures=[picture(run.folder, sha256) for sha256 in first.images],
-                teacher=response(teacher, None) if teacher else None,
-                columns=[_column(sample, teacher) for sample in samples],
+        pictures = [picture(run.folder, sha256) for sha256 in samples[0].images]
+        columns = [
+            Column(
+                sample, response(sample.response, teacher), caption_f1(sample.response, teacher) if teacher else None
             )
-        )
+            for sample in samples
+        ]
+        views.append(Rollout(samples[0], pictures, response(teacher, None) if teacher else None, columns))
     return views
 
 
@@ -136,44 +119,24 @@ def picture(run_dir: Path, sha256: str) -> Picture:
     return Picture(f"data:{TYPES[kind]};base64,{base64.b64encode(data).decode()}", small)
 
 
-def _column(sample: AnsweredPrompt, teacher: str | None) -> Column:
-    mark, text, detail = _verdict(sample.verdict)
-    return Column(
-        stage=sample.stage,
-        version="" if sample.policy_version is None else str(sample.policy_version),
-        response=response(sample.response, teacher),
-        f1=caption_f1(sample.response, teacher) if teacher else None,
-        scores=[_score_row(score, sample.teacher_scores) for score in sample.scores],
-        verdict=mark,
-        verdict_text=text,
-        verdict_detail=detail,
-    )
+def score(given: ScoreRecord) -> str:
+    """In the page's words, as is ``verdict``."""
+    if given.value is not None:
+        return f"{given.value:+.2f}".replace("-", "−")
+    return given.status + (f": {given.detail}" if given.detail else "")
 
 
-def _score_row(score: ScoreRecord, teacher: Sequence[ScoreRecord]) -> ScoreCells:
-    other = next((s for s in teacher if s.expert == score.expert), None)
-    version = "" if score.version is None else str(score.version)
-    return ScoreCells(score.expert, _value(score), _value(other) if other else "no score", version)
-
-
-def _value(score: ScoreRecord) -> str:
-    if score.value is not None:
-        return f"{score.value:+.2f}".replace("-", "−")
-    return score.status + (f": {score.detail}" if score.detail else "")
-
-
-def _verdict(verdict: VerdictRecord | None) -> tuple[str, str, str]:
-    if verdict is None:
+def verdict(given: VerdictRecord | None) -> tuple[str, str, str]:
+    """Its mark, which is ``right``, ``wrong`` or ``none``; what it says; and more about it."""
+    if given is None:
         return "none", "not graded", ""
-    detail = verdict.detail or ""
-    if verdict.accuracy is not None:
-        right = verdict.accuracy >= 1
-        said = "correct" if right else "wrong" if verdict.accuracy <= 0 else f"accuracy {verdict.accuracy:.2f}"
-        reward = "" if verdict.reward is None else f"reward {verdict.reward:.2f}"
-        return "right" if right else "wrong", said, " · ".join(part for part in (reward, detail) if part)
-    if verdict.reward is not None:
-        return "wrong", "no answer found", " · ".join(p for p in (f"reward {verdict.reward:.2f}", detail) if p)
-    return "none", f"no verdict ({verdict.status})", detail
+    reward = "" if given.reward is None else f"reward {given.reward:.2f}"
+    detail = " · ".join(part for part in (reward, given.detail) if part)
+    if given.accuracy is not None:
+        right = given.accuracy >= 1
+        said = "correct" if right else "wrong" if given.accuracy <= 0 else f"accuracy {given.accuracy:.2f}"
+        return "right" if right else "wrong", said, detail
+    return ("wrong", "no answer found", detail) if reward else ("none", f"no verdict ({given.status})", detail)
 
 
 def _cut(text: str) -> str:

@@ -12,9 +12,7 @@ from prism.report.words import DISENTANGLED, EXPERTS, KINDS, change, percent, se
 
 def print_table(report: Report, console: Console) -> None:
     """Held-out figures after each stage, and what happened."""
-    table = Table(title=f"Run {escape(report.name)}: held-out, after each stage", title_justify="left")
-    for name in ("stage", "kind"):
-        table.add_column(name)
+    table = Table("stage", "kind", title=f"Run {escape(report.name)}: held-out, after each stage", title_justify="left")
     for name in ("version", "n", "accuracy", "format", "caption F1", "tokens", "training", "evaluation"):
         table.add_column(name, justify="right")
     for stage in report.stages:
@@ -23,17 +21,20 @@ def print_table(report: Report, console: Console) -> None:
     for stage in report.stages:
         if stage.disentanglement:
             _print_disentanglement(stage.name, stage.disentanglement, console)
-    console.print(escape(report.headline), style="bold", highlight=False)
-    for sentence in (*report.sentences, *report.platform):
+    _say(console, report.headline, report.sentences + report.platform, report.warnings + report.problems)
+
+
+def _say(console: Console, headline: str, sentences: list[str], problems: list[str]) -> None:
+    console.print(escape(headline), style="bold", highlight=False)
+    for sentence in sentences:
         console.print(escape(sentence), highlight=False)
-    for warning in (*report.warnings, *report.problems):
-        console.print(escape(warning), style="yellow", highlight=False)
+    for problem in problems:
+        console.print(escape(problem), style="yellow", highlight=False)
 
 
 def _print_disentanglement(name: str, measured: Disentanglement, console: Console) -> None:
     title = f"Experts after {escape(name)}: change of score when one section of the teacher's response is corrupted"
-    table = Table(title=title, title_justify="left", caption=DISENTANGLED, caption_justify="left")
-    table.add_column("corrupted")
+    table = Table("corrupted", title=title, title_justify="left", caption=DISENTANGLED, caption_justify="left")
     for expert in EXPERTS:
         table.add_column(f"{expert} expert", justify="right")
     for section, changes in (("caption", measured.caption), ("steps", measured.steps)):
@@ -50,23 +51,17 @@ def _change(cell: Change | None) -> str:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Every arm's means and spreads, and the conclusion."""
     split = f"{escape(comparison.split)} split, {comparison.questions} questions"
-    table = Table(title=f"Arms compared on the {split}: mean (least … most over seeds, std)", title_justify="left")
-    table.add_column("arm")
-    table.add_column("seeds", justify="right")
-    for metric in METRICS:
-        table.add_column(metric.short, justify="right")
-    for name in ("policy steps", "teacher texts", "wall time"):
+    table = Table(
+        "arm", title=f"Arms compared on the {split}: mean (least … most over seeds, std)", title_justify="left"
+    )
+    for name in ("seeds", *(metric.short for metric in METRICS), "policy steps", "teacher texts", "wall time"):
         table.add_column(name, justify="right")
     for arm in comparison.arms:
         cells = [_spread(arm.metrics[metric.key]) for metric in METRICS]
         plain = [f"{arm.policy_steps:g}", f"{arm.teacher_texts:g}", seconds(arm.seconds.mean or 0.0)]
         table.add_row(escape(arm.name), str(arm.seeds), *cells, *plain)
     console.print(table)
-    console.print(escape(comparison.headline), style="bold", highlight=False)
-    for sentence in comparison.conclusion:
-        console.print(escape(sentence), highlight=False)
-    for problem in comparison.problems:
-        console.print(escape(problem), style="yellow", highlight=False)
+    _say(console, comparison.headline, comparison.conclusion, comparison.problems)
 
 
 def _row(stage: StageReport) -> list[str]:

@@ -1,23 +1,15 @@
 """Sums and extremes over a whole run."""
 
-import math
-from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from prism.report.reading import RunData, StageData
-from prism.report.records import Figure
+from prism.report.reading import RunData
+from prism.report.records import Figure, Record, total, values
 
 DEFAULT_BOUND = 1e-3
 """Where the run names no tolerance: how far sampler and learner may differ in a token's logprob, on average."""
 
 
-class ReportModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class RunTotals(ReportModel):
+class RunTotals(Record):
     """Sums and extremes over all steps of all stages; null where nothing was recorded."""
 
     policy_pushes: int
@@ -40,9 +32,10 @@ class RunTotals(ReportModel):
 
 def compute_totals(run: RunData) -> RunTotals:
     """Over surviving steps alone: what a resume threw away counts nowhere."""
+    steps = [step for stage in run.stages for step in stage.steps]
 
     def of(name: str) -> list[float]:
-        return values(run.stages, name)
+        return values(steps, name)
 
     push = run.config.get("push")
     configured: Any = push.get("probe_tolerance") if isinstance(push, dict) else None
@@ -50,16 +43,15 @@ def compute_totals(run: RunData) -> RunTotals:
     paused, mismatch = of("sync_paused_seconds"), of("logprob_mismatch")
     timed = [
         (wait, step.figures.get("step_seconds") or 0.0)
-        for stage in run.stages
-        for step in stage.steps
+        for step in steps
         if (wait := step.figures.get("wait_seconds")) is not None and step.figures.get("step_seconds")
     ]
     return RunTotals(
         policy_pushes=len(of("sync_total_seconds")),
-        push_seconds=total(of("sync_total_seconds")),
-        paused_seconds=total(paused),
+        push_seconds=total(steps, "sync_total_seconds"),
+        paused_seconds=total(steps, "sync_paused_seconds"),
         paused_seconds_per_push=sum(paused) / len(paused) if paused else None,
-        wait_seconds=total(of("wait_seconds")),
+        wait_seconds=total(steps, "wait_seconds"),
         idle_share=sum(wait for wait, _ in timed) / sum(step for _, step in timed) if timed else None,
         logprob_mismatch_max=max(mismatch, default=None),
         logprob_mismatch_bound=bound,
@@ -70,12 +62,3 @@ def compute_totals(run: RunData) -> RunTotals:
         unplaceable_samples=round(sum(of("unplaceable_samples"))),
         skipped_updates=round(sum(of("policy_skipped")) + sum(of("skipped"))),
     )
-
-
-def values(stages: Iterable[StageData], name: str) -> list[float]:
-    found = (step.figures.get(name) for stage in stages for step in stage.steps)
-    return [value for value in found if value is not None]
-
-
-def total(found: list[float]) -> float | None:
-    return math.fsum(found) if found else None

@@ -3,11 +3,10 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from statistics import fmean
 
-from prism.report.reading import StageData
-from prism.report.records import Change, Evaluation
+from prism.report.reading import StageReport
+from prism.report.records import Change, Evaluation, values
 from prism.report.totals import RunTotals
 
 KINDS = {"sft": "Supervised fine-tuning", "align": "Alignment", "rlvr": "Reinforcement learning"}
@@ -21,28 +20,30 @@ DISENTANGLED = (
 WINDOW = 5  # steps at either end of a curve that a "from … to …" averages
 
 
-@dataclass
-class Words:
-    headline: str
-    sentences: list[str] = field(default_factory=list)
-    platform: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+def headline(stages: Sequence[StageReport]) -> str:
+    known = [(stage, e, e.accuracy) for stage in stages if (e := stage.evaluation) and e.accuracy is not None]
+    if not known:
+        return "No held-out accuracy has been measured yet"
+    (first, before, old), (_, after, new) = known[0], known[-1]
+    if len(known) == 1:
+        return f"{percent(new)} of held-out questions answered correctly after {_lower(called(first, stages))}"
+    if _noise(before, after) is not None:
+        return f"Held-out accuracy stayed within the noise: {percent(old)} first, {percent(new)} last"
+    if percent(old) == percent(new):
+        return f"Held-out accuracy stayed at {percent(new)}"
+    return f"Held-out accuracy {'rose' if new > old else 'fell'} from {percent(old)} to {percent(new)}"
 
 
-def headline(stages: Sequence[StageData], totals: RunTotals) -> Words:
-    evaluated = [(stage, stage.evaluation) for stage in stages if stage.evaluation is not None]
-    sentences: list[str] = []
-    if evaluated:
-        sentences.append(_first(called(evaluated[0][0], stages), evaluated[0][1]))
-    for (_, before), (stage, after) in itertools.pairwise(evaluated):
-        sentences.append(_change(called(stage, stages), before, after))
-    sentences += [said for stage in stages if (said := _gaps(stage))]
-    sentences += [said for stage in stages for said in _noticed(stage)]
-    title = _title([e for _, e in evaluated], called(evaluated[0][0], stages) if evaluated else "")
-    return Words(title, sentences, _platform(totals), _warnings(stages, totals))
+def sentences(stages: Sequence[StageReport]) -> list[str]:
+    """What the stages did."""
+    evaluated = [(called(stage, stages), stage.evaluation) for stage in stages if stage.evaluation]
+    said = [_first(*evaluated[0])] if evaluated else []
+    said += [_change(name, before, after) for (_, before), (name, after) in itertools.pairwise(evaluated)]
+    said += [gaps for stage in stages if (gaps := _gaps(stage))]
+    return said + [noticed for stage in stages for noticed in _noticed(stage)]
 
 
-def called(stage: StageData, stages: Sequence[StageData]) -> str:
+def called(stage: StageReport, stages: Sequence[StageReport]) -> str:
     """The stage in words, with its name where the kind alone does not tell it apart."""
     kind = KINDS.get(stage.kind, stage.kind)
     alone = sum(other.kind == stage.kind for other in stages) == 1
@@ -71,15 +72,15 @@ def seconds(value: float) -> str:
     return f"{hours}{NBSP}h {minutes:02d}{NBSP}min" if hours else f"{minutes}{NBSP}min {rest:02d}{NBSP}s"
 
 
-def beyond_noise(before: Evaluation, after: Evaluation) -> bool | None:
-    """Whether accuracies differ by more than two standard errors of the difference; None where these are unknown."""
+def _noise(before: Evaluation, after: Evaluation) -> float | None:
+    """The standard error of the difference of accuracies no more than two of it apart; else, or if unknown, None."""
     if None in (before.accuracy, after.accuracy, before.accuracy_stderr, after.accuracy_stderr):
         return None
     error = math.hypot(before.accuracy_stderr or 0.0, after.accuracy_stderr or 0.0)
-    return abs((after.accuracy or 0.0) - (before.accuracy or 0.0)) > 2 * error
+    return error if abs((after.accuracy or 0.0) - (before.accuracy or 0.0)) <= 2 * error else None
 
 
-def _noticed(stage: StageData) -> list[str]:
+def _noticed(stage: StageReport) -> list[str]:
     """Whether each expert lowers its score where its own section was corrupted, by more than two standard errors."""
     measured = stage.disentanglement
     if measured is None:
@@ -101,20 +102,6 @@ def _noticed(stage: StageData) -> list[str]:
     return said
 
 
-def _title(evaluations: Sequence[Evaluation], first: str) -> str:
-    known = [(e, e.accuracy) for e in evaluations if e.accuracy is not None]
-    if not known:
-        return "No held-out accuracy has been measured yet"
-    (before, old), (after, new) = known[0], known[-1]
-    if len(known) == 1:
-        return f"{percent(new)} of held-out questions answered correctly after {_lower(first)}"
-    if beyond_noise(before, after) is False:
-        return f"Held-out accuracy stayed within the noise: {percent(old)} first, {percent(new)} last"
-    if percent(old) == percent(new):
-        return f"Held-out accuracy stayed at {percent(new)}"
-    return f"Held-out accuracy {'rose' if new > old else 'fell'} from {percent(old)} to {percent(new)}"
-
-
 def _first(name: str, e: Evaluation) -> str:
     parts: list[str] = []
     if e.accuracy is not None:
@@ -128,20 +115,15 @@ def _first(name: str, e: Evaluation) -> str:
 
 
 def _change(name: str, before: Evaluation, after: Evaluation) -> str:
+    error = _noise(before, after)
+    noise = "" if error is None else f", which is within the noise (standard error of the difference {points(error)})"
     parts = [
         _moved("caption F1", before.caption_f1, after.caption_f1),
-        _moved("held-out accuracy", before.accuracy, after.accuracy, _noise(before, after)),
+        _moved("held-out accuracy", before.accuracy, after.accuracy, noise),
         _moved("the format rate", before.format_rate, after.format_rate),
     ]
     said = [part for part in parts if part]
     return f"{name} {_join(said)}." if said else f"{name} has no figures to compare with the stage before it."
-
-
-def _noise(before: Evaluation, after: Evaluation) -> str:
-    if beyond_noise(before, after) is not False:
-        return ""
-    error = math.hypot(before.accuracy_stderr or 0.0, after.accuracy_stderr or 0.0)
-    return f", which is within the noise (standard error of the difference {points(error)})"
 
 
 def _moved(what: str, old: float | None, new: float | None, noise: str = "") -> str:
@@ -153,10 +135,10 @@ def _moved(what: str, old: float | None, new: float | None, noise: str = "") -> 
     return f"{verb} {what} from {percent(old)} to {percent(new)}{noise}"
 
 
-def _gaps(stage: StageData) -> str:
+def _gaps(stage: StageReport) -> str:
     parts: list[str] = []
     for expert in EXPERTS:
-        gaps = [gap for step in stage.steps if (gap := step.figures.get(f"served_{expert}_gap")) is not None]
+        gaps = values(stage.steps, f"served_{expert}_gap")
         if len(gaps) < 2 * WINDOW:
             continue
         old, new = fmean(gaps[:WINDOW]), fmean(gaps[-WINDOW:])
@@ -166,7 +148,7 @@ def _gaps(stage: StageData) -> str:
     return f"Of the score gaps between teacher and policy, {_join(parts)} ({window})." if parts else ""
 
 
-def _platform(totals: RunTotals) -> list[str]:
+def platform(totals: RunTotals) -> list[str]:
     said: list[str] = []
     if totals.logprob_mismatch_max is not None:
         said.append(
@@ -183,24 +165,23 @@ def _platform(totals: RunTotals) -> list[str]:
     return said
 
 
-def _warnings(stages: Sequence[StageData], totals: RunTotals) -> list[str]:
+def warnings(stages: Sequence[StageReport], totals: RunTotals) -> list[str]:
     said: list[str] = []
     for stage in stages:
-        done = stage.steps[-1].step if stage.steps else 0
-        if stage.result is None and not done:
+        if not stage.finished and not stage.steps_done:
             said.append(f"Stage {stage.name} has not started.")
-        elif stage.result is None:
-            planned = f" of {stage.planned_steps}" if stage.planned_steps is not None else ""
-            steps = "step" if f"{done}{planned}" == "1" else "steps"
-            said.append(f"Stage {stage.name} is not finished: {done}{planned} {steps} recorded.")
+        elif not stage.finished:
+            planned = f" of {stage.steps_planned}" if stage.steps_planned is not None else ""
+            done = f"{stage.steps_done}{planned}"
+            said.append(f"Stage {stage.name} is not finished: {done} step{'s' * (done != '1')} recorded.")
         elif stage.evaluation is None:
             said.append(f"Stage {stage.name} is finished but was not evaluated.")
         e = stage.evaluation
         if e is not None and e.judged < e.questions:
             missing = e.questions - e.judged
             said.append(f"{missing} of {e.questions} held-out responses after {stage.name} got no verdict.")
-        if stage.superseded:
-            said.append(f"Stage {stage.name} was resumed: {stage.superseded} recorded steps were done again.")
+        if stage.superseded_steps:
+            said.append(f"Stage {stage.name} was resumed: {stage.superseded_steps} recorded steps were done again.")
     if totals.logprob_mismatch_above_bound:
         count = totals.logprob_mismatch_above_bound
         said.append(f"Sampler and learner disagreed by more than the bound in {count} step{'s' * (count != 1)}.")

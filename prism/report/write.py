@@ -12,10 +12,10 @@ from prism.report.arms import METRICS, Comparison
 from prism.report.comparison import load_comparison
 from prism.report.dots import draw_dots
 from prism.report.model import Report, build_report
-from prism.report.panels import draw_panels
+from prism.report.panels import draw_panels, ended
 from prism.report.reading import read_run
-from prism.report.rollouts import rollouts
-from prism.report.words import DISENTANGLED, EXPERTS, KINDS, called, change, percent, seconds
+from prism.report.rollouts import rollouts, score, verdict
+from prism.report.words import DISENTANGLED, EXPERTS, KINDS, change, percent, seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,7 +28,6 @@ def write_report(run_dir: Path) -> Report:
     page = _render(
         "report.html",
         report=report,
-        kinds={stage.name: called(stage, run.stages) for stage in run.stages},
         charts=charts,
         empty=empty,
         rollouts=rollouts(run, report.rollouts),
@@ -79,7 +78,8 @@ def _render(template: str, **values: Any) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": percent, "seconds": seconds, "change": change}
+    filters = {"percent": percent, "seconds": seconds, "change": change, "ended": ended}
+    environment.filters |= filters | {"score": score, "verdict": verdict}
     environment.globals |= {"kind_names": KINDS, "expert_names": EXPERTS, "disentangled": DISENTANGLED}
     return environment.get_template(template).render(**values)
 

@@ -129,7 +129,7 @@ class ExpertPanel:
         if not rows:
             return []
         try:
-            judges, scores = await self._ask(rows)
+            judges, judgements = await self._ask(rows)
         except Refused as error:
             if error.status not in BLAMES_ROWS:
                 raise
@@ -146,28 +146,28 @@ class ExpertPanel:
                 section=self.how.section,
                 alpha=self.how.alpha,
                 weights=weights,
-                responses=[self._judgement(score) for score in of_row],
+                responses=of_row,
                 teachers=row.teachers,
             )
-            for row, of_row in zip(rows, scores, strict=True)
+            for row, of_row in zip(rows, judgements, strict=True)
         ]
         return [Result(line, line.problem) for line in lines]
 
-    async def _ask(
-        self, rows: list[ScoringRow]
-    ) -> tuple[dict[Expert, Judge], list[list[ResponseScore]] | list[list[MixedScore]]]:
+    async def _ask(self, rows: list[ScoringRow]) -> tuple[dict[Expert, Judge], list[list[Judgement]]]:
         how, items = self.how, [row.item for row in rows]
-        if how.alpha is None:
-            one = await self.experts.score(items, expert=how.experts[0], section=how.section)
-            return {how.experts[0]: one}, [item.scores for item in one.items]
-        both = await self.experts.mixture(items, alpha=how.alpha, section=how.section)
-        return {name: getattr(both, name) for name in EXPERTS}, [item.scores for item in both.items]
 
-    def _judgement(self, score: ResponseScore | MixedScore) -> Judgement:
-        experts: dict[Expert, ResponseScore] = {
-            name: score if isinstance(score, ResponseScore) else getattr(score, name) for name in self.how.experts
-        }
-        return Judgement(status=score.status, score=score.score, experts=experts)
+        def judgement(score: ResponseScore | MixedScore, experts: dict[Expert, ResponseScore]) -> Judgement:
+            return Judgement(status=score.status, score=score.score, experts=experts)
+
+        if how.alpha is None:
+            name = how.experts[0]
+            one = await self.experts.score(items, expert=name, section=how.section)
+            return {name: one}, [[judgement(score, {name: score}) for score in item.scores] for item in one.items]
+        both = await self.experts.mixture(items, alpha=how.alpha, section=how.section)
+        return {name: getattr(both, name) for name in EXPERTS}, [
+            [judgement(score, {name: getattr(score, name) for name in EXPERTS}) for score in item.scores]
+            for item in both.items
+        ]
 
     def weights(self, expert: Expert, judge: Judge) -> Weights:
         """Those behind an answer. Raises ServiceError if they have changed, unless they may."""

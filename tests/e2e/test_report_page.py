@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prism.report import write_comparison, write_report
+from prism.report.write import write_comparison, write_report
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from rich.console import Console
 
-from prism.config import AlignConfig, ConfigModel, RunConfig, SftConfig, load_config, problems, toml_value
+from prism.config import AlignConfig, ConfigModel, RunConfig, SftConfig, load_config, load_toml, toml_value
 from prism.errors import ConfigError
 from prism.evaluation.held_out import evaluate
 from prism.files import sealed_folder, write_json
@@ -52,7 +52,8 @@ class CompareConfig(ConfigModel):
 
 def compare_arms(file: Path, overrides: Sequence[str], console: Console) -> None:
     """Train every arm with every seed and write the comparison. Resumes where it stopped."""
-    from prism.report import print_comparison, write_comparison
+    from prism.report.table import print_comparison
+    from prism.report.write import write_comparison
 
     compare = load_compare(file)
     base_file = file.parent / compare.base
@@ -89,14 +90,7 @@ def compare_folder(file: Path, overrides: Sequence[str]) -> Path:
 
 def load_compare(file: Path) -> CompareConfig:
     """Raises ConfigError that names file and key."""
-    try:
-        return CompareConfig.model_validate(tomllib.loads(file.read_text()))
-    except FileNotFoundError:
-        raise ConfigError(f"{file} does not exist") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
-    except ValidationError as error:
-        raise ConfigError("\n".join(f"{file}: {line}" for line in problems(CompareConfig, error))) from None
+    return load_toml(file, CompareConfig)
 
 
 def stage_overrides(base_file: Path, arm: ArmConfig) -> list[str]:

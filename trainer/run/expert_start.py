@@ -27,21 +27,14 @@ def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Exper
         start = _made(made, ["upcycle", str(start), str(made)], options)
     if grounding := stage.experts.grounding:
         made = folder / expert
-        options = {
-            "expert": expert,
-            "epochs": grounding.epochs,
-            "batch": grounding.batch,
-            "lr": stage.experts.optimizer.lr,
-            "weight_decay": stage.experts.optimizer.weight_decay,
-            "mismatch": 1.0,
-            "load_balance": stage.experts.load_balance,
-            "dropout": stage.experts.dropout,
-            "micro_batch_tokens": stage.experts.micro_batch_tokens,
-            "on_bad_row": config.on_bad_row,
-            "seed": config.seed,
-            "device": config.device,
-            "dtype": config.dtype,
-        }
+        learner = stage.experts
+        options = (
+            {"expert": expert, "mismatch": 1.0}
+            | grounding.model_dump()
+            | learner.optimizer.model_dump(include={"lr", "weight_decay"})
+            | learner.model_dump(include={"load_balance", "dropout", "micro_batch_tokens"})
+            | config.model_dump(include={"on_bad_row", "seed", "device", "dtype"})
+        )
         start = _made(made, ["warmup", str(start), str(config.path(stage.rollouts.data)), str(made)], options)
     return start
 

@@ -53,6 +53,10 @@ def run(
     def command(name: str) -> list[str]:
         return [*launch.python(f"{config.name}-{name}"), "-m", "prism", "train", name, *options]
 
+    def train(name: str, stack: Stack | RunningServices | None) -> None:
+        console.print(f"[bold]{name}[/]: {describe_stage(config.stages[name])}")
+        train_in_process(command(name), name, stack, environment)
+
     if not launch.is_first:
         take_part(config, command, console)
         return
@@ -62,8 +66,7 @@ def run(
     for name, stage in config.stages.items():
         if stage_result(config, name) or not isinstance(stage, SftConfig):
             break
-        console.print(f"[bold]{name}[/]: supervised fine-tuning, {stage.steps} steps of {stage.batch}")
-        train_in_process(command(name), name, None, environment)
+        train(name, None)
     if at_end is None and not any(_is_pending(config, name) for name in config.stages):
         return
     if attach:
@@ -73,8 +76,7 @@ def run(
     with services as stack:
         for name, stage in config.stages.items():
             if not stage_result(config, name):
-                console.print(f"[bold]{name}[/]: {describe_stage(stage)}")
-                train_in_process(command(name), name, stack, environment)
+                train(name, stack)
             result = stage_result(config, name)
             assert result
             if name not in evaluated_stages(config.run_dir):

@@ -35,9 +35,14 @@ PROBLEMS_SHOWN = 5
 
 @dataclass
 class Plan:
+    config: RunConfig
+    progress: Callable[[str], None]
+    """Told how far reading the data is, where that takes long."""
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """What `prism run` would refuse."""
+    pending: dict[str, Stage] = field(default_factory=dict)
+    """Stages that are not finished."""
     patches_per_token: float = 0.0
     """Of images, in the sampled rows that have most."""
 
@@ -55,7 +60,9 @@ class Plan:
 
 def make_plan(config: RunConfig, *, attach: bool = False, progress: Callable[[str], None] = lambda _: None) -> Plan:
     """``progress`` is told how far reading the data is, where that takes long. Raises ConfigError for bad PRISM_*."""
-    plan = Plan()
+    from prism.model.inputs import InputBuilder
+
+    plan = Plan(config, progress)
     launch = load_settings(Launch)
     ranks = launch.nodes * launch.node_processes
     with plan.refusing():
@@ -66,20 +73,20 @@ def make_plan(config: RunConfig, *, attach: bool = False, progress: Callable[[st
             refuse_missing_script(config)
         made = "again, which leaves what it made" if config.run_dir.is_dir() else "first: it has not made anything yet"
         plan.say("prepare", f"{config.prepare.script} is called {made}")
-    plan.say("stages", *(f"{name}: {describe_stage(stage)}; {_state(config, name)}" for name, stage in _stages(config)))
-    pending = {name: stage for name, stage in _stages(config) if not stage_result(config, name)}
-    folder = _model(plan, config, pending)
-    inputs = _inputs(plan, folder)
-    _data(plan, config, pending, inputs, progress)
+    stages = config.stages.items()
+    plan.say("stages", *(f"{name}: {describe_stage(stage)}; {_state(config, name)}" for name, stage in stages))
+    plan.pending = {name: stage for name, stage in stages if not stage_result(config, name)}
+    folder = _model(plan)
+    inputs = None
     if folder:
         with plan.refusing():
-            _sizes(plan, config, pending, folder, ranks)
-    _services(plan, config, attach)
+            inputs = InputBuilder(folder)
+    _data(plan, inputs)
+    if folder:
+        with plan.refusing():
+            _sizes(plan, folder, ranks)
+    _services(plan, attach)
     return plan
-
-
-def _stages(config: RunConfig) -> list[tuple[str, Stage]]:
-    return list(config.stages.items())
 
 
 def _state(config: RunConfig, name: str) -> str:
@@ -92,19 +99,21 @@ def _state(config: RunConfig, name: str) -> str:
     return f"goes on after step {int(saved[-1].name)}" if saved else "starts at step 0"
 
 
-def _model(plan: Plan, config: RunConfig, pending: dict[str, Stage]) -> Path | None:
+def _model(plan: Plan) -> Path | None:
     """The folder of the model that the run starts or goes on from, if it is on this machine."""
     from huggingface_hub import snapshot_download
 
-    finished = [name for name in config.stages if name not in pending]
-    start = stage_folder(config, finished[-1]) if finished else start_of(config, next(iter(config.stages)))
+    config = plan.config
+    first = next(iter(config.stages))
+    finished = [name for name in config.stages if name not in plan.pending]
+    start = stage_folder(config, finished[-1]) if finished else start_of(config, first)
     if Path(start).is_dir():
         plan.say("model", str(start))
         return Path(start)
     if config.prepare and not Path(start).is_absolute():
         plan.say("model", f"{start}: not there yet; its size is known once `prism prepare` has made it")
         return None
-    if not isinstance(config.stages[next(iter(config.stages))], SftConfig):  # services start first, and from a folder
+    if not isinstance(config.stages[first], SftConfig):  # services start first, and from a folder
         with plan.refusing():
             served_model(config)
         return None
@@ -120,49 +129,34 @@ def _model(plan: Plan, config: RunConfig, pending: dict[str, Stage]) -> Path | N
     return folder
 
 
-def _inputs(plan: Plan, folder: Path | None) -> "InputBuilder | None":
-    from prism.model.inputs import InputBuilder
-
-    if folder:
-        with plan.refusing():
-            return InputBuilder(folder)
-    return None
-
-
-def _data(
-    plan: Plan,
-    config: RunConfig,
-    pending: dict[str, Stage],
-    inputs: "InputBuilder | None",
-    progress: Callable[[str], None],
-) -> None:
-    for name, stage in pending.items():
+def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
+    for name, stage in plan.pending.items():
         if isinstance(stage, SftConfig):
             taken = stage.steps * stage.batch
-            files = [_read(plan, config, f, name, stage.target, progress, stage.check_images) for f in stage.data]
+            files = [_read(plan, file, name, stage.target, stage.check_images) for file in stage.data]
             rows = sum(len(file.rows) for file in files if file)
             plan.say(name, f"{taken:,} examples{_epochs(taken, rows)}")
             response, room = stage.target, None
         else:
             rollouts = stage.rollouts
-            is_align = isinstance(stage, AlignConfig)
             groups, responses = stage.steps * rollouts.prompts, stage.steps * rollouts.prompts * rollouts.n
-            if is_align:
+            response, most = None, ""
+            if isinstance(stage, AlignConfig):
                 groups += stage.warmup_steps * stage.warmup_prompts
                 responses += stage.warmup_steps * stage.warmup_prompts * stage.warmup_n
-            response = "teacher" if is_align else "gold"
-            files = [_read(plan, config, rollouts.data, name, response, progress)]
-            rows = len(files[0].rows) if files[0] else 0
-            most = ""
-            if isinstance(stage, RlvrConfig) and stage.dynamic_sampling:
+                response = "teacher"
+            elif stage.dynamic_sampling:
                 most = f", up to {stage.max_sampling_rounds} times that with dynamic sampling"
+            files = [_read(plan, rollouts.data, name, response or "gold")]
+            rows = len(files[0].rows) if files[0] else 0
             plan.say(name, f"{responses:,} responses to {groups:,} prompts{_epochs(groups, rows)}{most}")
-            room = config.stack.max_model_len - rollouts.max_tokens
+            room = plan.config.stack.max_model_len - rollouts.max_tokens
         for file in files:
             if file and inputs:
-                _lengths(plan, file, inputs, None if response == "gold" else response, room)
-    if file := _read(plan, config, config.evaluate.data, "evaluate", "gold", progress):
-        plan.say("evaluate", f"{min(config.evaluate.questions, len(file.rows)):,} questions after each stage")
+                _lengths(plan, file, inputs, response, room)
+    asked = plan.config.evaluate
+    if file := _read(plan, asked.data, "evaluate", "gold"):
+        plan.say("evaluate", f"{min(asked.questions, len(file.rows)):,} questions after each stage")
 
 
 def _epochs(taken: int, rows: int) -> str:
@@ -170,20 +164,15 @@ def _epochs(taken: int, rows: int) -> str:
 
 
 def _read(
-    plan: Plan,
-    config: RunConfig,
-    name: str,
-    stage: str,
-    key: str,
-    progress: Callable[[str], None],
-    images: Literal["decode", "exist"] = "decode",
+    plan: Plan, name: str, stage: str, key: str, images: Literal["decode", "exist"] = "decode"
 ) -> DataFile | None:
+    config = plan.config
     path = config.path(name)
     if config.prepare and not path.is_file():
         plan.say(stage, f"{path}: not there yet; its rows are known once `prism prepare` has made it")
         return None
     with plan.refusing():
-        file = read_rows(path, config.on_bad_row, require=(key,), images=images, say=progress)
+        file = read_rows(path, config.on_bad_row, require=(key,), images=images, say=plan.progress)
         checked = "images opened" if images == "decode" else "images looked for"
         bad = [f"skipped {problem}" for problem in file.problems[:PROBLEMS_SHOWN]]
         usable = f"{len(file.rows):,} of {len(file.rows) + file.bad_rows:,} rows usable"
@@ -213,16 +202,17 @@ def _lengths(plan: Plan, file: DataFile, inputs: "InputBuilder", response: str |
         plan.patches_per_token = max(plan.patches_per_token, patches / sum(lengths))
 
 
-def _sizes(plan: Plan, config: RunConfig, pending: dict[str, Stage], folder: Path, ranks: int) -> None:
+def _sizes(plan: Plan, folder: Path, ranks: int) -> None:
     """Of models, memory and disk."""
     from prism.trainer.run.estimate import checkpoint_bytes, expert_size, learners_memory, policy_size
 
+    config = plan.config
     checkpointing = config.gradient_checkpointing
     policy = policy_size(folder, [], checkpointing=checkpointing)
     plan.say("policy", f"{policy.parameters / 1e6:,.1f}M parameters")
     held = 4 if config.dtype == "float32" else 2
     disk, expert = 0.0, policy
-    for name, stage in pending.items():
+    for name, stage in plan.pending.items():
         if isinstance(stage, SftConfig):
             learners = [(policy, stage.micro_batch_tokens)]
             saved = (stage.steps - 1) // stage.checkpoint_every
@@ -255,7 +245,7 @@ def _sizes(plan: Plan, config: RunConfig, pending: dict[str, Stage], folder: Pat
             f"about {decimal(round(memory.total))} of memory a rank, in a full pass: {parts}",
             f"{kept} checkpoints of {decimal(round(checkpoint))} stay; a copy waits in memory while one is written",
         )
-    games = any(isinstance(stage, AlignConfig) for stage in pending.values())
+    games = any(isinstance(stage, AlignConfig) for stage in plan.pending.values())
     disk += KEEP_VERSIONS * held * (policy.parameters + 2 * expert.parameters * games)
     free = shutil.disk_usage(next(p for p in (config.run_dir, *config.run_dir.absolute().parents) if p.exists())).free
     plan.say(
@@ -269,13 +259,13 @@ def _sizes(plan: Plan, config: RunConfig, pending: dict[str, Stage], folder: Pat
     plan.say("services", f"policy {served}; {' and '.join(EXPERTS)} {decimal(4 * expert.parameters)} of weights each")
 
 
-def _services(plan: Plan, config: RunConfig, attach: bool) -> None:
+def _services(plan: Plan, attach: bool) -> None:
     if attach:
         with plan.refusing():
             found = load_settings(Endpoints)
             plan.say("services", f"those that run at {found.policy_url} and beside it: none is started")
         return
-    ports = service_ports(config)
+    ports = service_ports(plan.config)
     plan.say("ports", ", ".join(f"{name} {port}" for name, port in ports.items()))
     for name, port in ports.items():
         with plan.refusing():

@@ -14,10 +14,12 @@ from rich.console import Console
 
 from prism.data.blobs import BlobStore
 from prism.errors import DataError
-from prism.report import load_report, print_comparison, print_table, write_comparison, write_report
 from prism.report.charts import running_mean
+from prism.report.model import load_report
 from prism.report.records import Step, surviving
 from prism.report.rollouts import response
+from prism.report.table import print_comparison, print_table
+from prism.report.write import write_comparison, write_report
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 STEPS = {"sft": 300, "align": 80, "rlvr": 40}
