@@ -10,7 +10,7 @@ from PIL import Image
 
 from bench.experts.workload import Group
 from prism.model import torchvision_cpu
-from prism.model.expert import ExpertModel, load_expert
+from prism.model.expert import load_expert
 from prism.model.inputs import InputBuilder
 
 torchvision_cpu.install()
@@ -23,7 +23,8 @@ class PlainLoop:
 
     def __init__(self, folder: Path, inputs: InputBuilder, device: str) -> None:
         dtype: Any = AutoConfig.from_pretrained(folder).dtype
-        self.model: ExpertModel = load_expert(folder, dtype=dtype, strict=True).to(device).eval()
+        self.model: Any = load_expert(folder, dtype=dtype, strict=True).to(device).eval()
+        self.model.set_attn_implementation({"text_config": "sdpa"})  # transformers' own: ours takes packed rows alone
         self.processor, self.end, self.device = inputs.processor, inputs.tokenizer.eos_token, device
 
     def score(self, groups: Sequence[Group]) -> list[list[float]]:
@@ -43,7 +44,6 @@ class PlainLoop:
             padding_side="right",
             return_tensors="pt",
         ).to(self.device)
-        backbone: Any = self.model.model
-        hidden = backbone(**inputs, use_cache=False).last_hidden_state  # [B, L, H]
+        hidden = self.model.model(**inputs, use_cache=False).last_hidden_state  # [B, L, H]
         last = inputs["attention_mask"].sum(-1) - 1
         return self.model.read(hidden[torch.arange(len(hidden), device=hidden.device), last]).tolist()
