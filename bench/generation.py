@@ -8,7 +8,7 @@ import torch
 
 from bench.padded import load_stock
 from prism.clients.endpoints import load_endpoints
-from prism.clients.rollout import open_judges
+from prism.clients.rollout import open_services
 from prism.config import RunConfig
 from prism.data.blobs import BlobStore
 from prism.data.rows import open_image, read_rows, to_prompt
@@ -38,7 +38,7 @@ async def _burst(endpoints: Any, prompts: list[pb.Prompt], seed: int) -> float:
         )
         for i, prompt in enumerate(prompts)
     ]
-    async with open_judges(endpoints, connections=PROMPTS, patience_seconds=60) as judges:
+    async with open_services(endpoints, connections=PROMPTS, patience_seconds=60) as judges:
         started = time.perf_counter()
         groups = await asyncio.gather(*(judges.rollout(request, "bench") for request in requests))
         seconds = time.perf_counter() - started

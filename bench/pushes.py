@@ -21,7 +21,7 @@ from bench.shared import command_line, console, prism_service, spread
 from prism.config import PushConfig
 from prism.trainer.learn.policy_model import load_policy
 from prism.trainer.weights.named import config_json, named_weights
-from prism.trainer.weights.publish import Publisher, PushResult
+from prism.trainer.weights.publish import Publisher, PushTimes
 
 ADMIN_TOKEN = secrets.token_urlsafe(24)
 WAYS = ("file", "broadcast")
@@ -66,13 +66,13 @@ def _environment(folder: Path, device: str) -> dict[str, object]:
     return settings
 
 
-def _push(folder: Path, options: argparse.Namespace, url: str) -> dict[str, list[PushResult]]:
+def _push(folder: Path, options: argparse.Namespace, url: str) -> dict[str, list[PushTimes]]:
     model = load_policy(folder / "model", dtype=getattr(torch, SIZES[options.model].dtype), device=options.device)
     by_way = {
         way: Publisher("policy", url, ADMIN_TOKEN, folder / "weights", 1, PushConfig(), device)
         for way, device in zip(WAYS, (None, options.device), strict=True)
     }
-    pushed: dict[str, list[PushResult]] = {way: [] for way in WAYS}
+    pushed: dict[str, list[PushTimes]] = {way: [] for way in WAYS}
     versions = count(1)
     for _ in range(options.rounds + 1):
         for way, publisher in by_way.items():

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from bench.experts.plain import PlainLoop
 from bench.experts.servers import post, prism_scores, prism_server, vllm_scores, vllm_server
-from bench.experts.workload import RESPONSES, SIZES, Group, make_groups, make_model
+from bench.experts.workload import RESPONSES, SIZES, Workload, make_groups, make_model
 from bench.shared import DidNotStart, Server, at_most, command_line, console
 from prism.files import write_json
 
@@ -55,7 +55,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {"size": options.size, "experts": options.experts, "device": device_name(options.device)}
     scores: dict[str, list[list[float]]] = {}
 
-    def timed(name: str, work: Callable[[list[Group]], list[list[float]]]) -> None:
+    def timed(name: str, work: Callable[[list[Workload]], list[list[float]]]) -> None:
         work(warm)  # caches are for prompts: none of these come again
         started = time.perf_counter()
         scores[name] = work(groups)
@@ -89,11 +89,11 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-async def latencies(server: Server, groups: list[Group], rate: float) -> dict[str, float]:
+async def latencies(server: Server, groups: list[Workload], rate: float) -> dict[str, float]:
     """Seconds from a group's request to its scores, arrivals at random at ``rate`` groups a second."""
     rng = random.Random(0)
 
-    async def one(group: Group) -> float:
+    async def one(group: Workload) -> float:
         started = time.perf_counter()
         await post(http, "/v1/score", {"items": [group.item], "section": "all"})
         return time.perf_counter() - started

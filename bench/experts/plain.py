@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from bench.experts.workload import Group
+from bench.experts.workload import Workload
 from prism.model import torchvision_cpu
 from prism.model.expert import load_expert
 from prism.model.inputs import InputBuilder
@@ -27,11 +27,11 @@ class PlainLoop:
         self.model.set_attn_implementation({"text_config": "sdpa"})  # transformers' own: ours takes packed rows alone
         self.processor, self.end, self.device = inputs.processor, inputs.tokenizer.eos_token, device
 
-    def score(self, groups: Sequence[Group]) -> list[list[float]]:
+    def score(self, groups: Sequence[Workload]) -> list[list[float]]:
         return list(map(self._batch, groups))
 
     @torch.inference_mode()
-    def _batch(self, group: Group) -> list[float]:
+    def _batch(self, group: Workload) -> list[float]:
         content = [{"type": "image"}, {"type": "text", "text": group.question}]
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from bench.experts.workload import RESPONSES, Group
+from bench.experts.workload import RESPONSES, Workload
 from bench.shared import Server, at_most, free_port, prism_service, started
 from prism.services.policy.launcher import ROOT, SITE
 from prism.wire.messages import to_openai
@@ -55,10 +55,10 @@ async def post(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict
     return (await http.post(path, json=body)).raise_for_status().json()
 
 
-async def prism_scores(server: Server, groups: Sequence[Group], at_once: int) -> list[list[float]]:
+async def prism_scores(server: Server, groups: Sequence[Workload], at_once: int) -> list[list[float]]:
     """One request a group, ``at_once`` of them open."""
 
-    async def one(group: Group) -> list[float]:
+    async def one(group: Workload) -> list[float]:
         answer = await post(http, "/v1/score", {"items": [group.item], "section": "all"})
         return [score["score"] for score in answer["items"][0]["scores"]]
 
@@ -66,10 +66,10 @@ async def prism_scores(server: Server, groups: Sequence[Group], at_once: int) ->
         return await at_most(at_once, map(one, groups))
 
 
-async def vllm_scores(server: Server, groups: Sequence[Group], at_once: int, end: str) -> list[list[float]]:
+async def vllm_scores(server: Server, groups: Sequence[Workload], at_once: int, end: str) -> list[list[float]]:
     """One request a response, as its API wants it; as many open as ``at_once`` groups have."""
 
-    async def one(group: Group, response: str) -> float:
+    async def one(group: Workload, response: str) -> float:
         parts = [pb.Part(image_sha256="picture"), pb.Part(text=group.question)]
         asked = to_openai([pb.Message(role="user", parts=parts)], {"picture": group.image})
         body = {

@@ -23,7 +23,7 @@ import torch
 from rich.table import Table
 
 from bench.experts.__main__ import device_name
-from bench.learner.contestants import CONTESTANTS, Measured, Task, matrix_rate, measure
+from bench.learner.contestants import CONTESTANTS, Contest, Measured, matrix_rate, measure
 from bench.learner.workload import LENGTHS, RESPONSES, SIZES, make_model
 from bench.shared import command_line, console, spread
 from prism.files import write_json
@@ -73,7 +73,7 @@ def compare(folder: Path, prompt: int, response: int, options: argparse.Namespac
     for name in CONTESTANTS:
         if name in options.without:
             continue
-        task = Task(name, folder / "model", dtype, options.groups, prompt, response, options.updates, options.device,
+        task = Contest(name, folder / "model", dtype, options.groups, prompt, response, options.updates, options.device,
                     options.threads, int(options.memory_gib * 2**30), folder / f"{name}.pt",
                     options.peers_take)  # fmt: skip
         try:

@@ -21,7 +21,7 @@ from prism.data.blobs import BlobStore
 from prism.model.inputs import InputBuilder
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.learn.learner_model import compile_layers
-from prism.trainer.learn.losses import PackedTokens, Totals, policy_loss
+from prism.trainer.learn.losses import BatchTotals, PackedTokens, policy_loss
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_learner import TrainingSample
 from prism.trainer.learn.policy_model import compile_head
@@ -32,7 +32,7 @@ OPTIMIZER = OptimizerConfig.model_validate({"lr": 1e-6, "max_grad_norm": 1e9})
 
 
 @dataclass(frozen=True)
-class Task:
+class Contest:
     """What a contestant is asked to do."""
 
     contestant: str
@@ -65,7 +65,7 @@ class Measured:
     """The most that updates take beside the loaded model: activations, gradients, optimizer states."""
 
 
-def measure(task: Task) -> Measured:
+def measure(task: Contest) -> Measured:
     if task.threads:
         torch.set_num_threads(task.threads)
     if task.device == "cpu":
@@ -118,7 +118,7 @@ def matrix_rate(dtype: str, device: str, threads: int | None) -> float:
     return 2 * side**3 / best
 
 
-def _prism(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
+def _prism(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
     one_group = task.prompt + RESPONSES * task.response * 3 // 2
     config = PolicyLearnerConfig.model_validate({"optimizer": OPTIMIZER, "micro_batch_tokens": one_group})
     learner = make_learner(task.folder, task.dtype, task.device, config, task.updates + 1)
@@ -127,7 +127,7 @@ def _prism(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> t
     return learner.model, lambda: learner.update(samples, examples)
 
 
-def _compiled(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
+def _compiled(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
     """PRISM's update with ``compile = true``."""
     model, update = _prism(task, inputs, samples)
     compile_layers(model)
@@ -135,11 +135,11 @@ def _compiled(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -
     return model, update
 
 
-def _padded(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
+def _padded(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
     """PRISM's loss over the stock model: every sequence whole, padded, its picture encoded with it."""
     model = load_stock(task.folder, dtype=getattr(torch, task.dtype)).to(task.device).train()
     optimizer = Optimizer(model.named_parameters(), OPTIMIZER, task.updates + 1)
-    totals = Totals(sum(len(sample.logprobs) for sample in samples), len(samples))
+    totals = BatchTotals(sum(len(sample.logprobs) for sample in samples), len(samples))
 
     def update() -> None:
         for group in _taken(samples, task.peers_take):
@@ -156,7 +156,7 @@ def _padded(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> 
     return model, update
 
 
-def _trl(task: Task, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
+def _trl(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
     """TRL's GRPOTrainer, given what it would have sampled; without gradient checkpointing, its slower default."""
     from datasets import Dataset
     from trl.trainer.grpo_config import GRPOConfig

@@ -12,12 +12,12 @@ experts = typer.Typer(
 )
 
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="of the weights")]
-Model = Annotated[str, typer.Argument(help="Hugging Face folder or hub name of a Qwen3-VL")]
+ModelArgument = Annotated[str, typer.Argument(help="Hugging Face folder or hub name of a Qwen3-VL")]
 
 
 @experts.command()
 def upcycle(
-    model: Model,
+    model: ModelArgument,
     out: Annotated[Path, typer.Argument(help="folder to write; it must not exist yet")],
     count: Annotated[int, typer.Option("--experts", min=2, help="experts that each MLP becomes")] = 4,
     top_k: Annotated[int, typer.Option(min=1, help="experts a token is sent to")] = 2,
@@ -42,7 +42,7 @@ def upcycle(
 
 @experts.command()
 def warmup(
-    model: Model,
+    model: ModelArgument,
     pairs: Annotated[
         Path,
         typer.Argument(

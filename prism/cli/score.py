@@ -8,20 +8,21 @@ from typing import Annotated
 import typer
 
 
-class Expert(StrEnum):
+class ExpertChoice(StrEnum):
     perception = "perception"
     reasoning = "reasoning"
     both = "both"
 
 
-class Part(StrEnum):
+class SectionArgument(StrEnum):
     own = "own"
     all = "all"
 
 
-ExpertOption = Annotated[Expert, typer.Option("--expert", help="who judges")]
+ExpertOption = Annotated[ExpertChoice, typer.Option("--expert", help="who judges")]
 SectionOption = Annotated[
-    Part, typer.Option("--section", help="own: the section an expert was trained on; all: whole texts, tags or not")
+    SectionArgument,
+    typer.Option("--section", help="own: the section an expert was trained on; all: whole texts, tags or not"),
 ]
 Run = Annotated[Path, typer.Option("--run", help="a run that is up; PRISM_* variables go before its stack.json")]
 PerceptionUrl = Annotated[str | None, typer.Option("--perception-url", help="with the token in PRISM_TOKEN")]
@@ -75,9 +76,9 @@ def register(app: typer.Typer) -> None:
 def score(
     file: Annotated[Path, typer.Argument(help="JSON Lines or Parquet of prompts and responses")],
     out: Annotated[Path | None, typer.Option("--out", help="write JSON Lines here; rows it holds are skipped")] = None,
-    expert: ExpertOption = Expert.both,
+    expert: ExpertOption = ExpertChoice.both,
     alpha: Annotated[float, typer.Option(min=0, max=1, help="weight of perception in the mixture of both")] = 0.5,
-    section: SectionOption = Part.own,
+    section: SectionOption = SectionArgument.own,
     run: Run = Path("runs/demo"),
     perception_url: PerceptionUrl = None,
     reasoning_url: ReasoningUrl = None,
@@ -89,18 +90,18 @@ def score(
     ] = False,
 ) -> None:
     from prism.clients.experts import Experts
-    from prism.scoring.batches import Judging
+    from prism.scoring.batches import WhoJudges
     from prism.scoring.score import score_file
 
     connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
-    how = Judging(expert.value, section.value, connect, patience, batch, concurrency, alpha)
+    how = WhoJudges(expert.value, section.value, connect, patience, batch, concurrency, alpha)
     score_file(file, out, how, mixed_versions=mixed_versions)
 
 
 def calibrate(
     file: Annotated[Path, typer.Argument(help="JSON Lines or Parquet of prompts with responses of teacher and policy")],
-    expert: ExpertOption = Expert.both,
-    section: SectionOption = Part.own,
+    expert: ExpertOption = ExpertChoice.both,
+    section: SectionOption = SectionArgument.own,
     run: Run = Path("runs/demo"),
     perception_url: PerceptionUrl = None,
     reasoning_url: ReasoningUrl = None,
@@ -109,8 +110,8 @@ def calibrate(
     patience: Patience = 120,
 ) -> None:
     from prism.clients.experts import Experts
-    from prism.scoring.batches import Judging
+    from prism.scoring.batches import WhoJudges
     from prism.scoring.calibrate import calibrate_on
 
     connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
-    calibrate_on(file, Judging(expert.value, section.value, connect, patience, batch, concurrency))
+    calibrate_on(file, WhoJudges(expert.value, section.value, connect, patience, batch, concurrency))

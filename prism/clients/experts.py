@@ -41,9 +41,9 @@ from prism.wire.experts import (
     ScoreRequest,
 )
 from prism.wire.messages import data_uri, image_parts
-from prism.wire.section import Section
+from prism.wire.section import Expert
 
-JudgedPart = Literal["own", "all"]
+SectionChoice = Literal["own", "all"]
 ImageSource = str | Path | bytes | Image.Image
 WIRE_IMAGES = ("data:", "sha256:", "http://", "https://")
 
@@ -71,11 +71,11 @@ class Experts:
             timeout=httpx.Timeout(patience_seconds, connect=5),
             limits=httpx.Limits(max_connections=None),
         )
-        urls: dict[Section, str | None] = {"perception": perception_url, "reasoning": reasoning_url}
-        self._experts: dict[Section, ExpertClient] = {
+        urls: dict[Expert, str | None] = {"perception": perception_url, "reasoning": reasoning_url}
+        self._experts: dict[Expert, ExpertClient] = {
             expert: ExpertClient(self._http, url, token, patience_seconds) for expert, url in urls.items() if url
         }
-        self._admins: dict[Section, ExpertClient] = {
+        self._admins: dict[Expert, ExpertClient] = {
             expert: ExpertClient(self._http, client.url, admin_token, patience_seconds)
             for expert, client in self._experts.items()
             if admin_token
@@ -119,8 +119,8 @@ class Experts:
         self,
         items: Sequence[ScoreItem],
         *,
-        expert: Section,
-        section: JudgedPart = "own",
+        expert: Expert,
+        section: SectionChoice = "own",
         min_version: int | None = None,
     ) -> ScoreAnswer:
         """One expert's scores, all by one version of it."""
@@ -132,7 +132,7 @@ class Experts:
         items: Sequence[ScoreItem],
         *,
         alpha: float = 0.5,
-        section: JudgedPart = "own",
+        section: SectionChoice = "own",
         min_version: int | None = None,
     ) -> MixtureAnswer:
         """Both experts' scores and their mixture, from one call to one of them, which asks the other."""
@@ -146,8 +146,8 @@ class Experts:
         self,
         pair: ScoreItem,
         *,
-        expert: Section,
-        section: JudgedPart = "own",
+        expert: Expert,
+        section: SectionChoice = "own",
         min_version: int | None = None,
     ) -> CompareAnswer:
         """The probability that the first of an item's two responses is the teacher's."""
@@ -168,7 +168,7 @@ class Experts:
         client.check_expert(expert, answer)
         return answer
 
-    async def calibrate(self, expert: Section, request: CalibrationRequest) -> CalibrationState:
+    async def calibrate(self, expert: Expert, request: CalibrationRequest) -> CalibrationState:
         """From now on scores by these weights carry percentiles and a probability.
 
         Raises ConfigError without an admin token, and Refused once other weights are in use.
@@ -177,7 +177,7 @@ class Experts:
         self._of(expert)
         return await self._admins[expert].ask(CalibrationState, "PUT", "/v1/calibration", request)
 
-    async def model(self, expert: Section) -> ModelInfo:
+    async def model(self, expert: Expert) -> ModelInfo:
         """Who judges: version, architecture, limits, calibration. Raises Refused if it is not that expert."""
         client = self._of(expert)
         info = await client.ask(ModelInfo, "GET", "/v1/model")
@@ -189,7 +189,7 @@ class Experts:
         if self._experts and not self._admins:
             raise ConfigError("this needs the admin token: set PRISM_ADMIN_TOKEN")
 
-    def _of(self, expert: Section) -> ExpertClient:
+    def _of(self, expert: Expert) -> ExpertClient:
         client = self._experts.get(expert)
         if client is None:
             raise ConfigError(

@@ -20,7 +20,7 @@ from prism.errors import ServiceError
 from prism.settings import describe
 from prism.wire.experts import Judge, ScoreAnswer, ScoreItem, ScoreRequest
 from prism.wire.messages import to_json, to_openai
-from prism.wire.section import Section
+from prism.wire.section import Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
 STATUS = {
@@ -190,14 +190,14 @@ class PolicyClient(ServiceClient):
 
 
 class ExpertClient(ServiceClient):
-    async def judge(self, expert: Section, request: ScoreRequest) -> ScoreAnswer:
+    async def judge(self, expert: Expert, request: ScoreRequest) -> ScoreAnswer:
         """Raises Refused also if another expert answers there, or not one score comes for each response."""
         answer = await self.ask(ScoreAnswer, "POST", "/v1/score", request)
         self.check_expert(expert, answer)
         self.check_counts(request.items, [len(item.scores) for item in answer.items])
         return answer
 
-    def check_expert(self, expert: Section, answer: Judge) -> None:
+    def check_expert(self, expert: Expert, answer: Judge) -> None:
         if answer.expert != expert:
             raise Refused(f"{self.url} is the {answer.expert} expert, not the {expert} expert: check its address")
 
@@ -207,7 +207,7 @@ class ExpertClient(ServiceClient):
             raise Refused(f"{self.url} gave {given} scores for {asked} responses")
 
     async def score(
-        self, expert: Section, messages: Sequence[pb.Message], responses: list[str], min_version: int
+        self, expert: Expert, messages: Sequence[pb.Message], responses: list[str], min_version: int
     ) -> list[pb.Score]:
         """One score per response, all by one version of the expert."""
         try:

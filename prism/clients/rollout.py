@@ -12,11 +12,11 @@ from prism.clients.endpoints import Endpoints
 from prism.clients.http import ExpertClient, GraderClient, PolicyClient, Refused, Unavailable
 from prism.data.blobs import BlobStore
 from prism.wire.messages import image_sha256s
-from prism.wire.section import SECTIONS, Section
+from prism.wire.section import EXPERTS, Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
 
-class Judges:
+class RolloutServices:
     """The services a group passes through, and how it does."""
 
     def __init__(self, http: httpx.AsyncClient, endpoints: Endpoints, *, patience_seconds: float) -> None:
@@ -24,9 +24,9 @@ class Judges:
         self._blobs = BlobStore(endpoints.blobs)
         self._policy = PolicyClient(http, endpoints.policy_url, token, patience_seconds)
         self._grader = GraderClient(http, endpoints.grader_url, token, patience_seconds)
-        self._experts: dict[str, tuple[Section, ExpertClient]] = {
+        self._experts: dict[str, tuple[Expert, ExpertClient]] = {
             expert: (expert, ExpertClient(http, endpoints.expert_url(expert), token, patience_seconds))
-            for expert in SECTIONS
+            for expert in EXPERTS
         }
 
     async def rollout(self, request: pb.RolloutRequest, worker: str) -> pb.RolloutGroup:
@@ -61,7 +61,7 @@ class Judges:
         group.judge_seconds = time.perf_counter() - sampled
         return group
 
-    async def _score(self, group: pb.RolloutGroup, expert: Section, client: ExpertClient, min_version: int) -> None:
+    async def _score(self, group: pb.RolloutGroup, expert: Expert, client: ExpertClient, min_version: int) -> None:
         prompt = group.request.prompt
         texts = [sample.text for sample in group.samples] + ([prompt.teacher] if prompt.teacher else [])
         try:
@@ -97,7 +97,9 @@ async def _nothing() -> None:
 
 
 @asynccontextmanager
-async def open_judges(endpoints: Endpoints, *, connections: int, patience_seconds: float) -> AsyncIterator[Judges]:
+async def open_services(
+    endpoints: Endpoints, *, connections: int, patience_seconds: float
+) -> AsyncIterator[RolloutServices]:
     limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=4 * connections)
     async with httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(patience_seconds, connect=5)) as http:
-        yield Judges(http, endpoints, patience_seconds=patience_seconds)
+        yield RolloutServices(http, endpoints, patience_seconds=patience_seconds)

@@ -11,7 +11,7 @@ from prism.config.load import as_toml, load_config, load_saved, problems, save_r
 from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import AlignConfig, RlvrConfig, RolloutConfig, SftConfig, Stage
-from prism.config.strict import Strict
+from prism.config.strict import ConfigModel
 
 __all__ = [
     "AlignConfig",

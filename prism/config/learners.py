@@ -4,13 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prism.config.strict import Strict
+from prism.config.strict import ConfigModel
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Frozen = list[Annotated[str, Field(min_length=1)]]
 
 
-class OptimizerConfig(Strict):
+class OptimizerConfig(ConfigModel):
     """AdamW under a learning-rate schedule."""
 
     lr: float = Field(gt=0)
@@ -37,7 +37,7 @@ class OptimizerConfig(Strict):
     single bad batch does no harm; five in a row mean that the weights themselves are broken."""
 
 
-class PolicyLearnerConfig(Strict):
+class PolicyLearnerConfig(ConfigModel):
     """Clipped policy gradients on the groups of a step."""
 
     optimizer: OptimizerConfig
@@ -65,7 +65,7 @@ class PolicyLearnerConfig(Strict):
     where the learner's and the sampler's log-probabilities differ, as in bfloat16."""
 
 
-class MixtureConfig(Strict):
+class MixtureConfig(ConfigModel):
     """Sparse upcycling: every MLP of a dense model becomes several experts, of which each token is sent to a few."""
 
     experts: int = Field(4, ge=2)
@@ -82,7 +82,7 @@ class MixtureConfig(Strict):
         return self
 
 
-class GroundingConfig(Strict):
+class GroundingConfig(ConfigModel):
     """Before the game, from the teacher's text alone, each expert learns which response belongs to a prompt."""
 
     epochs: float = Field(gt=0)
@@ -92,7 +92,7 @@ class GroundingConfig(Strict):
     """Prompts of an update. Each teaches by one other prompt's response, so a batch holds many prompts to be varied."""
 
 
-class ExpertLearnerConfig(Strict):
+class ExpertLearnerConfig(ConfigModel):
     """Bradley-Terry learning of one expert, online; both experts learn by the same settings."""
 
     optimizer: OptimizerConfig

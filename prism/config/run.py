@@ -7,10 +7,10 @@ from pydantic import Field, model_validator
 
 from prism.config.services import EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import RlvrConfig, SftConfig, Stage
-from prism.config.strict import Strict
+from prism.config.strict import ConfigModel
 
 
-class PrepareConfig(Strict):
+class PrepareConfig(ConfigModel):
     """A script that makes the run's model and data, for runs that bring none: ``SCRIPT --out RUN_DIR OPTIONS``."""
 
     script: Path
@@ -21,7 +21,7 @@ class PrepareConfig(Strict):
     has defaults of its own."""
 
 
-class RunConfig(Strict):
+class RunConfig(ConfigModel):
     """One TOML file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")

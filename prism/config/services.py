@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from prism.config.strict import Strict
+from prism.config.strict import ConfigModel
 
 
-class DisentangleConfig(Strict):
+class DisentangleConfig(ConfigModel):
     """Held-out responses of the teacher, scored beside copies with other numbers in one section alone."""
 
     rows: int = Field(default=128, gt=1)
@@ -27,7 +27,7 @@ class DisentangleConfig(Strict):
         return self
 
 
-class EvaluateConfig(Strict):
+class EvaluateConfig(ConfigModel):
     """Measured through the live policy server after each stage, greedily."""
 
     data: str
@@ -43,7 +43,7 @@ class EvaluateConfig(Strict):
     default: it needs teacher's responses in the held-out data."""
 
 
-class StackConfig(Strict):
+class StackConfig(ConfigModel):
     """The services that ``prism up`` starts on this machine, on consecutive ports of 127.0.0.1."""
 
     base_port: int = Field(8100, ge=1024, le=65000)
@@ -65,7 +65,7 @@ class StackConfig(Strict):
     kv_cache_gib = "4" }``. services/policy/settings.py has them all."""
 
 
-class PushConfig(Strict):
+class PushConfig(ConfigModel):
     """How weights reach the servers."""
 
     transport: Literal["file", "broadcast"] = "file"

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from prism.config.learners import ExpertLearnerConfig, OptimizerConfig, PolicyLearnerConfig
-from prism.config.strict import Strict
+from prism.config.strict import ConfigModel
 
 
-class SftConfig(Strict):
+class SftConfig(ConfigModel):
     """Supervised fine-tuning on demonstrations, loss on the response alone."""
 
     kind: Literal["sft"]
@@ -40,7 +40,7 @@ class SftConfig(Strict):
     """Steps between checkpoints. A step of SFT takes seconds, so 200 lose minutes at most."""
 
 
-class RolloutConfig(Strict):
+class RolloutConfig(ConfigModel):
     """What is sampled for each step of the learner."""
 
     data: str
@@ -60,7 +60,7 @@ class RolloutConfig(Strict):
     1 workers sample the next step while the learner updates."""
 
 
-class AlignConfig(Strict):
+class AlignConfig(ConfigModel):
     """The adversarial game: policy against the perception and the reasoning expert, no accuracy reward, no KL."""
 
     kind: Literal["align"]
@@ -87,7 +87,7 @@ class AlignConfig(Strict):
     10 lose some minutes; the loop waits for no more than a copy of the tensors."""
 
 
-class RlvrConfig(Strict):
+class RlvrConfig(ConfigModel):
     """Reinforcement learning with the grader's reward."""
 
     kind: Literal["rlvr"]

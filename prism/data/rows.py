@@ -36,7 +36,7 @@ SAY_SECONDS = 10
 ROW_ERRORS = (ValidationError, json.JSONDecodeError, DataError, UnicodeError, RecursionError)
 
 
-class Row(BaseModel):
+class DataRow(BaseModel):
     """One line. Unknown keys are let through: data sets carry more than a trainer reads.
 
     An image is named by its path, relative to the file the row stands in, or given as a data: URL.
@@ -58,7 +58,7 @@ class Row(BaseModel):
         return take_demonstration(place_images(value))
 
     @model_validator(mode="after")
-    def _ends_with_user(self) -> "Row":
+    def _ends_with_user(self) -> "DataRow":
         if self.messages[-1].role != "user":
             raise ValueError("the last message must be the user's (or the assistant's demonstration after it)")
         if not all(self.image_paths):
@@ -75,7 +75,7 @@ class DataFile:
     """The usable rows of one file, and what was wrong with the others, each with file and line."""
 
     path: Path
-    rows: Sequence[Row] = ()
+    rows: Sequence[DataRow] = ()
     problems: list[str] = field(default_factory=list)
     """Of the first rows that cannot be used."""
     bad_rows: int = 0
@@ -160,9 +160,9 @@ def what_is_wrong(error: Exception) -> str:
     return "; ".join(describe(error)) if isinstance(error, ValidationError) else str(error)
 
 
-def _parse_row(line: bytes) -> Row:
+def _parse_row(line: bytes) -> DataRow:
     """Raises one of ROW_ERRORS."""
-    return Row.model_validate(parse_line(line), extra="ignore")  # in the messages too, which HTTP takes strictly
+    return DataRow.model_validate(parse_line(line), extra="ignore")  # in the messages too, which HTTP takes strictly
 
 
 def parse_line(line: bytes) -> object:
@@ -248,7 +248,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_prompt(row: Row, data: DataFile, blobs: BlobStore) -> pb.Prompt:
+def to_prompt(row: DataRow, data: DataFile, blobs: BlobStore) -> pb.Prompt:
     """The row as it travels: its images put into the blob store and named by sha256."""
     return pb.Prompt(
         id=row.id,

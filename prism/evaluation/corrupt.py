@@ -11,8 +11,8 @@ from typing import Literal
 
 from prism.wire.response import parse_response
 
-Section = Literal["caption", "steps"]
-SECTIONS: tuple[Section, ...] = ("caption", "steps")
+CorruptedPart = Literal["caption", "steps"]
+CORRUPTED_PARTS: tuple[CorruptedPart, ...] = ("caption", "steps")
 _TAGS = {"caption": "caption", "steps": "think"}
 
 
@@ -25,7 +25,7 @@ class Lies:
     share: float = 1.0
     """Share of a section's numbers and words that are changed; at least one is."""
 
-    def corrupt(self, response: str, section: Section, seed: int | str) -> str | None:
+    def corrupt(self, response: str, section: CorruptedPart, seed: int | str) -> str | None:
         """The response with other numbers in that section alone; None if it is not valid or holds none there.
 
         A pure function of its arguments.

@@ -25,7 +25,7 @@ from prism.evaluation import corrupt
 from prism.evaluation.corrupt import Lies
 from prism.files import append_json, read_jsonl
 from prism.wire.section import SECTIONS as EXPERTS
-from prism.wire.section import Section
+from prism.wire.section import Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
 CONCURRENCY = 8
@@ -44,7 +44,7 @@ def disentangle(config: RunConfig, stage: str, settings: DisentangleConfig, vers
         "rows": len(texts),
         **{
             section: {expert: summary([c[section, expert] for c in changes]) for expert in EXPERTS}
-            for section in corrupt.SECTIONS
+            for section in corrupt.CORRUPTED_PARTS
         },
         "seconds": time.perf_counter() - started,
         "time": time.time(),
@@ -58,7 +58,7 @@ def disentangled_stages(run_dir: Path) -> set[str]:
 
 
 def print_disentanglement(console: Console, figures: dict[str, Any]) -> None:
-    for section in corrupt.SECTIONS:
+    for section in corrupt.CORRUPTED_PARTS:
         shown = [f"{expert} {_shown(figures[section][expert])}" for expert in EXPERTS]
         console.print(f"{figures['stage']:>10} lies in the {section} alone change the score by: {', '.join(shown)}")
 
@@ -86,7 +86,14 @@ def _texts(config: RunConfig, settings: DisentangleConfig) -> list[tuple[pb.Prom
     file = read_rows(config.path(config.evaluate.data), config.on_bad_row, require=("teacher",))
     lies = Lies(settings.words, settings.share)
     made = [
-        (row, {s: text for s in corrupt.SECTIONS if (text := lies.corrupt(row.teacher or "", s, row.id)) is not None})
+        (
+            row,
+            {
+                s: text
+                for s in corrupt.CORRUPTED_PARTS
+                if (text := lies.corrupt(row.teacher or "", s, row.id)) is not None
+            },
+        )
         for row in file.rows[: settings.rows]
     ]
     return [(to_prompt(row, file, blobs), texts) for row, texts in made if texts]
@@ -101,13 +108,15 @@ async def _changes(
     room = asyncio.Semaphore(CONCURRENCY)
     limits = httpx.Timeout(patience, connect=5)
     async with httpx.AsyncClient(timeout=limits) as http:
-        clients: dict[Section, ExpertClient] = {
+        clients: dict[Expert, ExpertClient] = {
             expert: ExpertClient(http, endpoints.expert_url(expert), endpoints.token.get_secret_value(), patience)
             for expert in EXPERTS
         }
 
         async def of(prompt: pb.Prompt, corrupted: dict[str, str]) -> dict[tuple[str, str], float | None]:
-            changes: dict[tuple[str, str], float | None] = {(s, e): None for s in corrupt.SECTIONS for e in EXPERTS}
+            changes: dict[tuple[str, str], float | None] = {
+                (s, e): None for s in corrupt.CORRUPTED_PARTS for e in EXPERTS
+            }
             for expert, client in clients.items():
                 async with room:  # one call: one version judges original and corrupted alike
                     original, *others = await client.score(

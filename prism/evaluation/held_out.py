@@ -13,7 +13,7 @@ from rich.console import Console
 
 from prism.clients.endpoints import load_endpoints
 from prism.clients.http import Refused, Unavailable
-from prism.clients.rollout import Judges, open_judges
+from prism.clients.rollout import RolloutServices, open_services
 from prism.config import EvaluateConfig, RunConfig
 from prism.data.blobs import BlobStore
 from prism.data.rows import read_rows, to_prompt
@@ -21,7 +21,7 @@ from prism.errors import DataError, ServiceError
 from prism.files import append_json, read_jsonl
 from prism.wire.messages import image_sha256s
 from prism.wire.response import caption_f1, parse_response
-from prism.wire.section import SECTIONS
+from prism.wire.section import EXPERTS
 from prism.wire.v1 import rollout_pb2 as pb
 
 CONCURRENCY = 48
@@ -89,19 +89,21 @@ async def _ask(config: RunConfig, settings: EvaluateConfig, version: int, temper
     file = read_rows(config.path(settings.data), config.on_bad_row, require=("gold",))
     room = asyncio.Semaphore(CONCURRENCY)
 
-    async def ask(judges: Judges, index: int) -> pb.RolloutGroup:
+    async def ask(judges: RolloutServices, index: int) -> pb.RolloutGroup:
         request = pb.RolloutRequest(
             prompt=to_prompt(file.rows[index], file, blobs),
             sampling=pb.Sampling(n=1, temperature=temperature, max_tokens=settings.max_tokens, seed=index),
             stage="evaluate",
             min_policy_version=version,
-            experts=SECTIONS if index < SHOWN else (),
+            experts=EXPERTS if index < SHOWN else (),
             grade=True,
         )
         async with room:
             return await judges.rollout(request, "evaluate")
 
-    async with open_judges(endpoints, connections=CONCURRENCY, patience_seconds=config.push.deadline_seconds) as judges:
+    async with open_services(
+        endpoints, connections=CONCURRENCY, patience_seconds=config.push.deadline_seconds
+    ) as judges:
         try:
             return await asyncio.gather(*(ask(judges, i) for i in range(min(settings.questions, len(file.rows)))))
         except (Refused, Unavailable, DataError) as error:

@@ -46,7 +46,7 @@ ARCHITECTURES = {
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ExpertOutput:
     scores: torch.Tensor
     """[N] in float32."""
     router_logits: tuple[torch.Tensor, ...]
@@ -68,12 +68,12 @@ class ExpertModel(nn.Module):
         """Scores [N] in float32."""
         return self.judge(batch).scores
 
-    def judge(self, batch: Batch, *, router_logits: bool = False) -> Judgement:
+    def judge(self, batch: Batch, *, router_logits: bool = False) -> ExpertOutput:
         """Scores, and what the routers said about every token if asked for."""
         options = {"output_router_logits": True} if router_logits and self.mixture else {}
         out = run_backbone(self.model, batch, **options)
         last = out.last_hidden_state[0, batch.ends]  # [N, H]
-        return Judgement(self.read(last), tuple(out.router_logits) if options else ())
+        return ExpertOutput(self.read(last), tuple(out.router_logits) if options else ())
 
     def read(self, last: torch.Tensor) -> torch.Tensor:
         """The backbone's states at last tokens [N, H] -> scores [N] in float32."""

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from prism.model.inputs import Example, InputBuilder
-from prism.model.shared_prefix import Layout, prompt_positions
+from prism.model.shared_prefix import PackedLayout, prompt_positions
 from prism.wire.v1 import rollout_pb2 as pb
 
 
 @dataclass(frozen=True)
-class Run:
+class PackedRun:
     """One of a row's sequences: a shared prompt, a whole example, or a response to a shared prompt."""
 
     prompt: Example | None
@@ -41,8 +41,8 @@ class Batch:
     """[1, T]"""
     is_image: Tensor
     """[1, T] bool: where image tokens stand."""
-    layout: Layout
-    sequences: list[Run]
+    layout: PackedLayout
+    sequences: list[PackedRun]
     """As many as the ``layout`` has lengths."""
     predicts: Tensor
     """[R] places whose states predict the response tokens, example after example."""
@@ -72,13 +72,13 @@ def pack(examples: Sequence[Example], inputs: InputBuilder, device: torch.device
     whole = [(found or indices)[0] for indices, found in zip(members.values(), answered, strict=True) if len(found) < 2]
 
     tokens = [examples[indices[0]].input_ids[: examples[indices[0]].prompt_length] for indices in shared]
-    sequences = [Run(examples[indices[0]], 0, number) for number, indices in enumerate(shared)]
+    sequences = [PackedRun(examples[indices[0]], 0, number) for number, indices in enumerate(shared)]
     for number, index in enumerate(whole, len(shared)):
         tokens.append(examples[index].input_ids)
-        sequences.append(Run(examples[index], len(examples[index].response_ids), number))
+        sequences.append(PackedRun(examples[index], len(examples[index].response_ids), number))
     for parent, indices in enumerate(shared):
         tokens += [examples[index].response_ids for index in indices]
-        sequences += [Run(None, len(examples[index].response_ids), parent) for index in indices]
+        sequences += [PackedRun(None, len(examples[index].response_ids), parent) for index in indices]
     lengths = list(map(len, tokens))
     starts = list(accumulate(lengths, initial=0))
 
@@ -102,7 +102,7 @@ def pack(examples: Sequence[Example], inputs: InputBuilder, device: torch.device
         examples=examples,
         input_ids=row.to(device),
         is_image=(row == inputs.image_token_id).to(device),
-        layout=Layout(lengths, prompts=lengths[: len(shared)], branches=list(map(len, shared)), device=device),
+        layout=PackedLayout(lengths, prompts=lengths[: len(shared)], branches=list(map(len, shared)), device=device),
         sequences=sequences,
         predicts=torch.tensor(predicts, dtype=torch.long, device=device),
         targets=torch.tensor(targets, dtype=torch.long, device=device),

@@ -37,7 +37,7 @@ class Prefix:
     values: list[Tensor] = field(default_factory=list)
 
 
-class Layout:
+class PackedLayout:
     """How a packed row is to be read: ``lengths`` of the sequences in it, one after another, sum to T."""
 
     def __init__(
@@ -73,7 +73,7 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float,
     *,
-    layout: Layout,
+    layout: PackedLayout,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:

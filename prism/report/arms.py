@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from prism.report.records import Figure, Record
-from prism.report.totals import Strict
+from prism.report.totals import ReportModel
 
 
 class SeedResult(Record):
@@ -49,7 +49,7 @@ METRICS = (
 )
 
 
-class Summary(Strict):
+class FigureSummary(ReportModel):
     """A figure over an arm's seeds; ``std`` is the sample's, unknown with fewer than two seeds."""
 
     values: list[Figure]
@@ -59,18 +59,18 @@ class Summary(Strict):
     std: Figure
 
 
-class ArmSummary(Strict):
+class ArmSummary(ReportModel):
     name: str
     description: str
     seeds: int
-    metrics: dict[str, Summary]
+    metrics: dict[str, FigureSummary]
     policy_steps: float
     teacher_texts: float
-    seconds: Summary
+    seconds: FigureSummary
     runs: list[SeedResult]
 
 
-class Comparison(Strict):
+class Comparison(ReportModel):
     split: str
     questions: int
     arms: list[ArmSummary]

@@ -45,7 +45,7 @@ def style(salt: str, size: float = 10) -> Any:
 
 
 @dataclass(frozen=True)
-class Line:
+class PlotLine:
     """One series: a value or no data at each x."""
 
     label: str
@@ -72,7 +72,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Plot:
-    lines: Sequence[Line]
+    lines: Sequence[PlotLine]
     spans: Sequence[Span]
     unit: str = ""
     """``%`` shows shares as percentages; ``log`` takes a logarithmic axis."""
@@ -131,7 +131,7 @@ def to_svg(figure: Figure, description: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{_attribute(description)}"', 1)
 
 
-def thin(line: Line) -> Line:
+def thin(line: PlotLine) -> PlotLine:
     """A long curve as means of equal bins; a bin without data stays without."""
     count = len(line.x)
     if count <= MOST_POINTS:
@@ -144,7 +144,7 @@ def thin(line: Line) -> Line:
         bin_x = line.x[start : start + size]
         x.append(sum(bin_x) / len(bin_x))
         y.append(math.fsum(known) / len(known) if known else None)
-    return Line(line.label, line.colour, x, y, line.dashed)
+    return PlotLine(line.label, line.colour, x, y, line.dashed)
 
 
 def running_mean(values: Sequence[float | None], reach: int) -> list[float | None]:
@@ -166,7 +166,7 @@ def running_mean(values: Sequence[float | None], reach: int) -> list[float | Non
     return means
 
 
-def _line(axes: Axes, line: Line, unit: str) -> None:
+def _line(axes: Axes, line: PlotLine, unit: str) -> None:
     line = thin(line)
     if unit == "log":
         floored = [value if value is None else max(value, LOG_FLOOR) for value in line.y]

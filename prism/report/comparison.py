@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from prism.errors import DataError
-from prism.report.arms import METRICS, Arm, Arms, ArmSummary, Comparison, Summary
+from prism.report.arms import METRICS, Arm, Arms, ArmSummary, Comparison, FigureSummary
 from prism.report.conclusion import conclude, headline, rank
 from prism.report.reading import read_json
 
@@ -41,9 +41,9 @@ def load_comparison(root: Path) -> Comparison:
     )
 
 
-def summarise(values: Sequence[float | None]) -> Summary:
+def summarise(values: Sequence[float | None]) -> FigureSummary:
     known = [value for value in values if value is not None]
-    return Summary(
+    return FigureSummary(
         values=list(values),
         mean=statistics.fmean(known) if known else None,
         low=min(known, default=None),

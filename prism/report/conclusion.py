@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prism.report.arms import ArmSummary, Metric, Summary
+from prism.report.arms import ArmSummary, FigureSummary, Metric
 from prism.report.words import percent, seconds
 
 
@@ -102,11 +102,11 @@ def _behind(standing: Standing, other: Behind) -> str:
     return f"{said}{verdict} (pooled std {100 * other.pooled_std:.1f})"
 
 
-def _clear(top: Summary, other: Summary) -> bool | None:
+def _clear(top: FigureSummary, other: FigureSummary) -> bool | None:
     if top.std is None or other.std is None or top.low is None or other.high is None:
         return None
     return top.low > other.high
 
 
-def _pooled(top: Summary, other: Summary) -> float | None:
+def _pooled(top: FigureSummary, other: FigureSummary) -> float | None:
     return math.sqrt((top.std**2 + other.std**2) / 2) if top.std is not None and other.std is not None else None

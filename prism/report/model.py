@@ -5,13 +5,13 @@ from pathlib import Path
 
 from prism.report.reading import RunData, StageData, read_run
 from prism.report.records import Disentanglement, Evaluation, Figure
-from prism.report.totals import Strict, Totals, compute_totals, total, values
+from prism.report.totals import ReportModel, RunTotals, compute_totals, total, values
 from prism.report.words import Words, headline
 
 ROLLOUTS = 12
 
 
-class Curve(Strict):
+class Curve(ReportModel):
     """What was recorded of a stage, a value a step; null is no data."""
 
     steps: list[int]
@@ -19,7 +19,7 @@ class Curve(Strict):
     figures: dict[str, list[Figure]]
 
 
-class StageReport(Strict):
+class StageReport(ReportModel):
     name: str
     kind: str
     finished: bool
@@ -39,7 +39,7 @@ class StageReport(Strict):
     """Of an alignment, if it was measured."""
 
 
-class Report(Strict):
+class Report(ReportModel):
     """``report.json``."""
 
     name: str
@@ -56,7 +56,7 @@ class Report(Strict):
     problems: list[str]
     """Inputs that were missing or could not be read."""
     stages: list[StageReport]
-    totals: Totals
+    totals: RunTotals
     curves: dict[str, Curve]
     rollouts: list[str]
     """Prompt ids of the rollouts that the page shows."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prism.report.charts import Line, Plot, Span, draw
+from prism.report.charts import Plot, PlotLine, Span, draw
 from prism.report.model import Curve, Report
 
 
@@ -137,10 +137,10 @@ def _known(curve: Curve, series: Series) -> bool:
     return any(value is not None for value in _values(curve, series.figure))
 
 
-def _lines(panel: Panel, stages: Sequence[tuple[str, Curve]]) -> tuple[list[Line], list[Span]]:
+def _lines(panel: Panel, stages: Sequence[tuple[str, Curve]]) -> tuple[list[PlotLine], list[Span]]:
     """The stages one behind the other; a step that is not recorded is a gap, as is the boundary between stages."""
     spans: list[Span] = []
-    lines = [Line(s.label, s.colour, [], [], s.dashed) for s in panel.series]
+    lines = [PlotLine(s.label, s.colour, [], [], s.dashed) for s in panel.series]
     offset = 0
     for name, curve in stages:
         length = curve.steps[-1]

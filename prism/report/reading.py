@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from prism.errors import DataError
-from prism.report.records import Disentanglement, Evaluation, Sample, StageResult, Step, surviving
+from prism.report.records import AnsweredPrompt, Disentanglement, Evaluation, StageResult, Step, surviving
 
 T = TypeVar("T")
 DISENTANGLED = "disentanglement.jsonl"
@@ -39,7 +39,7 @@ class RunData:
     folder: Path
     config: dict[str, Any]
     stages: list[StageData]
-    samples: list[Sample]
+    samples: list[AnsweredPrompt]
     problems: list[str]
 
     @property
@@ -59,7 +59,7 @@ def read_run(folder: Path) -> RunData:
     config = _read_object(folder / "config.json", problems) or {}
     steps = read_lines(folder / "metrics.jsonl", Step.read, problems)
     evaluations = read_lines(folder / "evaluations.jsonl", Evaluation.model_validate, problems)
-    samples = read_lines(folder / "samples.jsonl", Sample.model_validate, problems)
+    samples = read_lines(folder / "samples.jsonl", AnsweredPrompt.model_validate, problems)
     measured: dict[str, Disentanglement] = {}
     if (folder / DISENTANGLED).is_file():  # most runs do not measure it
         lines = read_lines(folder / DISENTANGLED, Disentanglement.model_validate, problems)
@@ -177,7 +177,7 @@ def _guess(steps: Sequence[Step]) -> str:
     return "align" if any(name.endswith("_gap") for name in figures) else "sft"
 
 
-def _last_of_each(samples: Sequence[Sample]) -> dict[tuple[str, str], Sample]:
+def _last_of_each(samples: Sequence[AnsweredPrompt]) -> dict[tuple[str, str], AnsweredPrompt]:
     return {(sample.stage, sample.prompt_id): sample for sample in samples}
 
 

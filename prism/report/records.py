@@ -13,7 +13,7 @@ def finite_or_none(value: Any) -> Any:
 
 
 Figure = Annotated[float | None, BeforeValidator(finite_or_none)]
-Kind = Literal["sft", "align", "rlvr"]
+StageKind = Literal["sft", "align", "rlvr"]
 
 
 class Record(BaseModel):
@@ -32,7 +32,7 @@ class Evaluation(Record):
     """The held-out questions, asked after a stage."""
 
     stage: str
-    kind: Kind
+    kind: StageKind
     policy_version: int
     questions: int
     judged: int
@@ -68,7 +68,7 @@ class Disentanglement(Record):
     steps: dict[str, Change]
 
 
-class Score(Record):
+class ScoreRecord(Record):
     expert: str
     version: int | None = None
     status: str
@@ -76,7 +76,7 @@ class Score(Record):
     detail: str | None = None
 
 
-class Verdict(Record):
+class VerdictRecord(Record):
     status: str
     accuracy: Figure = None
     format: Figure = None
@@ -85,7 +85,7 @@ class Verdict(Record):
     detail: str | None = None
 
 
-class Sample(Record):
+class AnsweredPrompt(Record):
     """One held-out prompt answered after a stage."""
 
     stage: str
@@ -96,15 +96,15 @@ class Sample(Record):
     teacher: str | None = None
     response: str
     policy_version: int | None = None
-    scores: list[Score] = []
-    teacher_scores: list[Score] = []
-    verdict: Verdict | None = None
+    scores: list[ScoreRecord] = []
+    teacher_scores: list[ScoreRecord] = []
+    verdict: VerdictRecord | None = None
 
 
 class StageResult(Record):
     """``stages/<name>/stage.json``: written when the stage is finished."""
 
-    kind: Kind | None = None
+    kind: StageKind | None = None
     version: int
     steps: int
     seconds: Figure = None

@@ -12,7 +12,7 @@ from PIL import Image
 from prism.data.blobs import BlobStore
 from prism.errors import DataError, ServiceError
 from prism.report.reading import RunData
-from prism.report.records import Sample, Score, Verdict
+from prism.report.records import AnsweredPrompt, ScoreRecord, VerdictRecord
 from prism.wire.response import caption_f1, parse_response
 
 LONGEST_TEXT = 6000  # characters of one response that are shown
@@ -40,7 +40,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class ScoreRow:
+class ScoreCells:
     expert: str
     policy: str
     teacher: str
@@ -53,7 +53,7 @@ class Column:
     version: str
     response: Response
     f1: float | None
-    scores: list[ScoreRow]
+    scores: list[ScoreCells]
     verdict: str
     """``right``, ``wrong`` or ``none``."""
     verdict_text: str
@@ -136,7 +136,7 @@ def picture(run_dir: Path, sha256: str) -> Picture:
     return Picture(f"data:{TYPES[kind]};base64,{base64.b64encode(data).decode()}", small)
 
 
-def _column(sample: Sample, teacher: str | None) -> Column:
+def _column(sample: AnsweredPrompt, teacher: str | None) -> Column:
     mark, text, detail = _verdict(sample.verdict)
     return Column(
         stage=sample.stage,
@@ -150,19 +150,19 @@ def _column(sample: Sample, teacher: str | None) -> Column:
     )
 
 
-def _score_row(score: Score, teacher: Sequence[Score]) -> ScoreRow:
+def _score_row(score: ScoreRecord, teacher: Sequence[ScoreRecord]) -> ScoreCells:
     other = next((s for s in teacher if s.expert == score.expert), None)
     version = "" if score.version is None else str(score.version)
-    return ScoreRow(score.expert, _value(score), _value(other) if other else "no score", version)
+    return ScoreCells(score.expert, _value(score), _value(other) if other else "no score", version)
 
 
-def _value(score: Score) -> str:
+def _value(score: ScoreRecord) -> str:
     if score.value is not None:
         return f"{score.value:+.2f}".replace("-", "−")
     return score.status + (f": {score.detail}" if score.detail else "")
 
 
-def _verdict(verdict: Verdict | None) -> tuple[str, str, str]:
+def _verdict(verdict: VerdictRecord | None) -> tuple[str, str, str]:
     if verdict is None:
         return "none", "not graded", ""
     detail = verdict.detail or ""

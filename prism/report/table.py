@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prism.report.arms import METRICS, Comparison, Summary
+from prism.report.arms import METRICS, Comparison, FigureSummary
 from prism.report.model import Report, StageReport
 from prism.report.records import Change, Disentanglement
 from prism.report.words import DISENTANGLED, EXPERTS, KINDS, change, percent, seconds
@@ -85,7 +85,7 @@ def _row(stage: StageReport) -> list[str]:
     ]  # fmt: skip
 
 
-def _spread(summary: Summary) -> str:
+def _spread(summary: FigureSummary) -> str:
     if summary.mean is None:
         return "no data"
     if summary.std is None or summary.low is None or summary.high is None:

@@ -13,11 +13,11 @@ DEFAULT_BOUND = 1e-3
 """Where the run names no tolerance: how far sampler and learner may differ in a token's logprob, on average."""
 
 
-class Strict(BaseModel):
+class ReportModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Totals(Strict):
+class RunTotals(ReportModel):
     """Sums and extremes over all steps of all stages; null where nothing was recorded."""
 
     policy_pushes: int
@@ -38,7 +38,7 @@ class Totals(Strict):
     skipped_updates: int
 
 
-def compute_totals(run: RunData) -> Totals:
+def compute_totals(run: RunData) -> RunTotals:
     """Over surviving steps alone: what a resume threw away counts nowhere."""
 
     def of(name: str) -> list[float]:
@@ -54,7 +54,7 @@ def compute_totals(run: RunData) -> Totals:
         for step in stage.steps
         if (wait := step.figures.get("wait_seconds")) is not None and step.figures.get("step_seconds")
     ]
-    return Totals(
+    return RunTotals(
         policy_pushes=len(of("sync_total_seconds")),
         push_seconds=total(of("sync_total_seconds")),
         paused_seconds=total(paused),

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from prism.report.reading import StageData
 from prism.report.records import Change, Evaluation
-from prism.report.totals import Totals
+from prism.report.totals import RunTotals
 
 KINDS = {"sft": "Supervised fine-tuning", "align": "Alignment", "rlvr": "Reinforcement learning"}
 EXPERTS = ("perception", "reasoning")
@@ -29,7 +29,7 @@ class Words:
     warnings: list[str] = field(default_factory=list)
 
 
-def headline(stages: Sequence[StageData], totals: Totals) -> Words:
+def headline(stages: Sequence[StageData], totals: RunTotals) -> Words:
     evaluated = [(stage, stage.evaluation) for stage in stages if stage.evaluation is not None]
     sentences: list[str] = []
     if evaluated:
@@ -166,7 +166,7 @@ def _gaps(stage: StageData) -> str:
     return f"Of the score gaps between teacher and policy, {_join(parts)} ({window})." if parts else ""
 
 
-def _platform(totals: Totals) -> list[str]:
+def _platform(totals: RunTotals) -> list[str]:
     said: list[str] = []
     if totals.logprob_mismatch_max is not None:
         said.append(
@@ -183,7 +183,7 @@ def _platform(totals: Totals) -> list[str]:
     return said
 
 
-def _warnings(stages: Sequence[StageData], totals: Totals) -> list[str]:
+def _warnings(stages: Sequence[StageData], totals: RunTotals) -> list[str]:
     said: list[str] = []
     for stage in stages:
         done = stage.steps[-1].step if stage.steps else 0

@@ -8,13 +8,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prism.clients.experts import Experts, JudgedPart
+from prism.clients.experts import Experts, SectionChoice
 from prism.clients.http import Refused
 from prism.errors import DataError, ServiceError
 from prism.jobs import Job, Result, Row, progress_bar
 from prism.scoring.rows import ScoringRow
-from prism.wire.experts import Judge, MixedScore, ModelInfo, ResponseScore, Status
-from prism.wire.section import SECTIONS, Section
+from prism.wire.experts import Judge, MixedScore, ModelInfo, ResponseScore, ScoreStatus
+from prism.wire.section import EXPERTS, Expert
 
 # Something about the rows is wrong or too much. Any other refusal would meet every row.
 BLAMES_ROWS = (400, 413, 422)
@@ -35,21 +35,21 @@ class Weights(BaseModel):
 class Judgement(BaseModel):
     """Of one response. ``status`` and ``score`` are the mixture's, or the single expert's own."""
 
-    status: Status
+    status: ScoreStatus
     score: float | None
-    experts: dict[Section, ResponseScore]
+    experts: dict[Expert, ResponseScore]
 
 
-class Line(BaseModel):
+class ScoredLine(BaseModel):
     """One row's scores."""
 
     index: int
     id: str
     input: str
     """The row's digest."""
-    section: JudgedPart
+    section: SectionChoice
     alpha: float | None
-    weights: dict[Section, Weights]
+    weights: dict[Expert, Weights]
     responses: list[Judgement]
     teachers: int = Field(0, exclude=True)
     """Of a reference: how many of the responses, the first ones, are the teacher's. It is not written."""
@@ -62,11 +62,11 @@ class Line(BaseModel):
 
 
 @dataclass(frozen=True)
-class Judging:
+class WhoJudges:
     """Who judges, how, where they are, and how much is asked of them at a time."""
 
-    expert: Section | Literal["both"]
-    section: JudgedPart
+    expert: Expert | Literal["both"]
+    section: SectionChoice
     connect: Callable[..., Experts]
     """``Experts.of_run`` without the patience."""
     patience_seconds: float
@@ -77,8 +77,8 @@ class Judging:
     """Of perception in the mixture of both."""
 
     @property
-    def experts(self) -> tuple[Section, ...]:
-        return SECTIONS if self.expert == "both" else (self.expert,)
+    def experts(self) -> tuple[Expert, ...]:
+        return EXPERTS if self.expert == "both" else (self.expert,)
 
     @property
     def alpha(self) -> float | None:
@@ -86,37 +86,37 @@ class Judging:
         return self.weight if self.expert == "both" else None
 
     @asynccontextmanager
-    async def panel(self, if_changed: str | None) -> AsyncIterator["Panel"]:
+    async def panel(self, if_changed: str | None) -> AsyncIterator["ExpertPanel"]:
         """Raises ConfigError without a token, and soon Unavailable where nothing answers: patience is for later."""
         async with self.connect(patience_seconds=min(FIRST_CONTACT_SECONDS, self.patience_seconds)) as experts:
-            infos: dict[Section, ModelInfo] = {name: await experts.model(name) for name in self.experts}
+            infos: dict[Expert, ModelInfo] = {name: await experts.model(name) for name in self.experts}
         async with self.connect(patience_seconds=self.patience_seconds) as experts:
-            yield Panel(self, experts, infos, if_changed)
+            yield ExpertPanel(self, experts, infos, if_changed)
 
 
 @dataclass(frozen=True)
-class Panel:
+class ExpertPanel:
     """The experts, as they were when they were first asked."""
 
-    how: Judging
+    how: WhoJudges
     experts: Experts
-    infos: dict[Section, ModelInfo]
+    infos: dict[Expert, ModelInfo]
     if_changed: str | None
     """What to do when their weights change. None: go on, every line says who judged it."""
 
-    async def run(self, job: Job[Line], what: str, read: Callable[[Row], ScoringRow]) -> None:
+    async def run(self, job: Job[ScoredLine], what: str, read: Callable[[Row], ScoringRow]) -> None:
         """All rows of a job, as ``read`` understands them: a row that it cannot read, or that is refused, has failed.
 
         Raises Unavailable, Refused where it is not a row's fault, and ServiceError if weights change.
         """
 
-        def read_or_not(row: Row) -> ScoringRow | Result[Line]:
+        def read_or_not(row: Row) -> ScoringRow | Result[ScoredLine]:
             try:
                 return read(row)
             except DataError as error:
                 return Result(None, str(error))
 
-        async def work(rows: list[Row]) -> list[Result[Line]]:
+        async def work(rows: list[Row]) -> list[Result[ScoredLine]]:
             found = await asyncio.to_thread(lambda: [read_or_not(row) for row in rows])
             judged = iter(await self._judge([one for one in found if isinstance(one, ScoringRow)]))
             return [one if isinstance(one, Result) else next(judged) for one in found]
@@ -124,7 +124,7 @@ class Panel:
         with progress_bar(what, job) as tell:
             await job.run(work, batch=self.how.batch, concurrency=self.how.concurrency, tell=tell)
 
-    async def _judge(self, rows: list[ScoringRow]) -> list[Result[Line]]:
+    async def _judge(self, rows: list[ScoringRow]) -> list[Result[ScoredLine]]:
         """Halved and asked again when refused, so that a bad row costs nobody else their score."""
         if not rows:
             return []
@@ -137,9 +137,9 @@ class Panel:
                 return [Result(None, str(error))]
             half = len(rows) // 2
             return await self._judge(rows[:half]) + await self._judge(rows[half:])
-        weights: dict[Section, Weights] = {expert: self.weights(expert, judge) for expert, judge in judges.items()}
+        weights: dict[Expert, Weights] = {expert: self.weights(expert, judge) for expert, judge in judges.items()}
         lines = [
-            Line(
+            ScoredLine(
                 index=row.row.index,
                 id=row.id,
                 input=row.row.digest,
@@ -155,21 +155,21 @@ class Panel:
 
     async def _ask(
         self, rows: list[ScoringRow]
-    ) -> tuple[dict[Section, Judge], list[list[ResponseScore]] | list[list[MixedScore]]]:
+    ) -> tuple[dict[Expert, Judge], list[list[ResponseScore]] | list[list[MixedScore]]]:
         how, items = self.how, [row.item for row in rows]
         if how.alpha is None:
             one = await self.experts.score(items, expert=how.experts[0], section=how.section)
             return {how.experts[0]: one}, [item.scores for item in one.items]
         both = await self.experts.mixture(items, alpha=how.alpha, section=how.section)
-        return {name: getattr(both, name) for name in SECTIONS}, [item.scores for item in both.items]
+        return {name: getattr(both, name) for name in EXPERTS}, [item.scores for item in both.items]
 
     def _judgement(self, score: ResponseScore | MixedScore) -> Judgement:
-        experts: dict[Section, ResponseScore] = {
+        experts: dict[Expert, ResponseScore] = {
             name: score if isinstance(score, ResponseScore) else getattr(score, name) for name in self.how.experts
         }
         return Judgement(status=score.status, score=score.score, experts=experts)
 
-    def weights(self, expert: Section, judge: Judge) -> Weights:
+    def weights(self, expert: Expert, judge: Judge) -> Weights:
         """Those behind an answer. Raises ServiceError if they have changed, unless they may."""
         then = self.infos[expert]
         same = (then.version, then.attempt) == (judge.version, judge.attempt)

@@ -10,31 +10,31 @@ from rich.markup import escape
 
 from prism.errors import DataError
 from prism.jobs import Job, require_file, run_until_done
-from prism.scoring.batches import Judging, Line
+from prism.scoring.batches import ScoredLine, WhoJudges
 from prism.scoring.rows import reference_row
 from prism.scoring.score import FORM
 from prism.settings import describe
 from prism.wire.experts import CalibrationRequest, CalibrationState, ModelInfo, Reference
-from prism.wire.section import Section
+from prism.wire.section import Expert
 from prism.wire.weights import file_sha256
 
 
-def calibrate_on(file: Path, how: Judging) -> None:
+def calibrate_on(file: Path, how: WhoJudges) -> None:
     """Raises DataError if a side has too few scores, ServiceError if weights change: then nothing is calibrated."""
     require_file(file)
     sides = {name: Sides(name) for name in how.experts}
 
-    def keep(line: Line) -> None:
+    def keep(line: ScoredLine) -> None:
         for of_expert in sides.values():
             of_expert.add(line)
 
-    async def work() -> dict[Section, CalibrationState]:
+    async def work() -> dict[Expert, CalibrationState]:
         async with how.panel("nothing was calibrated: run it again when they rest") as panel:
             panel.experts.require_admin()
             with Job(FORM, file, None, keep=keep) as job:
                 await panel.run(job, "scoring the reference", lambda row: reference_row(row, file.parent))
             reference = Reference(name=file.name[-200:], sha256=file_sha256(file))
-            requests: dict[Section, CalibrationRequest] = {}
+            requests: dict[Expert, CalibrationRequest] = {}
             for name, info in panel.infos.items():
                 sides[name].failed = job.failed
                 requests[name] = sides[name].request(reference, info, how)
@@ -58,13 +58,13 @@ def calibrate_on(file: Path, how: Judging) -> None:
 class Sides:
     """One expert's scores of the reference."""
 
-    expert: Section
+    expert: Expert
     teacher: list[float] = field(default_factory=list)
     policy: list[float] = field(default_factory=list)
     without: Counter[str] = field(default_factory=Counter)
     failed: int = 0
 
-    def add(self, line: Line) -> None:
+    def add(self, line: ScoredLine) -> None:
         for number, response in enumerate(line.responses):
             side, scores = ("teacher", self.teacher) if number < line.teachers else ("policy", self.policy)
             score = response.experts[self.expert]
@@ -79,7 +79,7 @@ class Sides:
         why += [f"{self.failed} rows that could not be scored, named above"] if self.failed else []
         return f"left out: {', '.join(why)}" if why else "no response was left out"
 
-    def request(self, reference: Reference, info: ModelInfo, how: Judging) -> CalibrationRequest:
+    def request(self, reference: Reference, info: ModelInfo, how: WhoJudges) -> CalibrationRequest:
         """Raises DataError if a side has too few scores, or more than a service takes."""
         for side, scores in (("teacher", self.teacher), ("policy", self.policy)):
             if len(scores) < 2:

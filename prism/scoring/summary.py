@@ -7,23 +7,23 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from prism.scoring.batches import Judgement, Line
-from prism.wire.experts import ResponseScore, Status
+from prism.scoring.batches import Judgement, ScoredLine
+from prism.wire.experts import ResponseScore, ScoreStatus
 
-STATUSES: tuple[Status, ...] = ("ok", "invalid_format", "too_long", "error")
+STATUSES: tuple[ScoreStatus, ...] = ("ok", "invalid_format", "too_long", "error")
 QUANTILES = {"min": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1.0}
 
 
-class Summary:
+class ScoreSummary:
     """Numbers only, so that it holds for files of any length."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self._statuses: dict[str, Counter[Status]] = defaultdict(Counter)
+        self._statuses: dict[str, Counter[ScoreStatus]] = defaultdict(Counter)
         self._scores: dict[str, list[float]] = defaultdict(list)
         self._versions: dict[str, set[int]] = defaultdict(set)
 
-    def add(self, line: Line) -> None:
+    def add(self, line: ScoredLine) -> None:
         self.rows += 1
         for expert, weights in line.weights.items():
             self._versions[expert].add(weights.version)
@@ -47,13 +47,13 @@ class Summary:
         return table
 
 
-def _judges(line: Line, response: Judgement) -> Iterator[tuple[str, ResponseScore | Judgement]]:
+def _judges(line: ScoredLine, response: Judgement) -> Iterator[tuple[str, ResponseScore | Judgement]]:
     yield from response.experts.items()
     if line.alpha is not None:
         yield "mixture", response
 
 
-def rows_table(lines: list[Line]) -> Table:
+def rows_table(lines: list[ScoredLine]) -> Table:
     """Every response of a few rows. All lines are made in the same way."""
     table = Table("id")
     table.add_column("response", justify="right")

@@ -25,7 +25,7 @@ from prism.config import RunConfig
 from prism.errors import ServiceError
 from prism.files import write_json, write_text
 from prism.settings import load_settings
-from prism.wire.section import SECTIONS, Section
+from prism.wire.section import EXPERTS, Expert
 
 STOP_SECONDS = 15
 TAIL_LINES = 15
@@ -33,7 +33,7 @@ PR_SET_PDEATHSIG = 1
 
 
 @dataclass
-class Service:
+class ServiceProcess:
     """One process: how it is started, and where it says that it is ready."""
 
     name: str
@@ -54,12 +54,12 @@ class Stack:
     """
 
     def __init__(
-        self, config: RunConfig, model: Path, console: Console, *, experts: Mapping[Section, Path] | None = None
+        self, config: RunConfig, model: Path, console: Console, *, experts: Mapping[Expert, Path] | None = None
     ) -> None:
         """``model`` is what the policy starts from, and the experts too unless they have folders of their own."""
         self.config, self.console = config, console
         self._model = model.resolve()
-        self._expert_models = {e: (experts[e] if experts else model).resolve() for e in SECTIONS}
+        self._expert_models = {e: (experts[e] if experts else model).resolve() for e in EXPERTS}
         self._run_dir = config.run_dir.resolve()
         self._file = self._run_dir / "stack.json"
         self._tokens = self._known_tokens()
@@ -146,7 +146,7 @@ class Stack:
             "admin_token": self._tokens["admin_token"],
         }
 
-    def _describe(self) -> list[Service]:
+    def _describe(self) -> list[ServiceProcess]:
         config = self.config.stack
         weights = {
             "PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"),
@@ -156,11 +156,11 @@ class Stack:
         policy = {"PRISM_MODEL": str(self._model), "PRISM_MAX_MODEL_LEN": str(config.max_model_len)}
         policy |= {f"PRISM_{name.upper()}": value for name, value in config.policy_options.items()}
         services.append(self._service(1, "policy", ["policy"], weights | policy))
-        for index, expert in enumerate(SECTIONS, 2):
+        for index, expert in enumerate(EXPERTS, 2):
             threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
             own = {"PRISM_MODEL": str(self._expert_models[expert]), "PRISM_SEED": str(self.config.seed)}
             own |= {"PRISM_BLOBS": str(self._run_dir / "blobs")}
-            (other,) = set(SECTIONS) - {expert}
+            (other,) = set(EXPERTS) - {expert}
             peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
             services.append(self._service(index, expert, [expert], weights | threads | own | peer))
         services.append(self._service(4, "grader", ["grader"], {}))
@@ -169,11 +169,11 @@ class Stack:
             services.append(self._service(5 + worker, name, ["rollouts"], {"PRISM_WORKER": name}))
         return services
 
-    def _service(self, index: int, name: str, command: list[str], extra: dict[str, str]) -> Service:
+    def _service(self, index: int, name: str, command: list[str], extra: dict[str, str]) -> ServiceProcess:
         port = self._port(index)
         run = {"PRISM_RUN": self.config.name, "PRISM_STATE_DIR": str(self._run_dir / "services" / name)}
         environment = self.environment() | run | extra | {"PRISM_HOST": "127.0.0.1", "PRISM_PORT": str(port)}
-        return Service(
+        return ServiceProcess(
             name,
             [sys.executable, "-m", "prism", "serve", *command],
             environment,
@@ -182,7 +182,7 @@ class Stack:
             lambda: _http_ready(f"http://127.0.0.1:{port}/readyz"),
         )
 
-    def _redis(self) -> Service:
+    def _redis(self) -> ServiceProcess:
         folder = self._run_dir / "redis"
         port, password = self._port(0), self._tokens["redis"]
         # The password goes in a file: arguments can be read by anyone on the machine.
@@ -201,14 +201,14 @@ class Stack:
                 return str(error)
             return None
 
-        return Service("redis", [redis_server(), str(settings)], {}, port, self._logs / "redis.log", ready)
+        return ServiceProcess("redis", [redis_server(), str(settings)], {}, port, self._logs / "redis.log", ready)
 
-    def _spawn(self, service: Service) -> None:
+    def _spawn(self, service: ServiceProcess) -> None:
         service.log.parent.mkdir(parents=True, exist_ok=True)
         with service.log.open("ab") as log:
             service.process = start_process(service.command, service.environment, output=log)
 
-    def _await(self, services: list[Service], began: float) -> None:
+    def _await(self, services: list[ServiceProcess], began: float) -> None:
         waiting = list(services)
         while waiting:
             self.check()
@@ -294,7 +294,7 @@ def _http_ready(url: str) -> str | None:
 def service_ports(config: RunConfig) -> dict[str, int]:
     """Of the services that run on this machine, in the order of their ports."""
     workers = [f"rollouts-{worker + 1}" for worker in range(config.stack.rollout_workers)]
-    names = ["redis", "policy", *SECTIONS, "grader", *workers]
+    names = ["redis", "policy", *EXPERTS, "grader", *workers]
     ports = {name: config.stack.base_port + index for index, name in enumerate(names)}
     if os.environ.get("PRISM_REDIS_URL"):
         del ports["redis"]

@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prism.wire.messages import IMAGE, Message, Text, Wire, plain_message
-from prism.wire.section import Section
+from prism.wire.section import Expert
 
-Status = Literal["ok", "invalid_format", "too_long", "error"]
-Judged = Literal["perception", "reasoning", "all"]
+ScoreStatus = Literal["ok", "invalid_format", "too_long", "error"]
+JudgedText = Literal["perception", "reasoning", "all"]
 
 
 class Answer(BaseModel):
     """What a service answers: read leniently, so that an older client can talk to a newer service."""
 
 
-class Prompt(Wire):
+class PromptFields(Wire):
     """What was asked: chat messages, or plain text with images before it."""
 
     messages: list[Message] | None = Field(
@@ -44,13 +44,13 @@ class Prompt(Wire):
         return self.messages or [plain_message(self.prompt or "", self.images)]
 
 
-class ScoreItem(Prompt):
+class ScoreItem(PromptFields):
     """One prompt and the responses to it."""
 
     responses: list[Text] = Field(min_length=1, description="whole responses to the prompt, whoever wrote them")
 
 
-class Judging(Wire):
+class JudgingOptions(Wire):
     """How to judge, in every scoring request."""
 
     section: Literal["own", "all"] = Field(
@@ -68,7 +68,7 @@ _EXAMPLE_RESPONSE = "<caption>- two numbers</caption><think>2 + 2 = 4</think><an
 _EXAMPLE_ITEM: dict[str, Any] = _EXAMPLE_PROMPT | {"responses": [_EXAMPLE_RESPONSE]}
 
 
-class ScoreRequest(Judging):
+class ScoreRequest(JudgingOptions):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={"example": {"items": [_EXAMPLE_ITEM]}},
@@ -84,9 +84,9 @@ class Percentile(Answer):
 
 
 class ResponseScore(Answer):
-    status: Status
+    status: ScoreStatus
     score: float | None = Field(description="raw Bradley-Terry score; null unless status is ok")
-    section: Judged = Field(description="what was judged")
+    section: JudgedText = Field(description="what was judged")
     tokens: int | None = Field(default=None, description="tokens of what was judged, end token included")
     percentile: Percentile | None = Field(
         default=None, description="where the score lies among the reference's; null without a calibration"
@@ -104,7 +104,7 @@ class ItemScores(Answer):
 class Judge(Answer):
     """Who judged: every answer names the one version of one expert that judged all of it."""
 
-    expert: Section
+    expert: Expert
     version: int = Field(description="updates that the weights have seen; 0 as started")
     attempt: int = Field(description="attempt of the training run that pushed them; 0 as started")
 
@@ -113,7 +113,7 @@ class ScoreAnswer(Judge):
     items: list[ItemScores] = Field(description="one for each item, in order")
 
 
-class CompareRequest(Judging, Prompt):
+class CompareRequest(JudgingOptions, PromptFields):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
@@ -138,7 +138,7 @@ class MixtureRequest(ScoreRequest):
 
 
 class MixedScore(Answer):
-    status: Status = Field(description="ok where both experts scored; else what is wrong, perception's first")
+    status: ScoreStatus = Field(description="ok where both experts scored; else what is wrong, perception's first")
     score: float | None = Field(description="alpha · perception + (1 − alpha) · reasoning; null unless status is ok")
     perception: ResponseScore
     reasoning: ResponseScore

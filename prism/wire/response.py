@@ -9,11 +9,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from prism.wire.section import Section
+from prism.wire.section import Expert
 
-SECTIONS = ("caption", "think", "answer")
+TAGS = ("caption", "think", "answer")
 _TAG = re.compile(r"<(/?)(caption|think|answer)>")
-_SLASHES, _NAMES = ["", "/"] * len(SECTIONS), [name for name in SECTIONS for _ in range(2)]
+_SLASHES, _NAMES = ["", "/"] * len(TAGS), [name for name in TAGS for _ in range(2)]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ParsedResponse:
     def valid(self) -> bool:
         return not self.problems
 
-    def section(self, expert: Section) -> str:
+    def section(self, expert: Expert) -> str:
         """What this expert judges of a valid response, tags included. The reasoning expert never sees the caption."""
         if expert == "perception":
             return f"<caption>{self.caption}</caption>"
@@ -52,7 +52,7 @@ def parse_response(text: str) -> ParsedResponse:
         if not (before or gap or another_gap or after):
             if caption and think and answer:
                 return ParsedResponse(caption, think, answer, ())
-            held = zip(SECTIONS, (caption, think, answer), strict=True)
+            held = zip(TAGS, (caption, think, answer), strict=True)
             return ParsedResponse(caption, think, answer, tuple(f"empty <{name}>" for name, text in held if not text))
     tags = Counter(zip(names, map(bool, slashes), strict=True))
     return ParsedResponse("", "", "", problems=_problems(tags))
@@ -60,7 +60,7 @@ def parse_response(text: str) -> ParsedResponse:
 
 def _problems(tags: Counter[tuple[str, bool]]) -> tuple[str, ...]:
     problems: list[str] = []
-    for name in SECTIONS:
+    for name in TAGS:
         opened, closed = tags[name, False], tags[name, True]
         if not opened:
             problems.append(f"missing <{name}>")

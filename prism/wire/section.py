@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-Section = Literal["perception", "reasoning"]
-SECTIONS: tuple[Section, ...] = ("perception", "reasoning")
+Expert = Literal["perception", "reasoning"]
+EXPERTS: tuple[Expert, ...] = ("perception", "reasoning")

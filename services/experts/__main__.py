@@ -5,10 +5,10 @@ import sys
 from prism.http.app import serve
 from prism.services.experts.settings import ExpertSettings
 from prism.settings import load_settings
-from prism.wire.section import Section
+from prism.wire.section import Expert
 
 
-def main(expert: Section) -> None:
+def main(expert: Expert) -> None:
     settings = load_settings(ExpertSettings, expert=expert)
     from prism.services.experts.app import create_app  # with torch, for which a mistake in the settings need not wait
 

@@ -29,7 +29,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Group:
+class ScoringGroup:
     """Responses to one prompt, which is computed once for all of them."""
 
     prompt: Example
@@ -43,49 +43,49 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredGroups:
     scores: list[list[float]]
     """As the groups' responses."""
     version: Version
 
 
-class Job:
+class ScoringJob:
     """One request. Responses that are the same are one, so they cannot but get the same score."""
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[ScoringGroup]) -> None:
         self.groups = groups
         self.texts = {(group.key, tuple(ids)): group for group in groups for ids in group.responses}
         self.scores: dict[tuple[str, tuple[int, ...]], float] = {}
-        self.result: Future[Scored] = Future()
+        self.result: Future[ScoredGroups] = Future()
 
     def finish(self, version: Version) -> None:
         """Answer, if every response has its score."""
         if len(self.scores) == len(self.texts) and not self.result.done():
             scores = [[self.scores[group.key, tuple(ids)] for ids in group.responses] for group in self.groups]
-            self.result.set_result(Scored(scores, version))
+            self.result.set_result(ScoredGroups(scores, version))
 
 
 @dataclass
-class Batch:
+class ForwardBatch:
     """What goes through the model together: entries by the prompt's key, and whose each response is."""
 
     entries: dict[str, Branches] = field(default_factory=dict)
-    owners: list[tuple[Job, str, tuple[int, ...]]] = field(default_factory=list)
+    owners: list[tuple[ScoringJob, str, tuple[int, ...]]] = field(default_factory=list)
     tokens: int = 0
 
-    def cost(self, group: Group, text: tuple[int, ...]) -> int:
+    def cost(self, group: ScoringGroup, text: tuple[int, ...]) -> int:
         """Tokens that the response would add; its prompt counts where it is not here yet."""
         return len(text) + (0 if group.key in self.entries else len(group.prompt.input_ids))
 
-    def add(self, job: Job, group: Group, text: tuple[int, ...]) -> None:
+    def add(self, job: ScoringJob, group: ScoringGroup, text: tuple[int, ...]) -> None:
         self.tokens += self.cost(group, text)
         entry = self.entries.setdefault(group.key, Branches(group.prompt, group.key, group.image_keys))
         entry.responses.append(text)
         self.owners.append((job, group.key, text))
 
-    def alone(self, job: Job) -> "Batch":
+    def alone(self, job: ScoringJob) -> "ForwardBatch":
         """The part that one request has in this batch."""
-        part = Batch()
+        part = ForwardBatch()
         for owner, key, text in self.owners:
             if owner is job:
                 part.add(job, job.texts[key, text], text)
@@ -123,8 +123,8 @@ class ScoringEngine:
         self._max_batch_tokens, self._max_queue = max_batch_tokens, max_queue
         self._waiting = 0
         self._count = threading.Lock()
-        self._requests: queue.Queue[Job | Swap | None] = queue.Queue()
-        self._batches: queue.Queue[Batch | Swap | None] = queue.Queue(maxsize=1)
+        self._requests: queue.Queue[ScoringJob | Swap | None] = queue.Queue()
+        self._batches: queue.Queue[ForwardBatch | Swap | None] = queue.Queue(maxsize=1)
         self._swap_lock = threading.Lock()
         self._threads = [
             threading.Thread(target=target, name=f"{name}-{target.__name__.strip('_')}", daemon=True)
@@ -141,9 +141,9 @@ class ScoringEngine:
     def model(self) -> ExpertModel:
         return self._scorer.model
 
-    def submit(self, groups: Sequence[Group]) -> Future[Scored]:
+    def submit(self, groups: Sequence[ScoringGroup]) -> Future[ScoredGroups]:
         """Scores of one request and the version that gave them. Raises Overloaded if the queue is full."""
-        job = Job(groups)
+        job = ScoringJob(groups)
         if not job.texts:
             job.finish(self.version)
             return job.result
@@ -211,38 +211,38 @@ class ScoringEngine:
             self.name, place(model, self.device).eval(), self._image_token_id, cache_tokens=self._cache_tokens
         )
 
-    def _done(self, _: Future[Scored]) -> None:
+    def _done(self, _: Future[ScoredGroups]) -> None:
         with self._count:
             self._waiting -= 1
 
     def _build(self) -> None:
         """Pack requests into batches. While the model is busy requests gather, and the next batch holds more."""
-        batch = Batch()
+        batch = ForwardBatch()
         while True:
             try:
                 work = self._requests.get(block=not batch.owners)
             except queue.Empty:
                 self._batches.put(batch)
-                batch = Batch()
+                batch = ForwardBatch()
                 continue
-            if isinstance(work, Job):
+            if isinstance(work, ScoringJob):
                 batch = self._pack(work, batch)
                 continue
             if batch.owners:
                 self._batches.put(batch)
-                batch = Batch()
+                batch = ForwardBatch()
             self._batches.put(work)
             if work is None:
                 return
 
-    def _pack(self, job: Job, batch: Batch) -> Batch:
+    def _pack(self, job: ScoringJob, batch: ForwardBatch) -> ForwardBatch:
         """Add the request to the batch, and to new ones whenever one is full. Returns the last, not yet sent."""
         if not job.result.set_running_or_notify_cancel():
             return batch  # nobody waits for it any more
         for (_, text), group in job.texts.items():
             if batch.owners and batch.tokens + batch.cost(group, text) > self._max_batch_tokens:
                 self._batches.put(batch)
-                batch = Batch()
+                batch = ForwardBatch()
             batch.add(job, group, text)
         return batch
 
@@ -254,7 +254,7 @@ class ScoringEngine:
             else:
                 self._score(work)
 
-    def _score(self, batch: Batch) -> None:
+    def _score(self, batch: ForwardBatch) -> None:
         try:
             scores = self._scorer.score(list(batch.entries.values()))
         except Exception as error:

@@ -12,9 +12,9 @@ from jinja2 import TemplateError
 from prism.data.rows import open_image
 from prism.errors import DataError
 from prism.model.inputs import Example, InputBuilder
-from prism.services.experts.engine import Group
+from prism.services.experts.engine import ScoringGroup
 from prism.services.experts.settings import ExpertSettings
-from prism.wire.experts import Judged, Judging, ResponseScore, ScoreItem, ScoreRequest, Status
+from prism.wire.experts import JudgedText, JudgingOptions, ResponseScore, ScoreItem, ScoreRequest, ScoreStatus
 from prism.wire.messages import Message, from_json, image_parts
 from prism.wire.response import parse_response
 
@@ -36,11 +36,11 @@ Readied = Pixels | DataError | TooLong
 
 
 @dataclass(frozen=True)
-class Plan:
+class ItemPlan:
     """One item made ready: the answers that need no model, None where the next response of the group gives one."""
 
     answers: list[ResponseScore | None]
-    group: Group | None
+    group: ScoringGroup | None
 
 
 class Planner:
@@ -62,10 +62,10 @@ class Planner:
             if count > limit:
                 raise HTTPException(413, f"{count} {what} are over the limit of {limit} (PRISM_{name.upper()})")
 
-    def plan(self, request: ScoreRequest, sources: dict[str, bytes | DataError]) -> list[Plan]:
+    def plan(self, request: ScoreRequest, sources: dict[str, bytes | DataError]) -> list[ItemPlan]:
         """One for each item. ``sources`` holds the images by the names that the request has for them."""
         images: dict[str, Readied] = {}
-        plans: list[Plan] = []
+        plans: list[ItemPlan] = []
         for item in request.items:
             try:
                 plans.append(self._plan_item(item, request.section == "all", sources, images))
@@ -81,7 +81,7 @@ class Planner:
         whole: bool,
         sources: dict[str, bytes | DataError],
         images: dict[str, Readied],
-    ) -> Plan:
+    ) -> ItemPlan:
         """Raises DataError, TemplateError or TooLong for a prompt that cannot be used.
 
         ``images`` holds those of earlier items.
@@ -105,10 +105,10 @@ class Planner:
             answers.append(None)
             responses.append(ids)
         if not responses:
-            return Plan(answers, None)
+            return ItemPlan(answers, None)
         image_keys = tuple(image.sha256 for image in pixels)
         key = hashlib.sha256(array("q", prompt.input_ids).tobytes() + "".join(image_keys).encode()).hexdigest()
-        return Plan(answers, Group(prompt, key, image_keys, responses))
+        return ItemPlan(answers, ScoringGroup(prompt, key, image_keys, responses))
 
     def _pixels(self, data: bytes | DataError, images: dict[str, Readied]) -> Pixels:
         """An image, made ready once a request. Raises DataError or TooLong."""
@@ -168,13 +168,13 @@ class Planner:
                 f"{count} characters, over the limit of {self.settings.max_text_chars} (PRISM_MAX_TEXT_CHARS)"
             )
 
-    def judged(self, whole: bool) -> Judged:
+    def judged(self, whole: bool) -> JudgedText:
         return "all" if whole else self.settings.expert
 
-    def _all(self, item: ScoreItem, status: Status, detail: str, request: Judging) -> Plan:
+    def _all(self, item: ScoreItem, status: ScoreStatus, detail: str, request: JudgingOptions) -> ItemPlan:
         section = self.judged(request.section == "all")
-        return Plan([unscored(status, section, detail) for _ in item.responses], None)
+        return ItemPlan([unscored(status, section, detail) for _ in item.responses], None)
 
 
-def unscored(status: Status, section: Judged, detail: str) -> ResponseScore:
+def unscored(status: ScoreStatus, section: JudgedText, detail: str) -> ResponseScore:
     return ResponseScore(status=status, score=None, section=section, detail=detail)

@@ -15,7 +15,7 @@ from prism.services.experts import metrics
 from prism.services.experts.calibration import Calibration, keep, read_kept, sigmoid
 from prism.services.experts.engine import ScoringEngine, Version
 from prism.services.experts.images import ImageSources
-from prism.services.experts.planner import Plan, Planner, unscored
+from prism.services.experts.planner import ItemPlan, Planner, unscored
 from prism.services.experts.settings import ExpertSettings
 from prism.wire.experts import (
     CalibrationRequest,
@@ -23,8 +23,8 @@ from prism.wire.experts import (
     CompareAnswer,
     CompareRequest,
     ItemScores,
-    Judged,
-    Judging,
+    JudgedText,
+    JudgingOptions,
     ModelInfo,
     ResponseScore,
     ScoreAnswer,
@@ -155,11 +155,13 @@ class Scorer:
             calibration=calibration,
         )
 
-    def _check_version(self, version: Version, request: Judging) -> None:
+    def _check_version(self, version: Version, request: JudgingOptions) -> None:
         if request.min_version is not None and version.version < request.min_version:
             raise HTTPException(409, f"version {version.version} is loaded, {request.min_version} is asked for")
 
-    def _answers(self, plan: Plan, values: Iterator[float], version: Version, request: Judging) -> list[ResponseScore]:
+    def _answers(
+        self, plan: ItemPlan, values: Iterator[float], version: Version, request: JudgingOptions
+    ) -> list[ResponseScore]:
         calibration = self.calibration
         if calibration and not calibration.fits(version.version, version.attempt, request.section):
             calibration = None
@@ -174,7 +176,7 @@ class Scorer:
         return scores
 
 
-def _scored(value: float, section: Judged, tokens: int, calibration: Calibration | None) -> ResponseScore:
+def _scored(value: float, section: JudgedText, tokens: int, calibration: Calibration | None) -> ResponseScore:
     if not math.isfinite(value):
         return unscored("error", section, "the model's score is not finite").model_copy(update={"tokens": tokens})
     return ResponseScore(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prism.model.expert import ExpertModel
 from prism.model.inputs import Example
-from prism.model.shared_prefix import Layout, Prefix, prompt_positions
+from prism.model.shared_prefix import PackedLayout, Prefix, prompt_positions
 from prism.services.experts import metrics
 
 KNOWN_SCORES = 65_536  # texts whose score is remembered: the same text gets the same score, bit for bit
@@ -107,7 +107,7 @@ class PrefixScorer:
         self._run(
             embeds,
             torch.cat(positions, -1).to(self._device),
-            Layout(lengths, prefixes=prefixes, device=self._device),
+            PackedLayout(lengths, prefixes=prefixes, device=self._device),
             **vision,
         )
         return prefixes
@@ -123,7 +123,7 @@ class PrefixScorer:
         hidden = self._run(
             self.model.model.get_input_embeddings()(row.to(self._device)),
             torch.cat(position).to(self._device).expand(3, 1, -1),
-            Layout(
+            PackedLayout(
                 lengths,
                 prefixes=prefixes,
                 branches=[len(branches) for branches in texts],
@@ -133,7 +133,7 @@ class PrefixScorer:
         last = torch.tensor(lengths).cumsum(0) - 1
         return self.model.read(hidden[0, last.to(self._device)]).tolist()
 
-    def _run(self, embeds: Tensor, positions: Tensor, layout: Layout, **vision: Any) -> Tensor:
+    def _run(self, embeds: Tensor, positions: Tensor, layout: PackedLayout, **vision: Any) -> Tensor:
         """Last hidden states [1, T, H] of a packed row; positions [3, 1, T]."""
         metrics.TOKENS.labels(self._name).inc(embeds.shape[1])
         out = self.model.model.language_model(

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, IPvAnyNetwork
 from pydantic_settings import NoDecode
 
 from prism.settings import WeightsSettings
-from prism.wire.section import Section
+from prism.wire.section import Expert
 
 
 def _by_comma(value: object) -> object:
@@ -14,7 +14,7 @@ def _by_comma(value: object) -> object:
 
 
 class ExpertSettings(WeightsSettings):
-    expert: Section = Field(description="which section of a response this deployment judges")
+    expert: Expert = Field(description="which section of a response this deployment judges")
     blobs: str | None = Field(None, description="blob store for images named by sha256; unset: no such images")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the weights; bfloat16 on GPUs")
     seed: int = Field(0, description="seed of a new head, where the model folder has none")

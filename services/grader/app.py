@@ -12,7 +12,7 @@ from prism.http import app as service
 from prism.services.grader import sandbox
 from prism.services.grader.engine import Grader
 from prism.services.grader.pool import ChunkFailed, CompareChunk
-from prism.services.grader.protocol import GradeRequest, GradeResponse, Problem, to_wire
+from prism.services.grader.protocol import GradeRequest, GradeResponse, Refusal, to_wire
 from prism.services.grader.settings import GraderSettings
 from prism.services.grader.worker import compare_chunk
 
@@ -62,7 +62,7 @@ def create_app(settings: GraderSettings, function: CompareChunk = compare_chunk)
         "/v1/grade",
         tags=["grading"],
         response_model=GradeResponse,
-        responses={413: {"model": Problem, "description": "body or batch over the limit, which is named"}},
+        responses={413: {"model": Refusal, "description": "body or batch over the limit, which is named"}},
     )
     async def grade(request: GradeRequest) -> Response:
         """Grade a batch: one verdict for each item, in order.

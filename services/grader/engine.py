@@ -14,10 +14,10 @@ from cachetools import LRUCache, TTLCache
 
 from prism.services.grader import kinds, metrics
 from prism.services.grader.extract import Reading, read_response
-from prism.services.grader.judge import Judge
+from prism.services.grader.judge import LlmJudge
 from prism.services.grader.pool import CompareChunk, WorkerPool
 from prism.services.grader.settings import EngineSettings
-from prism.services.grader.verdict import Item, Outcome, RewardFormula, Rules, Task, Verdict, shown
+from prism.services.grader.verdict import AnswerPair, GradedItem, Item, Outcome, RewardFormula, Rules, shown
 from prism.services.grader.worker import compare_chunk
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Grader:
     def __init__(self, settings: EngineSettings, function: CompareChunk = compare_chunk) -> None:
         self._settings, self._formula = settings, settings.formula
         self._pool = WorkerPool(settings, function)
-        self._judge = Judge(settings)
+        self._judge = LlmJudge(settings)
         self._kept: LRUCache[bytes, Outcome] = LRUCache(settings.cache_items)
         self._failed: TTLCache[bytes, Outcome] = TTLCache(settings.cache_items, FAILED_SECONDS)
         self._at_work: dict[bytes, asyncio.Future[Outcome]] = {}
@@ -45,16 +45,16 @@ class Grader:
         """Returns once every worker has answered. Raises ChunkFailed if one cannot."""
         await self._pool.warm_up()
 
-    async def grade(self, items: Sequence[Item], rules: Rules) -> list[Verdict]:
+    async def grade(self, items: Sequence[Item], rules: Rules) -> list[GradedItem]:
         """A verdict for each item, in order. Never raises for what an item does."""
         with metrics.waiting(len(items)):
             verdicts = await self._grade(items, rules)
         metrics.observe(verdicts)
         return verdicts
 
-    async def _grade(self, items: Sequence[Item], rules: Rules) -> list[Verdict]:
-        verdicts: list[Verdict | None] = []
-        waiting: list[tuple[int, Reading, Task]] = []
+    async def _grade(self, items: Sequence[Item], rules: Rules) -> list[GradedItem]:
+        verdicts: list[GradedItem | None] = []
+        waiting: list[tuple[int, Reading, AnswerPair]] = []
         turn = time.perf_counter()
         for index, item in enumerate(items):
             start = time.perf_counter()
@@ -63,11 +63,13 @@ class Grader:
                 start = turn = time.perf_counter()
             verdict = None
             if problem := self._too_long(item):
-                verdict = Verdict("error", detail=problem)
+                verdict = GradedItem("error", detail=problem)
             else:
                 reading = read_response(item.response, item.kind, rules)
                 # Of a response that breaks the format only the gold answer is looked at.
-                task = Task(item.kind, None if reading.format == 0.0 else reading.answer, item.golds, item.options)
+                task = AnswerPair(
+                    item.kind, None if reading.format == 0.0 else reading.answer, item.golds, item.options
+                )
                 if item.kind != "judge" and kinds.is_fast(task):
                     outcome = compare_here(task)
                     verdict = conclude(item, reading, outcome, rules, self._formula, time.perf_counter() - start)
@@ -82,11 +84,11 @@ class Grader:
                 )
         return [verdict for verdict in verdicts if verdict is not None]
 
-    async def _compare(self, tasks: list[Task]) -> list[Outcome]:
+    async def _compare(self, tasks: list[AnswerPair]) -> list[Outcome]:
         """Each from the cache, from whoever compares the same at this moment, or new."""
         keys = [content_key(task) for task in tasks]
         found: dict[bytes, Outcome | asyncio.Future[Outcome]] = {}
-        new: dict[bytes, Task] = {}
+        new: dict[bytes, AnswerPair] = {}
         for key, task in zip(keys, tasks, strict=True):
             if key in found:
                 continue
@@ -116,7 +118,7 @@ class Grader:
         self._comparing.add(task)
         task.add_done_callback(self._comparing.discard)
 
-    async def _ask_workers(self, tasks: dict[bytes, Task]) -> None:
+    async def _ask_workers(self, tasks: dict[bytes, AnswerPair]) -> None:
         outcomes: Iterable[Outcome] = [Outcome("error", detail="the comparison was given up")] * len(tasks)
         try:
             outcomes = await self._pool.compare(list(tasks.values()))
@@ -125,7 +127,7 @@ class Grader:
                 metrics.ITEM_SECONDS.observe(outcome.elapsed_seconds)
                 self._keep(key, outcome)
 
-    async def _ask_judge(self, key: bytes, task: Task) -> None:
+    async def _ask_judge(self, key: bytes, task: AnswerPair) -> None:
         outcome = Outcome("error", detail="the judgement was given up")
         start = time.perf_counter()
         try:
@@ -156,7 +158,7 @@ class Grader:
         self._pool.close()
 
 
-def compare_here(task: Task) -> Outcome:
+def compare_here(task: AnswerPair) -> Outcome:
     """A fast comparison. A bug in it costs its item, not the request."""
     try:
         return kinds.compare(task)
@@ -165,18 +167,18 @@ def compare_here(task: Task) -> Outcome:
         return Outcome("error", detail=f"comparing raised {type(error).__name__}")
 
 
-def content_key(task: Task) -> bytes:
+def content_key(task: AnswerPair) -> bytes:
     """The same for the same answer, gold answers, kind and options, in any process."""
     return hashlib.blake2b(repr(task).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def conclude(
     item: Item, reading: Reading, outcome: Outcome, rules: Rules, formula: RewardFormula, elapsed_seconds: float
-) -> Verdict:
+) -> GradedItem:
     """The verdict: numbers only where something was judged."""
     extracted = None if reading.answer is None else shown(reading.answer)
     if outcome.status in ("unparseable_gold", "timeout", "error"):
-        return Verdict(outcome.status, extracted=extracted, detail=outcome.detail, elapsed_seconds=elapsed_seconds)
+        return GradedItem(outcome.status, extracted=extracted, detail=outcome.detail, elapsed_seconds=elapsed_seconds)
     components = dict(outcome.components)
     penalty = None
     if rules.overlong and item.tokens is not None:
@@ -187,7 +189,7 @@ def conclude(
         status, accuracy, detail = "unparseable_answer", 0.0, f"{reading.problem}: counted as wrong"
     else:
         status, accuracy, detail = outcome.status, outcome.accuracy, outcome.detail
-    return Verdict(
+    return GradedItem(
         status,
         accuracy,
         reading.format,

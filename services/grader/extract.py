@@ -7,7 +7,7 @@ answer is …".
 import re
 from dataclasses import dataclass
 
-from prism.services.grader.verdict import Kind, Rules
+from prism.services.grader.verdict import AnswerKind, Rules
 from prism.wire.response import parse_response
 
 _BOXED = re.compile(r"\\f?box(?:ed)?\s*\{")
@@ -29,7 +29,7 @@ class Reading:
     problem: str | None = None
 
 
-def read_response(text: str, kind: Kind, rules: Rules) -> Reading:
+def read_response(text: str, kind: AnswerKind, rules: Rules) -> Reading:
     """Never raises. A broken format has no answer to compare, but the answer it would have had is shown."""
     if rules.format == "required":
         parsed = parse_response(text)
@@ -53,7 +53,7 @@ def read_response(text: str, kind: Kind, rules: Rules) -> Reading:
     return Reading(None, None, f"no answer found (looked for: {', '.join(rules.extract)})")
 
 
-def narrow(section: str, kind: Kind, rules: Rules) -> str:
+def narrow(section: str, kind: AnswerKind, rules: Rules) -> str:
     """The answer inside an answer section: its last box, or what follows "the answer is", or all of it."""
     if kind in _READS_WHOLE_SECTION:
         return section

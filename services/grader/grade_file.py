@@ -14,7 +14,7 @@ from rich.table import Table
 
 from prism.clients.http import ServiceClient
 from prism.errors import ConfigError, DataError
-from prism.jobs import ForeignOutput, Form, Job, Result, Row, progress_bar, read_rows, run_until_done
+from prism.jobs import ForeignOutput, Form, GradingRow, Job, Result, progress_bar, read_rows, run_until_done
 from prism.services.grader.protocol import GradeItem, GradeRequest, GradeRules, to_wire
 from prism.services.grader.settings import EngineSettings
 from prism.settings import describe
@@ -58,7 +58,7 @@ def grade_file(
     async def work() -> None:
         async with _server(url) if url else _in_process(settings) as ask:
 
-            async def grade(rows: list[Row]) -> list[Result[Verdict]]:
+            async def grade(rows: list[GradingRow]) -> list[Result[Verdict]]:
                 graded = await ask(GradeRequest(items=[read_item(file, row, kind) for row in rows], rules=read_by))
                 pairs = zip(rows, graded, strict=True)
                 return [Result({"line": row.number, "row": row.digest} | verdict) for row, verdict in pairs]
@@ -80,7 +80,7 @@ def read_kinds(file: Path, kind: str) -> list[str]:
     return [read_item(file, row, kind).kind for row in read_rows(file)]
 
 
-def read_item(file: Path, row: Row, kind: str) -> GradeItem:
+def read_item(file: Path, row: GradingRow, kind: str) -> GradeItem:
     """``kind`` is that of rows that name none. Raises DataError with file and line."""
     try:
         values = json.loads(row.text)

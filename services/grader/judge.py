@@ -10,7 +10,7 @@ import json
 import httpx
 
 from prism.services.grader.settings import EngineSettings
-from prism.services.grader.verdict import Outcome, Task
+from prism.services.grader.verdict import AnswerPair, Outcome
 
 MAX_JUDGED_CHARS = 16_384
 _SYSTEM = (
@@ -21,7 +21,7 @@ _SYSTEM = (
 )
 
 
-class Judge:
+class LlmJudge:
     """Off without a URL. ``max_calls`` is the budget of this process: when it is used up, the status is error."""
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -33,7 +33,7 @@ class Judge:
             timeout=settings.judge_timeout_seconds, headers={"Authorization": f"Bearer {token}"} if token else {}
         )
 
-    async def compare(self, task: Task) -> Outcome:
+    async def compare(self, task: AnswerPair) -> Outcome:
         """Never raises for what the judge does."""
         url = self._settings.judge_url
         golds = [gold for gold in task.golds if gold.strip()]
@@ -65,7 +65,7 @@ class Judge:
             return Outcome("error", detail="the judge's reply is not in the verdict format")
         return Outcome("ok", float(verdict), f"judge: {self._settings.judge_model}")
 
-    def _request(self, task: Task, golds: list[str]) -> dict[str, object]:
+    def _request(self, task: AnswerPair, golds: list[str]) -> dict[str, object]:
         case = {"question": task.options.question, "references": golds, "candidate": task.answer}
         return {
             "model": self._settings.judge_model,

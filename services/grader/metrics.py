@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from prism.services.grader.verdict import Verdict
+from prism.services.grader.verdict import GradedItem
 
 VERDICTS = Counter("prism_grader_verdicts", "Verdicts given, by status", ["status"])
 ITEM_SECONDS = Histogram(
@@ -36,6 +36,6 @@ def waiting(items: int) -> Iterator[None]:
         QUEUED.dec(items)
 
 
-def observe(verdicts: Iterable[Verdict]) -> None:
+def observe(verdicts: Iterable[GradedItem]) -> None:
     for status, count in Counts(verdict.status for verdict in verdicts).items():
         VERDICTS.labels(status).inc(count)

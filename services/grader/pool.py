@@ -31,12 +31,12 @@ from pebble.common.types import CONSTS
 
 from prism.services.grader import metrics
 from prism.services.grader.settings import EngineSettings
-from prism.services.grader.verdict import Outcome, Task
+from prism.services.grader.verdict import AnswerPair, Outcome
 from prism.services.grader.worker import compare_chunk, set_up
 
 log = logging.getLogger(__name__)
 
-CompareChunk = Callable[[list[Task], float | None, float], list[Outcome | None]]
+CompareChunk = Callable[[list[AnswerPair], float | None, float], list[Outcome | None]]
 
 # A chunk that no worker has begun this many seconds after its deadline lies with a worker that is stopped or stuck.
 START_GRACE_SECONDS = 10.0
@@ -58,7 +58,7 @@ def preload(*modules: str) -> None:
 
 preload()
 
-WARM_UP = Task("math", "1", ("1",))
+WARM_UP = AnswerPair("math", "1", ("1",))
 
 
 class ChunkFailed(Exception):
@@ -84,7 +84,7 @@ class Slot:
         self._future: Future[list[Outcome | None]] | None = None
         self._closing = False
 
-    def compare(self, tasks: list[Task], patience: float | None, deadline: float) -> list[Outcome | None]:
+    def compare(self, tasks: list[AnswerPair], patience: float | None, deadline: float) -> list[Outcome | None]:
         """Raises ChunkFailed if there are no outcomes by the deadline, or none at all."""
         pool = self._pool = self._pool or self._create()
         future: Future[list[Outcome | None]] | None = None
@@ -165,11 +165,11 @@ class Lane:
         # As many threads as slots: whoever runs in one finds a free slot.
         self.threads = ThreadPoolExecutor(len(slots), thread_name_prefix="grader-slot")
 
-    async def compare(self, tasks: list[Task]) -> list[Outcome | None]:
+    async def compare(self, tasks: list[AnswerPair]) -> list[Outcome | None]:
         """Raises ChunkFailed."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, self._compare, tasks)
 
-    def _compare(self, tasks: list[Task]) -> list[Outcome | None]:
+    def _compare(self, tasks: list[AnswerPair]) -> list[Outcome | None]:
         slot = self._free.get()
         start = time.perf_counter()
         try:
@@ -193,14 +193,14 @@ class WorkerPool:
         slow = [Slot(settings, function, SLOW_NICENESS) for _ in range(settings.slow_workers)]
         self._slow = Lane(slow, None, settings.deadline_seconds)
 
-    async def compare(self, tasks: Sequence[Task]) -> list[Outcome]:
+    async def compare(self, tasks: Sequence[AnswerPair]) -> list[Outcome]:
         """An outcome for each task, in order. Never raises for what a task does."""
         workers = len(self._fast.slots)
         size = max(1, min(self._chunk_items, -(-len(tasks) // workers)))
         # So few chunks of one caller wait at a time that a small batch never stands behind all of a large one.
         room = asyncio.Semaphore(2 * workers)
 
-        async def run(chunk: list[Task]) -> list[Outcome]:
+        async def run(chunk: list[AnswerPair]) -> list[Outcome]:
             async with room:
                 return await self._run(chunk)
 
@@ -212,7 +212,7 @@ class WorkerPool:
         # One chunk for each thread at once: no slot can take two of them while another has none.
         await asyncio.gather(*(self._ask(lane, WARM_UP) for lane in (self._fast, self._slow) for _ in lane.slots))
 
-    async def _run(self, tasks: list[Task]) -> list[Outcome]:
+    async def _run(self, tasks: list[AnswerPair]) -> list[Outcome]:
         try:
             outcomes = await self._fast.compare(tasks)
         except ChunkFailed as failure:
@@ -235,13 +235,13 @@ class WorkerPool:
             for outcome in outcomes
         ]
 
-    async def _run_slowly(self, task: Task) -> Outcome:
+    async def _run_slowly(self, task: AnswerPair) -> Outcome:
         try:
             return await self._ask(self._slow, task)
         except ChunkFailed as failure:
             return failure.outcome()
 
-    async def _ask(self, lane: Lane, task: Task) -> Outcome:
+    async def _ask(self, lane: Lane, task: AnswerPair) -> Outcome:
         """Twice if the worker is lost, for it may have been dead before. Raises ChunkFailed."""
         try:
             [outcome] = await lane.compare([task])

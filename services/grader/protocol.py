@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from prism.services.grader import verdict
-from prism.services.grader.verdict import DEFAULT_OPTIONS, Kind, Options, PartKind, Source, Status
+from prism.services.grader.verdict import DEFAULT_OPTIONS, AnswerKind, Options, PartKind, Source, VerdictStatus
 from prism.wire.messages import Text, well_formed
 
 ShortText = Annotated[str, Field(max_length=4096), BeforeValidator(well_formed)]
@@ -59,7 +59,7 @@ class GradeItem(BaseModel):
     gold: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] = Field(
         description="the right answer, or several that are equally right", examples=["7", ["7", "seven"]]
     )
-    kind: Kind = Field(
+    kind: AnswerKind = Field(
         "auto",
         description="number: exact value within a tolerance; units, percent, thousands, scientific, fractions. choice: "
         "A to H, or the option's text. text: equal once normalised (Unicode, case, white space, trailing full stop), "
@@ -106,7 +106,7 @@ class GradeRules(BaseModel):
     overlong: Overlong | None = Field(None, description="adds the soft over-long penalty; items then need tokens")
 
     def plain(self) -> verdict.Rules:
-        overlong = verdict.Overlong(self.overlong.limit, self.overlong.buffer) if self.overlong else None
+        overlong = verdict.OverlongPenalty(self.overlong.limit, self.overlong.buffer) if self.overlong else None
         return verdict.Rules(self.format, tuple(self.extract), overlong)
 
 
@@ -125,7 +125,7 @@ class GradeVerdict(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: str | None = Field(None, description="the item's id, if it had one")
-    status: Status = Field(
+    status: VerdictStatus = Field(
         description="ok: compared. invalid_format: the response breaks the format and earns 0. unparseable_answer: "
         "well-formed, but the answer cannot be read as the gold answer's kind: wrong. unparseable_gold, timeout, "
         "error: not judged, all numbers null."
@@ -150,13 +150,13 @@ class GradeResponse(BaseModel):
     verdicts: list[GradeVerdict]
 
 
-class Problem(BaseModel):
+class Refusal(BaseModel):
     """Why a request was refused."""
 
     detail: str
 
 
-def to_wire(item: GradeItem, given: verdict.Verdict) -> dict[str, Any]:
+def to_wire(item: GradeItem, given: verdict.GradedItem) -> dict[str, Any]:
     """A GradeVerdict as JSON's values. Not by way of the model, which would cost more than most comparisons."""
     return {
         "id": item.id,

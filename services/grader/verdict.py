@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Kind = Literal["auto", "math", "number", "choice", "text", "multi", "box", "judge"]
+AnswerKind = Literal["auto", "math", "number", "choice", "text", "multi", "box", "judge"]
 PartKind = Literal["auto", "math", "number", "choice", "text", "box"]
-Status = Literal["ok", "invalid_format", "unparseable_answer", "unparseable_gold", "timeout", "error"]
+VerdictStatus = Literal["ok", "invalid_format", "unparseable_answer", "unparseable_gold", "timeout", "error"]
 Source = Literal["answer", "boxed", "phrase", "whole"]
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 MAX_SHOWN_CHARS = 500
 
 
@@ -53,10 +53,10 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class AnswerPair:
     """One comparison: an extracted answer with its equivalent gold answers. ``answer`` None: only the gold is read."""
 
-    kind: Kind
+    kind: AnswerKind
     answer: str | None
     golds: tuple[str, ...]
     options: Options = DEFAULT_OPTIONS
@@ -66,7 +66,7 @@ class Task:
 class Outcome:
     """What became of a task. ``accuracy`` is None where nothing was compared: that is no 0."""
 
-    status: Status
+    status: VerdictStatus
     accuracy: float | None = None
     how: str | None = None
     detail: str | None = None
@@ -75,7 +75,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Overlong:
+class OverlongPenalty:
     """DAPO's soft penalty: 0 up to ``limit - buffer`` tokens, then linear down to -1 at ``limit``, -1 beyond."""
 
     limit: int
@@ -91,7 +91,7 @@ class Rules:
 
     format: Literal["required", "ignored"] = "required"
     extract: tuple[Source, ...] = ("answer", "boxed", "phrase")
-    overlong: Overlong | None = None
+    overlong: OverlongPenalty | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Item:
 
     response: str
     golds: tuple[str, ...]
-    kind: Kind = "auto"
+    kind: AnswerKind = "auto"
     options: Options = DEFAULT_OPTIONS
     tokens: int | None = None
 
@@ -125,10 +125,10 @@ class RewardFormula:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GradedItem:
     """``reward`` is None wherever the response was not judged: that is no 0, and learners mask it."""
 
-    status: Status
+    status: VerdictStatus
     accuracy: float | None = None
     format: float | None = None
     reward: float | None = None

@@ -15,7 +15,7 @@ from types import FrameType
 
 from prism.services.grader import sandbox
 from prism.services.grader.kinds import compare
-from prism.services.grader.verdict import Outcome, Task
+from prism.services.grader.verdict import AnswerPair, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def set_up(memory_mib: int, niceness: int) -> None:
     sandbox.deny_network_and_programs()
 
 
-def compare_chunk(tasks: list[Task], patience: float | None, cpu_seconds: float) -> list[Outcome | None]:
+def compare_chunk(tasks: list[AnswerPair], patience: float | None, cpu_seconds: float) -> list[Outcome | None]:
     """An outcome for each task, in order. None: not begun, for the chunk had taken ``patience`` seconds twice.
 
     A task that takes longer than ``patience`` gets the status timeout, and the next one its turn. These are seconds of
@@ -59,7 +59,7 @@ def compare_chunk(tasks: list[Task], patience: float | None, cpu_seconds: float)
     return outcomes
 
 
-def _compare(task: Task, patience: float | None) -> Outcome:
+def _compare(task: AnswerPair, patience: float | None) -> Outcome:
     try:
         with _timer(patience):
             return compare(task)

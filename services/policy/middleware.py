@@ -24,7 +24,7 @@ from prism.http.auth import OPEN_PATHS, refusal
 from prism.services.policy import metrics
 from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, NotServing, Phase
-from prism.services.policy.push import PushRefused, Weights
+from prism.services.policy.push import PushRefused, ServedWeights
 from prism.services.policy.refusals import Translate, status_of
 from prism.services.policy.settings import PolicySettings
 from prism.settings import describe, load_settings
@@ -69,7 +69,7 @@ class PolicyMiddleware:
         self.settings = settings or load_settings(PolicySettings)
         self.gate = Gate()
         self.engine = Engine(app, self.settings.served_name)
-        self.weights = Weights(self.settings, self.engine, self.gate)
+        self.weights = ServedWeights(self.settings, self.engine, self.gate)
         telemetry.start("prism-policy")
         logs.about(run=self.settings.run)
         self._limited = BodyLimit(traced(self._route), self.settings.body_limit, "PRISM_BODY_LIMIT")

@@ -43,7 +43,7 @@ class PushRefused(Exception):
     reason: str
 
 
-class Weights:
+class ServedWeights:
     """Which weights are loaded, and the only way to change them. For one event loop; pushes take turns."""
 
     def __init__(self, settings: PolicySettings, engine: Engine, gate: Gate) -> None:

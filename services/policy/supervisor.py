@@ -25,7 +25,7 @@ MAX_BACKOFF = 30.0
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
 
-class Failed(Exception):
+class ServerFailed(Exception):
     """The server is to be restarted; the message says why."""
 
 
@@ -56,7 +56,7 @@ class Supervisor:
             try:
                 await self._unless_stopped(self._watch(process, lived))
                 break  # asked to stop
-            except Failed as failed:
+            except ServerFailed as failed:
                 reason = str(failed)
             finally:
                 await self._end(process)
@@ -135,7 +135,7 @@ class Supervisor:
                 if living.done():
                     await living
                 code = await dying
-                raise Failed(f"it died, {_ending(code)}")
+                raise ServerFailed(f"it died, {_ending(code)}")
             finally:
                 living.cancel()
                 await asyncio.gather(living, return_exceptions=True)
@@ -153,10 +153,10 @@ class Supervisor:
                     asked = time.monotonic()
                 heard = time.monotonic()
             except httpx.TimeoutException:
-                raise Failed(f"it did not answer within {self.settings.hang_deadline:g} s") from None
+                raise ServerFailed(f"it did not answer within {self.settings.hang_deadline:g} s") from None
             except httpx.TransportError as error:  # most likely it is about to die, which tells more
                 if time.monotonic() - heard > self.settings.hang_deadline:
-                    raise Failed(f"it cannot be reached: {error}") from None
+                    raise ServerFailed(f"it cannot be reached: {error}") from None
             await asyncio.sleep(self.settings.health_interval)
 
     async def _started(self, client: httpx.AsyncClient) -> None:
@@ -169,7 +169,7 @@ class Supervisor:
                             return
                     await asyncio.sleep(min(self.settings.health_interval, 0.5))
         except TimeoutError:
-            raise Failed(f"it was not ready after {self.settings.start_deadline:g} s") from None
+            raise ServerFailed(f"it was not ready after {self.settings.start_deadline:g} s") from None
 
     async def _phase(self, client: httpx.AsyncClient) -> Phase:
         """Raises Failed if the server is broken, httpx.TransportError if it does not answer."""
@@ -177,9 +177,9 @@ class Supervisor:
             answer = (await client.get("/readyz")).json()
             phase = Phase(answer["phase"])
         except (ValueError, KeyError, TypeError):
-            raise Failed("something else answers on its port") from None
+            raise ServerFailed("something else answers on its port") from None
         if phase is Phase.BROKEN:
-            raise Failed(f"it must not serve: {answer['reason']}")
+            raise ServerFailed(f"it must not serve: {answer['reason']}")
         return phase
 
     async def _generates(self, client: httpx.AsyncClient) -> None:
@@ -193,7 +193,7 @@ class Supervisor:
             await client.post("/v1/completions", json=body)
         except httpx.ReadTimeout:
             if await self._phase(client) is Phase.SERVING and await self._progress(client) == before:
-                raise Failed(f"it generated no token within {self.settings.hang_deadline:g} s") from None
+                raise ServerFailed(f"it generated no token within {self.settings.hang_deadline:g} s") from None
 
     async def _progress(self, client: httpx.AsyncClient) -> list[str]:
         return [line for line in (await client.get("/metrics")).text.splitlines() if line.startswith(PROGRESS)]

@@ -18,7 +18,7 @@ INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderTensors:
     """What the headers of a folder's safetensors files say."""
 
     shapes: dict[str, tuple[int, ...]]
@@ -26,9 +26,9 @@ class Layout:
     """Of each tensor, the names of the files that hold it."""
 
 
-def layout(folder: Path) -> Layout:
+def folder_tensors(folder: Path) -> FolderTensors:
     """Raises WeightsError if a file is malformed."""
-    found = Layout({}, {})
+    found = FolderTensors({}, {})
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with path.open("rb") as file:
@@ -49,14 +49,14 @@ def check_folder(base: Path, folder: Path, manifest: Manifest) -> None:
     stray = sorted({path.name for path in folder.glob("*.safetensors")} - manifest.files.keys())
     if stray:
         raise WeightsError(f"weights file {stray[0]!r} of {manifest.path!r} is not in the manifest")
-    given = layout(folder)
+    given = folder_tensors(folder)
     _check_files(folder, given)
     check_shapes(base, given.shapes)
 
 
 def check_shapes(base: Path, given: Mapping[str, tuple[int, ...]]) -> None:
     """Raises WeightsError unless these are the tensors of the model in ``base``."""
-    expected = layout(base).shapes
+    expected = folder_tensors(base).shapes
     if not expected:
         return  # the base came in another format: nothing to compare with
     for name, shape in given.items():
@@ -73,7 +73,7 @@ def check_shapes(base: Path, given: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
-def _check_files(folder: Path, given: Layout) -> None:
+def _check_files(folder: Path, given: FolderTensors) -> None:
     """Raises WeightsError where vLLM would load a tensor twice, or, since the index does not name its file, never."""
     for name, files in given.files.items():
         if len(files) > 1:

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from prism import telemetry
 from prism.clients.endpoints import Endpoints
 from prism.clients.http import Refused, Unavailable
-from prism.clients.rollout import Judges, open_judges
+from prism.clients.rollout import RolloutServices, open_services
 from prism.errors import DataError, ServiceError
 from prism.services.rollouts import metrics
 from prism.services.rollouts.settings import RolloutSettings
@@ -33,7 +33,7 @@ class Worker:
         client = WorkerRedis.from_url(self.endpoints.redis_url.get_secret_value(), health_check_interval=15)
         stream = WorkerStream(client, settings.run, settings.worker, settings.lease_seconds)
         room = asyncio.Semaphore(settings.concurrency)
-        judges = open_judges(
+        judges = open_services(
             self.endpoints, connections=settings.concurrency, patience_seconds=settings.patience_seconds
         )
         async with judges as at, asyncio.TaskGroup() as tasks:
@@ -60,7 +60,7 @@ class Worker:
         self.problem = None
         return delivery
 
-    async def _handle(self, stream: WorkerStream, judges: Judges, delivery: Delivery) -> None:
+    async def _handle(self, stream: WorkerStream, judges: RolloutServices, delivery: Delivery) -> None:
         metrics.AT_WORK.inc()
         heartbeat = asyncio.create_task(self._keep(stream, delivery))
         try:
@@ -74,7 +74,7 @@ class Worker:
             metrics.AT_WORK.dec()
         metrics.GROUPS.labels(outcome).inc()
 
-    async def _serve(self, stream: WorkerStream, judges: Judges, delivery: Delivery) -> str:
+    async def _serve(self, stream: WorkerStream, judges: RolloutServices, delivery: Delivery) -> str:
         request = delivery.request
         if request is None:
             return await self._bury(stream, delivery, "the entry is no RolloutRequest")

@@ -12,7 +12,7 @@ from cachetools import LRUCache
 from rich.console import Console
 from rich.markup import escape
 
-from prism.data.rows import ROW_ERRORS, DataFile, Row, what_is_wrong
+from prism.data.rows import ROW_ERRORS, DataFile, DataRow, what_is_wrong
 from prism.errors import DataError
 from prism.model.inputs import Example, InputBuilder
 from prism.wire.messages import from_json
@@ -66,7 +66,7 @@ class Demonstrations:
         file, row = self._row(index)
         return {"file": str(file.path), "id": row.id}
 
-    def _row(self, index: int) -> tuple[DataFile, Row]:
+    def _row(self, index: int) -> tuple[DataFile, DataRow]:
         number = bisect_right(self._ends, index)
         file = self._files[number]
         return file, file.rows[index - self._ends[number] + len(file.rows)]
@@ -110,7 +110,7 @@ class Order:
         return self._shuffled[offset]
 
 
-def prompt_of(row: Row, file: DataFile, inputs: InputBuilder) -> Example:
+def prompt_of(row: DataRow, file: DataFile, inputs: InputBuilder) -> Example:
     """Raises DataError that names row and file."""
     try:
         return inputs.prompt(from_json(row.messages, str), [file.open_image(name) for name in row.image_paths])

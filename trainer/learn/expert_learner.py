@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prism.config import ExpertLearnerConfig
-from prism.model.expert import ExpertModel, Judgement, save_expert
+from prism.model.expert import ExpertModel, ExpertOutput, save_expert
 from prism.model.inputs import Example, InputBuilder, distinct
 from prism.model.packing import pack, share_by_tokens, split_by_tokens
 from prism.trainer.learn import ranks
@@ -20,7 +20,7 @@ from prism.trainer.learn.losses import bradley_terry, score_regularisation
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.router import RouterLoad, load_balance
 from prism.wire.response import parse_response
-from prism.wire.section import Section
+from prism.wire.section import Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -56,8 +56,8 @@ class _Scores:
 class ExpertLearner:
     """Owns one expert's weights and version. Each valid response of a group is paired with the teacher's."""
 
-    def __init__(self, expert: Section, model: ExpertModel, config: ExpertLearnerConfig, updates: int) -> None:
-        self.expert: Section = expert
+    def __init__(self, expert: Expert, model: ExpertModel, config: ExpertLearnerConfig, updates: int) -> None:
+        self.expert: Expert = expert
         self.model, self.config, self.version = model, config, 0
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of them if its gradient alone was."""
@@ -154,11 +154,11 @@ class ExpertLearner:
         }
         return {f"{self.expert}_{name}": value for name, value in figures.items()}
 
-    def _judged(self, sequences: Sequence[Example], inputs: InputBuilder) -> Judgement:
+    def _judged(self, sequences: Sequence[Example], inputs: InputBuilder) -> ExpertOutput:
         once, rows = distinct(sequences)
         batch = pack(once, inputs, self.model.score.weight.device)
 
-        def forward() -> Judgement:
+        def forward() -> ExpertOutput:
             judged = self.model.judge(batch, router_logits=True)
             return replace(judged, scores=judged.scores[rows])
 

@@ -31,7 +31,7 @@ class Algorithm(StrEnum):
 
 
 @dataclass(frozen=True)
-class Totals:
+class BatchTotals:
     """What the losses divide by: counts over the whole batch of one optimizer step, all micro-batches and ranks."""
 
     tokens: int
@@ -41,8 +41,8 @@ class Totals:
         if self.tokens < 1 or self.samples < 1:
             raise ValueError(f"a batch needs at least one token and one sample, not {self}")
 
-    def __add__(self, other: "Totals") -> "Totals":
-        return Totals(self.tokens + other.tokens, self.samples + other.samples)
+    def __add__(self, other: "BatchTotals") -> "BatchTotals":
+        return BatchTotals(self.tokens + other.tokens, self.samples + other.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +128,9 @@ class PackedTokens:
         return int(self.sample_index[-1]) + 1
 
     @property
-    def totals(self) -> Totals:
+    def totals(self) -> BatchTotals:
         """Of this call alone: right as the divisor only where it is the whole batch."""
-        return Totals(self.tokens, self.samples)
+        return BatchTotals(self.tokens, self.samples)
 
     @cached_property
     def token_advantages(self) -> Tensor:
@@ -210,11 +210,11 @@ class PolicyLoss:
         )
 
 
-PolicyLossFunction = Callable[[PackedTokens, LossOptions, Totals | None], PolicyLoss]
+PolicyLossFunction = Callable[[PackedTokens, LossOptions, BatchTotals | None], PolicyLoss]
 
 
 def grpo(
-    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.GRPO], totals: Totals | None = None
+    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.GRPO], totals: BatchTotals | None = None
 ) -> PolicyLoss:
     """-(1/G) Σ_i (1/|o_i|) Σ_t min(ρÂ, clip(ρ, 1-ε_low, 1+ε_high)Â): the mean over samples of the mean over tokens.
 
@@ -226,7 +226,7 @@ def grpo(
 
 
 def dapo(
-    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.DAPO], totals: Totals | None = None
+    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.DAPO], totals: BatchTotals | None = None
 ) -> PolicyLoss:
     """-(1/Σ|o_i|) Σ_i Σ_t l: the mean over tokens, with ε_high > ε_low (clip-higher) and the dual clip at c = 10.
 
@@ -238,7 +238,7 @@ def dapo(
 
 
 def gspo(
-    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.GSPO], totals: Totals | None = None
+    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.GSPO], totals: BatchTotals | None = None
 ) -> PolicyLoss:
     """-(1/G) Σ_i min(s_i Â, clip(s_i, 1-ε_low, 1+ε_high)Â), s_i = exp((1/|o_i|) Σ_t log ρ): one ratio a sequence.
 
@@ -249,7 +249,7 @@ def gspo(
 
 
 def dr_grpo(
-    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.DR_GRPO], totals: Totals | None = None
+    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.DR_GRPO], totals: BatchTotals | None = None
 ) -> PolicyLoss:
     """-(1/(L·G)) Σ_i Σ_t l with the constant L = ``options.max_length``: no bias towards short or long samples.
 
@@ -263,7 +263,7 @@ def dr_grpo(
 
 
 def align(
-    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.ALIGN], totals: Totals | None = None
+    batch: PackedTokens, options: LossOptions = DEFAULT_OPTIONS[Algorithm.ALIGN], totals: BatchTotals | None = None
 ) -> PolicyLoss:
     """-(1/Σ|o_i|) Σ_i Σ_t l: the alignment stage's clipped policy gradient, clip 0.2, mean over tokens.
 
@@ -287,7 +287,7 @@ def policy_loss(
     algorithm: Algorithm | str,
     batch: PackedTokens,
     options: LossOptions | None = None,
-    totals: Totals | None = None,
+    totals: BatchTotals | None = None,
 ) -> PolicyLoss:
     """The loss of that name, with its published options unless given others. Raises ValueError for an unknown name."""
     if algorithm not in list(Algorithm):

@@ -16,10 +16,10 @@ from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.learn import ranks
 from prism.trainer.learn.freeze import freeze
 from prism.trainer.learn.losses import (
+    BatchTotals,
     LossOptions,
     PackedTokens,
     PolicyLoss,
-    Totals,
     policy_loss,
     truncated_importance_weights,
 )
@@ -104,7 +104,7 @@ class PolicyLearner:
         at_start = True  # only before the first update do equal weights mean equal logprobs
         for _ in range(self.config.epochs):
             for minibatch, micro_batches in minibatches:
-                totals = Totals(sum(len(sample.logprobs) for sample in minibatch), len(minibatch))
+                totals = BatchTotals(sum(len(sample.logprobs) for sample in minibatch), len(minibatch))
                 ranks.expect_images(self.model, any(s.example.pixel_values is not None for s in minibatch))
                 losses: list[PolicyLoss] = []
                 blamed: list[int] = []
@@ -191,7 +191,7 @@ class PolicyLearner:
         batch = pack([sample.example for sample in micro.samples], examples.inputs, self.model.device)
         return response_tokens(model, batch, self._temperature)
 
-    def _loss(self, micro: _MicroBatch, logprobs: Tensor, totals: Totals) -> PolicyLoss:
+    def _loss(self, micro: _MicroBatch, logprobs: Tensor, totals: BatchTotals) -> PolicyLoss:
         device, cap = logprobs.device, self.config.importance_cap
         old, weights = micro.sampler, None
         if cap is not None:

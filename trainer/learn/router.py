@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from prism.model import torchvision_cpu
-from prism.model.expert import Judgement
+from prism.model.expert import ExpertOutput
 from prism.trainer.learn import ranks
 
 torchvision_cpu.install()
@@ -13,7 +13,7 @@ torchvision_cpu.install()
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func  # noqa: E402
 
 
-def load_balance(judged: Judgement, mixture: tuple[int, int]) -> torch.Tensor:
+def load_balance(judged: ExpertOutput, mixture: tuple[int, int]) -> torch.Tensor:
     """[]: experts × Σ_e (assignments to e a token) × (mean probability of e), over all layers' tokens.
     A prompt's tokens count once, however many responses share it: they are routed once.
 
@@ -34,7 +34,7 @@ class RouterLoad:
         self._mixture = mixture
         self._counts: torch.Tensor | None = None  # [layers, experts]
 
-    def add(self, judged: Judgement) -> None:
+    def add(self, judged: ExpertOutput) -> None:
         if self._mixture is None:
             return
         experts, top_k = self._mixture

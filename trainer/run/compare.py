@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 from rich.console import Console
 
-from prism.config import AlignConfig, RunConfig, SftConfig, Strict, load_config, problems, toml_value
+from prism.config import AlignConfig, ConfigModel, RunConfig, SftConfig, load_config, problems, toml_value
 from prism.errors import ConfigError
 from prism.evaluation.held_out import evaluate
 from prism.files import sealed_folder, write_json
@@ -22,7 +22,7 @@ from prism.trainer.run.pipeline import prepare, run
 from prism.trainer.run.result import stage_folder, stage_result
 
 
-class ArmConfig(Strict):
+class ArmConfig(ConfigModel):
     """One way to spend the policy steps."""
 
     description: str
@@ -35,7 +35,7 @@ class ArmConfig(Strict):
     """Stages that the base configuration does not have."""
 
 
-class CompareConfig(Strict):
+class CompareConfig(ConfigModel):
     base: Path
     """The run all arms are variants of, relative to this file."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")

@@ -11,10 +11,10 @@ from typing import Any
 from prism.config import AlignConfig, RunConfig
 from prism.errors import ConfigError
 from prism.trainer.run.result import start_of
-from prism.wire.section import SECTIONS, Section
+from prism.wire.section import EXPERTS, Expert
 
 
-def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Section) -> Path | str:
+def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Expert) -> Path | str:
     """The model folder from which learner and service of this expert start in stage ``name``.
 
     Raises ConfigError if it cannot be made.
@@ -56,12 +56,12 @@ def _made(folder: Path, arguments: list[str], options: dict[str, Any]) -> Path:
     return folder
 
 
-def served_experts(config: RunConfig) -> dict[Section, Path] | None:
+def served_experts(config: RunConfig) -> dict[Expert, Path] | None:
     """The folders the experts' services start from: those of the first alignment whose own start is there.
 
     None if there is none yet. Services take what is pushed to them, whatever they started from.
     """
     for name, stage in config.stages.items():
         if isinstance(stage, AlignConfig) and Path(start_of(config, name)).is_dir():
-            return {expert: Path(expert_start(config, name, stage, expert)) for expert in SECTIONS}
+            return {expert: Path(expert_start(config, name, stage, expert)) for expert in EXPERTS}
     return None

@@ -20,10 +20,10 @@ from prism.trainer.learn.policy_model import save_policy
 from prism.trainer.run.make_experts import aside, refuse_existing
 from prism.trainer.run.result import RESULT, stage_folder, stage_result, start_of
 
-Model = Literal["policy", "perception", "reasoning"]
+ModelName = Literal["policy", "perception", "reasoning"]
 
 
-def export(run_dir: Path, out: Path, *, stage: str | None, model: Model, console: Console) -> None:
+def export(run_dir: Path, out: Path, *, stage: str | None, model: ModelName, console: Console) -> None:
     """Write ``out``: weights, configuration and processor. Checkpoints are checked by sha256 first.
 
     ``stage`` None: the last one that has anything. Raises ConfigError if ``out`` exists or there is nothing to export,
@@ -71,7 +71,7 @@ def _copy(folder: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def _assemble(config: RunConfig, stage: str, checkpoint: Path, model: Model, target: Path) -> None:
+def _assemble(config: RunConfig, stage: str, checkpoint: Path, model: ModelName, target: Path) -> None:
     """The model from what all ranks wrote of it, with the processor of the stage's start."""
     described, dtype = AutoConfig.from_pretrained(checkpoint / model), getattr(torch, config.dtype)
     make: Any = AutoModelForImageTextToText.from_config

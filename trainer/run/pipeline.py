@@ -24,7 +24,7 @@ from prism.trainer.run.expert_start import served_experts
 from prism.trainer.run.launch import RETRY_SECONDS, Launch
 from prism.trainer.run.result import next_attempt, stage_folder, stage_result, start_of
 from prism.trainer.weights.publish import open_publisher
-from prism.wire.section import SECTIONS
+from prism.wire.section import EXPERTS
 
 # What may change between two starts of one run: nothing that the results depend on.
 FREE_KEYS = ("stack", "push", "evaluate", "threads", "keep_checkpoints", "runs_dir")
@@ -81,7 +81,7 @@ def run(
                 _serve(config, "policy", stage_folder(config, name), result["version"])
                 print_figures(console, evaluate(config, name, stage.kind, result["version"]))
             if (settings := _disentangled(config, name)) and name not in disentangled_stages(config.run_dir):
-                for expert in SECTIONS:
+                for expert in EXPERTS:
                     folder = stage_folder(config, name) / "experts" / expert
                     _serve(config, expert, folder, result["expert_version"])
                 print_disentanglement(console, disentangle(config, name, settings, result["expert_version"]))

@@ -24,7 +24,7 @@ from prism.trainer.run.launch import Launch
 from prism.trainer.run.pipeline import describe_stage, refuse_changed, refuse_missing_script, served_model
 from prism.trainer.run.result import stage_folder, stage_result, start_of
 from prism.trainer.weights.publish import KEEP_VERSIONS
-from prism.wire.section import SECTIONS
+from prism.wire.section import EXPERTS
 
 if TYPE_CHECKING:
     from prism.model.inputs import InputBuilder
@@ -266,7 +266,7 @@ def _sizes(plan: Plan, config: RunConfig, pending: dict[str, Stage], folder: Pat
     served = (
         f"{decimal((4 if on_cpu else 2) * policy.parameters)} of weights, {cache if on_cpu else 'the rest of its card'}"
     )
-    plan.say("services", f"policy {served}; {' and '.join(SECTIONS)} {decimal(4 * expert.parameters)} of weights each")
+    plan.say("services", f"policy {served}; {' and '.join(EXPERTS)} {decimal(4 * expert.parameters)} of weights each")
 
 
 def _services(plan: Plan, config: RunConfig, attach: bool) -> None:

@@ -47,7 +47,7 @@ from prism.trainer.stages.context import Context, open_context
 from prism.trainer.weights.named import config_json, named_weights
 from prism.trainer.weights.publish import Publisher
 from prism.wire.response import parse_response
-from prism.wire.section import SECTIONS, Section
+from prism.wire.section import EXPERTS, Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
 SHOWN = ("perception_gap", "reasoning_gap", "caption_f1", "format_rate")
@@ -73,12 +73,12 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     )
     experts = [
         _new_expert(expert, config, stage, ranks.from_first(partial(expert_start, config, name, stage, expert)), total)
-        for expert in SECTIONS
+        for expert in EXPERTS
     ]
-    intake = context.intake(stage.rollouts, (POLICY, *SECTIONS), require=("teacher",))
+    intake = context.intake(stage.rollouts, (POLICY, *EXPERTS), require=("teacher",))
     saved = context.checkpoints()
     first = _resume(context, saved, policy, experts, intake)
-    publishers = {name: context.publisher(name) for name in (POLICY, *SECTIONS)}
+    publishers = {name: context.publisher(name) for name in (POLICY, *EXPERTS)}
     # Servers get this attempt's weights before a single rollout is asked for.
     push_policy(context, publishers[POLICY], policy, None)
     for expert in experts:
@@ -140,7 +140,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
 
 
 def _new_expert(
-    expert: Section, config: RunConfig, stage: AlignConfig, start: Path | str, updates: int
+    expert: Expert, config: RunConfig, stage: AlignConfig, start: Path | str, updates: int
 ) -> ExpertLearner:
     def load(dtype: torch.dtype) -> ExpertModel:
         model = load_expert(start, seed=config.seed, dropout=stage.experts.dropout, dtype=dtype)
@@ -165,7 +165,7 @@ def _admit_ahead(
             update=base + max(0, asked - stage.warmup_steps),
             count=stage.warmup_prompts if warming_up else stage.rollouts.prompts,
             n=stage.warmup_n if warming_up else stage.rollouts.n,
-            experts=() if warming_up else SECTIONS,
+            experts=() if warming_up else EXPERTS,
             grade=False,
         )
         if not intake.admit(admission, version=version, expert_version=expert_version):
@@ -174,7 +174,7 @@ def _admit_ahead(
     return asked
 
 
-def _scores(groups: Sequence[pb.RolloutGroup], expert: Section) -> ExpertScores:
+def _scores(groups: Sequence[pb.RolloutGroup], expert: Expert) -> ExpertScores:
     values: list[float | None] = []
     versions: list[int] = []
     for group in groups:
@@ -202,7 +202,7 @@ def _judged(groups: Sequence[pb.RolloutGroup], advantages: Advantages) -> dict[s
         "dropped_groups": advantages.dropped_groups,
         "flat_groups": advantages.flat_groups,
     }
-    for expert in SECTIONS:
+    for expert in EXPERTS:
         scores = _scores(groups, expert)
         teacher = [
             score.value

@@ -17,8 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
 from rich.markup import escape
 
-from prism.config import ExpertLearnerConfig, Strict
-from prism.data.rows import DataFile, Row, read_rows
+from prism.config import ConfigModel, ExpertLearnerConfig
+from prism.data.rows import DataFile, DataRow, read_rows
 from prism.errors import ConfigError, DataError
 from prism.files import partial_of, sealed_folder, write_json
 from prism.model.expert import load_expert, place, save_expert
@@ -37,19 +37,19 @@ from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.run.make_experts import refuse_existing
 from prism.trainer.run.recorder import Recorder
 from prism.wire.response import parse_response
-from prism.wire.section import Section
+from prism.wire.section import Expert
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.weights import file_sha256
 
 KEEP_CHECKPOINTS = 2
 
 
-class WarmupConfig(Strict):
+class WarmupConfig(ConfigModel):
     """Everything that the result depends on: a run that goes on must have begun with the same."""
 
     model: str
     pairs: Path
-    expert: Section
+    expert: Expert
     epochs: float = Field(gt=0)
     batch: int = Field(gt=0)
     learner: ExpertLearnerConfig
@@ -150,7 +150,7 @@ def _refuse_other_settings(config: WarmupConfig, work: Path) -> None:
     write_json(file, settings)
 
 
-def _group(row: Row) -> pb.RolloutGroup:
+def _group(row: DataRow) -> pb.RolloutGroup:
     return pb.RolloutGroup(
         request=pb.RolloutRequest(prompt=pb.Prompt(id=row.id, teacher=row.teacher or "")),
         samples=[] if row.response is None else [pb.Sample(text=row.response)],

@@ -28,7 +28,7 @@ KEEP_VERSIONS = 3  # a server that restarts in the middle of a push still finds 
 
 
 @dataclass(frozen=True)
-class PushResult:
+class PushTimes:
     total_seconds: float
     """From the first byte written or sent until every server answered."""
     paused_seconds: float
@@ -71,27 +71,27 @@ class Publisher:
         self._device = broadcasts_from
         self._http = httpx.Client(headers={"Authorization": f"Bearer {admin_token}"})
         self._writer = ThreadPoolExecutor(1, "weights-behind")
-        self._behind: Future[PushResult] | None = None
+        self._behind: Future[PushTimes] | None = None
         self._copies: dict[str, Tensor] = {}  # of what was broadcast, for the files behind
 
     def push(
         self, version: int, tensors: Iterable[tuple[str, "Tensor"]], config: str, probe: Probe | None = None
-    ) -> PushResult:
+    ) -> PushTimes:
         """A learner's weights, as WeightFolder takes them, with the model's ``config.json``."""
         if self._device is None:
             return self._push_files(version, lambda folder: folder.add_tensors(tensors, config), probe)
         return self._push_memory(version, list(tensors), config, probe, self._device)
 
-    def push_folder(self, version: int, source: Path) -> PushResult:
+    def push_folder(self, version: int, source: Path) -> PushTimes:
         """The weights of a finished model folder."""
         return self._push_files(version, lambda folder: folder.add_folder(source), None)
 
-    def settle(self) -> PushResult | None:
+    def settle(self) -> PushTimes | None:
         """Wait for the files that follow the last broadcast, if there was one; what became of them."""
         behind, self._behind = self._behind, None
         return None if behind is None else behind.result()
 
-    def _push_files(self, version: int, fill: Callable[[WeightFolder], None], probe: Probe | None) -> PushResult:
+    def _push_files(self, version: int, fill: Callable[[WeightFolder], None], probe: Probe | None) -> PushTimes:
         started = time.perf_counter()
         path = self._path(version)
         folder = WeightFolder(self._root, path, newest_sealed(self._root / self._model))
@@ -111,7 +111,7 @@ class Publisher:
                 threads.map(lambda url: self._retried(url, version, partial(self._post, url, manifest)), replicas)
             )
         keep_newest(self._root / self._model, KEEP_VERSIONS)
-        return PushResult(
+        return PushTimes(
             total_seconds=time.perf_counter() - started,
             paused_seconds=max(answer["sync_paused_seconds"] for answer in answers),
             bytes_written=folder.bytes_written,
@@ -120,7 +120,7 @@ class Publisher:
 
     def _push_memory(
         self, version: int, tensors: list[tuple[str, "Tensor"]], config: str, probe: Probe | None, device: str
-    ) -> PushResult:
+    ) -> PushTimes:
         """Broadcast, to one replica after another; and have the same written behind, for servers that restart."""
         settled = self.settle()
         started = time.perf_counter()
@@ -138,7 +138,7 @@ class Publisher:
         self._behind = self._writer.submit(
             self._push_files, version, lambda folder: folder.add_tensors(self._copies.items(), config), None
         )
-        return PushResult(
+        return PushTimes(
             total_seconds=time.perf_counter() - started,
             paused_seconds=max(answer["sync_paused_seconds"] for answer in answers),
             bytes_written=settled.bytes_written if settled else 0,

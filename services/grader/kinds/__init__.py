@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from prism.services.grader.kinds import auto, box, choice, multi, number, text
-from prism.services.grader.verdict import GoldUnreadable, Match, Options, Outcome, Task, Unreadable, shown
+from prism.services.grader.verdict import AnswerPair, GoldUnreadable, Match, Options, Outcome, Unreadable, shown
 
 _MODULES: dict[str, ModuleType] = {"box": box, "choice": choice, "multi": multi, "number": number, "text": text}
 MAX_FAST_CHARS = 512
@@ -26,7 +26,7 @@ def resolve(kind: str, gold: str, options: Options) -> str:
     return auto.resolve(gold, options) if kind == "auto" else kind
 
 
-def is_fast(task: Task) -> bool:
+def is_fast(task: AnswerPair) -> bool:
     if task.answer is not None and len(task.answer) > MAX_FAST_CHARS:
         return False
     return all(len(gold) <= MAX_FAST_CHARS and _is_fast(task.kind, gold, task.options) for gold in task.golds)
@@ -46,7 +46,7 @@ def _is_fast(kind: str, gold: str, options: Options) -> bool:
             return True
 
 
-def compare(task: Task) -> Outcome:
+def compare(task: AnswerPair) -> Outcome:
     """Right if the answer is the same as one of the gold answers. Raises whatever a comparison raises but Unreadable.
 
     The gold answers are read first: where none can be read, no answer is wrong.

@@ -5,7 +5,7 @@
 
 from prism.services.grader import worker
 from prism.services.grader.kinds import compare
-from prism.services.grader.verdict import Task
+from prism.services.grader.verdict import AnswerPair
 
 __all__ = ["worker"]
 
@@ -17,4 +17,4 @@ for gold, answer in [
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1&x\\3&4\end{bmatrix}"),
     (r"\sin(\pi/3)+\log_2 8", r"x=\cos{y}"),
 ]:
-    compare(Task("math", answer, (gold,)))
+    compare(AnswerPair("math", answer, (gold,)))

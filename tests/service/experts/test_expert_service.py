@@ -16,7 +16,7 @@ from expert_process import ADMIN, DATA, environment, expert, free_port
 from prism.data.rows import DataFile
 from prism.model.expert import load_expert, save_expert
 from prism.model.inputs import InputBuilder
-from prism.wire.section import SECTIONS
+from prism.wire.section import EXPERTS
 from prism.wire.weights import seal
 
 
@@ -116,7 +116,7 @@ def test_a_mistake_in_the_environment_is_named(tmp_path: Path, changed: dict[str
 
 def test_both_experts_are_asked_in_one_call(tiny_model: Path, teacher_rows: DataFile, tmp_path: Path) -> None:
     asked = request(teacher_rows)
-    ports = {name: free_port() for name in SECTIONS}
+    ports = {name: free_port() for name in EXPERTS}
 
     def serving(name: str, other: str) -> Any:
         url = f"http://127.0.0.1:{ports[other]}"

@@ -18,7 +18,7 @@ import pytest
 
 from prism.clients.experts import Experts, item
 from prism.data.rows import DataFile
-from prism.wire.section import SECTIONS
+from prism.wire.section import EXPERTS
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 ROWS = 30
@@ -29,16 +29,16 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
     """A run's folder whose stack.json tells of two experts that are ready."""
     folder = tmp_path_factory.mktemp("run")
     with ExitStack() as sockets:
-        bound = [sockets.enter_context(socket.socket()) for _ in SECTIONS]
+        bound = [sockets.enter_context(socket.socket()) for _ in EXPERTS]
         for one in bound:
             one.bind(("127.0.0.1", 0))
         ports = [one.getsockname()[1] for one in bound]
-    urls = {name: f"http://127.0.0.1:{port}" for name, port in zip(SECTIONS, ports, strict=True)}
+    urls = {name: f"http://127.0.0.1:{port}" for name, port in zip(EXPERTS, ports, strict=True)}
     noted = {f"{name}_url": url for name, url in urls.items()} | {"token": DATA, "admin_token": ADMIN}
     (folder / "stack.json").write_text(json.dumps(noted))
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for name, peer, port in zip(SECTIONS, reversed(SECTIONS), ports, strict=True):
+        for name, peer, port in zip(EXPERTS, reversed(EXPERTS), ports, strict=True):
             values = {
                 "port": port,
                 "token": DATA,
@@ -133,7 +133,7 @@ def test_a_file_is_scored_through_an_interrupt_and_a_calibration(
         assert bad["status"] == "invalid_format"
         assert good["score"] == pytest.approx(expected["score"], abs=1e-4)
         experts = good["experts"]
-        assert good["score"] == pytest.approx(sum(experts[name]["score"] for name in SECTIONS) / 2)
+        assert good["score"] == pytest.approx(sum(experts[name]["score"] for name in EXPERTS) / 2)
         assert experts["perception"]["probability"] is None
 
     status, said = finish(prism("calibrate", file, "--run", run_dir))

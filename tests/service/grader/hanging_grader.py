@@ -2,11 +2,11 @@
 
 import time
 
-from prism.services.grader.verdict import Outcome, Task
+from prism.services.grader.verdict import AnswerPair, Outcome
 from prism.services.grader.worker import compare_chunk
 
 
-def hang_if_asked(tasks: list[Task], patience: float | None, cpu_seconds: float) -> list[Outcome | None]:
+def hang_if_asked(tasks: list[AnswerPair], patience: float | None, cpu_seconds: float) -> list[Outcome | None]:
     if any(task.answer == "hang" for task in tasks):
         time.sleep(3600)
     return compare_chunk(tasks, patience, cpu_seconds)

@@ -26,7 +26,7 @@ from prism.model.broadcast import Sender
 from prism.model.inputs import Example, InputBuilder
 from prism.trainer.learn.policy_model import load_policy
 from prism.trainer.weights.named import config_json, named_weights
-from prism.trainer.weights.publish import Publisher, PushResult
+from prism.trainer.weights.publish import Publisher, PushTimes
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.weights import Broadcast, Manifest, Probe
 
@@ -294,7 +294,7 @@ def test_a_push_writes_what_changed_and_the_server_has_all_of_it(
 ) -> None:
     publisher = Publisher("policy", policy.url, ADMIN_TOKEN, policy.weights_root, 2, PushConfig())
 
-    def push(version: int, folder: Path) -> PushResult:
+    def push(version: int, folder: Path) -> PushTimes:
         model = load_policy(folder, dtype=torch.float32)
         return publisher.push(version, named_weights(model), config_json(model), probe_of(folder))
 
@@ -341,7 +341,7 @@ def test_a_broadcast_comes_from_the_learners_memory_and_its_files_follow(
 ) -> None:
     written, push_files = threading.Event(), Publisher._push_files
 
-    def push_late(*arguments: Any) -> PushResult:
+    def push_late(*arguments: Any) -> PushTimes:
         written.wait()
         return push_files(*arguments)
 

@@ -27,7 +27,7 @@ from prism.wire.experts import (
     ScoreItem,
     ScoreRequest,
 )
-from prism.wire.section import SECTIONS, Section
+from prism.wire.section import EXPERTS, Expert
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 
@@ -41,12 +41,12 @@ class FakeExperts:
         self.requests: list[ScoreRequest] = []
         self.before: Callable[[list[ScoreItem]], None] = lambda _: None
         """Called with the items of a request that is about to be scored; may raise HTTPException."""
-        self.calibrations: dict[Section, CalibrationState] = {}
+        self.calibrations: dict[Expert, CalibrationState] = {}
         self.app = FastAPI()
-        for expert in SECTIONS:
+        for expert in EXPERTS:
             self._routes(expert)
 
-    def _routes(self, expert: Section) -> None:
+    def _routes(self, expert: Expert) -> None:
         @self.app.post(f"/{expert}/v1/score")
         async def score(request: ScoreRequest) -> ScoreAnswer:
             return self._score(expert, request)
@@ -117,16 +117,16 @@ class FakeExperts:
                 calibration=self.calibrations.get(expert),
             )
 
-    def _judge(self, expert: Section) -> Judge:
+    def _judge(self, expert: Expert) -> Judge:
         return Judge(expert=expert, version=self.version, attempt=1)
 
-    def _score(self, expert: Section, request: ScoreRequest) -> ScoreAnswer:
+    def _score(self, expert: Expert, request: ScoreRequest) -> ScoreAnswer:
         self.before(request.items)
         self.requests.append(request)
         items = [ItemScores(scores=[self._response(expert, text) for text in item.responses]) for item in request.items]
         return ScoreAnswer(**self._judge(expert).model_dump(), items=items)
 
-    def _response(self, expert: Section, text: str) -> ResponseScore:
+    def _response(self, expert: Expert, text: str) -> ResponseScore:
         if text in ("bad", "boom"):
             status = "invalid_format" if text == "bad" else "error"
             return ResponseScore(status=status, score=None, section=expert, detail=f"{text}: no <think>")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from prism.data.blobs import BlobStore
-from prism.data.rows import Row, open_image, read_rows, to_prompt
+from prism.data.rows import DataRow, open_image, read_rows, to_prompt
 from prism.errors import DataError
 
 GOOD: dict[str, Any] = {"id": "a", "messages": [{"role": "user", "content": "2 + 2?"}]}
@@ -115,14 +115,14 @@ def test_keys_that_a_stage_needs_are_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["four", [{"type": "text", "text": "fo"}, {"type": "text", "text": "ur"}]])
 def test_an_assistants_last_turn_is_the_response(content: object) -> None:
     given = GOOD | {"messages": [*GOOD["messages"], {"role": "assistant", "content": content}]}
-    row = Row.model_validate(given)
+    row = DataRow.model_validate(given)
     assert (row.response, [message.role for message in row.messages]) == ("four", ["user"])
     assert len(given["messages"]) == 2  # the caller's row stays as it was
 
 
 def test_earlier_turns_and_unknown_keys_are_kept_out_of_the_way() -> None:
     turns = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
-    row = Row.model_validate({"id": 7, "messages": turns, "source": "elsewhere"})
+    row = DataRow.model_validate({"id": 7, "messages": turns, "source": "elsewhere"})
     assert (row.id, len(row.messages), row.response) == ("7", 4, None)
 
 

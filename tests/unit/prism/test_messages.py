@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from prism.data.blobs import BlobStore
-from prism.data.rows import DataFile, Row, read_rows, to_prompt
+from prism.data.rows import DataFile, DataRow, read_rows, to_prompt
 from prism.errors import DataError
 from prism.model.inputs import InputBuilder
 from prism.trainer.flow.demonstrations import prompt_of
@@ -156,7 +156,7 @@ def test_http_refuses_what_rows_may_carry_beside(tmp_path: Path) -> None:
 
 def test_a_row_does_not_name_a_folder_as_its_image() -> None:
     with pytest.raises(ValidationError, match="empty path"):
-        Row.model_validate({"id": "q", "messages": [{"role": "user", "content": [{"type": "image", "image": ""}]}]})
+        DataRow.model_validate({"id": "q", "messages": [{"role": "user", "content": [{"type": "image", "image": ""}]}]})
 
 
 def test_an_image_that_is_gone_is_named(images: dict[str, bytes], tmp_path: Path) -> None:

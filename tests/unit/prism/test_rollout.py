@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from prism.clients.endpoints import Endpoints
 from prism.clients.http import Refused, Unavailable
-from prism.clients.rollout import Judges
+from prism.clients.rollout import RolloutServices
 from prism.data.blobs import BlobStore
 from prism.errors import DataError
 from prism.wire.v1 import rollout_pb2 as pb
@@ -73,10 +73,10 @@ def image(store: BlobStore) -> str:
 
 
 @pytest.fixture
-def judged(tmp_path: Path) -> Callable[..., Judges]:
+def judged(tmp_path: Path) -> Callable[..., RolloutServices]:
     """Judges over services that answer as told."""
 
-    def make(**services: Answer) -> Judges:
+    def make(**services: Answer) -> RolloutServices:
         answers: dict[str, Answer] = {
             "policy": policy,
             "perception": expert("perception"),
@@ -90,7 +90,7 @@ def judged(tmp_path: Path) -> Callable[..., Judges]:
             **{f"{name}_url": f"http://{name}" for name in answers},  # pyright: ignore[reportArgumentType]
         )
         transport = httpx.MockTransport(lambda r: answers[r.url.host](json.loads(r.content)))
-        return Judges(httpx.AsyncClient(transport=transport), endpoints, patience_seconds=0.2)
+        return RolloutServices(httpx.AsyncClient(transport=transport), endpoints, patience_seconds=0.2)
 
     return make
 
@@ -106,7 +106,7 @@ def request(image: str, *, teacher: str = TEACHER, experts: tuple[str, ...] = ("
 
 
 async def test_a_group_is_scored_with_the_teachers_response_in_the_same_call(
-    judged: Callable[..., Judges], image: str
+    judged: Callable[..., RolloutServices], image: str
 ) -> None:
     group = await judged().rollout(request(image), "w")
     assert (group.worker, group.policy_version, list(group.prompt_token_ids)) == ("w", 3, [5])
@@ -117,7 +117,7 @@ async def test_a_group_is_scored_with_the_teachers_response_in_the_same_call(
     assert {score.value for score in group.teacher_scores} == {2.0}
 
 
-async def test_only_what_is_asked_for_is_judged(judged: Callable[..., Judges], image: str) -> None:
+async def test_only_what_is_asked_for_is_judged(judged: Callable[..., RolloutServices], image: str) -> None:
     asked = request(image, teacher="", experts=("reasoning",))
     asked.grade = False
     group = await judged(grader=failing(500), perception=failing(500)).rollout(asked, "w")
@@ -128,7 +128,7 @@ async def test_only_what_is_asked_for_is_judged(judged: Callable[..., Judges], i
 
 @pytest.mark.parametrize("answer", [failing(422), failing(500), one_score_too_few])
 async def test_an_expert_that_fails_leaves_a_status_and_the_others_judge(
-    judged: Callable[..., Judges], image: str, answer: Answer
+    judged: Callable[..., RolloutServices], image: str, answer: Answer
 ) -> None:
     group = await judged(perception=answer).rollout(request(image), "w")
     for scores in (*(sample.scores for sample in group.samples), group.teacher_scores):
@@ -142,7 +142,7 @@ async def test_an_expert_that_fails_leaves_a_status_and_the_others_judge(
 
 @pytest.mark.parametrize("answer", [failing(422), failing(500), one_verdict_too_few])
 async def test_a_grader_that_fails_leaves_a_status_and_no_reward(
-    judged: Callable[..., Judges], image: str, answer: Answer
+    judged: Callable[..., RolloutServices], image: str, answer: Answer
 ) -> None:
     group = await judged(grader=answer).rollout(request(image), "w")
     for sample in group.samples:
@@ -151,7 +151,7 @@ async def test_a_grader_that_fails_leaves_a_status_and_no_reward(
         assert all(score.HasField("value") for score in sample.scores)
 
 
-async def test_what_cannot_be_sampled_raises(judged: Callable[..., Judges], image: str) -> None:
+async def test_what_cannot_be_sampled_raises(judged: Callable[..., RolloutServices], image: str) -> None:
     with pytest.raises(Refused, match="400 broken"):
         await judged(policy=failing(400)).rollout(request(image), "w")
     with pytest.raises(Unavailable, match="503 broken"):
@@ -162,7 +162,7 @@ async def test_what_cannot_be_sampled_raises(judged: Callable[..., Judges], imag
 
 @pytest.mark.parametrize("judge", ["perception", "grader"])
 async def test_a_judge_that_is_away_says_nothing_about_the_group(
-    judged: Callable[..., Judges], image: str, judge: str
+    judged: Callable[..., RolloutServices], image: str, judge: str
 ) -> None:
     with pytest.raises(Unavailable, match=f"http://{judge}/.*503 broken"):
         await judged(**{judge: failing(503)}).rollout(request(image), "w")

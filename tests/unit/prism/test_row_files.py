@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from prism.data.row_files import numbered_lines
-from prism.data.rows import Row, read_rows
+from prism.data.rows import DataRow, read_rows
 from prism.errors import DataError
 from prism.jobs import read_rows as read_job_rows
 from prism.scoring.rows import score_row
@@ -66,10 +66,10 @@ def test_messages_are_structs_or_json_and_nulls_are_keys_that_are_not_there(tmp_
         {**other, "messages": json.dumps(asked)},
     )
     expected = [
-        Row.model_validate(
+        DataRow.model_validate(
             {"id": "b", "messages": asked, "teacher": "t", "gold": 7, "kind": "number", "meta": {"level": 1}}
         ),
-        Row.model_validate({"id": "c", "messages": asked}),
+        DataRow.model_validate({"id": "c", "messages": asked}),
     ]
     for file in (structs, texts):
         assert list(read_rows(file, "fail").rows) == expected

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from prism.config import RunConfig, load_config
 from prism.errors import ServiceError
-from prism.stack.local import RunningServices, Service, Stack
+from prism.stack.local import RunningServices, ServiceProcess, Stack
 
 # Says that it is ready by a file, so that nothing needs a port; ends as soon as it is asked to.
 READY = "import pathlib, time; pathlib.Path(r'{flag}').touch(); time.sleep(600)"
@@ -51,14 +51,16 @@ def stack(config: RunConfig, tmp_path: Path) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def service(tmp_path: Path, config: RunConfig) -> Callable[..., Service]:
+def service(tmp_path: Path, config: RunConfig) -> Callable[..., ServiceProcess]:
     """A service that runs a line of Python."""
 
-    def make(name: str, code: str) -> Service:
+    def make(name: str, code: str) -> ServiceProcess:
         flag = tmp_path / f"{name}.ready"
         command = [sys.executable, "-c", code.replace("{flag}", str(flag))]
         port = config.stack.base_port + len(list(tmp_path.glob("*.log")))
-        return Service(name, command, {}, port, tmp_path / "logs" / name, lambda: None if flag.exists() else "no flag")
+        return ServiceProcess(
+            name, command, {}, port, tmp_path / "logs" / name, lambda: None if flag.exists() else "no flag"
+        )
 
     return make
 
@@ -122,7 +124,7 @@ def test_a_redis_of_ones_own_and_more_workers_are_taken(
     assert stack.environment()["PRISM_REDIS_URL"] == "redis://elsewhere:1/0"
 
 
-def test_a_port_in_use_is_named_before_anything_starts(stack: Stack, service: Callable[..., Service]) -> None:
+def test_a_port_in_use_is_named_before_anything_starts(stack: Stack, service: Callable[..., ServiceProcess]) -> None:
     stack.services = [service("one", READY), service("two", READY)]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -133,7 +135,7 @@ def test_a_port_in_use_is_named_before_anything_starts(stack: Stack, service: Ca
     assert not any(each.process for each in stack.services)
 
 
-def test_leaving_stops_everything(stack: Stack, service: Callable[..., Service], config: RunConfig) -> None:
+def test_leaving_stops_everything(stack: Stack, service: Callable[..., ServiceProcess], config: RunConfig) -> None:
     stack.services = [service("one", READY), service("two", READY), service("parent", PARENT)]
     file = config.run_dir / "stack.json"
     started: list[psutil.Process] = []
@@ -157,7 +159,7 @@ def test_leaving_stops_everything(stack: Stack, service: Callable[..., Service],
 
 
 def test_what_does_not_end_when_asked_is_killed(
-    stack: Stack, service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+    stack: Stack, service: Callable[..., ServiceProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prism.stack.local.STOP_SECONDS", 0.3)
     stack.services = [service("stubborn", STUBBORN)]
@@ -167,7 +169,7 @@ def test_what_does_not_end_when_asked_is_killed(
 
 
 def test_a_service_that_does_not_start_is_named_with_its_last_lines(
-    stack: Stack, service: Callable[..., Service]
+    stack: Stack, service: Callable[..., ServiceProcess]
 ) -> None:
     stack.services = [service("one", READY), service("broken", BROKEN)]
     with pytest.raises(ServiceError) as failed, stack:
@@ -180,7 +182,7 @@ def test_a_service_that_does_not_start_is_named_with_its_last_lines(
     assert stack.services[0].process is None  # what had started was stopped
 
 
-def test_a_service_that_dies_later_is_named_too(stack: Stack, service: Callable[..., Service]) -> None:
+def test_a_service_that_dies_later_is_named_too(stack: Stack, service: Callable[..., ServiceProcess]) -> None:
     stack.services = [service("one", READY), service("two", READY)]
     with stack:
         dying = stack.services[1].process
@@ -192,7 +194,7 @@ def test_a_service_that_dies_later_is_named_too(stack: Stack, service: Callable[
 
 
 def test_a_service_that_is_never_ready_is_named_with_what_it_waits_for(
-    stack: Stack, service: Callable[..., Service], config: RunConfig
+    stack: Stack, service: Callable[..., ServiceProcess], config: RunConfig
 ) -> None:
     stack.config = config.model_copy(update={"stack": config.stack.model_copy(update={"start_deadline_seconds": 1})})
     stack.services = [service("slow", SLOW)]

@@ -31,7 +31,7 @@ from prism.trainer.learn.policy_learner import PolicyLearner, TrainingSample
 from prism.trainer.learn.policy_model import load_policy
 from prism.trainer.stages import align, rlvr
 from prism.trainer.stages.context import Context
-from prism.trainer.weights.publish import PushResult
+from prism.trainer.weights.publish import PushTimes
 from prism.wire.v1 import rollout_pb2 as pb
 from tests.unit.trainer.test_stages import Workers
 
@@ -172,9 +172,9 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
     config.run_dir.mkdir(exist_ok=True)
     pushed: list[int] = []
 
-    def push(version: int, tensors: Iterable[tuple[str, torch.Tensor]], *_: Any) -> PushResult:
+    def push(version: int, tensors: Iterable[tuple[str, torch.Tensor]], *_: Any) -> PushTimes:
         pushed.append(len([tensor.shape for _, tensor in tensors]))
-        return PushResult(0.0, 0.0, 0, 0)
+        return PushTimes(0.0, 0.0, 0, 0)
 
     endpoints: Any = None
     context: Any = Context(config, "it", 1, endpoints, blobs, inputs, examples, Console(quiet=True))

@@ -15,7 +15,7 @@ from prism.evaluation import disentangle as module
 from prism.evaluation.corrupt import Lies
 from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement, summary
 from prism.wire.response import parse_response
-from prism.wire.section import Section
+from prism.wire.section import Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -80,7 +80,7 @@ class Expert:
     def __init__(self, *_: Any) -> None:
         pass
 
-    async def score(self, expert: Section, messages: Any, responses: list[str], min_version: int) -> list[pb.Score]:
+    async def score(self, expert: Expert, messages: Any, responses: list[str], min_version: int) -> list[pb.Score]:
         made: list[pb.Score] = []
         for text in responses:
             section = parse_response(text).section(expert)

@@ -14,7 +14,7 @@ from prism.config import ExpertLearnerConfig
 from prism.data.blobs import BlobStore
 from prism.data.rows import open_image
 from prism.errors import NotFiniteError
-from prism.model.expert import ExpertModel, Judgement, load_expert, place, save_expert, upcycle
+from prism.model.expert import ExpertModel, ExpertOutput, load_expert, place, save_expert, upcycle
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import Batch, pack
 from prism.services.experts.planner import Planner
@@ -26,7 +26,7 @@ from prism.trainer.learn.losses import bradley_terry, score_regularisation
 from prism.wire.experts import ScoreItem, ScoreRequest
 from prism.wire.messages import image_sha256s, to_json
 from prism.wire.response import parse_response
-from prism.wire.section import Section
+from prism.wire.section import Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
 MEASURED = (
@@ -79,7 +79,7 @@ def groups(teacher_prompts: list[pb.Prompt]) -> Callable[..., list[pb.RolloutGro
 
 @pytest.fixture
 def learner(tiny_model: Path) -> Callable[..., ExpertLearner]:
-    def make(expert: Section = "perception", model: Any = None, **values: Any) -> ExpertLearner:
+    def make(expert: Expert = "perception", model: Any = None, **values: Any) -> ExpertLearner:
         config = ExpertLearnerConfig.model_validate({"optimizer": {"lr": 1e-3}, "dropout": 0.0} | values)
         if config.mixture:
             model = upcycle(tiny_model, **config.mixture.model_dump())
@@ -105,10 +105,10 @@ class TokenCounter(nn.Module):
         nn.init.constant_(self.score.weight, sign)
         self.seen: list[list[int]] = []
 
-    def judge(self, batch: Batch, *, router_logits: bool = False) -> Judgement:
+    def judge(self, batch: Batch, *, router_logits: bool = False) -> ExpertOutput:
         self.seen += [example.input_ids for example in batch.examples]
         lengths = torch.tensor([float(len(example.response_ids)) for example in batch.examples])
-        return Judgement(self.score.weight[0, 0] * lengths, ())
+        return ExpertOutput(self.score.weight[0, 0] * lengths, ())
 
 
 def figures(
@@ -149,7 +149,7 @@ def test_the_same_text_on_both_sides_has_a_gap_of_exactly_nothing(
     groups: Any,
     prompts: list[Example],
     examples: Any,
-    expert: Section,
+    expert: Expert,
     count: int,
     dropout: float,
 ) -> None:
@@ -166,7 +166,7 @@ def test_an_expert_sees_its_own_section_alone(
     groups: Any,
     prompts: list[Example],
     examples: Any,
-    expert: Section,
+    expert: Expert,
     sees: Any,
 ) -> None:
     """One student differs from the teacher in its reasoning, one in its caption."""
@@ -376,7 +376,7 @@ def test_what_is_learnt_from_is_what_is_served(
     blobs: BlobStore,
     tiny_model: Path,
     tmp_path: Path,
-    expert: Section,
+    expert: Expert,
 ) -> None:
     """The same token ids for one text: from the teacher's side, from the student's, and from the service."""
     counter = TokenCounter()
@@ -492,10 +492,10 @@ def test_router_load_counts_tokens_layer_by_layer(
     examples: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    judged: list[Judgement] = []
+    judged: list[ExpertOutput] = []
     judge = ExpertModel.judge
 
-    def keep(self: ExpertModel, batch: Batch, *, router_logits: bool = False) -> Judgement:
+    def keep(self: ExpertModel, batch: Batch, *, router_logits: bool = False) -> ExpertOutput:
         judged.append(judge(self, batch, router_logits=router_logits))
         assert [len(logits) for logits in judged[-1].router_logits] == [batch.tokens] * 4
         return judged[-1]

@@ -12,7 +12,7 @@ from prism.data.blobs import BlobStore
 from prism.data.rows import open_image
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack
-from prism.model.shared_prefix import Layout, _branches
+from prism.model.shared_prefix import PackedLayout, _branches
 from prism.trainer.learn import policy_model
 from prism.trainer.learn.learner_model import compile_layers
 from prism.trainer.learn.policy_model import compile_head, load_policy, response_tokens
@@ -79,14 +79,14 @@ def test_compiled_layers_compute_what_layers_do_and_are_two_programs_for_any_row
 
 @pytest.mark.parametrize("branches", [(), (2, 1)])
 def test_the_operator_is_what_torch_asks_of_one(branches: tuple[int, ...]) -> None:
-    layout = Layout([6, 5, 4, 3, 2], prompts=[6, 5][: len(branches)], branches=branches)
+    layout = PackedLayout([6, 5, 4, 3, 2], prompts=[6, 5][: len(branches)], branches=branches)
     q = torch.randn(20, 4, 8, requires_grad=True)
     k, v = (torch.randn(20, 2, 8, requires_grad=True) for _ in range(2))
     opcheck(_branches, (q, k, v, None, None, *layout.tensors, 0.5))
 
 
 def test_a_prefix_is_not_learnt_from() -> None:
-    layout = Layout([3, 2], prompts=[4], branches=[2])
+    layout = PackedLayout([3, 2], prompts=[4], branches=[2])
     q = torch.randn(5, 2, 8, requires_grad=True)
     k, v, prefix_k, prefix_v = (torch.randn(tokens, 2, 8) for tokens in (5, 5, 4, 4))
     out, _ = _branches(q, k, v, prefix_k, prefix_v, *layout.tensors, 0.5)

@@ -15,10 +15,10 @@ from prism.trainer.learn.losses import (
     DEFAULT_OPTIONS,
     POLICY_LOSSES,
     Algorithm,
+    BatchTotals,
     LossOptions,
     PackedTokens,
     PolicyLoss,
-    Totals,
     bradley_terry,
     k3_kl,
     policy_loss,
@@ -229,9 +229,9 @@ def test_the_order_of_samples_does_not_matter() -> None:
 
 
 def test_totals_add() -> None:
-    assert Totals(5, 2) + Totals(7, 1) == Totals(12, 3)
+    assert BatchTotals(5, 2) + BatchTotals(7, 1) == BatchTotals(12, 3)
     with pytest.raises(ValueError, match="at least one"):
-        Totals(0, 0)
+        BatchTotals(0, 0)
 
 
 def test_every_algorithm_has_a_loss_and_options() -> None:

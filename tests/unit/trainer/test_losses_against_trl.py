@@ -20,7 +20,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
 from trl.trainer.utils import nanstd  # noqa: E402
 
 from prism.trainer.learn.advantages import group_normalised  # noqa: E402
-from prism.trainer.learn.losses import LossOptions, PackedTokens, PolicyLoss, Totals, policy_loss  # noqa: E402
+from prism.trainer.learn.losses import BatchTotals, LossOptions, PackedTokens, PolicyLoss, policy_loss  # noqa: E402
 
 MAX_LENGTH = 24  # tokens; TRL's max_completion_length
 
@@ -176,7 +176,7 @@ def test_accumulated_over_micro_batches(algorithm: str, loss_type: str, level: s
     for rows in (slice(0, 4), slice(4, 8), slice(8, 12)):
         part = batch.rows(rows)
         plain = replace(part.packed(), weights=None, ref_logprobs=None)
-        ours = ours + policy_loss(algorithm, plain, options, Totals(tokens, samples=12)).loss
+        ours = ours + policy_loss(algorithm, plain, options, BatchTotals(tokens, samples=12)).loss
         theirs = (
             theirs + trl_loss(part, loss_type, options=options, level=level, accumulation=3, total_tokens=tokens)[0]
         )

@@ -18,7 +18,7 @@ from prism.trainer.run.compare import load_compare, stage_overrides, teacher_tex
 from prism.trainer.run.expert_start import expert_start, served_experts
 from prism.trainer.run.result import finish_stage, next_attempt, stage_result, start_of, start_version
 from prism.trainer.stages.train import train_stage
-from prism.wire.section import SECTIONS
+from prism.wire.section import EXPERTS
 
 DEMO = Path("configs/demo.toml")
 
@@ -152,7 +152,7 @@ def test_experts_are_grounded_on_the_teachers_text_before_the_game(
     config.stages["align"] = align_with(config, grounding=GroundingConfig(epochs=1, batch=4))
     folders = served_experts(config)
     assert folders
-    assert folders == {expert: config.run_dir / "experts" / "align" / expert for expert in SECTIONS}
+    assert folders == {expert: config.run_dir / "experts" / "align" / expert for expert in EXPERTS}
     for expert, folder in folders.items():
         assert load_expert(folder, strict=True).mixture == (4, 2)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

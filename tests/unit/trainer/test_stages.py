@@ -20,10 +20,10 @@ from prism.streams.streams import StreamNames, parse_group
 from prism.trainer.checkpoint.checkpoint import checkpoints
 from prism.trainer.run.make_experts import upcycle_folder
 from prism.trainer.stages import align, rlvr
-from prism.wire.section import SECTIONS
+from prism.wire.section import EXPERTS
 
 POLICY = "policy"
-LEARNERS = {"rlvr": (POLICY,), "align": (POLICY, *SECTIONS)}
+LEARNERS = {"rlvr": (POLICY,), "align": (POLICY, *EXPERTS)}
 COUNT = 3  # groups a step
 Stage = Callable[..., Journal]
 
@@ -77,7 +77,7 @@ def stage(
                 options: dict[str, Any] = MixtureConfig.model_validate({}).model_dump()
                 options |= {"seed": config.seed, "dtype": config.dtype, "console": Console(quiet=True)}
                 upcycle_folder(str(tiny_model), made, **options)
-        urls = {f"{model}_url": f"{servers[name].url}/{model}" for model in (POLICY, *SECTIONS, "grader")}
+        urls = {f"{model}_url": f"{servers[name].url}/{model}" for model in (POLICY, *EXPERTS, "grader")}
         tokens = {"token": DATA_TOKEN, "admin_token": ADMIN_TOKEN}
         blobs = str(tmp_path / "blobs")
         endpoints = urls | tokens | {"redis_url": redis_url, "blobs": blobs}
@@ -159,7 +159,7 @@ def test_weights_go_out_before_groups_are_asked_for_and_groups_are_kept_until_th
     assert journal.of("pushed", "asked")[: len(learners)] == [Event("pushed", learner, 0) for learner in learners]
     expected = {f"step{step}": Event("asked", positions=tuple(step_positions(step))) for step in range(3)}
     expected |= {f"v{version}": Event("pushed", POLICY, version) for version in range(4)}
-    of_policy = [event for event in journal.of("pushed", "asked") if event.whose not in SECTIONS]
+    of_policy = [event for event in journal.of("pushed", "asked") if event.whose not in EXPERTS]
     assert of_policy == [expected[name] for name in order.split()]
 
     first, rest = (*step_positions(0), *step_positions(1)), tuple(step_positions(2))

@@ -15,7 +15,7 @@ from prism.errors import ServiceError, WeightsError
 from prism.model.expert import ExpertModel, load_expert, save_expert, upcycle
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack
-from prism.services.experts.engine import Group, Overloaded, Scored, ScoringEngine, Version
+from prism.services.experts.engine import Overloaded, ScoredGroups, ScoringEngine, ScoringGroup, Version
 from prism.services.experts.scoring import Branches, PrefixScorer
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.weights import seal
@@ -50,7 +50,7 @@ def prompt(inputs: InputBuilder, question: str, *images: Image.Image) -> Example
 
 
 @pytest.fixture(scope="module")
-def groups(inputs: InputBuilder) -> list[Group]:
+def groups(inputs: InputBuilder) -> list[ScoringGroup]:
     """Three prompts: with one image, with none, with two images of which one is the first prompt's."""
     one, other = picture(1), picture(2, (96, 32))
     asked = [
@@ -59,12 +59,12 @@ def groups(inputs: InputBuilder) -> list[Group]:
         ("c", prompt(inputs, "Which is larger?", other, one), ("other", "one")),
     ]
     return [
-        Group(example, key, images, [[*inputs.text_ids(text), inputs.end_token_id] for text in TEXTS[: 4 - i]])
+        ScoringGroup(example, key, images, [[*inputs.text_ids(text), inputs.end_token_id] for text in TEXTS[: 4 - i]])
         for i, (key, example, images) in enumerate(asked)
     ]
 
 
-def expected(model: ExpertModel, inputs: InputBuilder, groups: list[Group]) -> list[list[float]]:
+def expected(model: ExpertModel, inputs: InputBuilder, groups: list[ScoringGroup]) -> list[list[float]]:
     """One sequence at a time: no padding, no sharing."""
     with torch.inference_mode():
         return [
@@ -73,7 +73,7 @@ def expected(model: ExpertModel, inputs: InputBuilder, groups: list[Group]) -> l
         ]
 
 
-def branches(group: Group) -> Branches:
+def branches(group: ScoringGroup) -> Branches:
     return Branches(group.prompt, group.key, group.image_keys, [tuple(ids) for ids in group.responses])
 
 
@@ -100,7 +100,7 @@ def engine(inputs: InputBuilder, tiny_model: Path) -> Iterator[Callable[..., Sco
 
 
 def test_branches_of_a_shared_prompt_score_as_whole_sequences_do(
-    plain: ExpertModel, inputs: InputBuilder, groups: list[Group]
+    plain: ExpertModel, inputs: InputBuilder, groups: list[ScoringGroup]
 ) -> None:
     scorer = PrefixScorer("perception", twin(plain), inputs.image_token_id, cache_tokens=0)
     scores = scorer.score([branches(group) for group in groups])
@@ -108,7 +108,9 @@ def test_branches_of_a_shared_prompt_score_as_whole_sequences_do(
     assert len({score for row in scores for score in row}) == 9  # the texts and prompts are told apart
 
 
-def test_what_is_remembered_changes_no_score(plain: ExpertModel, inputs: InputBuilder, groups: list[Group]) -> None:
+def test_what_is_remembered_changes_no_score(
+    plain: ExpertModel, inputs: InputBuilder, groups: list[ScoringGroup]
+) -> None:
     scorer = PrefixScorer("perception", twin(plain), inputs.image_token_id, cache_tokens=4096)
     first, _, third = (branches(group) for group in groups)
     seen = scorer.score([first])
@@ -117,7 +119,9 @@ def test_what_is_remembered_changes_no_score(plain: ExpertModel, inputs: InputBu
     assert scorer.score([first]) == seen  # bit for bit
     assert (towers.calls, passes.calls) == (0, 0)
     more = Branches(first.prompt, first.key, first.image_keys, [(5, 6, 7)])
-    assert close(scorer.score([more]), expected(plain, inputs, [Group(first.prompt, "a", ("one",), [[5, 6, 7]])]))
+    assert close(
+        scorer.score([more]), expected(plain, inputs, [ScoringGroup(first.prompt, "a", ("one",), [[5, 6, 7]])])
+    )
     assert (towers.calls, passes.calls) == (0, 1)  # only the branch
     assert close(scorer.score([third]), expected(plain, inputs, groups[2:]))
     assert towers.images == 1  # of two, one was seen in another prompt
@@ -146,7 +150,7 @@ class count_calls:
 
 
 def test_a_request_is_scored_in_order_however_it_is_batched(
-    plain: ExpertModel, inputs: InputBuilder, groups: list[Group], engine: Callable[..., ScoringEngine]
+    plain: ExpertModel, inputs: InputBuilder, groups: list[ScoringGroup], engine: Callable[..., ScoringEngine]
 ) -> None:
     wanted = expected(plain, inputs, groups)
     for tokens in (1, 64, 100_000):
@@ -156,18 +160,18 @@ def test_a_request_is_scored_in_order_however_it_is_batched(
 
 
 def test_the_same_text_gets_the_same_score_bit_for_bit(
-    plain: ExpertModel, groups: list[Group], engine: Callable[..., ScoringEngine]
+    plain: ExpertModel, groups: list[ScoringGroup], engine: Callable[..., ScoringEngine]
 ) -> None:
     running = engine(plain, max_batch_tokens=64)
     group = groups[0]
-    twice = Group(group.prompt, group.key, group.image_keys, [*group.responses, *reversed(group.responses)])
+    twice = ScoringGroup(group.prompt, group.key, group.image_keys, [*group.responses, *reversed(group.responses)])
     scored = running.submit([twice, group]).result(60).scores
     assert scored[0] == [*scored[1], *reversed(scored[1])]
     assert running.submit([group]).result(60).scores == scored[1:]  # and in another request
 
 
 def test_requests_that_wait_share_a_batch(
-    plain: ExpertModel, groups: list[Group], engine: Callable[..., ScoringEngine]
+    plain: ExpertModel, groups: list[ScoringGroup], engine: Callable[..., ScoringEngine]
 ) -> None:
     running = engine(plain)
     batches: list[int] = []
@@ -189,7 +193,7 @@ def test_requests_that_wait_share_a_batch(
 
 
 def test_one_request_that_fails_spares_those_beside_it(
-    plain: ExpertModel, inputs: InputBuilder, groups: list[Group], engine: Callable[..., ScoringEngine]
+    plain: ExpertModel, inputs: InputBuilder, groups: list[ScoringGroup], engine: Callable[..., ScoringEngine]
 ) -> None:
     running = engine(plain)
     gate, score = threading.Event(), running._scorer.score
@@ -199,8 +203,8 @@ def test_one_request_that_fails_spares_those_beside_it(
         return score(batch)
 
     running._scorer.score = gated
-    broken = Group(groups[1].prompt, "broken", (), [[10**9]])  # no such token
-    futures: list[Future[Scored]] = [running.submit([group]) for group in (groups[0], broken, groups[2])]
+    broken = ScoringGroup(groups[1].prompt, "broken", (), [[10**9]])  # no such token
+    futures: list[Future[ScoredGroups]] = [running.submit([group]) for group in (groups[0], broken, groups[2])]
     gate.set()
     with pytest.raises(ServiceError, match="scoring failed"):
         futures[1].result(60)
@@ -210,7 +214,7 @@ def test_one_request_that_fails_spares_those_beside_it(
 
 
 def test_more_requests_than_the_queue_admits_are_refused(
-    plain: ExpertModel, groups: list[Group], engine: Callable[..., ScoringEngine]
+    plain: ExpertModel, groups: list[ScoringGroup], engine: Callable[..., ScoringEngine]
 ) -> None:
     running = engine(plain, max_queue=2)
     gate, score = threading.Event(), running._scorer.score
@@ -224,16 +228,16 @@ def test_more_requests_than_the_queue_admits_are_refused(
 
 
 def test_a_request_without_responses_is_answered_at_once(
-    plain: ExpertModel, groups: list[Group], engine: Callable[..., ScoringEngine]
+    plain: ExpertModel, groups: list[ScoringGroup], engine: Callable[..., ScoringEngine]
 ) -> None:
-    empty = Group(groups[0].prompt, "a", ("one",), [])
+    empty = ScoringGroup(groups[0].prompt, "a", ("one",), [])
     assert engine(plain).submit([empty]).result(5).scores == [[]]
 
 
 def test_new_weights_forget_what_old_ones_said(
     plain: ExpertModel,
     inputs: InputBuilder,
-    groups: list[Group],
+    groups: list[ScoringGroup],
     engine: Callable[..., ScoringEngine],
     tmp_path: Path,
 ) -> None:

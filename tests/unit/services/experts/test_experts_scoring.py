@@ -14,7 +14,7 @@ from expert_app import ADMIN, DATA, GOOD, OTHER, ask, item, png, score, serving,
 from prism.data.blobs import BlobStore
 from prism.errors import ServiceError
 from prism.model.inputs import InputBuilder
-from prism.services.experts.engine import Group, Scored, ScoringEngine, Version
+from prism.services.experts.engine import ScoredGroups, ScoringEngine, ScoringGroup, Version
 from prism.services.experts.settings import ExpertSettings
 
 IMAGE = png()
@@ -146,10 +146,10 @@ async def test_tokens_are_asked_for_and_the_admins_is_another(client: httpx.Asyn
 async def test_a_full_queue_is_429_and_what_was_taken_is_answered(
     settings: Callable[..., ExpertSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held: list[Future[Scored]] = []
+    held: list[Future[ScoredGroups]] = []
     all_held = asyncio.Event()
 
-    def hold(_: ScoringEngine, groups: Sequence[Group]) -> Future[Scored]:
+    def hold(_: ScoringEngine, groups: Sequence[ScoringGroup]) -> Future[ScoredGroups]:
         held.append(Future())
         if len(held) == 3:
             all_held.set()
@@ -166,7 +166,7 @@ async def test_a_full_queue_is_429_and_what_was_taken_is_answered(
         assert 'prism_expert_queue_requests{expert="perception"} 3.0' in (await client.get("/metrics")).text
         await asyncio.wait_for(all_held.wait(), 20)
         for future in held:
-            future.set_result(Scored([[0.5]], Version(0, 0)))
+            future.set_result(ScoredGroups([[0.5]], Version(0, 0)))
         assert sorted([(await request).status_code for request in requests]) == [200] * 3 + [429] * 3
         assert 'prism_expert_queue_requests{expert="perception"} 0.0' in (await client.get("/metrics")).text
 
@@ -174,8 +174,8 @@ async def test_a_full_queue_is_429_and_what_was_taken_is_answered(
 async def test_what_fails_one_request_leaves_the_others_served(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: ScoringEngine, groups: Sequence[Group]) -> Future[Scored]:
-        future: Future[Scored] = Future()
+    def fail(_: ScoringEngine, groups: Sequence[ScoringGroup]) -> Future[ScoredGroups]:
+        future: Future[ScoredGroups] = Future()
         future.set_exception(ServiceError("scoring failed: out of memory"))
         return future
 
@@ -192,9 +192,9 @@ async def test_what_fails_one_request_leaves_the_others_served(
 async def test_a_score_that_is_not_finite_is_an_error_and_no_number(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    def spoil(_: ScoringEngine, groups: Sequence[Group]) -> Future[Scored]:
-        future: Future[Scored] = Future()
-        future.set_result(Scored([[value, 0.5]], Version(0, 0)))
+    def spoil(_: ScoringEngine, groups: Sequence[ScoringGroup]) -> Future[ScoredGroups]:
+        future: Future[ScoredGroups] = Future()
+        future.set_result(ScoredGroups([[value, 0.5]], Version(0, 0)))
         return future
 
     monkeypatch.setattr(ScoringEngine, "submit", spoil)

@@ -13,7 +13,7 @@ import pytest
 from prism.services.grader import kinds
 from prism.services.grader.extract import read_response
 from prism.services.grader.protocol import GradeOptions
-from prism.services.grader.verdict import DEFAULT_OPTIONS, Kind, Outcome, Rules, Task
+from prism.services.grader.verdict import DEFAULT_OPTIONS, AnswerKind, AnswerPair, Outcome, Rules
 
 FOLDER = Path(__file__).with_name("cases")
 RULES = Rules(format="ignored", extract=("boxed", "phrase", "whole"))
@@ -23,23 +23,23 @@ def lines(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def compare(kind: Kind, case: dict[str, Any], *, extract: bool) -> Outcome:
+def compare(kind: AnswerKind, case: dict[str, Any], *, extract: bool) -> Outcome:
     options = GradeOptions(**case["options"]).plain() if "options" in case else DEFAULT_OPTIONS
     answer = read_response(case["answer"], kind, RULES).answer if extract else case["answer"]
-    return kinds.compare(Task(kind, answer or "", (case["gold"],), options))
+    return kinds.compare(AnswerPair(kind, answer or "", (case["gold"],), options))
 
 
 def name_of(value: object) -> str:
     return f"{value['gold']} v {value['answer']}"[:60] if isinstance(value, dict) else str(value)
 
 
-OURS: list[tuple[Kind, dict[str, Any]]] = [
+OURS: list[tuple[AnswerKind, dict[str, Any]]] = [
     (kind, case) for kind in ("number", "choice", "text", "multi", "box", "math", "auto") for case in lines(kind)
 ]
 
 
 @pytest.mark.parametrize(("kind", "case"), OURS, ids=name_of)
-def test_what_is_said_of_a_pair(kind: Kind, case: dict[str, Any]) -> None:
+def test_what_is_said_of_a_pair(kind: AnswerKind, case: dict[str, Any]) -> None:
     outcome = compare(kind, case, extract=kind != "math")
     said = outcome.status if outcome.status != "ok" else "right" if outcome.accuracy else "wrong"
     assert said == case["verdict"], outcome

@@ -16,7 +16,7 @@ from prism.services.grader import metrics
 from prism.services.grader.engine import Grader
 from prism.services.grader.pool import WorkerPool
 from prism.services.grader.settings import EngineSettings
-from prism.services.grader.verdict import Item, Outcome, Rules, Task
+from prism.services.grader.verdict import AnswerPair, Item, Outcome, Rules
 from prism.services.grader.worker import compare_chunk
 
 
@@ -25,7 +25,7 @@ def make_settings(**values: Any) -> EngineSettings:
     return EngineSettings(**defaults | values)
 
 
-def misbehave(tasks: list[Task], patience: float | None, cpu_seconds: float) -> list[Outcome | None]:
+def misbehave(tasks: list[AnswerPair], patience: float | None, cpu_seconds: float) -> list[Outcome | None]:
     """Runs in a worker: a task whose answer names a misdeed does it."""
     for task in tasks:
         match task.answer:
@@ -55,11 +55,11 @@ def misbehave(tasks: list[Task], patience: float | None, cpu_seconds: float) -> 
     return compare_chunk(tasks, patience, cpu_seconds)
 
 
-GOOD = Task("math", "7", ("7",))
+GOOD = AnswerPair("math", "7", ("7",))
 
 
-def bad(misdeed: str) -> Task:
-    return Task("math", misdeed, ("7",))
+def bad(misdeed: str) -> AnswerPair:
+    return AnswerPair("math", misdeed, ("7",))
 
 
 def workers() -> list[psutil.Process]:
@@ -85,7 +85,7 @@ def pool() -> Iterator[WorkerPool]:
 
 async def test_outcomes_come_in_order(pool: WorkerPool) -> None:
     golds = [str(number % 3 + 6) for number in range(100)]
-    outcomes = await pool.compare([Task("math", "7", (gold,)) for gold in golds])
+    outcomes = await pool.compare([AnswerPair("math", "7", (gold,)) for gold in golds])
     assert [outcome.accuracy for outcome in outcomes] == [float(gold == "7") for gold in golds]
     assert all(outcome.elapsed_seconds > 0 for outcome in outcomes)
     assert await pool.compare([]) == []
@@ -117,7 +117,7 @@ async def test_a_misdeed_is_paid_for_by_its_task_alone(
     assert time.perf_counter() - start < 20
 
 
-HARD = Task("math", r"\int \frac{\sin(x^3)\ln(x)}{e^{x}+x^5} dx", (r"\frac{x}{7}",))
+HARD = AnswerPair("math", r"\int \frac{\sin(x^3)\ln(x)}{e^{x}+x^5} dx", (r"\frac{x}{7}",))
 
 
 async def test_what_takes_long_goes_on_in_the_slow_lane(pool: WorkerPool) -> None:

@@ -14,29 +14,29 @@ from prism.services.grader.judge import read_verdict
 from prism.services.grader.verdict import (
     DEFAULT_OPTIONS,
     MAX_SHOWN_CHARS,
+    AnswerKind,
+    AnswerPair,
+    GradedItem,
     Item,
-    Kind,
     Outcome,
-    Overlong,
+    OverlongPenalty,
     RewardFormula,
     Rules,
-    Task,
-    Verdict,
 )
 
 RULES, FORMULA = Rules(), RewardFormula()
-FAST_KINDS: tuple[Kind, ...] = ("auto", "number", "choice", "text", "multi", "box")
+FAST_KINDS: tuple[AnswerKind, ...] = ("auto", "number", "choice", "text", "multi", "box")
 
 
 def respond(answer: str) -> str:
     return f"<caption>- top left: 3</caption><think>3 + 4 = 7</think><answer>{answer}</answer>"
 
 
-def grade(item: Item, rules: Rules = RULES, formula: RewardFormula = FORMULA) -> Verdict:
+def grade(item: Item, rules: Rules = RULES, formula: RewardFormula = FORMULA) -> GradedItem:
     """What the engine does with an item, without its workers."""
     reading = read_response(item.response, item.kind, rules)
     outcome = kinds.compare(
-        Task(item.kind, None if reading.format == 0.0 else reading.answer, item.golds, item.options)
+        AnswerPair(item.kind, None if reading.format == 0.0 else reading.answer, item.golds, item.options)
     )
     return conclude(item, reading, outcome, rules, formula, 0.0)
 
@@ -76,7 +76,7 @@ def test_a_bad_format_earns_nothing_even_if_the_answer_is_right(
 
 @pytest.mark.parametrize("response", ["no format", respond("7")])
 @pytest.mark.parametrize(("gold", "kind"), [("seven", "number"), ("", "text"), ("?", "math"), ("\ufffd", "auto")])
-def test_where_the_gold_is_broken_no_response_earns_anything(response: str, gold: str, kind: Kind) -> None:
+def test_where_the_gold_is_broken_no_response_earns_anything(response: str, gold: str, kind: AnswerKind) -> None:
     verdict = grade(Item(response, (gold,), kind))
     assert verdict.status == "unparseable_gold"
     assert (verdict.accuracy, verdict.format, verdict.reward) == (None, None, None)
@@ -87,7 +87,7 @@ def test_what_was_not_judged_has_no_numbers(status: str) -> None:
     item = Item(respond("7"), ("7",), tokens=100)
     reading = read_response(item.response, item.kind, RULES)
     outcome = Outcome(status, detail="why")  # pyright: ignore[reportArgumentType]
-    verdict = conclude(item, reading, outcome, Rules(overlong=Overlong(10, 5)), FORMULA, 0.0)
+    verdict = conclude(item, reading, outcome, Rules(overlong=OverlongPenalty(10, 5)), FORMULA, 0.0)
     assert (verdict.accuracy, verdict.format, verdict.reward, verdict.components) == (None, None, None, {})
     assert (verdict.status, verdict.detail) == (status, "why")
 
@@ -97,13 +97,13 @@ def test_the_formula_is_configured() -> None:
     assert grade(Item(respond("7"), ("7",)), formula=formula).reward == pytest.approx(0.6)
     assert grade(Item(respond("8"), ("7",)), formula=formula).reward == pytest.approx(0.1)
     assert grade(Item("7", ("7",)), formula=formula).reward == -1.0
-    rules = Rules(overlong=Overlong(limit=100, buffer=20))
+    rules = Rules(overlong=OverlongPenalty(limit=100, buffer=20))
     assert grade(Item(respond("7"), ("7",), tokens=90), rules, formula).reward == pytest.approx(0.6 - 0.25)
 
 
 @pytest.mark.parametrize(("tokens", "penalty"), [(0, 0), (80, 0), (85, -0.25), (90, -0.5), (100, -1), (5000, -1)])
 def test_the_overlong_penalty_is_dapos(tokens: int, penalty: float) -> None:
-    verdict = grade(Item(respond("7"), ("7",), tokens=tokens), Rules(overlong=Overlong(limit=100, buffer=20)))
+    verdict = grade(Item(respond("7"), ("7",), tokens=tokens), Rules(overlong=OverlongPenalty(limit=100, buffer=20)))
     assert verdict.components == {"overlong": penalty}
     assert verdict.reward == pytest.approx(1 + penalty)
 
@@ -194,9 +194,9 @@ PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"
 @settings(deadline=None)
 @given(PLAIN, PLAIN, st.sampled_from(FAST_KINDS))
 @example("\\boxed{}", "7", "number")
-def test_any_text_gets_a_verdict_whose_numbers_fit_its_status(answer: str, gold: str, kind: Kind) -> None:
+def test_any_text_gets_a_verdict_whose_numbers_fit_its_status(answer: str, gold: str, kind: AnswerKind) -> None:
     item = Item(respond(answer), (gold,), kind)
-    if not kinds.is_fast(Task(kind, answer, (gold,))):
+    if not kinds.is_fast(AnswerPair(kind, answer, (gold,))):
         return  # the math kind has tests of its own
     verdict = grade(item)
     judged = verdict.status in ("ok", "invalid_format", "unparseable_answer")
@@ -207,17 +207,17 @@ def test_any_text_gets_a_verdict_whose_numbers_fit_its_status(answer: str, gold:
 
 @settings(deadline=None)
 @given(PLAIN, st.sampled_from(FAST_KINDS))
-def test_the_gold_answer_is_right(gold: str, kind: Kind) -> None:
-    if not kinds.is_fast(Task(kind, gold, (gold,))):
+def test_the_gold_answer_is_right(gold: str, kind: AnswerKind) -> None:
+    if not kinds.is_fast(AnswerPair(kind, gold, (gold,))):
         return
-    outcome = kinds.compare(Task(kind, gold, (gold,)))
+    outcome = kinds.compare(AnswerPair(kind, gold, (gold,)))
     assert outcome.accuracy == 1.0 or outcome.status == "unparseable_gold"
 
 
 @settings(deadline=None)
 @given(PLAIN, PLAIN, st.sampled_from(["number", "choice", "text"]))
-def test_equality_is_symmetric(one: str, other: str, kind: Kind) -> None:
-    there, back = kinds.compare(Task(kind, one, (other,))), kinds.compare(Task(kind, other, (one,)))
+def test_equality_is_symmetric(one: str, other: str, kind: AnswerKind) -> None:
+    there, back = kinds.compare(AnswerPair(kind, one, (other,))), kinds.compare(AnswerPair(kind, other, (one,)))
     assert (there.accuracy == 1.0) == (back.accuracy == 1.0)
 
 
@@ -228,7 +228,7 @@ NUMBERS = st.fractions(min_value=-(10**9), max_value=10**9, max_denominator=10**
 @given(NUMBERS, NUMBERS)
 def test_numbers_are_equal_exactly_if_their_values_are(one: object, other: object) -> None:
     for left, right in ((one, other), (other, one)):
-        assert kinds.compare(Task("number", str(left), (str(right),))).accuracy == float(left == right)
+        assert kinds.compare(AnswerPair("number", str(left), (str(right),))).accuracy == float(left == right)
 
 
 @settings(deadline=None)
@@ -243,14 +243,14 @@ def test_every_spelling_of_an_integer_is_that_integer(number: int, spelling: str
     spelt = spelling.format(number)
     for variant in (spelt, spelt.replace("-", "−"), spelt.translate({ord("0") + d: ord("０") + d for d in range(10)})):
         answer = read_response(variant, "number", rules).answer
-        assert kinds.compare(Task("number", answer, (str(number),))).accuracy == 1.0
-        assert kinds.compare(Task("number", answer, (str(number + 1),))).accuracy == 0.0
+        assert kinds.compare(AnswerPair("number", answer, (str(number),))).accuracy == 1.0
+        assert kinds.compare(AnswerPair("number", answer, (str(number + 1),))).accuracy == 0.0
 
 
 @settings(deadline=None)
 @given(st.permutations(["1", "2", "red", "(3, 4)", "50%"]), st.sampled_from(["; ", "\n", ", "]))
 def test_the_parts_may_come_in_any_order(parts: list[str], separator: str) -> None:
-    assert kinds.compare(Task("multi", separator.join(parts), ("1; 2; red; (3, 4); 50%",))).accuracy == 1.0
+    assert kinds.compare(AnswerPair("multi", separator.join(parts), ("1; 2; red; (3, 4); 50%",))).accuracy == 1.0
 
 
 BOXES = st.tuples(*(st.integers(0, 100) for _ in range(4))).map(
@@ -261,8 +261,8 @@ BOXES = st.tuples(*(st.integers(0, 100) for _ in range(4))).map(
 @settings(deadline=None)
 @given(BOXES, BOXES)
 def test_iou_is_symmetric_and_at_most_1(one: tuple[int, ...], other: tuple[int, ...]) -> None:
-    there = kinds.compare(Task("box", str(list(one)), (str(list(other)),)))
-    back = kinds.compare(Task("box", str(list(other)), (str(list(one)),)))
+    there = kinds.compare(AnswerPair("box", str(list(one)), (str(list(other)),)))
+    back = kinds.compare(AnswerPair("box", str(list(other)), (str(list(one)),)))
     assert there.components == back.components
     [(name, iou)] = there.components
     assert (name, 0 <= iou <= 1, (iou == 1) == (one == other)) == ("iou", True, True)
@@ -288,19 +288,19 @@ EXPRESSIONS = st.recursive(ATOMS, _grow, max_leaves=3)
 def test_rewriting_an_expression_changes_nothing(expression: str) -> None:
     rewrites = [expression, f"${expression}$", f"({expression})", f"{expression}+0", f" {expression} ."]
     for rewrite in rewrites:
-        assert kinds.compare(Task("math", rewrite, (expression,))).accuracy == 1.0, rewrite
-    assert kinds.compare(Task("math", f"{expression}+1", (expression,))).accuracy == 0.0
+        assert kinds.compare(AnswerPair("math", rewrite, (expression,))).accuracy == 1.0, rewrite
+    assert kinds.compare(AnswerPair("math", f"{expression}+1", (expression,))).accuracy == 0.0
 
 
 @settings(deadline=None, max_examples=40)
 @given(EXPRESSIONS, EXPRESSIONS)
 def test_expressions_are_equal_both_ways_or_neither(one: str, other: str) -> None:
-    there, back = (kinds.compare(Task("math", a, (b,))) for a, b in ((one, other), (other, one)))
+    there, back = (kinds.compare(AnswerPair("math", a, (b,))) for a, b in ((one, other), (other, one)))
     assert there.accuracy == back.accuracy
 
 
 def test_the_cache_key_is_of_all_that_counts() -> None:
-    task = Task("math", "1", ("1",))
+    task = AnswerPair("math", "1", ("1",))
     others = [
         replace(task, kind="number"),
         replace(task, answer="2"),
@@ -308,14 +308,14 @@ def test_the_cache_key_is_of_all_that_counts() -> None:
         replace(task, golds=("1", "2")),
         replace(task, options=replace(DEFAULT_OPTIONS, strict=False)),
     ]
-    assert content_key(task) == content_key(Task("math", "1", ("1",)))
+    assert content_key(task) == content_key(AnswerPair("math", "1", ("1",)))
     assert len({content_key(one) for one in [task, *others]}) == 6
 
 
 def test_a_bug_in_a_comparison_costs_its_item_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(task: Task) -> Outcome:
+    def fail(task: AnswerPair) -> Outcome:
         raise ZeroDivisionError
 
     monkeypatch.setattr(kinds, "compare", fail)
-    outcome = compare_here(Task("number", "7", ("7",)))
+    outcome = compare_here(AnswerPair("number", "7", ("7",)))
     assert (outcome.status, outcome.accuracy, outcome.detail) == ("error", None, "comparing raised ZeroDivisionError")
