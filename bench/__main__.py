@@ -4,16 +4,16 @@ Two short RLVR runs over the live services, one in lock-step and one a version b
 them what a user would pick instead: transformers' own ``generate``. The policy update has a bench of its own.
 """
 
-import argparse
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bench.generation import compare_generation
-from bench.idle import BusySampler, idle_shares
+from bench.idle import busy_samples, idle_shares
+from bench.shared import command_line, console
 from prism.config import RunConfig, load_config
 from prism.files import read_jsonl, write_json
 from prism.report.model import load_report
@@ -25,13 +25,10 @@ SKIPPED = 3  # first steps, which warm caches up, are not counted
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("bench", __doc__)
     parser.add_argument("--steps", type=int, default=16, help=f"RLVR steps of each run, {SKIPPED} of them not counted")
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="a finished demo, for its time by stage")
     options = parser.parse_args()
-    console = Console(highlight=False)
     results: dict[str, Any] = {}
     first: RunConfig | None = None
     for name, staleness in (("lock-step", 0), ("staleness 1", 1)):
@@ -49,36 +46,25 @@ def main() -> None:
         def generation(config: RunConfig = config) -> None:
             results["generation"] = compare_generation(config)
 
-        with BusySampler(config) as sampler:
+        with busy_samples(config) as samples:
             run(config, CONFIG, overrides, console, at_end=None if first else generation)
-        results[name] = _figures(config) | idle_shares(_steps(config), sampler.samples)
+        steps = [line for line in read_jsonl(config.run_dir / "metrics.jsonl") if line["stage"] == "rlvr"][SKIPPED:]
+        results[name] = _figures(steps) | idle_shares(steps, samples)
         first = first or config
     assert first
     write_json(first.runs_dir / "bench.json", results)
-    _print(console, results, options.demo)
+    _print(results, options.demo)
 
 
-def _steps(config: RunConfig) -> list[dict[str, Any]]:
-    return [line for line in read_jsonl(config.run_dir / "metrics.jsonl") if line["stage"] == "rlvr"][SKIPPED:]
-
-
-def _figures(config: RunConfig) -> dict[str, float]:
-    steps = _steps(config)
-    return {
-        "step_seconds": _median(steps, "step_seconds"),
-        "sync_paused_seconds": _median(steps, "sync_paused_seconds"),
-        "sync_total_seconds": _median(steps, "sync_total_seconds"),
+def _figures(steps: list[dict[str, Any]]) -> dict[str, float]:
+    medians = ("step_seconds", "sync_paused_seconds", "sync_total_seconds")
+    return {name: statistics.median(step[name] for step in steps) for name in medians} | {
         "trained_tokens_per_second": sum(s["trained_tokens"] for s in steps) / sum(s["step_seconds"] for s in steps),
         "staleness_max": max(s["staleness_max"] for s in steps),
     }
 
 
-def _median(steps: list[dict[str, Any]], name: str) -> float:
-    values = sorted(step[name] for step in steps)
-    return values[len(values) // 2]
-
-
-def _print(console: Console, results: dict[str, Any], demo: Path) -> None:
+def _print(results: dict[str, Any], demo: Path) -> None:
     table = Table("figure", "PRISM", "instead", "ratio", title="The demo's model and batch: 16 prompts × 8 responses")
     row = results["generation"]
     prism, instead = row["prism_tokens_per_second"], row["instead_tokens_per_second"]
@@ -100,9 +86,8 @@ def _print(console: Console, results: dict[str, Any], demo: Path) -> None:
     speedup = stale["trained_tokens_per_second"] / lock["trained_tokens_per_second"]
     console.print(table)
     console.print(f"staleness 1 trains {speedup:.2f}× the tokens a second of lock-step")
-    finished = demo.is_dir() and [stage for stage in load_report(demo).stages if stage.seconds is not None]
-    if finished:
-        stages = {stage.name: stage.seconds or 0.0 for stage in finished}
+    reported = load_report(demo).stages if demo.is_dir() else []
+    if stages := {stage.name: stage.seconds for stage in reported if stage.seconds is not None}:
         text = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items())
         console.print(f"{demo} by stage: {text}; together {sum(stages.values()) / 60:.1f} min")
     else:

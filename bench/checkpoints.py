@@ -2,20 +2,18 @@
 is waited for, and with the same written behind the loop. One run, the same weights and batch, rounds taking turns.
 """
 
-import argparse
 import os
 import statistics
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from bench.learner.workload import SIZES, VERSION, make_model, make_samples
+from bench.learner.workload import SIZES, make_learner, make_model, make_samples
+from bench.shared import command_line, console, spread
 from prism.config import PolicyLearnerConfig
 from prism.data.blobs import BlobStore
 from prism.model.inputs import InputBuilder
@@ -24,35 +22,27 @@ from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.checkpoint.tensors import random_state
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.flow.intake import POLICY
-from prism.trainer.learn.losses import LossOptions
-from prism.trainer.learn.policy_learner import PolicyLearner
-from prism.trainer.learn.policy_model import load_policy
 
-Way = Literal["none", "waited for", "behind the loop"]
-WAYS: tuple[Way, ...] = ("none", "waited for", "behind the loop")
+WAYS = ("none", "waited for", "behind the loop")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.checkpoints", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("bench.checkpoints", __doc__)
     parser.add_argument("--model", choices=list(SIZES), default="larger")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--every", type=int, default=10, help="updates a checkpoint; a round has twice as many")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "model", options.model, options.device)
         inputs = InputBuilder(folder / "model")
         samples = make_samples(inputs, 1, 300, 60)
-        model = load_policy(folder / "model", dtype=getattr(torch, SIZES[options.model].dtype), device=options.device)
         config = PolicyLearnerConfig.model_validate({"optimizer": {"lr": 1e-6}, "micro_batch_tokens": 2048})
-        learner = PolicyLearner(model, config, "grpo", LossOptions(), temperature=1.0, updates=10_000, version=VERSION)
+        learner = make_learner(folder / "model", SIZES[options.model].dtype, options.device, config, 10_000)
         examples = GroupExamples(inputs, BlobStore(str(folder)))
 
-        def seconds_of(way: Way) -> float:
+        def seconds_of(way: str) -> float:
             """Of a round, its last checkpoint's end included."""
             with Checkpoints(folder / way, keep=2) as saved:
                 started = time.perf_counter()
@@ -61,7 +51,9 @@ def main() -> None:
                     learner.update(samples, examples)
                     if way != "none" and step % options.every == 0:
                         tensors = {POLICY: learner.state_dict(), "rng": random_state(options.device)}
-                        saved.save(step, {"step": step}, tensors, partial(write_description, config, {POLICY: model}))
+                        saved.save(
+                            step, {"step": step}, tensors, partial(write_description, config, {POLICY: learner.model})
+                        )
                     if way == "waited for":
                         saved.wait()
                 saved.wait()
@@ -76,9 +68,8 @@ def main() -> None:
     base = statistics.median(rounds["none"])
     table = Table("checkpoints", "seconds a round (range)", "share of the loop")
     for way, took in rounds.items():
-        middle = statistics.median(took)
-        share = "" if way == "none" else f"{(middle - base) / base:.1%}"
-        table.add_row(way, f"{middle:.2f} ({min(took):.2f}–{max(took):.2f})", share)
+        share = "" if way == "none" else f"{(statistics.median(took) - base) / base:.1%}"
+        table.add_row(way, spread(took), share)
     console.print(
         f"{size / 2**20:,.0f} MiB a checkpoint, every {options.every} updates; load average {os.getloadavg()[0]:.1f}"
     )

@@ -2,46 +2,33 @@
 
 import threading
 import time
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.shared import beside
 from prism.config import RunConfig
 
 BUSY = "prism_policy_busy_seconds_total"
 
 
-class BusySampler:
-    """Reads the policy server's busy counter every half second, while there is a server: (unix time, seconds busy)."""
+@contextmanager
+def busy_samples(config: RunConfig) -> Iterator[list[tuple[float, float]]]:
+    """The policy server's busy counter every half second, while there is a server: (unix time, seconds busy)."""
+    samples: list[tuple[float, float]] = []
 
-    def __init__(self, config: RunConfig) -> None:
-        self._url = f"http://127.0.0.1:{config.stack.base_port + 1}/metrics"
-        self.samples: list[tuple[float, float]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    def read(stop: threading.Event) -> None:
+        while not stop.wait(0.5):
+            with suppress(httpx.TransportError):
+                page = httpx.get(f"http://127.0.0.1:{config.stack.base_port + 1}/metrics", timeout=2).text
+                for family in text_string_to_metric_families(page):
+                    samples.extend((time.time(), s.value) for s in family.samples if s.name == BUSY)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.5):
-            try:
-                page = httpx.get(self._url, timeout=2).text
-            except httpx.TransportError:
-                continue
-            for family in text_string_to_metric_families(page):
-                for sample in family.samples:
-                    if sample.name == BUSY:
-                        self.samples.append((time.time(), sample.value))
+    with beside(read):
+        yield samples
 
 
 def idle_shares(steps: list[dict[str, Any]], samples: list[tuple[float, float]]) -> dict[str, float]:

@@ -8,7 +8,6 @@ Should one come out otherwise all the same, it is other data: the steps before i
 left alone, those after it are not. A step made again of the same responses is compared with itself in any case.
 """
 
-import argparse
 import json
 import os
 import random
@@ -18,16 +17,16 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import redis
-from rich.console import Console
 from rich.table import Table
 
+from bench.shared import beside, command_line, console
 from prism.clients.endpoints import load_endpoints
 from prism.config import RunConfig, load_config
 from prism.files import read_jsonl
@@ -47,62 +46,41 @@ AFTER_START_SECONDS = 8
 
 @dataclass
 class Seen:
-    """What went through the streams of a run, by whoever watched."""
+    """What goes through the streams of a run, read beside their consumers, without being one."""
 
+    config: RunConfig
     first_request: dict[int, tuple[int, int]] = field(default_factory=dict)
     """attempt -> (attempt, version) of the newest weights that the policy server had then."""
     groups: dict[int, dict[int, pb.RolloutGroup]] = field(default_factory=lambda: defaultdict(dict))
     """position -> attempt that asked -> group."""
 
-
-class Watch:
-    """Reads both streams of a run beside their consumers, without being one."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.seen = Seen()
-        url = load_endpoints(config.run_dir / "stack.json").redis_url.get_secret_value()
-        self._redis: Any = redis.Redis.from_url(url)
-        self._names = StreamNames(config.name)
-        self._newest = config.run_dir / "services" / "policy" / "newest.json"
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        last: dict[str, Any] = {self._names.prompts: "0", self._names.rollouts: "0"}
-        while not self._stop.is_set():
-            for name, entries in self._redis.xread(last, block=200):
+    def watch(self, stop: threading.Event) -> None:
+        url = load_endpoints(self.config.run_dir / "stack.json").redis_url.get_secret_value()
+        streams: Any = redis.Redis.from_url(url)
+        names = StreamNames(self.config.name)
+        last: dict[str, Any] = {names.prompts: "0", names.rollouts: "0"}
+        while not stop.is_set():
+            for name, entries in streams.xread(last, block=200):
                 last[name.decode()] = entries[-1][0]
                 for _, fields in entries:
                     if b"request" in fields:
                         self._asked(pb.RolloutRequest.FromString(fields[b"request"]))
                     elif b"group" in fields:
                         group = pb.RolloutGroup.FromString(fields[b"group"])
-                        self.seen.groups[group.request.position][group.request.attempt] = group
+                        self.groups[group.request.position][group.request.attempt] = group
 
     def _asked(self, request: pb.RolloutRequest) -> None:
-        if request.attempt not in self.seen.first_request:
-            newest = Manifest.model_validate_json(self._newest.read_bytes())
-            self.seen.first_request[request.attempt] = newest.attempt, newest.version
+        if request.attempt not in self.first_request:
+            newest = self.config.run_dir / "services" / "policy" / "newest.json"
+            manifest = Manifest.model_validate_json(newest.read_bytes())
+            self.first_request[request.attempt] = manifest.attempt, manifest.version
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.kills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("bench.kills", __doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments; by default the clock's")
     options = parser.parse_args()
-    console = Console(highlight=False)
     console.print(f"load average {os.getloadavg()[0]:.1f}; moments by --seed {options.seed}")
 
     os.environ["PRISM_CONCURRENCY"] = "1"  # of the rollout worker
@@ -117,19 +95,19 @@ def main() -> None:
     save_resolved(killed)
 
     began = time.monotonic()
-    with Stack(whole, served_model(whole), console) as stack, Watch(whole) as watch:
+    reference, seen = Seen(whole), Seen(killed)
+    with Stack(whole, served_model(whole), console) as stack, beside(reference.watch):
         train_in_process(_command(STAGE, whole.name), STAGE, stack)
-    reference = watch.seen
     console.print(f"left alone: {time.monotonic() - began:.0f} s")
 
     began = time.monotonic()
-    with Stack(killed, served_model(killed), console) as stack, Watch(killed) as watch:
-        kills = _kill_again_and_again(killed, stack, options.kills, random.Random(options.seed), console)
+    with Stack(killed, served_model(killed), console) as stack, beside(seen.watch):
+        kills = _kill_again_and_again(killed, stack, options.kills, random.Random(options.seed))
         if not stage_result(killed, STAGE):
             train_in_process(_command(STAGE, killed.name), STAGE, stack)
     console.print(f"killed {kills} times: {time.monotonic() - began:.0f} s")
 
-    checks = _checks(whole, killed, reference, watch.seen)
+    checks = _checks(reference, seen)
     checks["killed as often as asked"] = kills == options.kills, f"{kills} times"
     table = Table("check", "", "seen")
     for name, (held, text) in checks.items():
@@ -142,7 +120,7 @@ def _command(stage: str, name: str) -> list[str]:
     return [sys.executable, "-m", "prism", "train", stage, "--config", str(CONFIG), "--set", f"name={name}"]
 
 
-def _kill_again_and_again(config: RunConfig, stack: Stack, kills: int, rng: random.Random, console: Console) -> int:
+def _kill_again_and_again(config: RunConfig, stack: Stack, kills: int, rng: random.Random) -> int:
     """Returns how many trainers were killed: fewer than asked for if the stage ended before."""
     start_seconds = AFTER_START_SECONDS / 2
     for kill in range(kills):
@@ -154,7 +132,8 @@ def _kill_again_and_again(config: RunConfig, stack: Stack, kills: int, rng: rand
             while _attempt(config) == before and process.poll() is None:
                 time.sleep(0.05)
             start_seconds = time.monotonic() - began
-        _wait(process, share * (start_seconds if early else AFTER_START_SECONDS))
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(share * (start_seconds if early else AFTER_START_SECONDS))
         stack.check()
         if process.poll() is not None:
             console.print(f"the trainer ended by itself with status {process.returncode}")
@@ -168,13 +147,6 @@ def _kill_again_and_again(config: RunConfig, stack: Stack, kills: int, rng: rand
     return kills
 
 
-def _wait(process: "subprocess.Popen[bytes]", seconds: float) -> None:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return
-
-
 def _attempt(config: RunConfig) -> int:
     file = config.run_dir / "attempt.json"
     return json.loads(file.read_text())["attempt"] if file.is_file() else 0
@@ -184,13 +156,14 @@ def _lines(config: RunConfig) -> list[dict[str, Any]]:
     return [line for line in read_jsonl(config.run_dir / "metrics.jsonl") if line["stage"] == STAGE]
 
 
-def _checks(whole: RunConfig, killed: RunConfig, reference: Seen, seen: Seen) -> dict[str, tuple[bool, str]]:
+def _checks(reference: Seen, seen: Seen) -> dict[str, tuple[bool, str]]:
     """Name -> whether it holds, and what was seen."""
-    expected = {line["step"]: line for line in _lines(whole)}
-    lines = _lines(killed)
+    expected = {line["step"]: line for line in _lines(reference.config)}
+    lines = _lines(seen.config)
     final = {line["step"]: line for line in lines}  # of a step made again the last line counts
-    positions = [position for _, line in sorted(final.items()) for position in line["positions"]]
-    versions = [line["policy_version"] for _, line in sorted(final.items())]
+    in_order = [line for _, line in sorted(final.items())]
+    positions = [position for line in in_order for position in line["positions"]]
+    versions = [line["policy_version"] for line in in_order]
     pushed = [seen.first_request[attempt] for attempt in sorted(seen.first_request)]
     late = [attempt for attempt, (newest, _) in seen.first_request.items() if newest != attempt]
 

@@ -7,7 +7,6 @@ Groups of 16 responses of 40 to 400 tokens to prompts of 300 to 1,200 tokens, mo
 import argparse
 import asyncio
 import gc
-import json
 import random
 import statistics
 import tempfile
@@ -17,20 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from bench.experts.plain import PlainLoop
-from bench.experts.servers import DidNotStart, Server, client, prism_scores, prism_server, vllm_scores, vllm_server
+from bench.experts.servers import post, prism_scores, prism_server, vllm_scores, vllm_server
 from bench.experts.workload import RESPONSES, SIZES, Workload, make_groups, make_model
+from bench.shared import DidNotStart, Server, at_most, command_line, console
+from prism.files import write_json
 
 AT_ONCE = 8  # groups in flight
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.experts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("bench.experts", __doc__)
     parser.add_argument("--size", choices=list(SIZES), default="8m")
     parser.add_argument("--experts", type=int, default=0, help="experts of each layer; 0: dense")
     parser.add_argument("--groups", type=int, default=16)
@@ -41,17 +39,15 @@ def main() -> None:
     parser.add_argument("--without-vllm", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-experts.json"))
     options = parser.parse_args()
-    console = Console(highlight=False)
     if options.threads:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        results = measure(Path(folder), options, console)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1))
-    show(results, console)
+        results = measure(Path(folder), options)
+    write_json(options.out, results)
+    show(results)
 
 
-def measure(folder: Path, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     inputs = make_model(folder, options.size, options.experts, options.device)
     dtype = SIZES[options.size].dtype
     groups, warm = make_groups(inputs, options.groups, seed=1), make_groups(inputs, options.warm_up, seed=2)
@@ -68,12 +64,12 @@ def measure(folder: Path, options: argparse.Namespace, console: Console) -> dict
 
     with prism_server(model, options.device, dtype, options.threads) as server:
         timed("prism", lambda part: asyncio.run(prism_scores(server, part, AT_ONCE)))
-        results["peak_bytes"] = server.memory()
+        results["peak_bytes"] = resident(server)
         rate = results["prism"] / RESPONSES / 2
         fresh = make_groups(inputs, max(20, options.groups), seed=3)
         results["latency"] = asyncio.run(latencies(server, fresh, rate))
         results["memory"] = asyncio.run(memory_over(server, options.requests))
-    plain = PlainLoop(model, inputs, options.device, RESPONSES)
+    plain = PlainLoop(model, inputs, options.device)
     timed("transformers", plain.score)
     del plain
     gc.collect()
@@ -97,15 +93,15 @@ async def latencies(server: Server, groups: list[Workload], rate: float) -> dict
     """Seconds from a group's request to its scores, arrivals at random at ``rate`` groups a second."""
     rng = random.Random(0)
 
-    async def one(http: Any, group: Workload) -> float:
+    async def one(group: Workload) -> float:
         started = time.perf_counter()
-        await server.post(http, "/v1/score", {"items": [group.item], "section": "all"})
+        await post(http, "/v1/score", {"items": [group.item], "section": "all"})
         return time.perf_counter() - started
 
-    async with client() as http:
+    async with server.client() as http:
         tasks: list[asyncio.Task[float]] = []
         for group in groups:
-            tasks.append(asyncio.create_task(one(http, group)))
+            tasks.append(asyncio.create_task(one(group)))
             await asyncio.sleep(rng.expovariate(rate))
         seconds = sorted(await asyncio.gather(*tasks))
     return {"requests": len(seconds), "rate": rate, "p50": statistics.median(seconds),
@@ -114,34 +110,36 @@ async def latencies(server: Server, groups: list[Workload], rate: float) -> dict
 
 async def memory_over(server: Server, requests: int) -> list[tuple[int, int]]:
     """(requests answered, resident bytes) along the way; every request is another text."""
-    room = asyncio.Semaphore(16)
     seen: list[tuple[int, int]] = []
+    some = max(1, requests // 10)
 
-    async def one(http: Any, number: int) -> None:
-        async with room:
-            item = {"prompt": f"What is {number}?", "responses": [f"<caption>- {number} and {number * 7}"]}
-            await server.post(http, "/v1/score", {"items": [item], "section": "all"})
+    async def one(number: int) -> None:
+        item = {"prompt": f"What is {number}?", "responses": [f"<caption>- {number} and {number * 7}"]}
+        await post(http, "/v1/score", {"items": [item], "section": "all"})
 
-    async with client() as http:
-        for start in range(0, requests, max(1, requests // 10)):
-            await asyncio.gather(*(one(http, start + i) for i in range(max(1, requests // 10))))
-            seen.append((start + max(1, requests // 10), server.memory()))
+    async with server.client() as http:
+        for start in range(0, requests, some):
+            await at_most(16, map(one, range(start, start + some)))
+            seen.append((start + some, resident(server)))
     return seen
+
+
+def resident(server: Server) -> int:
+    """Bytes, of all its processes."""
+    return sum(process.memory_info().rss for process in server.processes())
 
 
 def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
 
 
-def show(results: dict[str, Any], console: Console) -> None:
+def show(results: dict[str, Any]) -> None:
     kind = f"mixture of {results['experts']} experts" if results["experts"] else "dense"
     table = Table("", "scores/s", "PRISM is", "largest difference of a score")
     table.title = f"{results['size']}, {kind}, {results['device']}"
     table.add_row("PRISM's service, over HTTP", f"{results['prism']:,.1f}", "", "")
-    for name, label in (
-        ("transformers", "transformers, padded batches, in process"),
-        ("vllm", "vLLM pooling, over HTTP"),
-    ):
+    labels = {"transformers": "transformers, padded batches, in process", "vllm": "vLLM pooling, over HTTP"}
+    for name, label in labels.items():
         if name in results:
             ratio = results["prism"] / results[name]
             table.add_row(label, f"{results[name]:,.1f}", f"{ratio:.2f}×", f"{results['difference'][name]:.1e}")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bench.experts.workload import Workload
 from prism.model import torchvision_cpu
-from prism.model.expert import ExpertModel, load_expert
+from prism.model.expert import load_expert
 from prism.model.inputs import InputBuilder
 
 torchvision_cpu.install()
@@ -21,33 +21,29 @@ from transformers import AutoConfig  # noqa: E402  (torchvision must find its op
 class PlainLoop:
     """One padded batch a group: as many sequences as responses, each with the picture and the prompt again."""
 
-    def __init__(self, folder: Path, inputs: InputBuilder, device: str, batch: int) -> None:
+    def __init__(self, folder: Path, inputs: InputBuilder, device: str) -> None:
         dtype: Any = AutoConfig.from_pretrained(folder).dtype
-        self.model: ExpertModel = load_expert(folder, dtype=dtype, strict=True).to(device).eval()
-        self.processor, self.end, self.device, self.batch = inputs.processor, inputs.tokenizer.eos_token, device, batch
+        self.model: Any = load_expert(folder, dtype=dtype, strict=True).to(device).eval()
+        self.model.set_attn_implementation({"text_config": "sdpa"})  # transformers' own: ours takes packed rows alone
+        self.processor, self.end, self.device = inputs.processor, inputs.tokenizer.eos_token, device
 
     def score(self, groups: Sequence[Workload]) -> list[list[float]]:
-        return [
-            [score for start in range(0, len(group.responses), self.batch) for score in self._batch(group, start)]
-            for group in groups
-        ]
+        return list(map(self._batch, groups))
 
     @torch.inference_mode()
-    def _batch(self, group: Workload, start: int) -> list[float]:
-        responses = group.responses[start : start + self.batch]
+    def _batch(self, group: Workload) -> list[float]:
         content = [{"type": "image"}, {"type": "text", "text": group.question}]
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
         picture = Image.open(io.BytesIO(group.image)).convert("RGB")
         inputs = self.processor(
-            text=[prompt + response + self.end for response in responses],
-            images=[picture] * len(responses),
+            text=[prompt + response + self.end for response in group.responses],
+            images=[picture] * len(group.responses),
             padding=True,
             padding_side="right",
             return_tensors="pt",
         ).to(self.device)
-        backbone: Any = self.model.model
-        hidden = backbone(**inputs, use_cache=False).last_hidden_state  # [B, L, H]
+        hidden = self.model.model(**inputs, use_cache=False).last_hidden_state  # [B, L, H]
         last = inputs["attention_mask"].sum(-1) - 1
         return self.model.read(hidden[torch.arange(len(hidden), device=hidden.device), last]).tolist()

@@ -53,20 +53,20 @@ def make_model(folder: Path, size: str, experts: int, device: str) -> InputBuild
     return inputs
 
 
-def make_groups(inputs: InputBuilder, count: int, seed: int, responses: int = RESPONSES) -> list[Workload]:
+def make_groups(inputs: InputBuilder, count: int, seed: int) -> list[Workload]:
     """Prompts of 300 to 1,200 tokens, most of them the picture's, and responses of 40 to 400; no two texts alike."""
     rng = random.Random(seed)
-    return [_group(inputs, rng, responses) for _ in range(count)]
+    return [_group(inputs, rng) for _ in range(count)]
 
 
-def _group(inputs: InputBuilder, rng: random.Random, responses: int) -> Workload:
+def _group(inputs: InputBuilder, rng: random.Random) -> Workload:
     tokens = rng.randint(*PROMPT_TOKENS)
     text_tokens = rng.randint(60, 200)
     side = 32 * max(2, round((tokens - text_tokens) ** 0.5))
     pixels = np.frombuffer(rng.randbytes(side // 8 * (side // 8)), np.uint8).reshape(side // 8, side // 8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((side, side)).save(file, "PNG")
-    texts = [_text(inputs, rng, rng.randint(*RESPONSE_TOKENS)) for _ in range(responses)]
+    texts = [_text(inputs, rng, rng.randint(*RESPONSE_TOKENS)) for _ in range(RESPONSES)]
     return Workload(_text(inputs, rng, text_tokens), file.getvalue(), [f"<caption>{text}" for text in texts])
 
 

@@ -10,21 +10,8 @@ RESPONSE = (
     "right</caption><think>First I read the chart. The red bar has height 12, the blue one 7. {thoughts}</think>"
     "<answer>{answer}</answer>"
 )
-COLOURS = [
-    "red",
-    "blue",
-    "green",
-    "yellow",
-    "left",
-    "right",
-    "circle",
-    "triangle",
-    "square",
-    "January",
-    "Monday",
-    "increasing",
-    "decreasing",
-]
+WORDS = ["red", "blue", "green", "yellow", "left", "right", "circle", "triangle", "square",
+         "January", "Monday", "increasing", "decreasing"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,7 +66,7 @@ def _number(rng: random.Random) -> Pair:
 
 
 def _text(rng: random.Random) -> Pair:
-    gold, other = rng.choice(COLOURS), rng.choice(COLOURS)
+    gold, other = rng.choice(WORDS), rng.choice(WORDS)
     return Pair("text", gold, gold if rng.random() < 0.5 else other)
 
 
@@ -105,12 +92,7 @@ def _math(rng: random.Random) -> Pair:
     return Pair("math", gold, rng.choice(answers))
 
 
-MAKERS: dict[str, Callable[[random.Random], Pair]] = {
-    "choice": _choice,
-    "number": _number,
-    "text": _text,
-    "math": _math,
-}
+MAKERS = {"choice": _choice, "number": _number, "text": _text}
 
 # What hostile responses hold, each a little different from the one before. The last three are comparisons that sympy
 # does not end in time; the others are refused by what they would cost.

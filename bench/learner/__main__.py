@@ -9,7 +9,6 @@ random weights of that model's sizes, bfloat16.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -21,20 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from bench.experts.__main__ import device_name
 from bench.learner.contestants import CONTESTANTS, Contest, Measured, matrix_rate, measure
 from bench.learner.workload import LENGTHS, RESPONSES, SIZES, make_model
+from bench.shared import command_line, console, spread
+from prism.files import write_json
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-1}  # of gradients: |difference| / |gradient|, over all weights
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.learner", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("bench.learner", __doc__)
     parser.add_argument("--model", choices=list(SIZES), default="demo", help="larger has ten times the demo's weights")
     parser.add_argument("--lengths", default=LENGTHS, help="prompt+average response in tokens; default: %(default)s")
     parser.add_argument("--groups", type=int, default=1)
@@ -50,7 +48,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-learner.json"))
     options = parser.parse_args()
     options.without += [] if options.compile else ["compiled"]
-    console = Console(highlight=False)
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
@@ -62,9 +59,8 @@ def main() -> None:
         for lengths in options.lengths.split(","):
             prompt, response = map(int, lengths.split("+"))
             results.append(compare(Path(folder), prompt, response, options))
-            show(results[-1], rate, console)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(where | {"cases": results}, indent=1))
+            show(results[-1], rate)
+    write_json(options.out, where | {"cases": results})
 
 
 def compare(folder: Path, prompt: int, response: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -128,7 +124,7 @@ def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -
     return (squares / sum(float(gradient.square().sum()) for gradient in theirs.values())) ** 0.5
 
 
-def show(result: dict[str, Any], rate: float, console: Console) -> None:
+def show(result: dict[str, Any], rate: float) -> None:
     title = (
         f"{result['prompt']} tokens of prompt and picture, 16 responses of about {result['response']} "
         f"(load average {result['load_average']:.1f})"
@@ -140,16 +136,15 @@ def show(result: dict[str, Any], rate: float, console: Console) -> None:
             table.add_row(name, result["failed"][name])
         elif name in result:
             one = result[name]
-            median = statistics.median(one["seconds"])
             off = result["gradient_difference"].get(name)
             table.add_row(
                 name,
-                f"{median:.2f} ({min(one['seconds']):.2f}–{max(one['seconds']):.2f})",
+                spread(one["seconds"]),
                 f"{one['tokens_per_second']:,.0f}",
                 f"{ours['tokens_per_second'] / one['tokens_per_second']:.2f}×",
                 f"{one['peak_bytes'] / 2**20:,.0f}",
                 f"{ours['peak_bytes'] / one['peak_bytes']:.2f}×",
-                f"{one['flops'] / median / rate:.0%}" if one["flops"] else "",
+                f"{one['flops'] / statistics.median(one['seconds']) / rate:.0%}" if one["flops"] else "",
                 "" if off is None else f"{off:.1e}",
             )
     console.print(table)

@@ -14,22 +14,20 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.learner.flops import attention_flops
-from bench.learner.workload import RESPONSES, VERSION, make_samples
+from bench.learner.workload import RESPONSES, make_learner, make_samples
 from bench.padded import collate, load_stock, response_logprobs
 from prism.config import OptimizerConfig, PolicyLearnerConfig
 from prism.data.blobs import BlobStore
 from prism.model.inputs import InputBuilder
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.learn.learner_model import compile_layers
-from prism.trainer.learn.losses import BatchTotals, LossOptions, PackedTokens, policy_loss
+from prism.trainer.learn.losses import BatchTotals, PackedTokens, policy_loss
 from prism.trainer.learn.optimizer import Optimizer
-from prism.trainer.learn.policy_learner import PolicyLearner, TrainingSample
-from prism.trainer.learn.policy_model import compile_head, load_policy
+from prism.trainer.learn.policy_learner import TrainingSample
+from prism.trainer.learn.policy_model import compile_head
 
-UNCOUNTED = {
-    "compiled",
-    "trl",
-}  # nothing is compiled that is counted, and TRL calls torch in ways its counter does not know
+# Nothing is compiled that is counted, and TRL calls torch in ways its counter does not know.
+UNCOUNTED = {"compiled", "trl"}
 OPTIMIZER = OptimizerConfig.model_validate({"lr": 1e-6, "max_grad_norm": 1e9})
 
 
@@ -123,13 +121,10 @@ def matrix_rate(dtype: str, device: str, threads: int | None) -> float:
 def _prism(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
     one_group = task.prompt + RESPONSES * task.response * 3 // 2
     config = PolicyLearnerConfig.model_validate({"optimizer": OPTIMIZER, "micro_batch_tokens": one_group})
-    model = load_policy(task.folder, dtype=getattr(torch, task.dtype), device=task.device)
-    learner = PolicyLearner(
-        model, config, "grpo", LossOptions(), temperature=1.0, updates=task.updates + 1, version=VERSION
-    )
+    learner = make_learner(task.folder, task.dtype, task.device, config, task.updates + 1)
     with tempfile.TemporaryDirectory() as folder:
         examples = GroupExamples(inputs, BlobStore(folder))
-    return model, lambda: learner.update(samples, examples)
+    return learner.model, lambda: learner.update(samples, examples)
 
 
 def _compiled(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
@@ -190,7 +185,7 @@ def _trl(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> 
     )
     trainer.current_gradient_accumulation_steps = len(groups)  # as its training loop sets it
     optimizer = Optimizer(model.named_parameters(), OPTIMIZER, task.updates + 1)
-    batches = [{k: _on(v, task.device) for k, v in _trl_batch(group, inputs).items()} for group in groups]
+    batches = [_trl_batch(group, inputs, task.device) for group in groups]
 
     def update() -> None:
         model.train()
@@ -205,7 +200,7 @@ def _taken(samples: list[TrainingSample], size: int) -> list[list[TrainingSample
     return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
-def _trl_batch(group: list[TrainingSample], inputs: InputBuilder) -> dict[str, Any]:
+def _trl_batch(group: list[TrainingSample], inputs: InputBuilder, device: str) -> dict[str, Any]:
     """Prompts of one length, responses padded on the right."""
     start = group[0].example.prompt_length
     whole = collate([sample.example for sample in group], inputs)
@@ -213,7 +208,7 @@ def _trl_batch(group: list[TrainingSample], inputs: InputBuilder) -> dict[str, A
     old = torch.zeros(len(group), ids.shape[1] - start)
     for row, sample in enumerate(group):
         old[row, : len(sample.logprobs)] = torch.tensor(sample.logprobs)
-    return {
+    tensors = {
         "prompt_ids": ids[:, :start],
         "prompt_mask": mask[:, :start],
         "completion_ids": ids[:, start:],
@@ -223,16 +218,12 @@ def _trl_batch(group: list[TrainingSample], inputs: InputBuilder) -> dict[str, A
         "num_items_in_batch": mask[:, start:].sum(),
         "pixel_values": whole["pixel_values"],
         "image_grid_thw": whole["image_grid_thw"],
-        "num_images": [1] * len(group),
         "mm_token_type_ids": whole["mm_token_type_ids"],
     }
+    return {name: tensor.to(device) for name, tensor in tensors.items()} | {"num_images": [1] * len(group)}
 
 
 CONTESTANTS = {"prism": _prism, "compiled": _compiled, "padded": _padded, "trl": _trl}
-
-
-def _on(value: Any, device: str) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _wait(device: str) -> None:

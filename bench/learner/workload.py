@@ -7,14 +7,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from bench.experts.workload import RESPONSES
 from bench.experts.workload import SIZES as EXPERT_SIZES
 from configs.demo import task
 from configs.demo.model import Size, save_model
+from prism.config import PolicyLearnerConfig
 from prism.model.inputs import Example, InputBuilder
-from prism.trainer.learn.policy_learner import TrainingSample
+from prism.trainer.learn.losses import LossOptions
+from prism.trainer.learn.policy_learner import PolicyLearner, TrainingSample
+from prism.trainer.learn.policy_model import load_policy
 from prism.wire.v1 import rollout_pb2 as pb
 
-RESPONSES = 16
 VERSION = 0
 QWEN3_VL_2B = replace(EXPERT_SIZES["2b"], max_side=1280)
 SIZES = {
@@ -31,6 +34,11 @@ def make_model(folder: Path, size: str, device: str) -> int:
     """A policy with random weights; returns how many."""
     with torch.device(device):
         return save_model(folder, task.corpus(), task.TAGS, 0, SIZES[size])
+
+
+def make_learner(folder: Path, dtype: str, device: str, config: PolicyLearnerConfig, updates: int) -> PolicyLearner:
+    model = load_policy(folder, dtype=getattr(torch, dtype), device=device)
+    return PolicyLearner(model, config, "grpo", LossOptions(), temperature=1.0, updates=updates, version=VERSION)
 
 
 def make_samples(inputs: InputBuilder, groups: int, prompt: int, response: int) -> list[TrainingSample]:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers import AddedToken, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
 from prism.model import torchvision_cpu
@@ -23,45 +22,12 @@ from prism.model import torchvision_cpu
 torchvision_cpu.install()  # transformers imports torchvision
 
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLTextConfig  # noqa: E402
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX  # noqa: E402
 
 END, PAD = "<|im_end|>", "<|endoftext|>"
-SPECIAL_TOKENS = (
-    PAD,
-    "<|im_start|>",
-    END,
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+SPECIAL_TOKENS = (PAD, "<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 PATCH, MERGE = 16, 2
 
-CHAT_TEMPLATE = """\
-{%- macro render(content) -%}
-    {%- if content is string -%}
-        {{- content -}}
-    {%- else -%}
-        {%- for part in content -%}
-            {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
-                <|vision_start|><|image_pad|><|vision_end|>
-            {%- elif part.type == 'video' or 'video' in part -%}
-                <|vision_start|><|video_pad|><|vision_end|>
-            {%- elif 'text' in part -%}
-                {{- part.text -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
-{%- for message in messages -%}
-    {{- '<|im_start|>' + message.role + '\\n' -}}
-    {{- render(message.content) -}}
-    {{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
 @dataclass(frozen=True)
@@ -89,15 +55,7 @@ class Size:
 
 def build_tokenizer(texts: Iterable[str], size: Size, visible_tokens: Sequence[str]) -> Qwen2Tokenizer:
     """Byte-level BPE trained on `texts`; any other text still round-trips, byte by byte."""
-    trained = Tokenizer(BPE())
-    trained.normalizer = normalizers.NFC()
-    trained.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    trained.decoder = decoders.ByteLevel()
+    trained = Qwen2Tokenizer().backend_tokenizer  # splits text as Qwen3 does
     reserved = len(SPECIAL_TOKENS) + len(visible_tokens)
     trainer = BpeTrainer(
         vocab_size=size.vocabulary - reserved,
@@ -117,7 +75,7 @@ def build_tokenizer(texts: Iterable[str], size: Size, visible_tokens: Sequence[s
     for names, special in ((SPECIAL_TOKENS, True), (visible_tokens, False)):
         added = [AddedToken(name, special=special, normalized=False) for name in names]
         tokenizer.add_tokens(cast(Any, added), special_tokens=special)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = CHAT_TEMPLATE.read_text()
     tokenizer.model_max_length = size.max_positions
     return tokenizer
 
@@ -130,11 +88,8 @@ def _without(texts: Iterable[str], tokens: Sequence[str]) -> Iterable[str]:
 
 
 def build_config(tokenizer: Qwen2Tokenizer, size: Size) -> Qwen3VLConfig:
-    def token(name: str) -> int:
-        number = tokenizer.convert_tokens_to_ids(name)
-        assert isinstance(number, int)
-        return number
-
+    token_id = tokenizer.get_vocab()
+    third = size.head // 2 // 3
     vocabulary = max(size.embeddings, -(-len(tokenizer) // 64) * 64)
     return Qwen3VLConfig(
         architectures=["Qwen3VLForConditionalGeneration"],
@@ -152,12 +107,12 @@ def build_config(tokenizer: Qwen2Tokenizer, size: Size) -> Qwen3VLConfig:
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10_000.0,
-                "mrope_section": _thirds(size.head // 2),
+                "mrope_section": [size.head // 2 - 2 * third, third, third],
                 "mrope_interleaved": True,
             },
-            "bos_token_id": token(PAD),
-            "eos_token_id": token(END),
-            "pad_token_id": token(PAD),
+            "bos_token_id": token_id[PAD],
+            "eos_token_id": token_id[END],
+            "pad_token_id": token_id[PAD],
             "tie_word_embeddings": True,
         },
         vision_config={
@@ -173,18 +128,13 @@ def build_config(tokenizer: Qwen2Tokenizer, size: Size) -> Qwen3VLConfig:
             "deepstack_visual_indexes": list(size.deepstack),
             "initializer_range": size.initializer_range,
         },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        image_token_id=token_id["<|image_pad|>"],
+        video_token_id=token_id["<|video_pad|>"],
+        vision_start_token_id=token_id["<|vision_start|>"],
+        vision_end_token_id=token_id["<|vision_end|>"],
         tie_word_embeddings=True,
         dtype=size.dtype,
     )
-
-
-def _thirds(half_head: int) -> list[int]:
-    rest = half_head // 3
-    return [half_head - 2 * rest, rest, rest]
 
 
 def save_model(folder: Path, texts: Iterable[str], visible_tokens: Sequence[str], seed: int, size: Size) -> int:
@@ -207,7 +157,6 @@ def save_model(folder: Path, texts: Iterable[str], visible_tokens: Sequence[str]
 
 def _write_processors(folder: Path, size: Size) -> None:
     """The processors' settings, in the files where the published models keep them."""
-    side = PATCH * MERGE
     shared: dict[str, Any] = {
         "patch_size": PATCH,
         "temporal_patch_size": 2,
@@ -215,9 +164,10 @@ def _write_processors(folder: Path, size: Size) -> None:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "processor_class": "Qwen3VLProcessor",
+        "size": {"shortest_edge": (2 * PATCH * MERGE) ** 2, "longest_edge": size.max_side**2},
     }
-    pixels = {"shortest_edge": (2 * side) ** 2, "longest_edge": size.max_side**2}
-    image = shared | {"size": pixels, "image_processor_type": "Qwen2VLImageProcessorFast"}
-    video = shared | {"size": pixels, "video_processor_type": "Qwen3VLVideoProcessor"}
-    for name, content in (("preprocessor_config.json", image), ("video_preprocessor_config.json", video)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    for name, own in (
+        ("preprocessor_config.json", {"image_processor_type": "Qwen2VLImageProcessorFast"}),
+        ("video_preprocessor_config.json", {"video_processor_type": "Qwen3VLVideoProcessor"}),
+    ):
+        (folder / name).write_text(json.dumps(shared | own, indent=2) + "\n")

@@ -13,7 +13,6 @@ A second call with the same options does nothing.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import random
@@ -21,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from configs.demo.task import Flaws, Puzzle, Scans
 from prism.files import seal, write_json
 
 MARKER = "prepared.json"
-SOURCES = ("task.py", "model.py", "prepare.py")
+SOURCES = ("task.py", "model.py", "chat_template.jinja", "prepare.py")
 
 
 def misread(text: str) -> tuple[int, int, float]:
@@ -161,17 +161,6 @@ class Writer:
         (self.folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def meta(puzzle: Puzzle) -> dict[str, Any]:
-    return {
-        "level": puzzle.level,
-        "question": puzzle.question,
-        "index": puzzle.index,
-        "rows": puzzle.rows,
-        "columns": puzzle.columns,
-        "digits": list(puzzle.digits),
-    }
-
-
 def write_public(writer: Writer, scans: Scans, options: argparse.Namespace, flaws: Flaws) -> None:
     rng = writer.rng("public")
     rows: list[dict[str, Any]] = []
@@ -188,7 +177,7 @@ def write_public(writer: Writer, scans: Scans, options: argparse.Namespace, flaw
                     "messages": task.prompt_messages(puzzle, image),
                     "response": response,
                     "kind": "number",
-                    "meta": {**meta(puzzle), "flaws": found},
+                    "meta": {**asdict(puzzle), "flaws": found},
                 }
             )
     rng.shuffle(rows)
@@ -217,7 +206,7 @@ def write_prompts(
         }
         if teacher:
             row["teacher"] = task.teacher_response(puzzle)
-        rows.append({**row, "gold": task.gold(puzzle), "kind": "number", "meta": meta(puzzle)})
+        rows.append({**row, "gold": task.gold(puzzle), "kind": "number", "meta": asdict(puzzle)})
     writer.rows(name, rows)
 
 
@@ -259,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seal(work / "data", out / "data")
         seal(work / "model", out / "model")
     made_with = {name: str(value) for name, value in vars(options).items() if name not in ("out", "force")}
-    prepared = {"fingerprint": wanted, "parameters": parameters, "size": dataclasses.asdict(size), "options": made_with}
+    prepared = {"fingerprint": wanted, "parameters": parameters, "size": asdict(size), "options": made_with}
     write_json(marker, prepared)
     print(
         f"{out}: model of {parameters / 1e6:.2f}M parameters and {options.public_demos:,} public demonstrations, "

@@ -20,7 +20,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,24 +49,23 @@ class Puzzle:
     """A grid of digits, row by row, and one question about it; `index` is the row or column asked about."""
 
     level: int
+    question: str
+    index: int | None
     rows: int
     columns: int
     digits: tuple[int, ...]
-    question: str
-    index: int | None = None
 
     @property
     def cells(self) -> tuple[int, ...]:
         """Positions that the question is about."""
-        if self.question.startswith("row_"):
-            assert self.index is not None
-            return tuple(self.index * self.columns + column for column in range(self.columns))
-        if self.question.startswith("column_"):
-            assert self.index is not None
-            return tuple(row * self.columns + self.index for row in range(self.rows))
+        every = tuple(range(len(self.digits)))
         if self.question == "first_minus_last":
-            return (0, len(self.digits) - 1)
-        return tuple(range(len(self.digits)))
+            return every[0], every[-1]
+        if self.index is None:
+            return every
+        if self.question.startswith("row_"):
+            return every[self.index * self.columns :][: self.columns]
+        return every[self.index :: self.columns]
 
 
 @dataclass(frozen=True)
@@ -83,17 +82,10 @@ class Flaws:
 
     def __post_init__(self) -> None:
         for digit, (read_as, rate) in self.misread.items():
-            if not (0 <= digit <= 9 and 0 <= read_as <= 9 and digit != read_as):
-                raise ValueError(f"misread {digit}={read_as}: two different digits are needed")
-            _check_rate(f"misread {digit}={read_as}", rate)
-        _check_rate("drop_bullet", self.drop_bullet)
-        for level in LEVELS:
-            _check_rate(f"slip at level {level}", self.slip[level])
-
-
-def _check_rate(name: str, rate: float) -> None:
-    if not 0.0 <= rate <= 1.0:
-        raise ValueError(f"{name}: a rate lies between 0 and 1, got {rate}")
+            if not (0 <= digit <= 9 and 0 <= read_as <= 9 and digit != read_as and 0 <= rate <= 1):
+                raise ValueError(f"misread {digit}={read_as}:{rate}: two different digits, a rate between 0 and 1")
+        if not all(0 <= rate <= 1 for rate in (self.drop_bullet, *self.slip.values())):
+            raise ValueError(f"drop_bullet {self.drop_bullet}, slip {self.slip}: a rate lies between 0 and 1")
 
 
 # ---------------------------------------------------------------------------------------------------------- puzzles
@@ -116,7 +108,7 @@ def ask(
         index = rng.randrange(rows)
     elif question.startswith("column_"):
         index = rng.randrange(columns)
-    return Puzzle(level, rows, columns, digits, question, index)
+    return Puzzle(level, question, index, rows, columns, digits)
 
 
 def question_text(puzzle: Puzzle) -> str:
@@ -216,44 +208,31 @@ def prompt_messages(puzzle: Puzzle, image: str) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------------ scans
 
 
-@dataclass(frozen=True)
-class Scans:
-    """Handwritten digits of one split: `by_digit[d]` holds the scans of digit d, float32 in [0, 1], shape (n, 8, 8).
+Scans = Sequence[Sequence[int]]
+"""One split's handwritten digits: at [d], the positions in scikit-learn's data set of scans of digit d."""
 
-    `numbers[d]` are their positions in scikit-learn's data set.
-    """
-
-    by_digit: tuple[NDArray[np.float32], ...]
-    numbers: tuple[tuple[int, ...], ...]
-
-
-@cache
-def _all_scans() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    bunch = cast(Any, load_digits())
-    images = np.asarray(bunch.images, dtype=np.float32) / 16.0
-    return images, np.asarray(bunch.target, dtype=np.int64)
+_digits: Any = cache(load_digits)
 
 
 def split_scans(seed: int, held_out: float = 0.25) -> tuple[Scans, Scans]:
     """(training, held-out) scans, every digit split in the same proportion."""
-    images, labels = _all_scans()
     rng = random.Random(f"scans-{seed}")
-    parts: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([], [])
+    training: list[list[int]] = []
+    test: list[list[int]] = []
     for digit in range(10):
-        numbers = [int(number) for number in np.flatnonzero(labels == digit)]
+        numbers: list[int] = np.flatnonzero(_digits().target == digit).tolist()
         rng.shuffle(numbers)
         boundary = round(len(numbers) * held_out)
-        parts[0].append(tuple(sorted(numbers[boundary:])))
-        parts[1].append(tuple(sorted(numbers[:boundary])))
-    training, test = (Scans(tuple(images[list(n)] for n in part), tuple(part)) for part in parts)
+        training.append(sorted(numbers[boundary:]))
+        test.append(sorted(numbers[:boundary]))
     return training, test
 
 
 @cache
 def _upscaled(number: int, side: int) -> NDArray[np.float32]:
     """One scan, enlarged; cached, since every scan appears in many grids."""
-    images, _ = _all_scans()
-    scan = Image.fromarray((images[number] * 255).astype(np.uint8))
+    ink = _digits().images[number].astype(np.float32) / 16.0
+    scan = Image.fromarray((ink * 255).astype(np.uint8))
     return np.asarray(scan.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
@@ -262,7 +241,7 @@ def render(puzzle: Puzzle, scans: Scans, rng: random.Random, jitter: int = 2) ->
     canvas = np.zeros((puzzle.rows * CELL, puzzle.columns * CELL), dtype=np.float32)
     for cell, digit in enumerate(puzzle.digits):
         side = CELL - 2 * jitter
-        number = rng.choice(scans.numbers[digit])
+        number = rng.choice(scans[digit])
         top = cell // puzzle.columns * CELL + rng.randint(0, 2 * jitter)
         left = cell % puzzle.columns * CELL + rng.randint(0, 2 * jitter)
         canvas[top : top + side, left : left + side] = _upscaled(number, side)

@@ -104,11 +104,11 @@ def test_impossible_flaws_are_refused(misread: dict[int, tuple[int, float]]) -> 
 def test_scans_are_split_once_and_disjoint() -> None:
     training, held_out = task.split_scans(seed=0)
     for digit in range(10):
-        assert not set(training.numbers[digit]) & set(held_out.numbers[digit])
-        assert len(held_out.numbers[digit]) > 30
-    assert sum(len(n) for split in (training, held_out) for n in split.numbers) == 1797
-    assert task.split_scans(seed=0)[0].numbers == training.numbers
-    assert task.split_scans(seed=1)[0].numbers != training.numbers
+        assert not set(training[digit]) & set(held_out[digit])
+        assert len(held_out[digit]) > 30
+    assert sum(len(numbers) for split in (training, held_out) for numbers in split) == 1797
+    assert task.split_scans(seed=0)[0] == training
+    assert task.split_scans(seed=1)[0] != training
 
 
 def test_a_cell_is_one_visual_token_and_rendering_repeats() -> None:

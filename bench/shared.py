@@ -1,0 +1,120 @@
+"""What benches share: command line and console, servers as processes of their own, work beside, requests at once."""
+
+import argparse
+import asyncio
+import secrets
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+from rich.console import Console
+
+from prism.stack.local import end_group, start_process
+
+START_SECONDS = 600.0
+console = Console(highlight=False, width=120)  # tables are wide
+T = TypeVar("T")
+
+
+def command_line(module: str, description: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def spread(seconds: Sequence[float]) -> str:
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f})"
+
+
+@contextmanager
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """``work`` runs in a thread meanwhile; it ends when its event is set."""
+    stop = threading.Event()
+    thread = threading.Thread(target=work, args=[stop], daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+async def at_most(number: int, requests: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All answers, in order, with ``number`` requests under way."""
+    room = asyncio.Semaphore(number)
+
+    async def one(request: Coroutine[Any, Any, T]) -> T:
+        async with room:
+            return await request
+
+    return await asyncio.gather(*map(one, requests))
+
+
+class DidNotStart(Exception):
+    """A server ended, or was not ready in time; the end of what it printed."""
+
+
+@dataclass
+class Server:
+    url: str
+    process: psutil.Process
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=512)
+        return httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=600, limits=limits)
+
+    def processes(self) -> list[psutil.Process]:
+        """The server's, and its children."""
+        return [self.process, *self.process.children(recursive=True)]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def prism_service(name: str, environment: Mapping[str, object]) -> Iterator[Server]:
+    """``prism serve name`` with tokens of its own, ready. Raises DidNotStart."""
+    port, token = free_port(), secrets.token_urlsafe(24)
+    ours = {"PRISM_PORT": port, "PRISM_TOKEN": token, "PRISM_ADMIN_TOKEN": secrets.token_urlsafe(24)}
+    with started([sys.executable, "-m", "prism", "serve", name], ours | {**environment}, port, "/readyz") as server:
+        server.headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        yield server
+
+
+@contextmanager
+def started(command: list[str], environment: Mapping[str, object], port: int, ready: str) -> Iterator[Server]:
+    """Ready once its path ``ready`` says so. Raises DidNotStart."""
+    with tempfile.TemporaryFile() as log:
+        process = start_process(command, {name: str(value) for name, value in environment.items()}, output=log)
+        server = Server(f"http://127.0.0.1:{port}", psutil.Process(process.pid))
+        try:
+            give_up = time.monotonic() + START_SECONDS
+            while not _answers(server.url + ready):
+                if process.poll() is not None or time.monotonic() > give_up:
+                    log.seek(0)
+                    end = log.read()[-4000:].decode(errors="replace")
+                    raise DidNotStart(f"{' '.join(command[:5])} did not start:\n{end}")
+                time.sleep(0.2)
+            yield server
+        finally:
+            process.terminate()
+            end_group(process, patience_seconds=30)
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(url, timeout=2).is_success
+    return False
