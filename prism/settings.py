@@ -6,14 +6,22 @@ A variable may also be a file: ``$PRISM_SECRETS_DIR/prism_token`` holds PRISM_TO
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from prism.errors import ConfigError
 
 Settings = TypeVar("Settings", bound=BaseSettings)
+Part = TypeVar("Part")
+
+
+def _by_comma(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+CommaSeparated = Annotated[list[Part], NoDecode, BeforeValidator(_by_comma)]
 
 
 class ServiceSettings(BaseSettings):

@@ -1,16 +1,11 @@
 """Settings of one expert's scoring API (``PRISM_*``)."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, IPvAnyNetwork
-from pydantic_settings import NoDecode
+from pydantic import Field, IPvAnyNetwork
 
-from prism.settings import WeightsSettings
+from prism.settings import CommaSeparated, WeightsSettings
 from prism.wire.response import Expert
-
-
-def _by_comma(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class ExpertSettings(WeightsSettings):
@@ -24,7 +19,7 @@ class ExpertSettings(WeightsSettings):
     peer_timeout_seconds: float = Field(120, gt=0, description="longest wait for the other expert's scores")
 
     allow_urls: bool = Field(False, description="whether images may be given as http(s) URLs")
-    url_networks: Annotated[list[IPvAnyNetwork], NoDecode, BeforeValidator(_by_comma)] = Field(
+    url_networks: CommaSeparated[IPvAnyNetwork] = Field(
         [], description="comma-separated CIDRs of image servers that may be fetched from although they are not public"
     )
     url_max_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one fetched image; more is an error of its item")

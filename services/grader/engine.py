@@ -143,8 +143,6 @@ class Grader:
 
     def _too_long(self, item: Item) -> str | None:
         limit = self._settings.max_text_chars
-        if len(item.response) <= limit and all(len(gold) <= limit for gold in item.golds):
-            return None
         for name, text in (("response", item.response), *(("gold", gold) for gold in item.golds)):
             if len(text) > limit:
                 return f"{name}: {len(text)} characters are over the limit of {limit} (PRISM_MAX_TEXT_CHARS)"

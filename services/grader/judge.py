@@ -87,8 +87,6 @@ def read_verdict(reply: object) -> bool | None:
         verdict = json.loads(reply) if isinstance(reply, str) else None
     except (ValueError, RecursionError):
         return None
-    if not isinstance(verdict, dict) or set(verdict) != {"verdict"}:
-        return None
-    return (
-        {"correct": True, "incorrect": False}.get(verdict["verdict"]) if isinstance(verdict["verdict"], str) else None
-    )
+    if verdict == {"verdict": "correct"}:
+        return True
+    return False if verdict == {"verdict": "incorrect"} else None

@@ -213,6 +213,8 @@ class WorkerPool:
         await asyncio.gather(*(self._ask(lane, WARM_UP) for lane in (self._fast, self._slow) for _ in lane.slots))
 
     async def _run(self, tasks: list[AnswerPair]) -> list[Outcome]:
+        if not tasks:
+            return []
         try:
             outcomes = await self._fast.compare(tasks)
         except ChunkFailed as failure:
@@ -227,7 +229,7 @@ class WorkerPool:
         rest = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome is None]
         slow = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome and outcome.status == "timeout"]
         later, slowly = await asyncio.gather(
-            self._run(rest) if rest else _nothing(), asyncio.gather(*(self._run_slowly(task) for task in slow))
+            self._run(rest), asyncio.gather(*(self._run_slowly(task) for task in slow))
         )
         late, slowed = iter(later), iter(slowly)
         return [
@@ -263,7 +265,3 @@ class WorkerPool:
             lane.threads.shutdown(wait=True)
             for slot in lane.slots:
                 slot.close()
-
-
-async def _nothing() -> list[Outcome]:
-    return []

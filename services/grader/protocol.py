@@ -158,15 +158,4 @@ class Refusal(BaseModel):
 
 def to_wire(item: GradeItem, given: verdict.GradedItem) -> dict[str, Any]:
     """A GradeVerdict as JSON's values. Not by way of the model, which would cost more than most comparisons."""
-    return {
-        "id": item.id,
-        "status": given.status,
-        "accuracy": given.accuracy,
-        "format": given.format,
-        "reward": given.reward,
-        "components": given.components,
-        "extracted": given.extracted,
-        "compared": given.compared,
-        "detail": given.detail,
-        "elapsed_seconds": given.elapsed_seconds,
-    }
+    return {"id": item.id} | {name: getattr(given, name) for name in given.__slots__}

@@ -3,10 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import BaseModel
 
@@ -20,8 +18,6 @@ from prism.services.policy.settings import PolicySettings
 from prism.wire.weights import Broadcast, Manifest, note_newest, read_newest, verify
 
 logger = logging.getLogger("vllm.prism.policy")  # below vLLM's logger, whose handlers print to the server's log
-
-Result = TypeVar("Result")
 
 
 class PushResult(BaseModel):
@@ -112,7 +108,7 @@ class ServedWeights:
         except ServiceError as error:
             raise PushRefused(503, "verify_deadline", str(error)) from None
         if folder is not None and self._follows(manifest):
-            await _in_thread(note_newest, self.settings.state_dir, manifest)
+            await asyncio.to_thread(note_newest, self.settings.state_dir, manifest)
             self.loaded = manifest
             metrics.PUSHES.labels("followed").inc()
             return self._result(time.monotonic() - started, 0.0, None)
@@ -132,7 +128,7 @@ class ServedWeights:
             raise PushRefused(503, "drain_deadline", f"{in_flight} requests were still in flight after {deadline:g} s")
         try:
             difference = await self._swap(manifest, folder)
-            await _in_thread(note_newest, self.settings.state_dir, manifest)
+            await asyncio.to_thread(note_newest, self.settings.state_dir, manifest)
         except BaseException as error:
             # What is in memory may be half of each. No request may see it: the supervisor restarts the server.
             told = f"weights ({manifest.attempt}, {manifest.version}) failed after their load had begun: {error}"
@@ -211,7 +207,7 @@ class ServedWeights:
             return folder
 
         try:
-            return await asyncio.wait_for(_in_thread(check), self.settings.verify_deadline)
+            return await asyncio.wait_for(asyncio.to_thread(check), self.settings.verify_deadline)
         except TimeoutError:
             deadline = self.settings.verify_deadline
             raise ServiceError(f"the files of {manifest.path!r} were not read within {deadline:g} s") from None
@@ -257,7 +253,3 @@ def _check_backend(broadcast: Broadcast, device: str) -> None:
             f"the learner broadcasts over {broadcast.backend}, this server has {ours}; "
             'install the same release on both sides, or set push.transport = "file"'
         )
-
-
-async def _in_thread(function: Callable[..., Result], *arguments: object) -> Result:
-    return await asyncio.to_thread(function, *arguments)

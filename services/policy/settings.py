@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
-from prism.settings import WeightsSettings
+from prism.settings import CommaSeparated, WeightsSettings
 
 # The launcher's own: a second value would undo a guarantee (tokens, versions, limits) without a word.
 RESERVED_FLAGS = frozenset(
@@ -50,7 +50,7 @@ class PolicySettings(WeightsSettings):
 
     max_images: int = Field(8, ge=0, description="images in one prompt")
     max_image_pixels: int = Field(2**24, ge=1, description="width times height of one image")
-    image_domains: Annotated[list[str], NoDecode] = Field(
+    image_domains: CommaSeparated[str] = Field(
         [], description="hosts that images may be fetched from, comma-separated; none: data URIs alone"
     )
     body_limit: int = Field(32 * 2**20, ge=1024, description="bytes of one request's body")
@@ -97,8 +97,3 @@ class PolicySettings(WeightsSettings):
         if taken:
             raise ValueError(f"{', '.join(taken)}: set by the service itself; use its own PRISM_* variables")
         return flags
-
-    @field_validator("image_domains", mode="before")
-    @classmethod
-    def _split_domains(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -42,6 +43,7 @@ class Supervisor:
         self.url = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
         self.tail = b""
         self._stop = asyncio.Event()
+        self._ready_since = math.inf  # when the server at hand became ready
 
     async def run(self) -> None:
         """Returns once stopped. Raises ServiceError after too many failures in a row, with the log's last lines."""
@@ -52,9 +54,9 @@ class Supervisor:
         while not self._stop.is_set():
             refuse_port_in_use(self.settings)
             process, log = await self._spawn()
-            lived = Lifetime()
+            self._ready_since = math.inf
             try:
-                await self._unless_stopped(self._watch(process, lived))
+                await self._unless_stopped(self._watch(process))
                 break  # asked to stop
             except ServerFailed as failed:
                 reason = str(failed)
@@ -62,7 +64,7 @@ class Supervisor:
                 await self._end(process)
                 await asyncio.wait([log], timeout=1)
                 log.cancel()
-            failures = 1 if lived.ready_for() > self.settings.quick_failure_seconds else failures + 1
+            failures = 1 if time.monotonic() - self._ready_since > self.settings.quick_failure_seconds else failures + 1
             logger.error("policy server: %s (failure %d in a row)", reason, failures)
             if failures >= self.settings.max_quick_failures:
                 raise ServiceError(
@@ -123,13 +125,13 @@ class Supervisor:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
 
-    async def _watch(self, process: asyncio.subprocess.Process, lived: "Lifetime") -> None:
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """Raises Failed when the server is dead, hung or broken; never returns."""
         token = self.settings.admin_token.get_secret_value()
         headers = {"Authorization": f"Bearer {token}"}
         async with httpx.AsyncClient(base_url=self.url, headers=headers, timeout=self.settings.hang_deadline) as client:
             dying = asyncio.create_task(process.wait())
-            living = asyncio.create_task(self._probe(client, lived))
+            living = asyncio.create_task(self._probe(client))
             try:
                 await asyncio.wait([dying, living], return_when=asyncio.FIRST_COMPLETED)
                 if living.done():
@@ -141,10 +143,9 @@ class Supervisor:
                 await asyncio.gather(living, return_exceptions=True)
                 dying.cancel()
 
-    async def _probe(self, client: httpx.AsyncClient, lived: "Lifetime") -> None:
+    async def _probe(self, client: httpx.AsyncClient) -> None:
         await self._started(client)
-        lived.ready()
-        heard = asked = time.monotonic()
+        self._ready_since = heard = asked = time.monotonic()
         while True:
             try:
                 phase = await self._phase(client)
@@ -211,19 +212,6 @@ class Supervisor:
                 await asyncio.sleep(0.05)
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-
-
-class Lifetime:
-    """How long a server has been ready."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-
-    def ready(self) -> None:
-        self._since = time.monotonic()
-
-    def ready_for(self) -> float:
-        return 0.0 if self._since is None else time.monotonic() - self._since
 
 
 def refuse_port_in_use(settings: PolicySettings) -> None:
