@@ -7,7 +7,6 @@ from pydantic import BaseModel, ValidationError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
-    RetryError,
     retry_if_exception_type,
     stop_before_delay,
     wait_random_exponential,
@@ -71,19 +70,17 @@ class ServiceClient:
         conflict_passes: bool = True,
     ) -> httpx.Response:
         reached = False
-        try:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(Unavailable), wait=_wait, stop=stop_before_delay(self._patience)
-            ):
-                with attempt:
-                    try:
-                        return await self._request_once(method, path, body, headers or {}, conflict_passes)
-                    except Unavailable as error:
-                        error.reached = reached = reached or error.reached
-                        raise
-        except RetryError as error:
-            raise error.last_attempt.exception() or Unavailable(self.url) from None
-        raise AssertionError("unreachable: the loop returns or raises")
+
+        async def once() -> httpx.Response:
+            nonlocal reached
+            try:
+                return await self._request_once(method, path, body, headers or {}, conflict_passes)
+            except Unavailable as error:
+                error.reached = reached = reached or error.reached
+                raise
+
+        passes, stop = retry_if_exception_type(Unavailable), stop_before_delay(self._patience)
+        return await AsyncRetrying(retry=passes, wait=_wait, stop=stop, reraise=True)(once)
 
     async def _request_once(
         self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str], conflict_passes: bool

@@ -55,10 +55,8 @@ class RolloutServices:
             samples=answer.samples,
             generate_seconds=sampled - started,
         )
-        await asyncio.gather(
-            *(self._score(group, *self._experts[expert], request.min_expert_version) for expert in request.experts),
-            self._grade(group) if request.grade else _nothing(),
-        )
+        judging = [self._score(group, *self._experts[name], request.min_expert_version) for name in request.experts]
+        await asyncio.gather(*judging, *([self._grade(group)] if request.grade else []))
         group.judge_seconds = time.perf_counter() - sampled
         return group
 
@@ -91,10 +89,6 @@ class RolloutServices:
 def _raise_if_away(error: Refused | Unavailable) -> None:
     if isinstance(error, Unavailable) and not error.reached:
         raise error
-
-
-async def _nothing() -> None:
-    return None
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ one is in flight. Everything passes them in order, so all of a request is judged
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,8 +94,10 @@ class ForwardBatch:
 
 @dataclass(frozen=True)
 class Swap:
-    apply: Callable[[], None]
-    result: Future[None]
+    scorer: PrefixScorer
+    version: Version
+    paused: Future[float] = field(default_factory=Future)
+    """Seconds in which nothing was scored, once it is done."""
 
 
 class Overloaded(ServiceError):
@@ -172,23 +174,15 @@ class ScoringEngine:
                     f"version {current[1]}, which is loaded"
                 )
             scorer = self._new_scorer(self._load(verify(root, manifest)))  # its caches are empty
-            paused = [0.0]
-
-            def apply() -> None:
-                started = time.perf_counter()
-                self._scorer = scorer
-                self.version = Version(manifest.version, manifest.attempt)
-                paused[0] = time.perf_counter() - started
-
-            result: Future[None] = Future()
-            self._requests.put(Swap(apply, result))
-            while not result.done():
+            swap = Swap(scorer, Version(manifest.version, manifest.attempt))
+            self._requests.put(swap)
+            while not swap.paused.done():
                 if not self.alive:
                     raise ServiceError("the scoring thread has died")
-                wait([result], timeout=1)
+                wait([swap.paused], timeout=1)
             logs.about(expert_version=manifest.version, attempt=manifest.attempt)
             metrics.VERSION.labels(self.name).set(manifest.version)
-            return paused[0]
+            return swap.paused.result()
 
     def close(self) -> None:
         self._requests.put(None)
@@ -249,16 +243,17 @@ class ScoringEngine:
     def _run(self) -> None:
         while (work := self._batches.get()) is not None:
             if isinstance(work, Swap):
-                work.apply()
-                work.result.set_result(None)
+                started = time.perf_counter()
+                self._scorer, self.version = work.scorer, work.version
+                work.paused.set_result(time.perf_counter() - started)
             else:
                 self._score(work)
 
     def _score(self, batch: ForwardBatch) -> None:
+        jobs = {id(owner): owner for owner, _, _ in batch.owners}
         try:
             scores = self._scorer.score(list(batch.entries.values()))
         except Exception as error:
-            jobs = {id(owner): owner for owner, _, _ in batch.owners}
             if len(jobs) > 1:  # one of them may be to blame: the others must not suffer
                 for job in jobs.values():
                     self._score(batch.alone(job))
@@ -274,7 +269,7 @@ class ScoringEngine:
         }
         for job, key, text in batch.owners:
             job.scores[key, text] = given[key, text]
-        for job in {id(job): job for job, _, _ in batch.owners}.values():
+        for job in jobs.values():
             job.finish(self.version)
 
 

@@ -39,9 +39,8 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, allowed: Sequence[Network]) -> None:
         self._allowed = allowed
-        self._backend: Any = (
-            httpcore.AnyIOBackend()
-        )  # its class depends on whether anyio is there, which confuses types
+        # Its class depends on whether anyio is there, which confuses types.
+        self._backend: Any = httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,

@@ -29,6 +29,7 @@ class Peer:
 
     def __init__(self, settings: ExpertSettings) -> None:
         self._expert = "reasoning" if settings.expert == "perception" else "perception"
+        self._name = f"the {self._expert} expert"
         self._url = (settings.peer_url or "").rstrip("/")
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {settings.token.get_secret_value()}"},
@@ -75,38 +76,34 @@ class Peer:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise HTTPException(
                 503,
-                f"the {self._expert} expert (PRISM_PEER_URL) cannot be reached: {type(error).__name__}: {error}",
+                f"{self._name} (PRISM_PEER_URL) cannot be reached: {type(error).__name__}: {error}",
                 headers={"Retry-After": "2"},
             ) from None
         if response.status_code in PASSED_ON:
-            headers = {name: response.headers[name] for name in ("Retry-After",) if name in response.headers}
+            retry = response.headers.get("Retry-After")
             raise HTTPException(
-                response.status_code, f"the {self._expert} expert: {response.text[:1000]}", headers=headers
+                response.status_code,
+                f"{self._name}: {response.text[:1000]}",
+                headers={"Retry-After": retry} if retry else None,
             )
         if response.status_code in (401, 403):
-            raise HTTPException(
-                502, f"the {self._expert} expert refuses this one's token: give both the same PRISM_TOKEN"
-            )
+            raise HTTPException(502, f"{self._name} refuses this one's token: give both the same PRISM_TOKEN")
         if response.status_code == 503:
-            raise HTTPException(503, f"the {self._expert} expert: {response.text[:1000]}", headers={"Retry-After": "2"})
+            raise HTTPException(503, f"{self._name}: {response.text[:1000]}", headers={"Retry-After": "2"})
         return self._checked(request, response)
 
     def _checked(self, request: ScoreRequest, response: httpx.Response) -> ScoreAnswer:
         """Raises HTTPException 502 unless these are the other expert's scores of this very request."""
         if response.status_code != 200:
-            raise HTTPException(
-                502, f"the {self._expert} expert answers {response.status_code}: {response.text[:1000]}"
-            )
+            raise HTTPException(502, f"{self._name} answers {response.status_code}: {response.text[:1000]}")
         try:
             answer = ScoreAnswer.model_validate_json(response.content)
         except ValidationError as error:
             raise HTTPException(502, f"what answers at PRISM_PEER_URL is no expert: {str(error)[:500]}") from None
         if answer.expert != self._expert:
-            raise HTTPException(
-                502, f"PRISM_PEER_URL leads to a {answer.expert} expert: it must be the {self._expert} expert's"
-            )
+            raise HTTPException(502, f"PRISM_PEER_URL leads to a {answer.expert} expert: it must be {self._name}'s")
         if [len(item.responses) for item in request.items] != [len(item.scores) for item in answer.items]:
-            raise HTTPException(502, f"the {self._expert} expert gave other scores than it was asked for")
+            raise HTTPException(502, f"{self._name} gave other scores than it was asked for")
         return answer
 
     async def close(self) -> None:

@@ -123,12 +123,11 @@ class Planner:
         return made
 
     def _made_ready(self, sha256: str, data: bytes) -> Readied:
-        limit = self.settings.max_tokens
         try:
             image = decode_image(data, self.settings.max_image_pixels)
             tokens = self.inputs.image_tokens(image)
-            if tokens > limit:  # found out before its pixels are unfolded into hundreds of megabytes
-                return TooLong(f"an image of {tokens} tokens, over the limit of {limit} (PRISM_MAX_TOKENS)")
+            if tokens > self.settings.max_tokens:  # found out before its pixels are unfolded into hundreds of megabytes
+                return self._too_long(f"an image of {tokens} tokens", "max_tokens")
             return Pixels(sha256, *self.inputs.images([image]))
         except DataError as error:
             return error
@@ -138,16 +137,11 @@ class Planner:
         names = (image.sha256 for image in pixels)
         messages = from_json(chat, lambda _: next(names))
         self._check_chars(sum(len(part.text) for message in messages for part in message.parts))
-        if not pixels:
-            prompt = self.inputs.prompt_of(messages, None, None)
-        else:
-            prompt = self.inputs.prompt_of(
-                messages, torch.cat([image.values for image in pixels]), torch.cat([image.grid for image in pixels])
-            )
+        values = torch.cat([image.values for image in pixels]) if pixels else None
+        grid = torch.cat([image.grid for image in pixels]) if pixels else None
+        prompt = self.inputs.prompt_of(messages, values, grid)
         if len(prompt.input_ids) >= self.settings.max_tokens:
-            raise TooLong(
-                f"{len(prompt.input_ids)} tokens, over the limit of {self.settings.max_tokens} (PRISM_MAX_TOKENS)"
-            )
+            raise self._too_long(f"{len(prompt.input_ids)} tokens", "max_tokens")
         return prompt
 
     def _ids(self, text: str, prompt_tokens: int) -> list[int]:
@@ -156,17 +150,16 @@ class Planner:
         ids = [*self.inputs.text_ids(text), self.inputs.end_token_id]
         tokens = prompt_tokens + len(ids)
         if tokens > self.settings.max_tokens:
-            raise TooLong(
-                f"{tokens} tokens with the prompt, over the limit of {self.settings.max_tokens} (PRISM_MAX_TOKENS)"
-            )
+            raise self._too_long(f"{tokens} tokens with the prompt", "max_tokens")
         return ids
 
     def _check_chars(self, count: int) -> None:
         """Before a text is tokenised, which of a body full of one word takes minutes."""
         if count > self.settings.max_text_chars:
-            raise TooLong(
-                f"{count} characters, over the limit of {self.settings.max_text_chars} (PRISM_MAX_TEXT_CHARS)"
-            )
+            raise self._too_long(f"{count} characters", "max_text_chars")
+
+    def _too_long(self, what: str, limit: str) -> TooLong:
+        return TooLong(f"{what}, over the limit of {self.settings.limits[limit]} (PRISM_{limit.upper()})")
 
     def judged(self, whole: bool) -> JudgedText:
         return "all" if whole else self.settings.expert
