@@ -101,13 +101,13 @@ class InputBuilder:
         ids: list[int] = []
         counts = [] if grid is None else (grid.prod(-1) // self._merge).tolist()
         named = len(image_sha256s(messages))
-        placeholders = iter(counts)
         raw = self._tokens(text, split_special_tokens=False)
         if named != len(counts) or raw.count(self.image_token_id) != len(counts):
             raise DataError(
                 f"the prompt names {named} images and holds {raw.count(self.image_token_id)} placeholders, "
                 f"{len(counts)} images were given"
             )
+        placeholders = iter(counts)
         for token in raw:
             ids.extend([token] * next(placeholders) if token == self.image_token_id else [token])
         return Example(ids, len(ids), pixel_values, grid)
@@ -137,13 +137,9 @@ def distinct(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
 
     Rows of a batch differ by rounding even where their texts are the same: what is computed once cannot.
     """
-    places: dict[tuple[int, tuple[int, ...]], int] = {}
-    once: list[Example] = []
-    rows: list[int] = []
-    for example in examples:
-        key = (id(example.pixel_values), tuple(example.input_ids))
-        if key not in places:
-            places[key] = len(once)
-            once.append(example)
-        rows.append(places[key])
-    return once, rows
+    keys = [(id(example.pixel_values), tuple(example.input_ids)) for example in examples]
+    once: dict[tuple[int, tuple[int, ...]], Example] = {}
+    for key, example in zip(keys, examples, strict=True):
+        once.setdefault(key, example)
+    places = {key: place for place, key in enumerate(once)}
+    return list(once.values()), [places[key] for key in keys]

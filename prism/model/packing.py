@@ -122,8 +122,7 @@ def split_by_tokens(units: Sequence[Sequence[Example]], tokens: int) -> list[lis
     used = 0
     prompts: set[tuple[int, tuple[int, ...]]] = set()
     for index, unit in enumerate(units):
-        own = {prompt_key(example): example.prompt_length for example in unit}
-        responses = sum(len(example.response_ids) for example in unit)
+        own, responses = _token_counts(unit)
         cost = responses + sum(length for key, length in own.items() if key not in prompts)
         if not batches or used + cost > tokens:
             batches.append([])
@@ -138,11 +137,7 @@ def share_by_tokens(units: Sequence[Sequence[Example]], ranks: int) -> list[list
     """``units``, each of which must stay whole, dealt to ``ranks`` so that these get about as many tokens each: the
     largest first, to whoever has least. Their indices, in order; a rank may get none.
     """
-    sizes = [
-        sum({prompt_key(example): example.prompt_length for example in unit}.values())
-        + sum(len(example.response_ids) for example in unit)
-        for unit in units
-    ]
+    sizes = [sum(prompts.values()) + responses for prompts, responses in map(_token_counts, units)]
     shares: list[list[int]] = [[] for _ in range(ranks)]
     tokens = [0] * ranks
     for index in sorted(range(len(units)), key=lambda index: -sizes[index]):
@@ -150,6 +145,12 @@ def share_by_tokens(units: Sequence[Sequence[Example]], ranks: int) -> list[list
         shares[least].append(index)
         tokens[least] += sizes[index]
     return [sorted(share) for share in shares]
+
+
+def _token_counts(unit: Sequence[Example]) -> tuple[dict[tuple[int, tuple[int, ...]], int], int]:
+    """Tokens of each distinct prompt, and of all responses."""
+    prompts = {prompt_key(example): example.prompt_length for example in unit}
+    return prompts, sum(len(example.response_ids) for example in unit)
 
 
 def spare_example(inputs: InputBuilder) -> Example:
@@ -168,14 +169,12 @@ def _images(prompts: Sequence[Example]) -> tuple[list[Tensor], list[Tensor], lis
     grids: list[Tensor] = []
     rows: list[int] = []
     first_row: dict[int, int] = {}  # by identity
-    images = 0
     for prompt in prompts:
         if prompt.pixel_values is None or prompt.image_grid_thw is None:
             continue
         key = id(prompt.pixel_values)
         if key not in first_row:
-            first_row[key] = images
-            images += len(prompt.image_grid_thw)
+            first_row[key] = sum(map(len, grids))
             pixels.append(prompt.pixel_values)
             grids.append(prompt.image_grid_thw)
         rows += range(first_row[key], first_row[key] + len(prompt.image_grid_thw))

@@ -68,9 +68,8 @@ def _within_groups(rewards: Tensor, valid: Tensor, group_index: Tensor, *, scale
         raise ValueError("a valid reward is not finite: mask the sample instead")
 
     groups, member = group_index.unique(return_inverse=True)  # [G], [N]
-    known = torch.where(
-        valid, rewards.detach().double(), 0.0
-    )  # [N]; whatever an invalid sample holds, even NaN, is gone
+    # Whatever an invalid sample holds, even NaN, is gone.
+    known = torch.where(valid, rewards.detach().double(), 0.0)  # [N]
 
     def per_group(values: Tensor) -> Tensor:  # [N] -> [G]
         return values.new_zeros(len(groups)).index_add(0, member, values)

@@ -9,9 +9,8 @@ import torch._dynamo.config as dynamo
 from prism.config import RunConfig
 from prism.trainer.learn import ranks
 
-PROGRAMS = (
-    64  # compiled of a decoder layer, policy's and experts' together; torch's 8 would be too few for three models
-)
+# Compiled of a decoder layer, policy's and experts' together; torch's 8 would be too few for three models.
+PROGRAMS = 64
 
 
 def learner_model(load: Callable[[torch.dtype], Any], config: RunConfig) -> Any:

@@ -225,9 +225,7 @@ def dapo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> Poli
     Source: DAPO, arXiv 2503.14476, eq. 8; dual clip arXiv 1912.09729. The paper writes the sum over one
     prompt's group; here, as in its authors' code, it goes over the whole batch, so each token weighs the same.
     """
-    return _clipped_policy_gradient(
-        batch, batch.log_ratio, torch.full_like(batch.log_ratio, 1 / totals.tokens), options
-    )
+    return _clipped_policy_gradient(batch, batch.log_ratio, 1 / totals.tokens, options)
 
 
 def gspo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> PolicyLoss:
@@ -246,8 +244,7 @@ def dr_grpo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> P
     """
     if options.max_length is None:
         raise ValueError("Dr. GRPO divides by a constant length: set max_length to the longest response allowed")
-    divisor = totals.samples * options.max_length
-    return _clipped_policy_gradient(batch, batch.log_ratio, torch.full_like(batch.log_ratio, 1 / divisor), options)
+    return _clipped_policy_gradient(batch, batch.log_ratio, 1 / (totals.samples * options.max_length), options)
 
 
 def align(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> PolicyLoss:
@@ -256,9 +253,7 @@ def align(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> Pol
     Source: PRISM, arXiv 2604.28123; the objective is PPO's, arXiv 1707.06347, eq. 7. Advantages are
     ``alignment_advantages``.
     """
-    return _clipped_policy_gradient(
-        batch, batch.log_ratio, torch.full_like(batch.log_ratio, 1 / totals.tokens), options
-    )
+    return _clipped_policy_gradient(batch, batch.log_ratio, 1 / totals.tokens, options)
 
 
 POLICY_LOSSES: dict[Algorithm, PolicyLossFunction] = {
@@ -286,8 +281,11 @@ def policy_loss(
     return POLICY_LOSSES[algorithm](batch, options or DEFAULT_OPTIONS[algorithm], totals or batch.totals)
 
 
-def _clipped_policy_gradient(batch: PackedTokens, log_ratio: Tensor, scale: Tensor, options: LossOptions) -> PolicyLoss:
-    """-Σ_t scale · min(ρÂ, clip(ρ)Â), all [T]; the algorithms differ in ``log_ratio`` (log ρ) and ``scale``."""
+def _clipped_policy_gradient(
+    batch: PackedTokens, log_ratio: Tensor, scale: Tensor | float, options: LossOptions
+) -> PolicyLoss:
+    """-Σ_t scale · min(ρÂ, clip(ρ)Â), all [T]; the algorithms differ in ``log_ratio`` (log ρ) and ``scale``, which may
+    be one number for all tokens."""
     ratio = log_ratio.exp()
     advantages = batch.token_advantages.to(ratio.dtype)
     clipped = ratio.clamp(1 - options.clip_low, 1 + options.clip_high)

@@ -70,6 +70,5 @@ def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
     blobs = BlobStore(endpoints.blobs)
     attempt = ranks.from_first(lambda: next_attempt(config.run_dir))
     logs.about(attempt=attempt)
-    return Context(
-        config, stage, attempt, endpoints, blobs, inputs, GroupExamples(inputs, blobs), ranks.console()
-    )  # fmt: skip
+    examples = GroupExamples(inputs, blobs)
+    return Context(config, stage, attempt, endpoints, blobs, inputs, examples, ranks.console())

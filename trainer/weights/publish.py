@@ -40,12 +40,7 @@ class PushTimes:
 
     def figures(self, prefix: str = "") -> dict[str, float]:
         """As they stand in metrics.jsonl."""
-        return {
-            f"{prefix}sync_total_seconds": self.total_seconds,
-            f"{prefix}sync_paused_seconds": self.paused_seconds,
-            f"{prefix}sync_bytes_written": self.bytes_written,
-            f"{prefix}sync_bytes_saved": self.bytes_saved,
-        }
+        return {f"{prefix}sync_{name}": value for name, value in vars(self).items()}
 
 
 class Publisher:
@@ -106,10 +101,12 @@ class Publisher:
             files=folder.files,
         )
         replicas = replica_urls(self._url)
+
+        def post(url: str) -> dict[str, Any]:
+            return self._retried(url, version, partial(self._post, url, manifest))
+
         with ThreadPoolExecutor(len(replicas)) as threads:
-            answers = list(
-                threads.map(lambda url: self._retried(url, version, partial(self._post, url, manifest)), replicas)
-            )
+            answers = list(threads.map(post, replicas))
         keep_newest(self._root / self._model, KEEP_VERSIONS)
         return PushTimes(
             total_seconds=time.perf_counter() - started,
