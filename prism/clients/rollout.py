@@ -38,27 +38,24 @@ class RolloutServices:
         """
         about = {"stage": request.stage, "position": request.position, "prompt_id": request.prompt.id}
         with telemetry.span("rollout", parent=request.traceparent, kind="consumer", worker=worker, **about):
-            return await self._rollout(request, worker)
-
-    async def _rollout(self, request: pb.RolloutRequest, worker: str) -> pb.RolloutGroup:
-        prompt = request.prompt
-        started = time.perf_counter()
-        wanted = set(image_sha256s(prompt.messages))
-        images = {sha256: await asyncio.to_thread(self._blobs.get, sha256) for sha256 in wanted}
-        answer = await self._policy.sample(prompt.messages, images, request.sampling, request.min_policy_version)
-        sampled = time.perf_counter()
-        group = pb.RolloutGroup(
-            request=request,
-            worker=worker,
-            policy_version=answer.version,
-            prompt_token_ids=answer.prompt_token_ids,
-            samples=answer.samples,
-            generate_seconds=sampled - started,
-        )
-        judging = [self._score(group, *self._experts[name], request.min_expert_version) for name in request.experts]
-        await asyncio.gather(*judging, *([self._grade(group)] if request.grade else []))
-        group.judge_seconds = time.perf_counter() - sampled
-        return group
+            prompt = request.prompt
+            started = time.perf_counter()
+            wanted = set(image_sha256s(prompt.messages))
+            images = {sha256: await asyncio.to_thread(self._blobs.get, sha256) for sha256 in wanted}
+            answer = await self._policy.sample(prompt.messages, images, request.sampling, request.min_policy_version)
+            sampled = time.perf_counter()
+            group = pb.RolloutGroup(
+                request=request,
+                worker=worker,
+                policy_version=answer.version,
+                prompt_token_ids=answer.prompt_token_ids,
+                samples=answer.samples,
+                generate_seconds=sampled - started,
+            )
+            judging = [self._score(group, *self._experts[name], request.min_expert_version) for name in request.experts]
+            await asyncio.gather(*judging, *([self._grade(group)] if request.grade else []))
+            group.judge_seconds = time.perf_counter() - sampled
+            return group
 
     async def _score(self, group: pb.RolloutGroup, expert: Expert, client: ExpertClient, min_version: int) -> None:
         prompt = group.request.prompt

@@ -119,9 +119,8 @@ class InputBuilder:
     def _tokens(self, text: str, *, split_special_tokens: bool) -> list[int]:
         # The option is set on the tokenizer itself: a call in another thread would get the wrong one.
         with self._tokenizing:
-            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)[
-                "input_ids"
-            ]
+            tokens = self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
+            return tokens["input_ids"]
 
     def with_text(self, prompt: Example, text: str) -> Example:
         """The prompt answered by ``text`` and ended: how every text, teacher's or student's, is looked at."""
