@@ -56,11 +56,13 @@ def grade(
     --any-format grades responses without PRISM's sections; --url asks a running grader, whose token is in PRISM_TOKEN.
     """
     from prism.services.grader.grade_file import grade_file
-    from prism.services.grader.pool import preload
 
-    preload("prism.cli")
     if fresh and out:
         agree_to_delete(out, yes)
+    if not url:
+        from prism.services.grader.pool import preload
+
+        preload("prism.cli")
     engine = {"workers": workers, "deadline_seconds": deadline, "judge_url": judge_url, "judge_model": judge_model}
     rules = {
         "format": "ignored" if any_format else "required",

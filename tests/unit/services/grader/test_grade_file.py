@@ -1,9 +1,11 @@
 """``prism grade FILE``: what it prints, writes, resumes and refuses."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -150,3 +152,19 @@ def test_mistakes_are_messages(file: Path, tmp_path: Path) -> None:
         assert isinstance(result.exception, PrismError)
         assert message in str(result.exception)
     assert grade(file, "--kind", "essay").exit_code == 2
+
+
+@pytest.mark.parametrize("missing", ["pebble", "math_verify"])
+def test_asking_a_server_needs_none_of_what_the_server_does(
+    file: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """A worker's image holds the core alone, and `helm test` grades from one."""
+    for name in [name for name in sys.modules if name.startswith(("prism.services.grader", missing))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+
+    async def refuse(self: object, method: str, url: str, **_: object) -> httpx.Response:
+        return httpx.Response(401, json={"detail": "another token"})
+
+    monkeypatch.setattr(httpx.AsyncClient, "request", refuse)
+    assert "401 another token" in str(grade(file, "--url", "http://127.0.0.1:1").exception)
