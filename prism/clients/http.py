@@ -43,7 +43,8 @@ class ServiceClient:
 
     def __init__(self, http: httpx.AsyncClient, url: str, token: str, patience_seconds: float) -> None:
         self._http, self.url, self._patience = http, url.rstrip("/"), patience_seconds
-        self._headers = {"Authorization": f"Bearer {token}"}
+        # An empty bearer is no legal header, and would not even be sent.
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     async def post(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
         """POST until answered. Raises Unavailable after the patience has run out, Refused at once."""
@@ -89,6 +90,8 @@ class ServiceClient:
             try:
                 sent = self._headers | telemetry.headers() | headers
                 response = await self._http.request(method, self.url + path, json=body, headers=sent)
+            except httpx.LocalProtocolError as error:
+                raise Refused(f"{self.url}{path}: cannot be asked: {error}") from None
             except httpx.TransportError as error:
                 reached = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
                 raise Unavailable(f"{self.url}{path}: {type(error).__name__}: {error}", reached=reached) from None

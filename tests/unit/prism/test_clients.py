@@ -48,6 +48,19 @@ def connect() -> Callable[..., Any]:
 OK = httpx.Response(200, json={"fine": True})
 
 
+async def test_without_a_token_no_empty_bearer_is_sent() -> None:
+    service = Service(OK)
+    await ServiceClient(httpx.AsyncClient(transport=httpx.MockTransport(service)), "http://service", "", 30).post(
+        "/", {}
+    )
+    assert "authorization" not in service.requests[0].headers
+
+
+async def test_what_cannot_be_sent_is_refused_at_once(connect: Callable[..., ServiceClient]) -> None:
+    with pytest.raises(Refused, match="illegal header"):
+        await connect(ServiceClient, Service(httpx.LocalProtocolError("illegal header"))).post("/", {})
+
+
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504])
 async def test_what_may_pass_is_tried_again(connect: Callable[..., ServiceClient], status: int) -> None:
     service = Service(httpx.Response(status), httpx.ConnectError("away"), httpx.ReadTimeout("slow"), OK)
