@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -256,8 +257,8 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
     context.intake = lambda rollouts, learners, require: workers
     context.publisher = lambda model: SimpleNamespace(push=push, settle=lambda: None)
     module: Any = {"rlvr": rlvr, "align": align}[kind]
-    module.open_context = lambda *_: context
-    module.train(config, "it", config.stages["it"], folder / "model", config.run_dir / "out")
+    with patch.object(module, "open_context", lambda *_: context):  # this may be the process of other tests
+        module.train(config, "it", config.stages["it"], folder / "model", config.run_dir / "out")
     calls = {"pushed": pushed, "finished": workers.finished, "asked": sorted(workers.asked)}
     everywhere = ranks.gathered(calls)
     lines = (config.run_dir / "metrics.jsonl").read_text().splitlines() if ranks.is_first() else []
