@@ -29,5 +29,9 @@ class StreamError(PrismError, RuntimeError):
     """A stream entry that cannot be used: a poison message."""
 
 
+class Superseded(StreamError):
+    """A newer attempt at the same run has taken over: this one stops, and writes, takes and acknowledges nothing."""
+
+
 class NotFiniteError(PrismError, ArithmeticError):
     """Update after update had to be skipped, because its loss or gradient was infinite or not a number."""

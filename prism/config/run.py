@@ -62,6 +62,9 @@ class RunConfig(ConfigModel):
     """How weights reach the services."""
     keep_checkpoints: int = Field(2, gt=0)
     """Checkpoints of each stage that stay on disk. 2 by default: should the newest be damaged, one is left."""
+    redis_patience_seconds: float = Field(3600, ge=0)
+    """Redis may be away, or refuse writes, that long before a stage ends; until then the trainer waits and says so. An
+    hour by default: time for a failover, or for a person to free memory. After that the same command goes on."""
 
     @property
     def run_dir(self) -> Path:

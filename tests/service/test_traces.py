@@ -30,7 +30,7 @@ from prism.trainer.run.recorder import Recorder
 
 url, folder = sys.argv[1:]
 telemetry.start("prism-trainer")
-stream = TrainerStream(redis.Redis.from_url(url), "traced", ["policy"])
+stream = TrainerStream(redis.Redis.from_url(url), "traced", ["policy"], 1)
 message = pb.Message(role="user", parts=[pb.Part(text="What is the sum?")])
 prompts = PromptSequence([pb.Prompt(id="q", messages=[message], gold="7", kind="number")], 0)
 settings = RolloutConfig(data="x", prompts=1, n=2, max_tokens=4)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from prism.errors import CheckpointError, WeightsError
+from prism.errors import CheckpointError, PrismError, WeightsError
 from prism.files import sealed_folder, write_json
 from prism.trainer.learn import ranks
 from prism.wire.weights import file_sha256
@@ -27,10 +27,19 @@ STATE = "state.json"
 CONFIG = "config.json"
 
 
-def save_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callable[[Path], None], *, keep: int) -> Path:
+def save_checkpoint(
+    root: Path,
+    step: int,
+    state: dict[str, Any],
+    write: Callable[[Path], None],
+    *,
+    keep: int,
+    check: Callable[[], None] | None = None,
+) -> Path:
     """Write the checkpoint of ``step``: ``write(folder)`` adds the learners' files. Keeps the newest ``keep``.
 
-    Raises CheckpointError (a full disk, say) and leaves the checkpoints there were untouched.
+    Raises CheckpointError (a full disk, say), or what ``check`` raises, which is called right before the checkpoint is
+    sealed, and leaves the checkpoints there were untouched.
     """
     target = root / f"{step:06d}"  # there already, if of an attempt that was abandoned: this run has just passed it
     try:
@@ -39,6 +48,10 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callabl
             write_json(folder / STATE, state)
             files = {str(file.relative_to(folder)): file_sha256(file) for file in _files(folder)}
             write_json(folder / MANIFEST, files)
+            if check:
+                check()
+    except PrismError:
+        raise
     except WRITE_ERRORS as error:
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {root}: {_reason(error)}. Earlier ones are "

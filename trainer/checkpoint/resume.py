@@ -66,20 +66,22 @@ class StageCheckpoints:
     def save(self, step: int) -> None:
         """Save the stage after ``step`` steps, behind the loop; the groups trained by now are acknowledged once sealed.
 
-        Waits for the save before it. Raises CheckpointError if that one could not be written.
+        Waits for the save before it. Raises CheckpointError if that one could not be written, and Superseded, before
+        it is sealed, if a newer attempt has taken the run over.
         """
         versions = {name: learner.version for name, learner in self._learners.items()}
         state: dict[str, Any] = {"step": step}
         if POLICY in versions:
             state["policy_version"] = versions.pop(POLICY)
         state["expert_versions"] = versions
-        acknowledge = None
+        acknowledge = check = None
         if self._intake is not None:
             state |= self._intake.state() | {"attempt": self._intake.attempt}
             acknowledge = self._intake.acknowledgement() if ranks.is_first() else None
+            check = self._intake.check_newest
         models = {name: learner.model for name, learner in self._learners.items()}
         description = partial(write_description, self._config, models)
-        self._checkpoints.save(step, state, self._tensors(), description, acknowledge)
+        self._checkpoints.save(step, state, self._tensors(), description, acknowledge, check)
 
     def poll(self) -> None:
         """Between steps: acknowledge a save that is sealed by now. Raises CheckpointError if it was not written."""

@@ -105,6 +105,8 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
         weights = ranks.full_weights(expert.model)
         if ranks.is_first():
             write_expert(expert.model, weights, output / "experts" / expert.expert, context.inputs)
+    if ranks.is_first():
+        intake.check_newest()
     return {
         "version": policy.version,
         "expert_version": experts[0].version,

@@ -1,11 +1,10 @@
 """What the rollout-driven stages share: services, streams, prompts, publishers."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import redis
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
 from rich.console import Console
 
 from prism import logs
@@ -14,7 +13,8 @@ from prism.config import RolloutConfig, RunConfig
 from prism.data.blobs import BlobStore
 from prism.data.rows import read_rows, to_prompt
 from prism.model.inputs import InputBuilder
-from prism.streams.trainer import TrainerStream
+from prism.streams.patience import Patience
+from prism.streams.trainer import TrainerStream, connect, newest_attempt
 from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.flow.demonstrations import report_problems
 from prism.trainer.flow.examples import GroupExamples
@@ -36,6 +36,7 @@ class Context:
     inputs: InputBuilder
     examples: GroupExamples
     console: Console
+    redis: redis.Redis
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.config.run_dir / "checkpoints" / self.stage, self.config.keep_checkpoints)
@@ -49,13 +50,14 @@ class Context:
         file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require, say=self.say)
         report_problems(file, self.console)
         prompts = [to_prompt(row, file, self.blobs) for row in file.rows] if ranks.is_first() else []
-        client = redis.Redis.from_url(
-            self.endpoints.redis_url.get_secret_value(),
-            health_check_interval=15,
-            retry=Retry(ExponentialBackoff(cap=5, base=0.1), retries=20),
-            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+        stream = TrainerStream(
+            self.redis,
+            self.config.name,
+            learners,
+            self.attempt,
+            patience_seconds=self.config.redis_patience_seconds,
+            say=self.say,
         )
-        stream = TrainerStream(client, self.config.name, learners)
         seed = self.config.seed
         return Intake(stream, PromptSequence(prompts, seed), self.stage, rollouts, self.attempt, seed)
 
@@ -68,7 +70,11 @@ def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
     endpoints = load_endpoints(config.run_dir / "stack.json")
     inputs = InputBuilder(start)
     blobs = BlobStore(endpoints.blobs)
-    attempt = ranks.from_first(lambda: next_attempt(config.run_dir))
+    client = connect(endpoints.redis_url.get_secret_value())
+    console = ranks.console()
+    patience = Patience(config.redis_patience_seconds, partial(logs.say, console))
+    # Of a run whose folder was begun afresh, Redis may know more attempts than the folder.
+    attempt = ranks.from_first(lambda: next_attempt(config.run_dir, newest_attempt(client, config.name, patience)))
     logs.about(attempt=attempt)
     examples = GroupExamples(inputs, blobs)
-    return Context(config, stage, attempt, endpoints, blobs, inputs, examples, ranks.console())
+    return Context(config, stage, attempt, endpoints, blobs, inputs, examples, console, client)

@@ -82,6 +82,8 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     recorder.close()
     publishers[POLICY].settle()
     save_policy(policy.model, output, context.inputs)
+    if ranks.is_first():
+        intake.check_newest()
     return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
 
 

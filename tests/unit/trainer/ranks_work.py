@@ -96,6 +96,8 @@ class Workers:
     def finish(self, step: int) -> None:
         self.finished.append(step)
 
+    def check_newest(self) -> None: ...
+
     def state(self) -> dict[str, Any]:
         return {}
 

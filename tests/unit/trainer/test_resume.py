@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from prism.config import OptimizerConfig
-from prism.errors import WeightsError
+from prism.errors import Superseded, WeightsError
 from prism.trainer.checkpoint.folder import checkpoints, newest_checkpoint, save_checkpoint
 from prism.trainer.checkpoint.resume import StageCheckpoints
 from prism.trainer.checkpoint.saver import Checkpoints
@@ -43,8 +43,13 @@ class Log:
 
     attempt = 3
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.calls = root, list[Any]()
+    def __init__(self, root: Path, newest: bool = True) -> None:
+        self.root, self.newest, self.calls = root, newest, list[Any]()
+
+    def check_newest(self) -> None:
+        self.calls.append(("newest?", len(checkpoints(self.root))))
+        if not self.newest:
+            raise Superseded("attempt 4 of run x, another process, has taken over; this one stops")
 
     def state(self) -> dict[str, Any]:
         self.calls.append("state")
@@ -112,13 +117,38 @@ def test_a_save_is_acknowledged_once_it_is_sealed(tmp_path: Path) -> None:
     log = Log(tmp_path)
     with stage(tmp_path, {"policy": learner()}, log) as saved:
         saved.save(1)
-        assert log.calls == ["state", "finished"]
         deadline = time.monotonic() + 30
-        while len(log.calls) == 2 and time.monotonic() < deadline:
+        while len(log.calls) < 4 and time.monotonic() < deadline:
             saved.poll()
-        assert log.calls[2:] == [("acknowledged", 1)]
+        assert log.calls == ["state", "finished", ("newest?", 0), ("acknowledged", 1)]
         saved.save(2)
-    assert log.calls[3:] == ["state", "finished", ("acknowledged", 2)]
+    assert log.calls[4:] == ["state", "finished", ("newest?", 1), ("acknowledged", 2)]
+
+
+def test_an_attempt_that_is_no_longer_the_newest_seals_and_acknowledges_nothing(tmp_path: Path) -> None:
+    with stage(tmp_path, {"policy": learner(1)}, Log(tmp_path)) as saved:
+        saved.save(1)
+    log = Log(tmp_path, newest=False)
+    with (
+        pytest.raises(Superseded, match="attempt 4 of run x, another process, has taken over; this one stops"),
+        stage(tmp_path, {"policy": learner(2)}, log) as saved,
+    ):
+        saved.save(1)  # the newer one has passed this step already
+    assert log.calls == ["state", "finished", ("newest?", 1)]
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest[1]["policy_version"] == 1
+    assert [folder.name for folder in tmp_path.iterdir()] == ["000001"]
+
+
+def test_of_two_errors_the_first_is_told(tmp_path: Path) -> None:
+    def fail_after_a_save() -> None:
+        with stage(tmp_path, {"policy": learner()}, Log(tmp_path, newest=False)) as saved:
+            saved.save(1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_after_a_save()
 
 
 def test_a_damaged_checkpoint_is_refused_before_anything_is_taken_over(tmp_path: Path) -> None:

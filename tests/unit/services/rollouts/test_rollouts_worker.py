@@ -87,7 +87,7 @@ async def services() -> AsyncIterator[tuple[Services, str]]:
 
 @pytest.fixture
 def trainer(redis_client: redis.Redis) -> TrainerStream:
-    stream = TrainerStream(redis_client, RUN, ["policy"])
+    stream = TrainerStream(redis_client, RUN, ["policy"], attempt=1)
     stream.open()
     return stream
 
