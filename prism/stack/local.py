@@ -254,18 +254,22 @@ class RunningServices:
 
 
 def start_process(
-    command: list[str], environment: dict[str, str], output: IO[bytes] | None = None
+    command: list[str], environment: dict[str, str], output: IO[bytes] | None = None, keep: tuple[int, ...] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a process that gets SIGTERM should this one die, however it dies. ``environment`` comes on top of ours."""
-    libc = ctypes.CDLL(None)  # loaded before the fork: the child may only call what is ready
+    """Start a process that gets SIGTERM should this thread end, however it ends.
+
+    ``environment`` comes on top of ours; ``keep`` are open files that it gets beside its output.
+    """
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork: the child may only call what is ready
     return subprocess.Popen(
         command,
         env=os.environ | environment,
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
         stdin=subprocess.DEVNULL,
+        pass_fds=keep,
         start_new_session=True,  # Ctrl-C comes to us alone, and we end our processes in order
-        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+        preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
     )
 
 
