@@ -25,6 +25,10 @@ class ServiceError(PrismError, RuntimeError):
     """A service that did not start, died, or answered what it must not."""
 
 
+class LockedError(PrismError, RuntimeError):
+    """A run's folder that another process uses, which is named."""
+
+
 class StreamError(PrismError, RuntimeError):
     """A stream entry that cannot be used: a poison message."""
 

@@ -111,8 +111,12 @@ def run(command: Sequence[str]) -> int:
         return subprocess.run(command, check=False).returncode
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as at:
         assert at.stdout
-        for line in at.stdout:
-            log.info("%s", line.rstrip())
+        try:
+            for line in at.stdout:
+                log.info("%s", line.rstrip())
+        except BaseException:
+            at.kill()
+            raise
     return at.returncode
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prism import logs
-from prism.cli.options import ConfigArgument, Fresh, Overrides, Yes, delete
+from prism.cli.options import ConfigArgument, Fresh, Overrides, WaitForLock, Yes, delete
 from prism.cli.report import report
 from prism.errors import ConfigError
+from prism.stack.folder_lock import FolderLock, Use, lock_run
 
 if TYPE_CHECKING:
     from prism.config import RunConfig
@@ -24,6 +25,7 @@ def run(
     attach: Annotated[
         bool, typer.Option("--attach", help="use services that run already (PRISM_* variables) instead of starting any")
     ] = False,
+    wait_for_lock: WaitForLock = 0,
     metrics_port: Annotated[
         int | None, typer.Option(envvar="PRISM_PORT", help="serve Prometheus metrics of the learners on this port")
     ] = None,
@@ -38,7 +40,7 @@ def run(
     if dry_run:
         print_plan(resolved, fresh, attach)
     else:
-        run_pipeline(resolved, config, overrides or [], fresh, yes, attach, metrics_port)
+        run_pipeline(resolved, config, overrides or [], fresh, yes, attach, metrics_port, wait_for_lock)
 
 
 def print_plan(config: "RunConfig", fresh: bool, attach: bool) -> None:
@@ -64,20 +66,36 @@ def run_pipeline(
     yes: bool,
     attach: bool = False,
     metrics_port: int | None = None,
+    wait_for_lock: float = 0,
 ) -> None:
+    """Raises LockedError, before anything is deleted or started, if another process uses the run's folder."""
     from prism.settings import load_settings
-    from prism.trainer.run import pipeline
     from prism.trainer.run.launch import Launch
+
+    began = time.monotonic()
+    if not load_settings(Launch).is_first:  # of the nodes that train together
+        _run(config, config_file, overrides, attach, metrics_port, None)
+        return
+    uses: list[Use] = ["services"] if fresh or not attach else []
+    with lock_run(config.run_dir, "trainer", *uses, wait_seconds=wait_for_lock) as lock:
+        if fresh:
+            delete(config.run_dir, yes)
+        _run(config, config_file, overrides, attach, metrics_port, lock)
+    logs.console().print(f"[dim]{(time.monotonic() - began) / 60:.1f} minutes[/]")
+    report(config.run_dir)
+
+
+def _run(
+    config: "RunConfig",
+    config_file: Path,
+    overrides: list[str],
+    attach: bool,
+    metrics_port: int | None,
+    lock: FolderLock | None,
+) -> None:
+    from prism.trainer.run import pipeline
     from prism.trainer.run.live_metrics import serve_metrics
 
-    console = logs.console()
-    is_first = load_settings(Launch).is_first  # of the nodes that train together
-    if fresh and is_first:
-        delete(config.run_dir, yes)
-    began = time.monotonic()
     with TemporaryDirectory(prefix="prism-metrics-") as folder:
         environment = serve_metrics(metrics_port, Path(folder)) if metrics_port else {}
-        pipeline.run(config, config_file, overrides, console, attach=attach, environment=environment)
-    console.print(f"[dim]{(time.monotonic() - began) / 60:.1f} minutes[/]")
-    if is_first:
-        report(config.run_dir)
+        pipeline.run(config, config_file, overrides, logs.console(), attach=attach, environment=environment, lock=lock)

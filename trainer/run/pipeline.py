@@ -19,6 +19,7 @@ from prism.errors import ConfigError, ServiceError
 from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement
 from prism.evaluation.held_out import evaluate, evaluated_stages, print_figures
 from prism.settings import load_settings
+from prism.stack.folder_lock import FolderLock
 from prism.stack.local import RunningServices, Stack, start_process
 from prism.trainer.run.expert_start import served_experts
 from prism.trainer.run.launch import RETRY_SECONDS, Launch
@@ -39,10 +40,12 @@ def run(
     *,
     attach: bool = False,
     environment: dict[str, str] | None = None,
+    lock: FolderLock | None = None,
 ) -> None:
     """Bring the run to its end; ``at_end`` is called while the services still run.
 
-    With ``attach`` services are not started but found by PRISM_* variables. ``environment`` goes to the stages.
+    With ``attach`` services are not started but found by PRISM_* variables. ``environment`` goes to the stages, and so
+    does the ``lock`` on the run's folder, if the caller holds it.
 
     Raises PrismError with what to do; the same call then resumes.
     """
@@ -55,7 +58,7 @@ def run(
 
     def train(name: str, stack: Stack | RunningServices | None) -> None:
         console.print(f"[bold]{name}[/]: {describe_stage(config.stages[name])}")
-        train_in_process(command(name), name, stack, environment)
+        train_in_process(command(name), name, stack, environment, lock)
 
     if not launch.is_first:
         take_part(config, command, console)
@@ -171,10 +174,18 @@ def served_model(config: RunConfig) -> Path:
 
 
 def train_in_process(
-    command: list[str], name: str, stack: Stack | RunningServices | None, environment: dict[str, str] | None = None
+    command: list[str],
+    name: str,
+    stack: Stack | RunningServices | None,
+    environment: dict[str, str] | None = None,
+    lock: FolderLock | None = None,
 ) -> None:
-    """Train one stage in a process of its own, and end it should a service die. Raises ServiceError."""
-    process = start_process(command, (environment or {}) | (stack.environment() if stack else {}))
+    """Train one stage in a process of its own, which shares ``lock``, and end it should a service stay dead.
+
+    Raises ServiceError.
+    """
+    variables = (environment or {}) | (stack.environment() if stack else {}) | (lock.environment if lock else {})
+    process = start_process(command, variables, keep=lock.files if lock else ())
     try:
         while process.poll() is None:
             if stack:

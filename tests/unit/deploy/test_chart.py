@@ -25,6 +25,8 @@ from deployment import (
 from helm_python.chart import Chart, lint
 from helm_python.errors import HelmError
 
+from prism.cli.train import END_SECONDS
+
 OPERATORS = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentication", "HTTPRoute"}
 """Kinds that Kubernetes itself has no schema for."""
 
@@ -278,6 +280,18 @@ def test_a_trainer_of_several_nodes_is_numbered_pods_that_find_the_first() -> No
     for side, rules in (("from", policy["spec"]["ingress"]), ("to", policy["spec"]["egress"])):
         open_to = [rule[side] for rule in rules if "ports" not in rule]
         assert open_to == [[{"podSelector": {"matchLabels": service["spec"]["selector"]}}]], "NCCL chooses its ports"
+
+
+@each_switch
+def test_the_trainers_of_two_revisions_take_turns(objects: list[dict[str, Any]]) -> None:
+    for job in of_kind(objects, "Job"):
+        if "trainer" in job["metadata"]["name"]:
+            assert job["spec"]["podReplacementPolicy"] == "Failed"
+            pod = job["spec"]["template"]["spec"]
+            (waits,) = [a for a in pod["containers"][0]["args"] if a.startswith("--wait-for-lock=")]
+            grace = pod["terminationGracePeriodSeconds"]
+            assert int(waits.partition("=")[2]) >= 2 * grace, "until the old one was killed, and more"
+            assert grace > END_SECONDS + 10, "that `prism run` gives its stage"
 
 
 def test_one_pod_trains_without_a_rendezvous() -> None:
