@@ -123,7 +123,7 @@ def load_expert(
     ConfigError if there is no model that can be an expert, WeightsError if its files do not hold one.
     """
     try:
-        config = AutoConfig.from_pretrained(str(folder))
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model can be loaded from {folder}: {str(error)[:500]}") from None
     kind = CLASSES.get(config.model_type)
@@ -132,7 +132,12 @@ def load_expert(
     try:
         with _quiet():
             expert, loading = kind.from_pretrained(
-                str(folder), config=config, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
+                str(folder),
+                config=config,
+                dtype=dtype,
+                attn_implementation=ATTENTION,
+                output_loading_info=True,
+                use_safetensors=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"the weights in {folder} cannot be loaded: {str(error)[:500]}") from None

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -27,6 +28,9 @@ transformers_logging.disable_progress_bar()  # a bar for each load and save woul
 if logs.is_json():
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
+
+# A model folder may come from anyone: no code of its own, no pickled weights.
+SAFELY: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class InputBuilder:
 
     def __init__(self, model: Path | str) -> None:
         try:
-            self.processor = AutoProcessor.from_pretrained(str(model))
+            self.processor = AutoProcessor.from_pretrained(str(model), trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(f"no processor can be loaded from {model}: {str(error)[:500]}") from None
         self.tokenizer = self.processor.tokenizer

@@ -1,8 +1,8 @@
 """A checkpoint is a folder a step, written beside the old one and renamed, checked by sha256 on load.
 
-``000040/`` holds ``tensors/``, which torch.distributed.checkpoint writes, a file a rank, and reads for any number of
-ranks; for each learner a folder with its model's configuration; ``config.json`` (the settings), ``state.json`` and
-``manifest.json``. Several hosts must share the folder.
+``000040/`` holds ``tensors/``, a safetensors file a rank, which any number of ranks reads; for each learner a folder
+with its model's configuration; ``config.json`` (the settings), ``state.json`` and ``manifest.json``. Nothing in it is
+executed when it is read: a run's folder may come from anyone. Several hosts must share the folder.
 """
 
 import json
@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from prism.errors import CheckpointError, PrismError, WeightsError
 from prism.files import sealed_folder, write_json
+from prism.trainer.checkpoint.tensors import reason
 from prism.trainer.learn import ranks
 from prism.wire.weights import file_sha256
 
@@ -54,19 +55,12 @@ def save_checkpoint(
         raise
     except WRITE_ERRORS as error:
         raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {root}: {_reason(error)}. Earlier ones are "
+            f"the checkpoint of step {step} could not be written to {root}: {reason(error)}. Earlier ones are "
             "untouched: when there is room, the same command goes on from the newest"
         ) from error
     for old in checkpoints(root)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
-
-
-def _reason(error: BaseException) -> str:
-    """In one line: torch adds where in its code each rank failed."""
-    if isinstance(error, CheckpointException):
-        return "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items())
-    return str(error)
 
 
 def write_description(config: BaseModel, models: dict[str, Any], folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints saved behind the loop.
 
 The loop waits for a copy of the tensors alone: they are written behind it, and sealed on the first rank. A checkpoint
-counts once it is sealed. (torch's own index of the tensors is a pickle: it is read after its sha256 has been checked.)
+counts once it is sealed.
 """
 
 from collections.abc import Callable

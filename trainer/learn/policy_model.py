@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from prism.config import RunConfig
 from prism.errors import ConfigError
-from prism.model.inputs import InputBuilder
+from prism.model.inputs import SAFELY, InputBuilder
 from prism.model.packing import Batch, hidden_states
 from prism.model.shared_prefix import ATTENTION
 from prism.trainer.learn import ranks
@@ -25,7 +25,7 @@ def load_policy(folder: Path | str, *, dtype: torch.dtype, device: str = "cpu") 
     """A model that takes packed rows alone. Raises ConfigError if there is none to load."""
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            str(folder), dtype=dtype, attn_implementation=ATTENTION
+            str(folder), dtype=dtype, attn_implementation=ATTENTION, **SAFELY
         )
         return model.to(device)
     except (OSError, ValueError) as error:

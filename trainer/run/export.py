@@ -74,7 +74,10 @@ def _copy(folder: Path, target: Path) -> None:
 
 def _assemble(config: RunConfig, stage: str, checkpoint: Path, model: ModelName, target: Path) -> None:
     """The model from what all ranks wrote of it, with the processor of the stage's start."""
-    described, dtype = AutoConfig.from_pretrained(checkpoint / model), getattr(torch, config.dtype)
+    described, dtype = (
+        AutoConfig.from_pretrained(checkpoint / model, trust_remote_code=False),
+        getattr(torch, config.dtype),
+    )
     make: Any = AutoModelForImageTextToText.from_config
     if model != "policy":
         make = CLASSES[described.model_type]._from_config

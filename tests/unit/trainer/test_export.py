@@ -90,7 +90,7 @@ def test_the_newest_is_exported_result_or_checkpoint(config: RunConfig, tiny_mod
 
 def test_a_damaged_checkpoint_is_not_exported(config: RunConfig, tiny_model: Path, tmp_path: Path) -> None:
     folder = checkpoint(config, "rlvr", 10, tiny_model, 2.0)
-    (folder / "tensors" / "__0_0.distcp").write_bytes(b"")
+    (folder / "tensors" / "rank-00000.safetensors").write_bytes(b"")
     assert isinstance(export(config, tmp_path / "out").exception, WeightsError)
     assert not (tmp_path / "out").exists()
 
