@@ -6,7 +6,7 @@ the staleness bound admits it, and is complete when each of them has come back a
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ POLICY = "policy"
 class PromptSequence:
     """Prompts by position: epochs over all of them, each shuffled anew; a function of the seed alone."""
 
-    def __init__(self, prompts: list[pb.Prompt], seed: int) -> None:
+    def __init__(self, prompts: Sequence[pb.Prompt], seed: int) -> None:
         self._prompts, self._seed = prompts, seed
         self._orders: dict[int, list[int]] = {}
 
