@@ -118,8 +118,7 @@ def _check_size(width: int, height: int, max_pixels: int | None) -> None:
         raise OverLimit(f"the image has {width}x{height} pixels, over the limit of {max_pixels} (max_image_pixels)")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise DataError(
-            f"the image has {width}x{height} pixels: one side may be {MAX_ASPECT} times the other, which is what the "
-            "model's processor takes"
+            f"the image has {width}x{height} pixels, an aspect ratio over the model's limit of {MAX_ASPECT}"
         )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from prism.config import LimitsConfig
-from prism.settings import CommaSeparated, WeightsSettings
+from prism.settings import WeightsSettings
 
 LIMITS = LimitsConfig()
 
@@ -18,6 +18,7 @@ LIMITS = LimitsConfig()
 RESERVED_FLAGS = frozenset(
     {
         "--allowed-local-media-path",
+        "--allowed-media-domains",
         "--api-key",
         "--api-server-count",
         "--dtype",
@@ -53,9 +54,6 @@ class PolicySettings(WeightsSettings):
 
     max_images: int = Field(LIMITS.max_images, ge=0, description="images in one prompt")
     max_image_pixels: int = Field(LIMITS.max_image_pixels, ge=1, description="width times height of one image")
-    image_domains: CommaSeparated[str] = Field(
-        [], description="hosts that images may be fetched from, comma-separated; none: data URIs alone"
-    )
     body_limit: int = Field(LIMITS.body_limit, ge=1024, description="bytes of one request's body")
 
     verify_deadline: float = Field(300, gt=0, description="to read and hash the files of a push")
