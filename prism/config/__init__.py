@@ -7,6 +7,7 @@ from prism.config.learners import (
     OptimizerConfig,
     PolicyLearnerConfig,
 )
+from prism.config.limits import LimitsConfig
 from prism.config.load import as_toml, load_config, load_saved, load_toml, save_resolved, toml_value
 from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
@@ -20,6 +21,7 @@ __all__ = [
     "EvaluateConfig",
     "ExpertLearnerConfig",
     "GroundingConfig",
+    "LimitsConfig",
     "MixtureConfig",
     "OptimizerConfig",
     "PolicyLearnerConfig",

@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from prism.config.limits import LimitsConfig
 from prism.config.services import EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import RlvrConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
@@ -52,6 +53,8 @@ class RunConfig(ConfigModel):
     on_bad_row: Literal["skip", "fail"] = "skip"
     """Whether a row that cannot be used is named and skipped, or ends the run. Skipped by default: large data sets hold
     bad rows, and each is named with file and line."""
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    """What a prompt may hold, for data and services alike."""
     stages: dict[str, Stage] = Field(min_length=1)
     """By a name of your choice; they run in the order of the file, each from the weights of the one before."""
     evaluate: EvaluateConfig
@@ -79,6 +82,8 @@ class RunConfig(ConfigModel):
     def _stages_fit(self) -> Self:
         if self.device == "cuda" and self.dtype != "bfloat16":
             raise ValueError("dtype: on a GPU the learners' attention computes in bfloat16")
+        for name in sorted(LimitsConfig.model_fields.keys() & self.stack.policy_options.keys()):
+            raise ValueError(f"stack.policy_options.{name}: set limits.{name} instead, which is everyone's")
         for name, stage in self.stages.items():
             if isinstance(stage, SftConfig):
                 continue

@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from prism.config import LimitsConfig
 from prism.data.blobs import BlobStore
-from prism.data.images import decode_image, naming_image, read_image
+from prism.data.images import canonical_image, decode_image, encode_canonical, naming_image, read_image
 from prism.data.row_files import LazyRows, open_lines
 from prism.errors import DataError
 from prism.settings import describe
@@ -30,6 +31,11 @@ from prism.wire.v1 import rollout_pb2 as pb
 KEPT_PROBLEMS = 1_000  # texts; beyond them problems are counted
 CHECKED_IMAGES = 16_384  # names of images known to be good: rows that share one mostly stand together
 SAY_SECONDS = 10
+BYTES_PER_PIXEL = 4.1  # three of a PNG that could not be compressed, in base64
+REQUEST_BYTES = 64 * 1024  # of a request, beside texts and images
+
+Size = tuple[int, int]
+"""Width and height."""
 
 
 # What reading a row raises, if something is wrong with it.
@@ -70,6 +76,10 @@ class DataRow(BaseModel):
         return [part.image for part in image_parts(self.messages)]
 
 
+RowCheck = Callable[[DataRow, Sequence[Size]], None]
+"""Raises DataError for a row, with images of these sizes, that a use cannot take."""
+
+
 @dataclass
 class DataFile:
     """The usable rows of one file, and what was wrong with the others, each with file and line."""
@@ -79,6 +89,7 @@ class DataFile:
     problems: list[str] = field(default_factory=list)
     """Of the first rows that cannot be used."""
     bad_rows: int = 0
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def image(self, name: str) -> bytes:
         """Raises DataError that names the image."""
@@ -88,7 +99,13 @@ class DataFile:
         """Raises DataError that names the image."""
         data = self.image(name)
         with naming_image(name):
-            return decode_image(data)
+            return decode_image(data, self.limits.max_image_pixels)
+
+    def canonical_image(self, name: str) -> bytes:
+        """What ``decode_image`` sees, for other readers. Raises DataError that names the image."""
+        data = self.image(name)
+        with naming_image(name):
+            return canonical_image(data, self.limits.max_image_pixels)
 
 
 def read_rows(
@@ -98,17 +115,20 @@ def read_rows(
     *,
     images: Literal["decode", "exist"] = "decode",
     say: Callable[[str], None] = lambda _: None,
+    limits: LimitsConfig | None = None,
+    check: RowCheck | None = None,
 ) -> DataFile:
     """Check every row and keep where it stands: 8 bytes a row, which is read again when it is asked for.
 
     An image that is missing or no image counts as a bad row; with ``images="exist"`` none is opened, so that only a
     missing one does. ``require`` names optional keys that this use needs, such as ``("teacher",)``. ``say`` is told
-    of progress, where it takes long.
+    of progress, where it takes long. ``limits`` are of every prompt; ``check`` is this use's own; with
+    ``images="exist"`` it is given no sizes.
     Raises DataError if the file is missing, holds no good row or, with ``on_bad_row="fail"``, a bad one.
     """
     if not path.is_file():
         raise DataError(f"data file {path} does not exist")
-    result = DataFile(path)
+    result = DataFile(path, limits=limits or LimitsConfig())
     offsets, numbers, ids = array("q"), array("q"), array("Q")  # of the good rows
 
     def bad(number: int, text: str) -> None:
@@ -118,7 +138,7 @@ def read_rows(
         if on_bad_row == "fail":
             raise DataError(f'{path}:{number}: {text}\n(set on_bad_row = "skip" to count and skip such rows)')
 
-    check = _image_check(result, decode=images == "decode")
+    size_of = _image_check(result, decode=images == "decode")
     lines = open_lines(path)
     size, offset, said = lines.seek(0, io.SEEK_END), 0, time.monotonic()
     lines.seek(0)
@@ -133,8 +153,14 @@ def read_rows(
             row = _parse_row(line)
             if missing := [key for key in require if getattr(row, key) is None]:
                 raise DataError(f"{', '.join(missing)} is missing, which this stage needs")
-            for name in row.image_paths:
-                check(name)
+            if len(row.image_paths) > result.limits.max_images:
+                raise DataError(
+                    f"{len(row.image_paths)} images, over the limit of {result.limits.max_images} (max_images)"
+                )
+            sizes = [found for name in row.image_paths if (found := size_of(name))]
+            _check_request(row, sizes, result)
+            if check:
+                check(row, sizes)
         except ROW_ERRORS as error:
             bad(number, what_is_wrong(error))
             continue
@@ -151,7 +177,7 @@ def read_rows(
     if not offsets:
         first = f"; the first problem: {result.problems[0]}" if result.problems else ""
         raise DataError(f"data file {path} holds no usable row{first}")
-    result.rows = LazyRows(lines, offsets, _parse_row)
+    result.rows = LazyRows(path, offsets, _parse_row, lines)
     return result
 
 
@@ -180,27 +206,65 @@ def _repeated(ids: array) -> list[int]:
     return sorted(order[1:][values[order[1:]] == values[order[:-1]]].tolist())
 
 
-def _image_check(data: DataFile, *, decode: bool) -> Callable[[str], None]:
-    """What raises DataError for a bad image; it remembers the good ones it saw last."""
+def _image_check(data: DataFile, *, decode: bool) -> Callable[[str], Size | None]:
+    """What raises DataError for a bad image and gives a good one's size, if it is decoded; the last are remembered."""
 
-    def look(name: str) -> None:
+    def look(name: str) -> Size | None:
         if decode or name.startswith("data:"):
-            data.decode_image(name).close()
-            return
+            return data.decode_image(name).size
         with naming_image(name):
             (data.path.parent / name).stat()
+        return None
 
     remembering = lru_cache(CHECKED_IMAGES)(look)
     return lambda name: look(name) if name.startswith("data:") else remembering(name)
 
 
+def _check_request(row: DataRow, sizes: Sequence[Size], data: DataFile) -> None:
+    """Raises DataError for a prompt that is too large to be sent; sizes that cannot be are found without encoding."""
+    texts = sum(len(part.text.encode()) for message in row.messages for part in message.parts if part.type == "text")
+    room = data.limits.body_limit - REQUEST_BYTES - texts
+    if sum(BYTES_PER_PIXEL * width * height for width, height in sizes) <= room:
+        return
+    sent = sum(4 * len(encode_canonical(data.decode_image(name))) // 3 for name in row.image_paths)
+    if sent > room:
+        raise DataError(
+            f"texts of {texts} bytes and images of {sent} as PNG in base64, over the limit of "
+            f"{data.limits.body_limit} (body_limit)"
+        )
+
+
 def to_prompt(row: DataRow, data: DataFile, blobs: BlobStore) -> pb.Prompt:
-    """The row as it travels: its images put into the blob store and named by sha256."""
+    """The row as it travels: its images put into the blob store, as the learner sees them, and named by sha256."""
+    return _to_prompt(row, lambda name: blobs.put(data.canonical_image(name)))
+
+
+def _to_prompt(row: DataRow, name_image: Callable[[str], str]) -> pb.Prompt:
     return pb.Prompt(
         id=row.id,
-        messages=from_json(row.messages, lambda name: blobs.put(data.image(name))),
+        messages=from_json(row.messages, name_image),
         gold=row.gold or "",
         kind=row.kind,
         teacher=row.teacher or "",
         meta_json=json.dumps(row.meta),
     )
+
+
+class Prompts(Sequence[pb.Prompt]):
+    """The rows of a file as they travel, each made when it is asked for; its images are stored then, once."""
+
+    def __init__(self, data: DataFile, blobs: BlobStore) -> None:
+        def stored(name: str) -> str:
+            return blobs.put(data.canonical_image(name))
+
+        self._rows, self._stored, self._remembered = data.rows, stored, lru_cache(CHECKED_IMAGES)(stored)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> pb.Prompt:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Raises DataError for an image that has gone since it was checked, ServiceError where the store is away."""
+        return _to_prompt(self._rows[index], self._name)
+
+    def _name(self, image: str) -> str:
+        return self._stored(image) if image.startswith("data:") else self._remembered(image)

@@ -83,7 +83,7 @@ def summary(changes: Sequence[float | None]) -> dict[str, float | int | None]:
 def _texts(config: RunConfig, settings: DisentangleConfig) -> list[tuple[pb.Prompt, dict[str, str]]]:
     """Prompts, each with its corrupted responses by section: those that hold a number there."""
     blobs = BlobStore(load_endpoints(config.run_dir / "stack.json").blobs)
-    file = read_rows(config.path(config.evaluate.data), config.on_bad_row, require=("teacher",))
+    file = read_rows(config.path(config.evaluate.data), config.on_bad_row, require=("teacher",), limits=config.limits)
     lies = Lies(settings.words, settings.share)
     made = [
         (

@@ -85,7 +85,7 @@ def print_figures(console: Console, figures: dict[str, Any]) -> None:
 async def _ask(config: RunConfig, settings: EvaluateConfig, version: int, temperature: float) -> list[pb.RolloutGroup]:
     endpoints = load_endpoints(config.run_dir / "stack.json")
     blobs = BlobStore(endpoints.blobs)
-    file = read_rows(config.path(settings.data), config.on_bad_row, require=("gold",))
+    file = read_rows(config.path(settings.data), config.on_bad_row, require=("gold",), limits=config.limits)
     room = asyncio.Semaphore(CONCURRENCY)
 
     async def ask(judges: RolloutServices, index: int) -> pb.RolloutGroup:

@@ -164,7 +164,7 @@ class Stack:
 
     def _describe(self) -> list[ServiceProcess]:
         config = self.config.stack
-        weights = {
+        weights = self.config.limits.environment() | {
             "PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"),
             "PRISM_DEVICE": config.device,
         }

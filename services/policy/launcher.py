@@ -33,7 +33,7 @@ def server_argv(settings: PolicySettings) -> list[str]:
         # Sampling defaults are the request's, never those a checkpoint's generation_config.json brings along.
         *("--generation-config", "vllm"),
         *("--limit-mm-per-prompt", json.dumps({"image": settings.max_images, "video": 0})),
-        *("--allowed-media-domains", *(settings.image_domains or [NO_DOMAIN])),
+        *("--allowed-media-domains", NO_DOMAIN),  # the middleware lets images in as data URIs alone
         "--disable-uvicorn-access-log",
     ]
     if settings.max_model_len is not None:

@@ -24,6 +24,7 @@ from prism.http.auth import OPEN_PATHS, refusal
 from prism.services.policy import metrics
 from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, NotServing, Phase
+from prism.services.policy.images import CHAT_PATHS, BadImage, replayed, with_canonical_images
 from prism.services.policy.push import PushRefused, ServedWeights
 from prism.services.policy.refusals import Translate, status_of
 from prism.services.policy.settings import PolicySettings
@@ -173,7 +174,14 @@ class PolicyMiddleware:
         path, method = scope["path"], scope["method"]
         if path == "/weights":
             await (await self._push(Request(scope, receive)))(scope, receive, send)
-        elif method != "POST" or path in UNGATED_PATHS:
+            return
+        if method == "POST" and path in CHAT_PATHS:
+            try:
+                receive = await replayed(receive, lambda body: with_canonical_images(body, self.settings))
+            except BadImage as error:
+                await error.answer()(scope, receive, send)
+                return
+        if method != "POST" or path in UNGATED_PATHS:
             await self._vllm(scope, receive, send)
         else:
             await self._generate(scope, receive, send)

@@ -7,7 +7,7 @@ nothing comes for a while, what a lost answer or a failover of Redis took away i
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ SAY_SECONDS = 30
 class PromptSequence:
     """Prompts by position: epochs over all of them, each shuffled anew; a function of the seed alone."""
 
-    def __init__(self, prompts: list[pb.Prompt], seed: int) -> None:
+    def __init__(self, prompts: Sequence[pb.Prompt], seed: int) -> None:
         self._prompts, self._seed = prompts, seed
         self._orders: dict[int, list[int]] = {}
 

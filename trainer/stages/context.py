@@ -9,15 +9,15 @@ from rich.console import Console
 
 from prism import logs
 from prism.clients.endpoints import Endpoints, load_endpoints
-from prism.config import RolloutConfig, RunConfig
+from prism.config import RolloutConfig, RunConfig, SftConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import read_rows, to_prompt
+from prism.data.rows import Prompts, read_rows
 from prism.model.inputs import InputBuilder
 from prism.streams.patience import Patience
 from prism.streams.trainer import TrainerStream, connect, newest_attempt
 from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.flow.demonstrations import report_problems
-from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.flow.examples import GroupExamples, refuse_long
 from prism.trainer.flow.intake import Intake, PromptSequence
 from prism.trainer.learn import ranks
 from prism.trainer.run.result import next_attempt
@@ -47,9 +47,9 @@ class Context:
 
     def intake(self, rollouts: RolloutConfig, learners: tuple[str, ...], require: tuple[str, ...]) -> Intake:
         """Of the first rank; the others' has no prompts, and is not asked."""
-        file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require, say=self.say)
-        report_problems(file, self.console)
-        prompts = [to_prompt(row, file, self.blobs) for row in file.rows] if ranks.is_first() else []
+        prompts: list[Prompts] = []
+        # The others wait: opening images may take longer than a collective does.
+        ranks.from_first(lambda: prompts.append(self._prompts(rollouts, require)))
         stream = TrainerStream(
             self.redis,
             self.config.name,
@@ -59,7 +59,21 @@ class Context:
             say=self.say,
         )
         seed = self.config.seed
-        return Intake(stream, PromptSequence(prompts, seed), self.stage, rollouts, self.attempt, seed)
+        sequence = PromptSequence(prompts[0] if prompts else (), seed)
+        return Intake(stream, sequence, self.stage, rollouts, self.attempt, seed)
+
+    def _prompts(self, rollouts: RolloutConfig, require: tuple[str, ...]) -> Prompts:
+        config = self.config
+        file = read_rows(
+            config.path(rollouts.data),
+            config.on_bad_row,
+            require=require,
+            say=self.say,
+            limits=config.limits,
+            check=refuse_long(self.inputs, config.stack.max_model_len, rollouts.max_tokens),
+        )
+        report_problems(file, self.console)
+        return Prompts(file, self.blobs)
 
     def publisher(self, model: str) -> Publisher:
         return open_publisher(self.config, self.endpoints, model, self.attempt)
@@ -76,5 +90,7 @@ def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
     # Of a run whose folder was begun afresh, Redis may know more attempts than the folder.
     attempt = ranks.from_first(lambda: next_attempt(config.run_dir, newest_attempt(client, config.name, patience)))
     logs.about(attempt=attempt)
-    examples = GroupExamples(inputs, blobs)
+    of_stage = config.stages[stage]
+    assert not isinstance(of_stage, SftConfig)
+    examples = GroupExamples(inputs, blobs, cache_bytes=int(of_stage.rollouts.cache_gib * 2**30))
     return Context(config, stage, attempt, endpoints, blobs, inputs, examples, console, client)

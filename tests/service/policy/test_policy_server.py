@@ -171,7 +171,7 @@ def test_bad_requests_name_the_limit(policy: PolicyProcess) -> None:
     text_of = lambda text: {"model": "policy", "messages": [{"role": "user", "content": text}]}  # noqa: E731
     assert status_and_limit(text_of("7 " * 1100), "1024") == 413
     assert status_and_limit(text_of("7 " * 100_000), "1024") == 413
-    assert status_and_limit(b"x" * (32 * 2**20 + 1), str(32 * 2**20)) == 413
+    assert status_and_limit(b"x" * (128 * 2**20 + 1), str(128 * 2**20)) == 413
     huge = io.BytesIO()
     Image.new("L", (4097, 4096)).save(huge, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(huge.getvalue()).decode()
