@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ from prism.wire.response import EXPERTS, Expert
 STOP_SECONDS = 15
 TAIL_LINES = 15
 PR_SET_PDEATHSIG = 1
+SECRETS = ("PRISM_TOKEN", "PRISM_ADMIN_TOKEN", "PRISM_REDIS_URL", "PRISM_REDIS_PASSWORD", "PRISM_JUDGE_TOKEN")
+"""Of a run's services: each is started with those that it uses, whatever this process was given."""
 
 
 @dataclass
@@ -130,6 +132,11 @@ class Stack:
             "redis": secrets.token_urlsafe(24),
         }
 
+    def _given(self, *names: str) -> dict[str, str]:
+        """Those of the endpoints, as variables."""
+        endpoints = self._endpoints()
+        return {f"PRISM_{name.upper()}": endpoints[name] for name in names}
+
     def _port(self, index: int) -> int:
         return self.config.stack.base_port + index
 
@@ -148,7 +155,7 @@ class Stack:
 
     def _describe(self) -> list[ServiceProcess]:
         config = self.config.stack
-        weights = {
+        weights = self._given("token", "admin_token") | {
             "PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"),
             "PRISM_DEVICE": config.device,
         }
@@ -159,20 +166,22 @@ class Stack:
         for index, expert in enumerate(EXPERTS, 2):
             threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
             own = {"PRISM_MODEL": str(self._expert_models[expert]), "PRISM_SEED": str(self.config.seed)}
-            own |= {"PRISM_BLOBS": str(self._run_dir / "blobs")}
+            own |= self._given("blobs")
             (other,) = set(EXPERTS) - {expert}
             peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
             services.append(self._service(index, expert, [expert], weights | threads | own | peer))
-        services.append(self._service(4, "grader", ["grader"], {}))
+        judge = {name: os.environ[name] for name in ("PRISM_JUDGE_TOKEN",) if name in os.environ}
+        services.append(self._service(4, "grader", ["grader"], self._given("token") | judge))
+        asked = self._given(*(name for name in self._endpoints() if name != "admin_token"))
         for worker in range(config.rollout_workers):
             name = f"rollouts-{worker + 1}"
-            services.append(self._service(5 + worker, name, ["rollouts"], {"PRISM_WORKER": name}))
+            services.append(self._service(5 + worker, name, ["rollouts"], asked | {"PRISM_WORKER": name}))
         return services
 
     def _service(self, index: int, name: str, command: list[str], extra: dict[str, str]) -> ServiceProcess:
         port = self._port(index)
         run = {"PRISM_RUN": self.config.name, "PRISM_STATE_DIR": str(self._run_dir / "services" / name)}
-        environment = self.environment() | run | extra | {"PRISM_HOST": "127.0.0.1", "PRISM_PORT": str(port)}
+        environment = run | extra | {"PRISM_HOST": "127.0.0.1", "PRISM_PORT": str(port)}
         return ServiceProcess(
             name,
             [sys.executable, "-m", "prism", "serve", *command],
@@ -206,7 +215,7 @@ class Stack:
     def _spawn(self, service: ServiceProcess) -> None:
         service.log.parent.mkdir(parents=True, exist_ok=True)
         with service.log.open("ab") as log:
-            service.process = start_process(service.command, service.environment, output=log)
+            service.process = start_process(service.command, service.environment, output=log, withheld=SECRETS)
 
     def _await(self, services: list[ServiceProcess], began: float) -> None:
         waiting = list(services)
@@ -254,13 +263,19 @@ class RunningServices:
 
 
 def start_process(
-    command: list[str], environment: dict[str, str], output: IO[bytes] | None = None
+    command: list[str],
+    environment: dict[str, str],
+    output: IO[bytes] | None = None,
+    withheld: Collection[str] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a process that gets SIGTERM should this one die, however it dies. ``environment`` comes on top of ours."""
+    """Start a process that gets SIGTERM should this one die, however it dies.
+
+    ``environment`` comes on top of ours, of which the variables ``withheld`` are left out.
+    """
     libc = ctypes.CDLL(None)  # loaded before the fork: the child may only call what is ready
     return subprocess.Popen(
         command,
-        env=os.environ | environment,
+        env={name: value for name, value in os.environ.items() if name not in withheld} | environment,
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
         stdin=subprocess.DEVNULL,
