@@ -32,6 +32,8 @@ from prism.wire.response import EXPERTS, Expert
 STOP_SECONDS = 15
 TAIL_LINES = 15
 LOOK_SECONDS = 0.5
+SECRETS = ("PRISM_TOKEN", "PRISM_ADMIN_TOKEN", "PRISM_REDIS_URL", "PRISM_REDIS_PASSWORD", "PRISM_JUDGE_TOKEN")
+"""Of a run's services: each is started with those that it uses, whatever this process was given."""
 
 
 @dataclass
@@ -146,6 +148,11 @@ class Stack:
             "redis": secrets.token_urlsafe(24),
         }
 
+    def _given(self, *names: str) -> dict[str, str]:
+        """Those of the endpoints, as variables."""
+        endpoints = self._endpoints()
+        return {f"PRISM_{name.upper()}": endpoints[name] for name in names}
+
     def _port(self, index: int) -> int:
         return self.config.stack.base_port + index
 
@@ -164,10 +171,14 @@ class Stack:
 
     def _describe(self) -> list[ServiceProcess]:
         config = self.config.stack
-        weights = self.config.limits.environment() | {
-            "PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"),
-            "PRISM_DEVICE": config.device,
-        }
+        weights = (
+            self.config.limits.environment()
+            | self._given("token", "admin_token")
+            | {
+                "PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"),
+                "PRISM_DEVICE": config.device,
+            }
+        )
         services = [] if os.environ.get("PRISM_REDIS_URL") else [self._redis()]
         policy = {"PRISM_MODEL": str(self._model), "PRISM_MAX_MODEL_LEN": str(config.max_model_len)}
         policy |= {f"PRISM_{name.upper()}": value for name, value in config.policy_options.items()}
@@ -175,20 +186,22 @@ class Stack:
         for index, expert in enumerate(EXPERTS, 2):
             threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
             own = {"PRISM_MODEL": str(self._expert_models[expert]), "PRISM_SEED": str(self.config.seed)}
-            own |= {"PRISM_BLOBS": str(self._run_dir / "blobs")}
+            own |= self._given("blobs")
             (other,) = set(EXPERTS) - {expert}
             peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
             services.append(self._service(index, expert, [expert], weights | threads | own | peer))
-        services.append(self._service(4, "grader", ["grader"], {}))
+        judge = {name: os.environ[name] for name in ("PRISM_JUDGE_TOKEN",) if name in os.environ}
+        services.append(self._service(4, "grader", ["grader"], self._given("token") | judge))
+        asked = self._given(*(name for name in self._endpoints() if name != "admin_token"))
         for worker in range(config.rollout_workers):
             name = f"rollouts-{worker + 1}"
-            services.append(self._service(5 + worker, name, ["rollouts"], {"PRISM_WORKER": name}))
+            services.append(self._service(5 + worker, name, ["rollouts"], asked | {"PRISM_WORKER": name}))
         return services
 
     def _service(self, index: int, name: str, command: list[str], extra: dict[str, str]) -> ServiceProcess:
         port = self._port(index)
         run = {"PRISM_RUN": self.config.name, "PRISM_STATE_DIR": str(self._run_dir / "services" / name)}
-        environment = self.environment() | run | extra | {"PRISM_HOST": "127.0.0.1", "PRISM_PORT": str(port)}
+        environment = run | extra | {"PRISM_HOST": "127.0.0.1", "PRISM_PORT": str(port)}
         return ServiceProcess(
             name,
             [sys.executable, "-m", "prism", "serve", *command],
@@ -222,7 +235,7 @@ class Stack:
     def _spawn(self, service: ServiceProcess) -> None:
         service.log.parent.mkdir(parents=True, exist_ok=True)
         with service.log.open("ab") as log:
-            service.process = start_process(service.command, service.environment, output=log)
+            service.process = start_process(service.command, service.environment, output=log, withheld=SECRETS)
         service.started, service.ready_since, service.start_at = time.monotonic(), math.inf, None
 
     def _watch(self) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import subprocess
+from collections.abc import Collection
 from contextlib import suppress
 from typing import IO
 
@@ -11,16 +12,21 @@ PR_SET_PDEATHSIG = 1
 
 
 def start_process(
-    command: list[str], environment: dict[str, str], output: IO[bytes] | None = None, keep: tuple[int, ...] = ()
+    command: list[str],
+    environment: dict[str, str],
+    output: IO[bytes] | None = None,
+    keep: tuple[int, ...] = (),
+    withheld: Collection[str] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process that gets SIGTERM should this thread end, however it ends.
 
-    ``environment`` comes on top of ours; ``keep`` are open files that it gets beside its output.
+    ``environment`` comes on top of ours, of which the variables ``withheld`` are left out; ``keep`` are open files that
+    it gets beside its output.
     """
     prctl = ctypes.CDLL(None).prctl  # looked up before the fork: the child may only call what is ready
     return subprocess.Popen(
         command,
-        env=os.environ | environment,
+        env={name: value for name, value in os.environ.items() if name not in withheld} | environment,
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
         stdin=subprocess.DEVNULL,

@@ -287,7 +287,7 @@ def test_its_redis_takes_the_password_it_was_given_and_no_other(stack: Stack) ->
 def test_each_expert_knows_where_the_other_is(stack: Stack) -> None:
     environments = {service.name: service.environment for service in stack.services}
     for expert, other in (("perception", "reasoning"), ("reasoning", "perception")):
-        assert environments[expert]["PRISM_PEER_URL"] == environments[expert][f"PRISM_{other.upper()}_URL"]
+        assert environments[expert]["PRISM_PEER_URL"] == stack.environment()[f"PRISM_{other.upper()}_URL"]
 
 
 def test_services_that_run_already_are_waited_for_and_named_when_they_are_late(

@@ -115,7 +115,6 @@ def working(services: tuple[Services, str], redis_url: str, tmp_path: Path) -> W
             "worker": "one",
             "port": 1,
             "token": SecretStr("data-token-0123456789"),
-            "admin_token": SecretStr("admin-token-0123456789"),
             "lease_seconds": LEASE,
             "patience_seconds": 0.3,
         }
