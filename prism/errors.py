@@ -29,5 +29,9 @@ class StreamError(PrismError, RuntimeError):
     """A stream entry that cannot be used: a poison message."""
 
 
+class NothingLearntError(PrismError, RuntimeError):
+    """Step after step held nothing to learn from."""
+
+
 class NotFiniteError(PrismError, ArithmeticError):
     """Update after update had to be skipped, because its loss or gradient was infinite or not a number."""
