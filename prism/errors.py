@@ -37,5 +37,9 @@ class Superseded(StreamError):
     """A newer attempt at the same run has taken over: this one stops, and writes, takes and acknowledges nothing."""
 
 
+class NothingLearntError(PrismError, RuntimeError):
+    """Step after step held nothing to learn from."""
+
+
 class NotFiniteError(PrismError, ArithmeticError):
     """Update after update had to be skipped, because its loss or gradient was infinite or not a number."""

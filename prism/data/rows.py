@@ -1,11 +1,13 @@
 """Data rows as users bring them: JSON Lines or Parquet of chat messages, images by path.
 
 A row's ``messages`` end with the user's turn, or with the assistant's, which is then the demonstration ``response``.
-``teacher`` is the closed teacher's text, ``gold`` the answer a grader compares with; both are optional.
+``teacher`` is the closed teacher's text, ``gold`` the answer a grader compares with; both are optional. A text that is
+null, NaN or blank is not there.
 """
 
 import io
 import json
+import math
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -13,11 +15,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from prism.config import LimitsConfig
 from prism.data.blobs import BlobStore
@@ -26,6 +28,7 @@ from prism.data.row_files import LazyRows, open_lines
 from prism.errors import DataError
 from prism.settings import describe
 from prism.wire.messages import Message, from_json, image_parts, place_images, take_demonstration
+from prism.wire.response import parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
 KEPT_PROBLEMS = 1_000  # texts; beyond them problems are counted
@@ -42,6 +45,13 @@ Size = tuple[int, int]
 ROW_ERRORS = (ValidationError, json.JSONDecodeError, DataError, UnicodeError, RecursionError)
 
 
+def _blank_is_none(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+OptionalText = Annotated[str | None, BeforeValidator(_blank_is_none)]
+
+
 class DataRow(BaseModel):
     """One line. Unknown keys are let through: data sets carry more than a trainer reads.
 
@@ -52,15 +62,18 @@ class DataRow(BaseModel):
 
     id: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1)
-    response: str | None = None
-    teacher: str | None = None
-    gold: str | None = None
+    response: OptionalText = None
+    teacher: OptionalText = None
+    gold: OptionalText = None
     kind: Literal["auto", "math", "number", "choice", "text", "multi", "box", "judge"] = "auto"
     meta: dict[str, object] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _demonstration_in_messages(cls, value: object) -> object:
+        if isinstance(value, dict):
+            # Tables write NaN for what is not there. It would become the text "nan", which itself may be an answer.
+            value = {key: v for key, v in value.items() if not (isinstance(v, float) and math.isnan(v))}
         return take_demonstration(place_images(value))
 
     @model_validator(mode="after")
@@ -121,9 +134,10 @@ def read_rows(
     """Check every row and keep where it stands: 8 bytes a row, which is read again when it is asked for.
 
     An image that is missing or no image counts as a bad row; with ``images="exist"`` none is opened, so that only a
-    missing one does. ``require`` names optional keys that this use needs, such as ``("teacher",)``. ``say`` is told
-    of progress, where it takes long. ``limits`` are of every prompt; ``check`` is this use's own; with
-    ``images="exist"`` it is given no sizes.
+    missing one does. ``require`` names optional keys that this use needs, such as ``("teacher",)``; a teacher's text
+    that is needed must be in the response format, or nobody can learn from it. ``say`` is told of progress, where it
+    takes long. ``limits`` are of every prompt; ``check`` is this use's own; with ``images="exist"`` it is given no
+    sizes.
     Raises DataError if the file is missing, holds no good row or, with ``on_bad_row="fail"``, a bad one.
     """
     if not path.is_file():
@@ -151,8 +165,7 @@ def read_rows(
             say(f"checking {path}: {number:,} rows, {offset / size:.0%}")
         try:
             row = _parse_row(line)
-            if missing := [key for key in require if getattr(row, key) is None]:
-                raise DataError(f"{', '.join(missing)} is missing, which this stage needs")
+            _refuse_unusable(row, require)
             if len(row.image_paths) > result.limits.max_images:
                 raise DataError(
                     f"{len(row.image_paths)} images, over the limit of {result.limits.max_images} (max_images)"
@@ -179,6 +192,14 @@ def read_rows(
         raise DataError(f"data file {path} holds no usable row{first}")
     result.rows = LazyRows(path, offsets, _parse_row, lines)
     return result
+
+
+def _refuse_unusable(row: DataRow, require: tuple[str, ...]) -> None:
+    """Raises DataError unless the row has each of these texts, and the teacher's has its three sections."""
+    if missing := [key for key in require if getattr(row, key) is None]:
+        raise DataError(f"{', '.join(missing)} is missing or empty, which this stage needs")
+    if "teacher" in require and (problems := parse_response(row.teacher or "").problems):
+        raise DataError(f"the teacher's text is not in the response format: {', '.join(problems)}")
 
 
 def what_is_wrong(error: Exception) -> str:

@@ -7,7 +7,7 @@ and at last takes over groups that wait in Redis: the version and the cursor dec
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from pydantic import BaseModel
 
@@ -17,6 +17,13 @@ from prism.trainer.checkpoint.tensors import random_state, read_tensors, set_ran
 from prism.trainer.flow.intake import POLICY, Intake
 from prism.trainer.learn import ranks
 from prism.trainer.learn.learner import Learner
+
+
+class Counts(Protocol):
+    """What goes into a checkpoint as JSON; an early checkpoint restores nothing."""
+
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: Mapping[str, Any]) -> None: ...
 
 
 class StageCheckpoints:
@@ -32,10 +39,14 @@ class StageCheckpoints:
         learners: Mapping[str, Learner],
         say: Callable[[str], None],
         intake: Intake | None = None,
+        counts: Counts | None = None,
     ) -> None:
-        """``config`` holds the settings to write beside the tensors; ``learners`` go by their names in a checkpoint."""
+        """``config`` holds the settings to write beside the tensors; ``learners`` go by their names in a checkpoint.
+
+        ``counts`` is what else the stage counts over its steps.
+        """
         self._checkpoints, self._config, self._learners = checkpoints, config, learners
-        self._say, self._intake = say, intake
+        self._say, self._intake, self._counts = say, intake, counts
 
     def resume(self) -> int:
         """Load the newest checkpoint and take over the groups that it does not contain. Returns its step, or 0.
@@ -54,6 +65,8 @@ class StageCheckpoints:
         for name, learner in self._learners.items():
             learner.load_state_dict(tensors[name], _version(state, name, learner))
         set_random_state(tensors["rng"])
+        if self._counts is not None:
+            self._counts.restore(state.get("counts", {}))
         resumed = f"resumed after step {state['step']}"
         if intake is not None:
             version = state["policy_version"]
@@ -75,6 +88,8 @@ class StageCheckpoints:
             state["policy_version"] = versions.pop(POLICY)
         state["expert_versions"] = versions
         acknowledge = check = None
+        if self._counts is not None:
+            state["counts"] = self._counts.state()
         if self._intake is not None:
             state |= self._intake.state() | {"attempt": self._intake.attempt}
             acknowledge = self._intake.acknowledgement() if ranks.is_first() else None

@@ -51,7 +51,8 @@ class Admission:
     step: int
     """Counted from 0 in the stage."""
     update: int
-    """The policy version that will train on it: what the staleness bound looks at."""
+    """The policy version that will train on it, at most: what the staleness bound looks at. It is less where a step in
+    between taught nothing, and made no version."""
     count: int
     """Groups."""
     n: int

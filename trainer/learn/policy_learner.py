@@ -82,7 +82,10 @@ class PolicyLearner(Learner):
         self._algorithm, self._options = algorithm, options
 
     def update(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
-        """Learn from one step's samples and count the version up. Without a sample nothing is learnt, but counted.
+        """Learn from one step's samples. An update counts the version up; without one it stays, as the weights do.
+
+        A minibatch whose advantages are all 0 has no gradient, and makes no update: momentum alone would move the
+        weights. With ``kl_coef`` it has one.
 
         All ranks are given the same samples; each computes a share of them, and all return the figures of the whole.
 
@@ -129,6 +132,9 @@ class PolicyLearner(Learner):
                 # Where each loss is finite, a gradient alone was not.
                 suspects = [group for _, own in of_ranks for group in own] or [sample.group for sample in minibatch]
                 parts += losses
+                if not self._options.kl_coef and not any(sample.advantage for sample in minibatch):
+                    self._optimizer.clear()
+                    continue
                 try:
                     norm, updated = self._optimizer.step(sum(float(loss.loss) for loss in losses))
                 except NotFiniteError:
@@ -139,7 +145,7 @@ class PolicyLearner(Learner):
                 else:
                     skipped += 1
                     self.not_finite += sorted(set(suspects))
-        self.version += 1
+        self.version += bool(norms)
         merged = PolicyLoss.merged(parts) if parts else None
         return {
             "policy_version": self.version,

@@ -29,6 +29,7 @@ from prism.wire.response import EXPERTS
 
 # What may change between two starts of one run: nothing that the results depend on.
 FREE_KEYS = ("stack", "push", "evaluate", "threads", "keep_checkpoints", "runs_dir")
+FREE_STAGE_KEYS = {"max_empty_steps", "max_flat_steps"}
 
 
 def run(
@@ -134,14 +135,20 @@ def refuse_changed(config: RunConfig) -> None:
     if not ((config.run_dir / "stages").exists() or (config.run_dir / "checkpoints").exists()):
         return
     try:
-        before, now = load_saved(config.run_dir).model_dump(), config.model_dump()
+        before, now = _binding(load_saved(config.run_dir)), _binding(config)
     except FileNotFoundError:
         return
-    if changed := [key for key in sorted(now) if before[key] != now[key] and key not in FREE_KEYS]:
+    if changed := [key for key in sorted(now) if before[key] != now[key]]:
         raise ConfigError(
             f"{config.run_dir} was begun with other settings ({', '.join(changed)}): use another name with "
             "--set name=..., or start over with --fresh"
         )
+
+
+def _binding(config: RunConfig) -> dict[str, Any]:
+    """What a run that goes on must have begun with."""
+    free = {"stages": {name: FREE_STAGE_KEYS for name in config.stages}} | dict.fromkeys(FREE_KEYS, True)
+    return config.model_dump(exclude=free)
 
 
 def _is_pending(config: RunConfig, name: str) -> bool:

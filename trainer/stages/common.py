@@ -12,7 +12,7 @@ from prism.config import AlignConfig, PolicyLearnerConfig, RlvrConfig
 from prism.errors import DataError, StreamError
 from prism.model.expert import ARCHITECTURES
 from prism.model.inputs import Example
-from prism.trainer.checkpoint.resume import StageCheckpoints
+from prism.trainer.checkpoint.resume import Counts, StageCheckpoints
 from prism.trainer.flow.intake import Intake, StepRollouts
 from prism.trainer.flow.staleness import staleness
 from prism.trainer.learn import ranks
@@ -56,14 +56,14 @@ def new_policy(
 
 
 def resume_and_push(
-    context: Context, learners: Mapping[str, PolicyLearner | ExpertLearner], intake: Intake
+    context: Context, learners: Mapping[str, PolicyLearner | ExpertLearner], intake: Intake, counts: Counts
 ) -> tuple[StageCheckpoints, int, dict[str, Publisher]]:
     """Resume the learners and push them: servers get this attempt's weights before a single rollout is asked for.
 
     Returns the stage's checkpoints, the step to go on with, and each learner's publisher. Raises WeightsError for a
     damaged checkpoint and for a push that fails.
     """
-    saved = StageCheckpoints(context.checkpoints(), context.config, learners, context.say, intake)
+    saved = StageCheckpoints(context.checkpoints(), context.config, learners, context.say, intake, counts)
     first = saved.resume()
     publishers = {name: context.publisher(name) for name in learners}
     for name, learner in learners.items():
@@ -144,6 +144,8 @@ def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, v
     """Figures of what was sampled, before anything is learnt from it."""
     samples = [(group, sample) for group in groups for sample in group.samples]
     lengths = [len(sample.token_ids) for _, sample in samples]
+    truncated = [float(sample.finish_reason == "length") for _, sample in samples]
+    valid = [float(parse_response(sample.text).valid) for _, sample in samples]
     ages = [staleness(group.policy_version, version) for group in groups]
     facts = [
         f1
@@ -159,8 +161,11 @@ def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, v
         "judge_seconds": mean([group.judge_seconds for group in groups]),
         "response_tokens": mean(lengths),
         "sampled_tokens": sum(lengths),
-        "truncated": mean([float(sample.finish_reason == "length") for _, sample in samples]),
-        "format_rate": mean([float(parse_response(sample.text).valid) for _, sample in samples]),
+        "samples": len(samples),
+        "truncated": mean(truncated),
+        "truncated_samples": round(sum(truncated)),
+        "format_rate": mean(valid),
+        "malformed_samples": round(len(valid) - sum(valid)),
         "caption_f1": mean(facts),
         "staleness_mean": mean(ages),
         "staleness_max": max(ages, default=None),

@@ -180,17 +180,35 @@ def test_epochs_go_over_the_batch_again(
 
 
 @pytest.mark.parametrize("minibatches", [1, 4])
-def test_without_a_sample_the_version_counts_up_and_no_figure_is_made(
+def test_without_a_sample_the_version_stays_and_no_figure_is_made(
     learner: Callable[..., PolicyLearner], examples: GroupExamples, minibatches: int
 ) -> None:
     one = learner(minibatches=minibatches)
     before = weights(one)
     figures = one.update([], examples)
-    assert one.version == VERSION + 1
+    assert one.version == VERSION
     assert torch.equal(weights(one), before)
     none = ("policy_loss", "policy_grad_norm", "clip_fraction", "ratio_max", "approx_kl", "logprob_mismatch")
     assert {name: figures[name] for name in none} == dict.fromkeys(none)
     assert (figures["trained_samples"], figures["trained_tokens"], figures["policy_skipped"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_where_no_advantage_differs_momentum_alone_moves_nothing(
+    learner: Callable[..., PolicyLearner],
+    samples: list[TrainingSample],
+    examples: GroupExamples,
+    tiny_model: Path,
+    kl_coef: float,
+) -> None:
+    reference = load_policy(tiny_model, dtype=torch.float32).requires_grad_(False).eval() if kl_coef else None
+    one = learner(kl_coef=kl_coef, reference=reference)
+    one.update(samples, examples)
+    before = weights(one)
+    figures = one.update([replace(sample, advantage=0.0) for sample in samples], examples)
+    moved = not torch.equal(weights(one), before)
+    assert (moved, one.version - VERSION - 1) == (bool(kl_coef), int(bool(kl_coef))), "a KL has a gradient of its own"
+    assert figures["entropy"] is not None, "looked at all the same"
 
 
 def test_the_mismatch_is_of_samples_of_the_current_version_alone(
@@ -230,7 +248,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(
     before = weights(one)
     figures = one.update([replace(samples[0], advantage=float("nan")), *samples[1:]], examples)
     assert torch.equal(weights(one), before)
-    assert (figures["policy_skipped"], figures["policy_grad_norm"], one.version) == (1, None, VERSION + 1)
+    assert (figures["policy_skipped"], figures["policy_grad_norm"], one.version) == (1, None, VERSION)
 
 
 @pytest.mark.parametrize(

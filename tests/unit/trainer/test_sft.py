@@ -155,5 +155,5 @@ def test_a_step_does_not_depend_on_the_micro_batch(config: Callable[..., RunConf
 
 
 def test_rows_without_the_text_asked_for_are_refused(config: Callable[..., RunConfig]) -> None:
-    with pytest.raises(DataError, match="teacher is missing, which this stage needs"):
+    with pytest.raises(DataError, match="teacher is missing or empty, which this stage needs"):
         train(config(target="teacher"))
