@@ -58,7 +58,7 @@ class RolloutConfig(ConfigModel):
     staleness: int = Field(0, ge=0)
     """Updates that a rollout's policy may be behind the learner. 0, the default, is lock-step and exactly on-policy; at
     1 workers sample the next step while the learner updates."""
-    cache_gib: float = Field(2.0, ge=0)
+    cache_gib: float = Field(default=2.0, ge=0)
     """GiB of memory, on each rank, for prompts made ready, images processed: a group that comes again finds its own.
     Changes speed alone; 2 hold some 80 prompts with images of 1,000 tokens."""
 

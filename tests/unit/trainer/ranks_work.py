@@ -253,8 +253,8 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
         pushed.append(len([tensor.shape for _, tensor in tensors]))
         return PushTimes(0.0, 0.0, 0, 0)
 
-    endpoints: Any = None
-    context: Any = Context(config, "it", 1, endpoints, blobs, inputs, examples, Console(quiet=True))
+    away: Any = None
+    context: Any = Context(config, "it", 1, away, blobs, inputs, examples, Console(quiet=True), redis=away)
     context.intake = lambda rollouts, learners, require: workers
     context.publisher = lambda model: SimpleNamespace(push=push, settle=lambda: None)
     module: Any = {"rlvr": rlvr, "align": align}[kind]
