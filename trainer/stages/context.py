@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import redis
 from rich.console import Console
 
 from prism import logs
@@ -36,7 +35,6 @@ class Context:
     inputs: InputBuilder
     examples: GroupExamples
     console: Console
-    redis: redis.Redis
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.config.run_dir / "checkpoints" / self.stage, self.config.keep_checkpoints)
@@ -46,18 +44,20 @@ class Context:
         logs.say(self.console, text, **ids)
 
     def intake(self, rollouts: RolloutConfig, learners: tuple[str, ...], require: tuple[str, ...]) -> Intake:
-        """Of the first rank; the others' has no prompts, and is not asked."""
+        """Of the first rank, which takes the run over; the others' has no prompts, and is not asked."""
         file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require, say=self.say)
         report_problems(file, self.console)
         prompts = [to_prompt(row, file, self.blobs) for row in file.rows] if ranks.is_first() else []
         stream = TrainerStream(
-            self.redis,
+            connect(self.endpoints.redis_url.get_secret_value()),
             self.config.name,
             learners,
             self.attempt,
             patience_seconds=self.config.redis_patience_seconds,
             say=self.say,
         )
+        if ranks.is_first():
+            stream.open()  # before the newest checkpoint is looked for: none of an older attempt's comes after it
         seed = self.config.seed
         return Intake(stream, PromptSequence(prompts, seed), self.stage, rollouts, self.attempt, seed)
 
@@ -77,4 +77,4 @@ def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
     attempt = ranks.from_first(lambda: next_attempt(config.run_dir, newest_attempt(client, config.name, patience)))
     logs.about(attempt=attempt)
     examples = GroupExamples(inputs, blobs)
-    return Context(config, stage, attempt, endpoints, blobs, inputs, examples, console, client)
+    return Context(config, stage, attempt, endpoints, blobs, inputs, examples, console)

@@ -136,6 +136,9 @@ def test_groups_delivered_by_a_command_that_was_given_up_are_found(
     redis_client.xreadgroup("policy", "trainer", {NAMES.rollouts: ">"})
     collected = in_background(lambda: intake.collect(0, lambda text: None))
     assert positions(collected().groups) == [0, 1]
+    intake.finish(0)
+    intake.acknowledgement()()
+    assert nothing_left(redis_client)
 
 
 @pytest.mark.parametrize("late_seconds", [None, 0.5])
@@ -164,6 +167,7 @@ def test_an_acknowledgement_without_an_answer_is_given_again(
 ) -> None:
     intake = start()
     train(intake, worker, 0)
+    intake.stream.acknowledge("policy", [b"1-1"])  # so that Redis knows the script
     entries: Any = redis_client.xrange(NAMES.rollouts)
     proxy.lose_reply(entries[0][0])
     intake.acknowledgement()()
@@ -327,6 +331,7 @@ def test_a_command_of_an_attempt_that_is_gone_counts_for_nothing_when_it_arrives
 ) -> None:
     old = start(patience=0)
     train(old, worker, 0)
+    old.stream.acknowledge("policy", [b"1-1"])  # so that Redis knows the script
     entries: Any = redis_client.xrange(NAMES.rollouts)
     proxy.deliver_late(entries[0][0], 1)
     with pytest.raises(ServiceError, match="Redis has been away"):
