@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import redis
 from rich.console import Console
 
 from prism import logs
@@ -36,7 +35,6 @@ class Context:
     inputs: InputBuilder
     examples: GroupExamples
     console: Console
-    redis: redis.Redis
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.config.run_dir / "checkpoints" / self.stage, self.config.keep_checkpoints)
@@ -46,18 +44,20 @@ class Context:
         logs.say(self.console, text, **ids)
 
     def intake(self, rollouts: RolloutConfig, learners: tuple[str, ...], require: tuple[str, ...]) -> Intake:
-        """Of the first rank; the others' has no prompts, and is not asked."""
+        """Of the first rank, which takes the run over; the others' has no prompts, and is not asked."""
         prompts: list[Prompts] = []
         # The others wait: opening images may take longer than a collective does.
         ranks.from_first(lambda: prompts.append(self._prompts(rollouts, require)))
         stream = TrainerStream(
-            self.redis,
+            connect(self.endpoints.redis_url.get_secret_value()),
             self.config.name,
             learners,
             self.attempt,
             patience_seconds=self.config.redis_patience_seconds,
             say=self.say,
         )
+        if ranks.is_first():
+            stream.open()  # before the newest checkpoint is looked for: none of an older attempt's comes after it
         seed = self.config.seed
         sequence = PromptSequence(prompts[0] if prompts else (), seed)
         return Intake(stream, sequence, self.stage, rollouts, self.attempt, seed)
@@ -93,4 +93,4 @@ def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
     of_stage = config.stages[stage]
     assert not isinstance(of_stage, SftConfig)
     examples = GroupExamples(inputs, blobs, cache_bytes=int(of_stage.rollouts.cache_gib * 2**30))
-    return Context(config, stage, attempt, endpoints, blobs, inputs, examples, console, client)
+    return Context(config, stage, attempt, endpoints, blobs, inputs, examples, console)

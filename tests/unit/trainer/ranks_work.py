@@ -254,7 +254,7 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
         return PushTimes(0.0, 0.0, 0, 0)
 
     away: Any = None
-    context: Any = Context(config, "it", 1, away, blobs, inputs, examples, Console(quiet=True), redis=away)
+    context: Any = Context(config, "it", 1, away, blobs, inputs, examples, Console(quiet=True))
     context.intake = lambda rollouts, learners, require: workers
     context.publisher = lambda model: SimpleNamespace(push=push, settle=lambda: None)
     module: Any = {"rlvr": rlvr, "align": align}[kind]

@@ -90,6 +90,13 @@ def waiting(client: redis.Redis) -> list[pb.RolloutRequest]:
     return [pb.RolloutRequest.FromString(fields[b"request"]) for _, fields in entries]
 
 
+def wait_for_requests(client: redis.Redis) -> None:
+    deadline = time.monotonic() + 20
+    while not waiting(client):
+        assert time.monotonic() < deadline, "nothing is asked for"
+        time.sleep(0.02)
+
+
 def snapshot(client: redis.Redis) -> dict[bytes, Any]:
     keys: Any = client.keys("*")
     return {key: client.dump(key) for key in sorted(keys)}
@@ -136,6 +143,9 @@ def test_groups_delivered_by_a_command_that_was_given_up_are_found(
     redis_client.xreadgroup("policy", "trainer", {NAMES.rollouts: ">"})
     collected = in_background(lambda: intake.collect(0, lambda text: None))
     assert positions(collected().groups) == [0, 1]
+    intake.finish(0)
+    intake.acknowledgement()()
+    assert nothing_left(redis_client)
 
 
 @pytest.mark.parametrize("late_seconds", [None, 0.5])
@@ -164,6 +174,7 @@ def test_an_acknowledgement_without_an_answer_is_given_again(
 ) -> None:
     intake = start()
     train(intake, worker, 0)
+    intake.stream.acknowledge("policy", [b"1-1"])  # so that Redis knows the script
     entries: Any = redis_client.xrange(NAMES.rollouts)
     proxy.lose_reply(entries[0][0])
     intake.acknowledgement()()
@@ -197,8 +208,7 @@ def test_requests_that_redis_lost_are_asked_for_again_and_no_others(
     redis_client.delete(NAMES.prompts)
     told: list[str] = []
     collected = in_background(lambda: intake.collect(0, told.append))
-    while not waiting(redis_client):
-        time.sleep(0.02)
+    wait_for_requests(redis_client)
     assert waiting(redis_client) == [second, third]
     assert told == ["step 1: 2 requests are lost, Redis has neither them nor groups: asked for again"]
     redis_client.xgroup_create(NAMES.prompts, "workers", id="0")  # as a worker does that finds none
@@ -226,8 +236,7 @@ def test_a_redis_that_lost_everything_is_filled_again(
     intake.finish(1)
     redis_client.flushdb()
     collected = in_background(lambda: intake.collect(2, lambda text: None))
-    while not waiting(redis_client):
-        time.sleep(0.02)
+    wait_for_requests(redis_client)
     redis_client.xgroup_create(NAMES.prompts, "workers", id="0")
     worker.serve(1)
     assert positions(collected().groups) == [4, 5]
@@ -327,6 +336,7 @@ def test_a_command_of_an_attempt_that_is_gone_counts_for_nothing_when_it_arrives
 ) -> None:
     old = start(patience=0)
     train(old, worker, 0)
+    old.stream.acknowledge("policy", [b"1-1"])  # so that Redis knows the script
     entries: Any = redis_client.xrange(NAMES.rollouts)
     proxy.deliver_late(entries[0][0], 1)
     with pytest.raises(ServiceError, match="Redis has been away"):
