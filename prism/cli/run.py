@@ -27,6 +27,9 @@ def run(
     metrics_port: Annotated[
         int | None, typer.Option(envvar="PRISM_PORT", help="serve Prometheus metrics of the learners on this port")
     ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(envvar="PRISM_HOST", help="address that they are served on; they need no token")
+    ] = "127.0.0.1",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the configuration and what the run would take; start nothing")
     ] = False,
@@ -38,7 +41,7 @@ def run(
     if dry_run:
         print_plan(resolved, fresh, attach)
     else:
-        run_pipeline(resolved, config, overrides or [], fresh, yes, attach, metrics_port)
+        run_pipeline(resolved, config, overrides or [], fresh, yes, attach, metrics_port, metrics_host)
 
 
 def print_plan(config: "RunConfig", fresh: bool, attach: bool) -> None:
@@ -64,6 +67,7 @@ def run_pipeline(
     yes: bool,
     attach: bool = False,
     metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
 ) -> None:
     from prism.settings import load_settings
     from prism.trainer.run import pipeline
@@ -76,7 +80,7 @@ def run_pipeline(
         delete(config.run_dir, yes)
     began = time.monotonic()
     with TemporaryDirectory(prefix="prism-metrics-") as folder:
-        environment = serve_metrics(metrics_port, Path(folder)) if metrics_port else {}
+        environment = serve_metrics(metrics_port, Path(folder), metrics_host) if metrics_port else {}
         pipeline.run(config, config_file, overrides, console, attach=attach, environment=environment)
     console.print(f"[dim]{(time.monotonic() - began) / 60:.1f} minutes[/]")
     if is_first:
