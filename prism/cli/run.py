@@ -29,6 +29,9 @@ def run(
     metrics_port: Annotated[
         int | None, typer.Option(envvar="PRISM_PORT", help="serve Prometheus metrics of the learners on this port")
     ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(envvar="PRISM_HOST", help="address that they are served on; they need no token")
+    ] = "127.0.0.1",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the configuration and what the run would take; start nothing")
     ] = False,
@@ -40,7 +43,7 @@ def run(
     if dry_run:
         print_plan(resolved, fresh, attach)
     else:
-        run_pipeline(resolved, config, overrides or [], fresh, yes, attach, metrics_port, wait_for_lock)
+        run_pipeline(resolved, config, overrides or [], fresh, yes, attach, metrics_port, metrics_host, wait_for_lock)
 
 
 def print_plan(config: "RunConfig", fresh: bool, attach: bool) -> None:
@@ -66,6 +69,7 @@ def run_pipeline(
     yes: bool,
     attach: bool = False,
     metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
     wait_for_lock: float = 0,
 ) -> None:
     """Raises LockedError, before anything is deleted or started, if another process uses the run's folder."""
@@ -74,13 +78,13 @@ def run_pipeline(
 
     began = time.monotonic()
     if not load_settings(Launch).is_first:  # of the nodes that train together
-        _run(config, config_file, overrides, attach, metrics_port, None)
+        _run(config, config_file, overrides, attach, metrics_port, metrics_host, None)
         return
     uses: list[Use] = ["services"] if fresh or not attach else []
     with lock_run(config.run_dir, "trainer", *uses, wait_seconds=wait_for_lock) as lock:
         if fresh:
             delete(config.run_dir, yes)
-        _run(config, config_file, overrides, attach, metrics_port, lock)
+        _run(config, config_file, overrides, attach, metrics_port, metrics_host, lock)
     logs.console().print(f"[dim]{(time.monotonic() - began) / 60:.1f} minutes[/]")
     report(config.run_dir)
 
@@ -91,11 +95,12 @@ def _run(
     overrides: list[str],
     attach: bool,
     metrics_port: int | None,
+    metrics_host: str,
     lock: FolderLock | None,
 ) -> None:
     from prism.trainer.run import pipeline
     from prism.trainer.run.live_metrics import serve_metrics
 
     with TemporaryDirectory(prefix="prism-metrics-") as folder:
-        environment = serve_metrics(metrics_port, Path(folder)) if metrics_port else {}
+        environment = serve_metrics(metrics_port, Path(folder), metrics_host) if metrics_port else {}
         pipeline.run(config, config_file, overrides, logs.console(), attach=attach, environment=environment, lock=lock)

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from prism.clients.endpoints import ExpertEndpoints, load_endpoints
 from prism.clients.services import ExpertClient
-from prism.data.images import read_image
+from prism.data.images import naming_image, read_image
 from prism.errors import ConfigError, DataError
 from prism.settings import describe
 from prism.wire.experts import (
@@ -204,40 +204,57 @@ def item(
     *,
     images: Sequence[ImageSource] = (),
     folder: Path | str = "",
+    image_root: Path | str | None = None,
 ) -> ScoreItem:
     """A prompt, as text (after its images) or as chat messages, and the responses to it.
 
     An image is a path, relative to ``folder``, or bytes, a Pillow image, or what goes over the wire as it is: a data
-    URI, an http(s) URL, ``sha256:...``. Raises DataError if an image cannot be read or the prompt is none.
+    URI, an http(s) URL, ``sha256:...``. A path as text may be what a row of somebody else's says: its file must lie in
+    ``image_root``, by default ``folder``. A ``Path`` is taken as it is. Raises DataError if an image cannot be read or
+    the prompt is none.
     """
     if isinstance(responses, str):
         raise DataError("responses is a list of texts: put a single response into a list")
     value = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
-    sources = [image_uri(image, folder) for image in images]
-    return parse_item({**value, "images": sources, "responses": list(responses)}, folder)
+    sources = [image_uri(image, folder, image_root) for image in images]
+    return parse_item({**value, "images": sources, "responses": list(responses)}, folder, image_root)
 
 
-def parse_item(value: Mapping[str, Any], folder: Path | str = "") -> ScoreItem:
-    """An item as JSON has it, with its images as paths too. Raises DataError that says what is wrong."""
+def parse_item(value: Mapping[str, Any], folder: Path | str = "", image_root: Path | str | None = None) -> ScoreItem:
+    """An item as JSON has it, its images as paths in ``image_root`` too. Raises DataError that says what is wrong."""
     try:
         parsed = ScoreItem.model_validate(value)
     except ValidationError as error:
         raise DataError("; ".join(describe(error))) from None
     for part in image_parts(parsed.messages or []):
-        part.image = image_uri(part.image, folder)
-    parsed.images = [image_uri(image, folder) for image in parsed.images]
+        part.image = image_uri(part.image, folder, image_root)
+    parsed.images = [image_uri(image, folder, image_root) for image in parsed.images]
     return parsed
 
 
-def image_uri(image: ImageSource, folder: Path | str = "") -> str:
-    """An image as it goes over the wire. Raises DataError for a file that cannot be read."""
+def image_uri(image: ImageSource, folder: Path | str = "", image_root: Path | str | None = None) -> str:
+    """An image as it goes over the wire. Raises DataError for a file that cannot be read, or may not: see ``item``."""
     if isinstance(image, Image.Image):
         return data_uri(_png(image))
     if isinstance(image, bytes):
         return data_uri(image)
     if isinstance(image, str) and image.startswith(WIRE_IMAGES):
         return image
+    if isinstance(image, str):
+        return data_uri(_read_inside(image, Path(folder), Path(folder if image_root is None else image_root)))
     return data_uri(read_image(image, Path(folder)))
+
+
+def _read_inside(image: str, folder: Path, root: Path) -> bytes:
+    """The file that a text names. Raises DataError where it lies outside of ``root``, links followed."""
+    with naming_image(image):
+        file = (folder / image).resolve()
+        if not file.is_relative_to(root.resolve()):
+            raise ValueError(
+                f"lies outside of {root.resolve()}, and rows are not trusted to name other files; if these are, "
+                "name the folder of their images: --image-root (image_root)"
+            )
+        return file.read_bytes()
 
 
 def _png(image: Image.Image) -> bytes:

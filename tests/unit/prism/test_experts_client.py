@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import textwrap
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -173,6 +174,28 @@ def test_an_image_is_a_path_bytes_a_picture_or_what_travels_as_it_is(tmp_path: P
     assert image_uri("a.png", tmp_path) == image_uri(tmp_path / "a.png") == image_uri(picture()) == uri
     for travels in (uri, "sha256:ab", "https://example.org/a.png"):
         assert image_uri(travels, tmp_path) == travels
+
+
+def test_a_row_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+    rows, inside = tmp_path / "rows", tmp_path / "rows" / "images"
+    inside.mkdir(parents=True)
+    (tmp_path / "key").write_bytes(b"a secret")
+    (inside / "a.png").write_bytes(picture())
+    (rows / "link.png").symlink_to(tmp_path / "key")
+    row: dict[str, Any] = {"prompt": "?", "responses": ["x"]}
+    chat = [{"role": "user", "content": [{"type": "image", "image": "../key"}, {"type": "text", "text": "?"}]}]
+    for name in ("../key", "images/../../key", "link.png", str(tmp_path / "key"), "/etc/hostname"):
+        outside = f"image {name!r}: lies outside of {rows}"
+        with pytest.raises(DataError, match=re.escape(outside)):
+            parse_item({**row, "images": [name]}, rows)
+        with pytest.raises(DataError, match=re.escape(outside)):
+            item("?", ["x"], images=[name], folder=rows)
+    with pytest.raises(DataError, match="lies outside"):
+        parse_item({"messages": chat, "responses": ["x"]}, rows)
+    for good in ("images/a.png", str(inside / "a.png"), "images/../images/a.png"):
+        assert parse_item({**row, "images": [good]}, rows).images == [image_uri(picture())]
+    assert parse_item({**row, "images": ["../key"]}, rows, tmp_path).images[0].endswith("YSBzZWNyZXQ=")
+    assert image_uri(rows / "link.png").endswith("YSBzZWNyZXQ="), "a Path is the caller's own choice"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "PA", "I;16"])
