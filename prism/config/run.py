@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from prism.config.alerts import AlertsConfig
 from prism.config.services import EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import RlvrConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
@@ -60,6 +61,8 @@ class RunConfig(ConfigModel):
     """The services on this machine."""
     push: PushConfig = Field(default_factory=PushConfig)
     """How weights reach the services."""
+    alerts: AlertsConfig = Field(default_factory=AlertsConfig)
+    """Bounds of figures that a healthy run does not cross."""
     keep_checkpoints: int = Field(2, gt=0)
     """Checkpoints of each stage that stay on disk. 2 by default: should the newest be damaged, one is left."""
 
