@@ -1,5 +1,6 @@
 """A run as written in TOML (``configs/*.toml``): every key, its unit, and why its default is what it is. (No torch.)"""
 
+from prism.config.alerts import AlertsConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
     GroundingConfig,
@@ -15,6 +16,7 @@ from prism.config.stages import AlignConfig, RlvrConfig, RolloutConfig, SftConfi
 from prism.config.strict import ConfigModel
 
 __all__ = [
+    "AlertsConfig",
     "AlignConfig",
     "ConfigModel",
     "DisentangleConfig",

@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from prism.config.alerts import AlertsConfig
 from prism.config.limits import LimitsConfig
 from prism.config.services import EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import RlvrConfig, SftConfig, Stage
@@ -63,6 +64,8 @@ class RunConfig(ConfigModel):
     """The services on this machine."""
     push: PushConfig = Field(default_factory=PushConfig)
     """How weights reach the services."""
+    alerts: AlertsConfig = Field(default_factory=AlertsConfig)
+    """Bounds of figures that a healthy run does not cross."""
     keep_checkpoints: int = Field(2, gt=0)
     """Checkpoints of each stage that stay on disk. 2 by default: should the newest be damaged, one is left."""
     redis_patience_seconds: float = Field(3600, ge=0)

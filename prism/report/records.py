@@ -118,6 +118,8 @@ class Step(Record):
     time: Figure = None
     attempt: int | None = None
     warmup: bool = False
+    alerts: dict[str, Figure] = {}
+    """Those that were on, with the bound that was crossed."""
     figures: dict[str, Figure] = {}
 
     @classmethod

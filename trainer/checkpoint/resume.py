@@ -39,14 +39,14 @@ class StageCheckpoints:
         learners: Mapping[str, Learner],
         say: Callable[[str], None],
         intake: Intake | None = None,
-        counts: Counts | None = None,
+        counts: Mapping[str, Counts] | None = None,
     ) -> None:
         """``config`` holds the settings to write beside the tensors; ``learners`` go by their names in a checkpoint.
 
-        ``counts`` is what else the stage counts over its steps.
+        ``counts`` are what else the stage counts over its steps, by name.
         """
         self._checkpoints, self._config, self._learners = checkpoints, config, learners
-        self._say, self._intake, self._counts = say, intake, counts
+        self._say, self._intake, self._counts = say, intake, counts or {}
 
     def resume(self) -> int:
         """Load the newest checkpoint and take over the groups that it does not contain. Returns its step, or 0.
@@ -65,8 +65,8 @@ class StageCheckpoints:
         for name, learner in self._learners.items():
             learner.load_state_dict(tensors[name], _version(state, name, learner))
         set_random_state(tensors["rng"])
-        if self._counts is not None:
-            self._counts.restore(state.get("counts", {}))
+        for name, counts in self._counts.items():
+            counts.restore(state.get("counts", {}).get(name, {}))
         resumed = f"resumed after step {state['step']}"
         if intake is not None:
             version = state["policy_version"]
@@ -88,8 +88,8 @@ class StageCheckpoints:
             state["policy_version"] = versions.pop(POLICY)
         state["expert_versions"] = versions
         acknowledge = check = None
-        if self._counts is not None:
-            state["counts"] = self._counts.state()
+        if self._counts:
+            state["counts"] = {name: counts.state() for name, counts in self._counts.items()}
         if self._intake is not None:
             state |= self._intake.state() | {"attempt": self._intake.attempt}
             acknowledge = self._intake.acknowledgement() if ranks.is_first() else None

@@ -23,6 +23,7 @@ from prism.trainer.learn.learner_model import learner_model
 from prism.trainer.learn.losses import Algorithm
 from prism.trainer.learn.policy_learner import training_samples
 from prism.trainer.learn.policy_model import save_policy
+from prism.trainer.run.alerts import Alerts
 from prism.trainer.run.expert_start import expert_start
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.stages.common import (
@@ -56,10 +57,11 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     ]
     intake = context.intake(stage.rollouts, (POLICY, *EXPERTS), require=("teacher",))
     learners = {POLICY: policy} | {expert.expert: expert for expert in experts}
-    empty_steps = EmptySteps(stage)
-    saved, first, publishers = resume_and_push(context, learners, intake, empty_steps)
+    empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
+    counts = {"empty_steps": empty_steps, "alerts": alerts}
+    saved, first, publishers = resume_and_push(context, learners, intake, counts)
 
-    recorder = Recorder(config.run_dir, name, total)
+    recorder = Recorder(config.run_dir, name, total, alerts=alerts)
     started = time.perf_counter()
     asked = first
     with saved:

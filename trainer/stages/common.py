@@ -56,7 +56,10 @@ def new_policy(
 
 
 def resume_and_push(
-    context: Context, learners: Mapping[str, PolicyLearner | ExpertLearner], intake: Intake, counts: Counts
+    context: Context,
+    learners: Mapping[str, PolicyLearner | ExpertLearner],
+    intake: Intake,
+    counts: Mapping[str, Counts],
 ) -> tuple[StageCheckpoints, int, dict[str, Publisher]]:
     """Resume the learners and push them: servers get this attempt's weights before a single rollout is asked for.
 

@@ -15,6 +15,7 @@ from prism.trainer.learn.advantages import Advantages, group_centred, group_norm
 from prism.trainer.learn.losses import Algorithm
 from prism.trainer.learn.policy_learner import training_samples
 from prism.trainer.learn.policy_model import save_policy
+from prism.trainer.run.alerts import Alerts
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.stages.common import (
     dump_nonfinite_groups,
@@ -40,10 +41,11 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     context = open_context(config, name, start)
     policy = new_policy(context, stage, start, stage.loss, kl_coef=stage.kl_coef)
     intake = context.intake(stage.rollouts, (POLICY,), require=("gold",))
-    empty_steps = EmptySteps(stage)
-    saved, first, publishers = resume_and_push(context, {POLICY: policy}, intake, empty_steps)
+    empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
+    counts = {"empty_steps": empty_steps, "alerts": alerts}
+    saved, first, publishers = resume_and_push(context, {POLICY: policy}, intake, counts)
 
-    recorder = Recorder(config.run_dir, name, stage.steps)
+    recorder = Recorder(config.run_dir, name, stage.steps, alerts=alerts)
     started = time.perf_counter()
     asked = first
     sampled: list[pb.RolloutGroup] = []  # for the step, on the first rank

@@ -341,3 +341,25 @@ def test_a_comparison_that_cannot_be_used_is_refused(tmp_path: Path, content: st
         (tmp_path / "comparison.json").write_text(content)
     with pytest.raises(DataError, match=r"comparison\.json"):
         write_comparison(tmp_path)
+
+
+def test_signs_of_collapse_stand_beside_their_stage_and_in_the_notes(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["stage"] == "rlvr":
+            line["flat_steps"] = max(0, line["step"] - 38)
+            if line["step"] in (7, 20, 21, 22):
+                line["alerts"] = {"entropy_below": 0.01, **({"grad_norm_above": 10} if line["step"] == 7 else {})}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = write_report(run)
+    expected = [
+        "entropy was below 0.01 in step 7",
+        "the policy's gradient norm was above 10 in step 7",
+        "entropy was below 0.01 in steps 20 to 22",
+    ]
+    assert [f"In stage rlvr {words}." for words in expected] == [w for w in report.warnings if "In stage rlvr" in w]
+    assert "In 2 steps of stage rlvr the policy learnt nothing." in report.warnings
+    page = (run / "report.html").read_text()
+    cell = page[page.index('<span class="name">rlvr</span>') :].split("</td>")[0]
+    assert [words.replace("'", "&#39;") in cell for words in expected] == [True] * 3
+    assert "alert" not in page[page.index('<span class="name">align</span>') :].split("</td>")[0]

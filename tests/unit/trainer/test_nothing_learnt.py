@@ -86,6 +86,7 @@ def test_a_stage_that_learns_nothing_ends_with_the_reasons_and_makes_no_version(
     versions = {line["policy_version"] for step, line in lines.items() if step > 1}
     assert versions == {2 if kind == "rlvr" else 1}
     assert lines[last]["flat_steps"] == last - 2
+    assert ("format_rate_below" in lines[last].get("alerts", {})) is (spoil is malformed)
     kept = tmp_path / "it" / "nothing-learnt" / f"it-{last:06d}.jsonl"
     assert len(kept.read_text().splitlines()) == lines[last]["groups"] >= COUNT
 
