@@ -12,6 +12,7 @@ from prism.clients.endpoints import Endpoints
 from prism.clients.http import Refused, Unavailable
 from prism.clients.services import ExpertClient, GraderClient, PolicyClient
 from prism.data.blobs import BlobStore
+from prism.http.client import async_client
 from prism.wire.messages import image_sha256s
 from prism.wire.response import EXPERTS, Expert
 from prism.wire.v1 import rollout_pb2 as pb
@@ -93,5 +94,5 @@ async def open_services(
     endpoints: Endpoints, *, connections: int, patience_seconds: float
 ) -> AsyncIterator[RolloutServices]:
     limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=4 * connections)
-    async with httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(patience_seconds, connect=5)) as http:
+    async with async_client(limits=limits, timeout=httpx.Timeout(patience_seconds, connect=5)) as http:
         yield RolloutServices(http, endpoints, patience_seconds=patience_seconds)

@@ -25,6 +25,7 @@ from prism.errors import ServiceError
 from prism.evaluation import corrupt
 from prism.evaluation.corrupt import Lies
 from prism.files import append_json, read_jsonl
+from prism.http.client import async_client
 from prism.wire.response import EXPERTS, Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -107,7 +108,7 @@ async def _changes(
     patience = config.push.deadline_seconds
     room = asyncio.Semaphore(CONCURRENCY)
     limits = httpx.Timeout(patience, connect=5)
-    async with httpx.AsyncClient(timeout=limits) as http:
+    async with async_client(timeout=limits) as http:
         clients: dict[Expert, ExpertClient] = {
             expert: ExpertClient(http, endpoints.expert_url(expert), endpoints.token.get_secret_value(), patience)
             for expert in EXPERTS
