@@ -180,6 +180,8 @@ def warnings(stages: Sequence[StageReport], totals: RunTotals) -> list[str]:
         if e is not None and e.judged < e.questions:
             missing = e.questions - e.judged
             said.append(f"{missing} of {e.questions} held-out responses after {stage.name} got no verdict.")
+        if e is not None:
+            said += _left_out(stage.name, e)
         if stage.superseded_steps:
             said.append(f"Stage {stage.name} was resumed: {stage.superseded_steps} recorded steps were done again.")
     if totals.logprob_mismatch_above_bound:
@@ -192,6 +194,20 @@ def warnings(stages: Sequence[StageReport], totals: RunTotals) -> list[str]:
         "optimizer updates were skipped": totals.skipped_updates,
     }
     return said + [f"{count} {what}." for what, count in counted.items() if count]
+
+
+def _left_out(name: str, e: Evaluation) -> list[str]:
+    """Held-out rows that the figures are not about, with the first of them."""
+    said: list[str] = []
+    asked = [f"{one.row}: {one.reason}" for one in e.unasked_rows]
+    for count, what, reasons in (
+        (e.unasked, "could not be asked", asked),
+        (e.skipped_rows, "cannot be used", e.skipped_reasons),
+    ):
+        if count:
+            rows, more = f"{count} held-out row{'s' * (count != 1)}", "; and others" if count > 3 else ""
+            said.append(f"{rows} {what} after {name}: {'; '.join(reasons[:3])}{more}.")
+    return said
 
 
 def _join(parts: Sequence[str]) -> str:
