@@ -18,6 +18,7 @@ import httpx
 import psutil
 from rich.console import Console
 
+from prism.http.client import async_client, sync_client
 from prism.stack.local import end_group, start_process
 
 START_SECONDS = 600.0
@@ -71,7 +72,7 @@ class Server:
 
     def client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=512)
-        return httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=600, limits=limits)
+        return async_client(base_url=self.url, headers=self.headers, timeout=600, limits=limits)
 
     def processes(self) -> list[psutil.Process]:
         """The server's, and its children."""
@@ -117,6 +118,6 @@ def started(command: list[str], environment: Mapping[str, object], port: int, re
 
 
 def _answers(url: str) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(url, timeout=2).is_success
+    with suppress(httpx.TransportError), sync_client(timeout=2) as http:
+        return http.get(url).is_success
     return False

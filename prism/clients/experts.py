@@ -27,6 +27,7 @@ from prism.clients.endpoints import ExpertEndpoints, load_endpoints
 from prism.clients.services import ExpertClient
 from prism.data.images import naming_image, read_image
 from prism.errors import ConfigError, DataError
+from prism.http.client import async_client
 from prism.settings import describe
 from prism.wire.experts import (
     CalibrationRequest,
@@ -66,7 +67,7 @@ class Experts:
         patience_seconds: float = 120,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(
+        self._http = async_client(
             transport=transport,
             timeout=httpx.Timeout(patience_seconds, connect=5),
             limits=httpx.Limits(max_connections=None),

@@ -195,6 +195,8 @@ def warnings(stages: Sequence[StageReport], totals: RunTotals) -> list[str]:
         if e is not None and e.judged < e.questions:
             missing = e.questions - e.judged
             said.append(f"{missing} of {e.questions} held-out responses after {stage.name} got no verdict.")
+        if e is not None:
+            said += _left_out(stage.name, e)
         said += [f"In stage {stage.name} {alert(one)}." for one in stage.alerts]
         if stage.steps_without_learning:
             count = stage.steps_without_learning
@@ -211,6 +213,20 @@ def warnings(stages: Sequence[StageReport], totals: RunTotals) -> list[str]:
         "optimizer updates were skipped": totals.skipped_updates,
     }
     return said + [f"{count} {what}." for what, count in counted.items() if count]
+
+
+def _left_out(name: str, e: Evaluation) -> list[str]:
+    """Held-out rows that the figures are not about, with the first of them."""
+    said: list[str] = []
+    asked = [f"{one.row}: {one.reason}" for one in e.unasked_rows]
+    for count, what, reasons in (
+        (e.unasked, "could not be asked", asked),
+        (e.skipped_rows, "cannot be used", e.skipped_reasons),
+    ):
+        if count:
+            rows, more = f"{count} held-out row{'s' * (count != 1)}", "; and others" if count > 3 else ""
+            said.append(f"{rows} {what} after {name}: {'; '.join(reasons[:3])}{more}.")
+    return said
 
 
 def _join(parts: Sequence[str]) -> str:

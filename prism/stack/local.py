@@ -24,6 +24,7 @@ from prism.clients.endpoints import Endpoints
 from prism.config import RunConfig
 from prism.errors import ServiceError
 from prism.files import write_json, write_text
+from prism.http.client import sync_client
 from prism.settings import load_settings
 from prism.stack.processes import end_group, start_process
 from prism.stack.restarts import Restarts
@@ -343,7 +344,8 @@ def redis_server() -> str:
 
 def _http_ready(url: str) -> str | None:
     try:
-        response = httpx.get(url, timeout=2)
+        with sync_client(timeout=2) as http:
+            response = http.get(url)
     except httpx.TransportError as error:
         return f"{type(error).__name__}: {error}"
     return None if response.is_success else response.text[:300]

@@ -37,6 +37,7 @@ from prism.services.grader import forking, metrics
 from prism.services.grader.settings import EngineSettings
 from prism.services.grader.verdict import AnswerPair, Outcome
 from prism.services.grader.worker import compare_chunk, set_up
+from prism.tasks import together
 
 log = logging.getLogger(__name__)
 
@@ -228,12 +229,12 @@ class WorkerPool:
                 return await self._run(chunk)
 
         chunks = [list(tasks[start : start + size]) for start in range(0, len(tasks), size)]
-        return [outcome for done in await asyncio.gather(*map(run, chunks)) for outcome in done]
+        return [outcome for done in await together(*map(run, chunks)) for outcome in done]
 
     async def warm_up(self) -> None:
         """Returns once every worker has answered. Raises ChunkFailed if one cannot."""
         # One chunk for each thread at once: no slot can take two of them while another has none.
-        await asyncio.gather(*(self._ask(lane, WARM_UP) for lane in (self._fast, self._slow) for _ in lane.slots))
+        await together(*(self._ask(lane, WARM_UP) for lane in (self._fast, self._slow) for _ in lane.slots))
 
     async def _run(self, tasks: list[AnswerPair]) -> list[Outcome]:
         if not tasks:
@@ -243,17 +244,13 @@ class WorkerPool:
         except ChunkFailed as failure:
             if len(tasks) > 1:
                 # One of them may have hung or killed the worker for all: each is asked again, alone.
-                return [
-                    done for alone in await asyncio.gather(*(self._run([task]) for task in tasks)) for done in alone
-                ]
+                return [done for alone in await together(*(self._run([task]) for task in tasks)) for done in alone]
             if failure.status == "timeout" or failure.worker_lost:
                 return [await self._run_slowly(tasks[0])]
             return [failure.outcome()]
         rest = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome is None]
         slow = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome and outcome.status == "timeout"]
-        later, slowly = await asyncio.gather(
-            self._run(rest), asyncio.gather(*(self._run_slowly(task) for task in slow))
-        )
+        later, slowly = await together(self._run(rest), together(*(self._run_slowly(task) for task in slow)))
         late, slowed = iter(later), iter(slowly)
         return [
             next(late) if outcome is None else next(slowed) if outcome.status == "timeout" else outcome

@@ -16,6 +16,7 @@ import httpx
 
 from prism import logs
 from prism.errors import ServiceError
+from prism.http.client import async_client
 from prism.services.policy.gate import Phase
 from prism.services.policy.settings import PolicySettings
 from prism.stack.restarts import Restarts
@@ -129,7 +130,7 @@ class Supervisor:
         """Raises Failed when the server is dead, hung or broken; never returns."""
         token = self.settings.admin_token.get_secret_value()
         headers = {"Authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(base_url=self.url, headers=headers, timeout=self.settings.hang_deadline) as client:
+        async with async_client(base_url=self.url, headers=headers, timeout=self.settings.hang_deadline) as client:
             dying = asyncio.create_task(process.wait())
             living = asyncio.create_task(self._probe(client))
             try:

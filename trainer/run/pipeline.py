@@ -17,7 +17,7 @@ from prism.clients.endpoints import load_endpoints
 from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, load_saved, save_resolved
 from prism.errors import ConfigError, ServiceError
 from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement
-from prism.evaluation.held_out import evaluate, evaluated_stages, print_figures
+from prism.evaluation.held_out import evaluate, evaluated_stages, print_figures, refuse_bad_rows
 from prism.settings import load_settings
 from prism.stack.folder_lock import FolderLock
 from prism.stack.local import RunningServices, Stack, start_process
@@ -67,6 +67,7 @@ def run(
     refuse_changed(config)
     save_resolved(config)
     prepare(config, console)
+    refuse_bad_rows(config)
     for name, stage in config.stages.items():
         if stage_result(config, name) or not isinstance(stage, SftConfig):
             break

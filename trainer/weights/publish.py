@@ -17,6 +17,7 @@ import httpx
 from prism.clients.endpoints import Endpoints
 from prism.config import PushConfig, RunConfig
 from prism.errors import ConfigError, WeightsError
+from prism.http.client import sync_client
 from prism.trainer.flow.intake import POLICY
 from prism.trainer.weights.folder import WeightFolder
 from prism.wire.weights import Manifest, Probe, keep_newest, newest_sealed, seal
@@ -64,7 +65,7 @@ class Publisher:
         self._model, self._url, self._root, self._attempt = model, url.rstrip("/"), weights_root, attempt
         self._deadline = config.deadline_seconds
         self._device = broadcasts_from
-        self._http = httpx.Client(headers={"Authorization": f"Bearer {admin_token}"})
+        self._http = sync_client(headers={"Authorization": f"Bearer {admin_token}"})
         self._writer = ThreadPoolExecutor(1, "weights-behind")
         self._behind: Future[PushTimes] | None = None
         self._copies: dict[str, Tensor] = {}  # of what was broadcast, for the files behind

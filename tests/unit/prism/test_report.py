@@ -70,6 +70,7 @@ def evaluation(name: str, number: int) -> dict[str, Any]:
         "stage": name, "kind": name, "policy_version": 40 * number, "questions": 512, "judged": 512,
         "accuracy": accuracy, "accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / 512), "format_rate": form,
         "caption_f1": f1, "response_tokens": 41.5, "by_level": by_level, "seconds": 9.5,
+        "unasked": 0, "unasked_rows": [], "skipped_rows": 0, "skipped_reasons": [],
     }  # fmt: skip
 
 
@@ -216,6 +217,17 @@ def test_superseded_steps_count_nowhere(run: Path) -> None:
     assert (report.stages[2].superseded_steps, report.stages[2].attempts) == (10, [1, 2])
     assert report.totals.policy_pushes == before.totals.policy_pushes - 8
     assert any("rlvr was resumed: 10" in warning for warning in report.warnings)
+
+
+def test_held_out_rows_that_are_left_out_are_named(run: Path) -> None:
+    assert not any("held-out row" in warning for warning in load_report(run).warnings)
+    left = {"unasked": 1, "unasked_rows": [{"row": "q7", "reason": "413 too long"}]}
+    left |= {"skipped_rows": 9, "skipped_reasons": [f"data:{n}: gold is missing" for n in range(9)]}
+    append(run / "evaluations.jsonl", evaluation("rlvr", 2) | left)
+    warnings = load_report(run).warnings
+    assert "1 held-out row could not be asked after rlvr: q7: 413 too long." in warnings
+    first = "; ".join(f"data:{n}: gold is missing" for n in range(3))
+    assert f"9 held-out rows cannot be used after rlvr: {first}; and others." in warnings
 
 
 def test_no_data_is_a_gap_and_never_a_zero(run: Path) -> None:
