@@ -13,6 +13,10 @@ class DataError(PrismError, ValueError):
     """A data row that does not parse, with file and line."""
 
 
+class MismatchError(PrismError, ValueError):
+    """Sampler and learner disagree about what was sampled: other pixels, template or weights on one side."""
+
+
 class WeightsError(PrismError, RuntimeError):
     """A weight manifest that does not verify, or a push that failed."""
 

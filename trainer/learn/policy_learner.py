@@ -78,6 +78,11 @@ class PolicyLearner(Learner):
         self.config = config
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of a minibatch's if its gradient alone was."""
+        self.mismatched: dict[int, float] = {}
+        """The groups that the last update left out, with the mean absolute difference, in nats a token, between their
+        sampler's log-probabilities and the learner's."""
+        self.all_mismatched = 0
+        """Groups left out so far."""
         self._temperature, self._reference = temperature, reference
         self._algorithm, self._options = algorithm, options
 
@@ -89,6 +94,7 @@ class PolicyLearner(Learner):
 
         All ranks are given the same samples; each computes a share of them, and all return the figures of the whole.
 
+        A group whose log-probabilities the learner finds far from the sampler's teaches nothing: ``mismatched``.
         Raises NotFiniteError as the optimizer does; ``not_finite`` says whose fault it was.
         """
         started = time.perf_counter()
@@ -97,7 +103,7 @@ class PolicyLearner(Learner):
         norms: list[float] = []
         skipped = 0
         mismatch, entropy = _Mean(), _Mean()
-        self.not_finite = []
+        self.not_finite, self.mismatched = [], {}
         self.model.train()
         minibatches = [
             (minibatch, self._micro_batches(minibatch, examples))
@@ -105,7 +111,7 @@ class PolicyLearner(Learner):
             if minibatch
         ]
         at_start = True  # only before the first update do equal weights mean equal logprobs
-        for _ in range(self.config.epochs):
+        for epoch in range(self.config.epochs):
             for minibatch, micro_batches in minibatches:
                 totals = BatchTotals(sum(len(sample.logprobs) for sample in minibatch), len(minibatch))
                 ranks.expect_images(self.model, any(s.example.pixel_values is not None for s in minibatch))
@@ -113,6 +119,8 @@ class PolicyLearner(Learner):
                 blamed: list[int] = []
                 for micro in micro_batches:
                     tokens = self._tokens(self.model, micro, examples)
+                    if micro.learns and not epoch:
+                        self.mismatched |= self._mismatches(micro, tokens.logprobs.detach())
                     loss = self._loss(micro, tokens.logprobs, totals)
                     if not micro.learns:
                         (0 * loss.loss).backward()
@@ -145,6 +153,8 @@ class PolicyLearner(Learner):
                 else:
                     skipped += 1
                     self.not_finite += sorted(set(suspects))
+        self.mismatched = dict(sorted(pair for own in ranks.gathered(self.mismatched) for pair in own.items()))
+        self.all_mismatched += len(self.mismatched)
         self.version += bool(norms)
         merged = PolicyLoss.merged(parts) if parts else None
         return {
@@ -159,6 +169,7 @@ class PolicyLearner(Learner):
             "reference_kl": float(merged.reference_kl) if merged and merged.reference_kl is not None else None,
             "entropy": entropy.of_ranks(),
             "logprob_mismatch": mismatch.of_ranks(),
+            "mismatched_groups": len(self.mismatched),
             "trained_samples": len(samples),
             "trained_tokens": sum(len(sample.logprobs) for sample in samples),
             "policy_update_seconds": time.perf_counter() - started,
@@ -197,16 +208,24 @@ class PolicyLearner(Learner):
         batch = pack([sample.example for sample in micro.samples], examples.inputs, self.model.device)
         return response_tokens(model, batch, self._temperature)
 
+    def _mismatches(self, micro: _MicroBatch, logprobs: Tensor) -> dict[int, float]:
+        """The groups of a pass that were sampled from something else than the learner computes."""
+        apart = ((logprobs if micro.own is None else micro.own) - micro.sampler).abs()
+        groups = torch.tensor([s.group for s in micro.samples for _ in s.logprobs], device=apart.device)
+        means = {number: float(apart[groups == number].mean()) for number in {s.group for s in micro.samples}}
+        return {number: mean for number, mean in means.items() if mean > self.config.max_mismatch}
+
     def _loss(self, micro: _MicroBatch, logprobs: Tensor, totals: BatchTotals) -> PolicyLoss:
         device, cap = logprobs.device, self.config.importance_cap
         old, weights = micro.sampler, None
         if cap is not None:
             old = logprobs.detach() if micro.own is None else micro.own
             weights = truncated_importance_weights(old, micro.sampler, cap=cap)
+        advantages = [0.0 if sample.group in self.mismatched else sample.advantage for sample in micro.samples]
         packed = PackedTokens(
             logprobs=logprobs,
             old_logprobs=old,
-            advantages=torch.tensor([sample.advantage for sample in micro.samples], device=device),  # [N]
+            advantages=torch.tensor(advantages, device=device),  # [N]
             sample_index=torch.tensor([i for i, s in enumerate(micro.samples) for _ in s.logprobs], device=device),
             weights=weights,
             ref_logprobs=micro.reference,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prism.config import AlignConfig, PolicyLearnerConfig, RlvrConfig
-from prism.errors import DataError, StreamError
+from prism.errors import DataError, MismatchError, StreamError, WeightsError
 from prism.model.expert import ARCHITECTURES
 from prism.model.inputs import Example
 from prism.trainer.checkpoint.resume import Counts, StageCheckpoints
@@ -143,6 +143,26 @@ def dump_nonfinite_groups(
             context.say(f"step {step + 1}: {whose} update was not finite; its {len(offenders)} groups are in {file}")
 
 
+def refuse_mismatches(context: Context, policy: PolicyLearner, groups: Sequence[pb.RolloutGroup]) -> None:
+    """Say which of the step's ``groups`` the policy left out. Raises MismatchError once they are too many."""
+    named: list[str] = []
+    for number, apart in policy.mismatched.items():
+        prompt = groups[number].request.prompt.id
+        named.append(f"{prompt} ({apart:.2g} nats)")
+        context.say(
+            f"group of prompt {prompt} teaches nothing: sampler and learner differ by {apart:.2g} nats a token, over "
+            f"max_mismatch = {policy.config.max_mismatch:g}",
+            prompt_id=prompt,
+        )
+    if named and policy.all_mismatched > policy.config.max_mismatched:
+        raise MismatchError(
+            f"{policy.all_mismatched} groups were sampled from something else than the learner computes, over "
+            f"max_mismatched = {policy.config.max_mismatched}; in this step {', '.join(named)}. Do policy server and "
+            "learner load the same processor, template and dtype? Is the learning rate so high that one update moves "
+            "log-probabilities this far? Else look at these prompts, and take them out of the data"
+        )
+
+
 def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, version: int) -> dict[str, Any]:
     """Figures of what was sampled, before anything is learnt from it."""
     samples = [(group, sample) for group in groups for sample in group.samples]
@@ -194,8 +214,16 @@ def push_weights(
         probe = make_probe(model, context.inputs, group.request.prompt, text, context.blobs, tolerance)
     weights = ranks.full_weights(model)  # after the probe's pass, which leaves weights gathered
     config = config_json(model, architecture)
-    pushed = ranks.from_first(lambda: publisher.push(learner.version, named_weights(model, weights), config, probe))
-    return pushed.figures(prefix)
+
+    def push() -> dict[str, Any]:
+        try:
+            return publisher.push(learner.version, named_weights(model, weights), config, probe).figures(prefix)
+        except WeightsError as error:
+            if probe is None or group is None:
+                raise
+            raise WeightsError(f"{error} (probed with prompt {group.request.prompt.id})") from error
+
+    return ranks.from_first(push)
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -22,6 +22,7 @@ from prism.trainer.stages.common import (
     mean,
     new_policy,
     push_weights,
+    refuse_mismatches,
     resume_and_push,
     rollout_figures,
     shared_step,
@@ -81,6 +82,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             )
             with dump_nonfinite_groups(context, policy, step, groups):
                 figures |= policy.update(samples, context.examples)
+            refuse_mismatches(context, policy, groups)
             figures |= advantages.figures() | {"unplaceable_samples": unplaceable}
             figures |= empty_steps.policy(samples, figures)
             if ranks.is_first():

@@ -288,6 +288,28 @@ def test_a_sampler_whose_logprobs_are_no_numbers_teaches_nothing(
     assert torch.equal(weights(one), before)
 
 
+def test_a_group_that_was_sampled_from_something_else_is_named_and_teaches_nothing(
+    learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples
+) -> None:
+    off = [
+        replace(sample, logprobs=[value - 0.8 for value in sample.logprobs], policy_version=VERSION - 1)
+        if sample.group == 1
+        else sample
+        for sample in samples
+    ]
+    silent = [replace(sample, advantage=0.0) if sample.group == 1 else sample for sample in samples]
+    for values in ({"epochs": 1}, {"epochs": 2}, {"minibatches": 2}):
+        one, other = learner(lr=1e-5, **values), learner(lr=1e-5, **values)
+        figures = one.update(off, examples)
+        assert list(one.mismatched) == [1]
+        assert one.mismatched[1] == pytest.approx(0.8, abs=0.1)
+        assert (figures["mismatched_groups"], one.all_mismatched) == (1, 1)
+        other.update(silent, examples)
+        assert (weights(one) - weights(other)).norm() < 1e-6 * weights(one).norm()
+        one.update(samples, examples)
+        assert (one.mismatched, one.all_mismatched) == ({}, 1)
+
+
 def test_too_many_updates_in_a_row_that_are_not_finite_end_it_and_change_nothing(
     learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples
 ) -> None:
@@ -325,7 +347,7 @@ def test_tokens_that_the_sampler_saw_otherwise_weigh_by_the_truncated_ratio(
         replace(sample, logprobs=(torch.tensor(sample.logprobs) - shift).tolist())
         for sample, shift in zip(samples, shifts, strict=True)
     ]
-    one = learner(importance_cap=1.2)
+    one = learner(importance_cap=1.2, max_mismatch=9)
     gradient = gradient_of_update(one, off, examples)
     one.model.zero_grad()
     logprobs = response_logprobs(one.model, pack([sample.example for sample in off], examples.inputs))
