@@ -229,7 +229,7 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
         "steps": 2,
         "checkpoint_every": 1,
         "rollouts": {"data": "x", "prompts": 3, "n": 3, "max_tokens": 64},
-        "policy": {"optimizer": {"lr": 1e-3}},
+        "policy": {"max_mismatch": 99, "optimizer": {"lr": 1e-3}},
     }
     if kind == "align":
         experts = {"optimizer": {"lr": 1e-3}, "dropout": 0.0}
