@@ -1,6 +1,6 @@
 """What the rollout-driven stages share: services, streams, prompts, publishers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
@@ -12,7 +12,7 @@ from prism import logs
 from prism.clients.endpoints import Endpoints, load_endpoints
 from prism.config import RolloutConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import read_rows, to_prompt
+from prism.data.rows import DataFile, read_rows, to_prompt
 from prism.model.inputs import InputBuilder
 from prism.streams.trainer import TrainerStream
 from prism.trainer.checkpoint.saver import Checkpoints
@@ -36,6 +36,8 @@ class Context:
     inputs: InputBuilder
     examples: GroupExamples
     console: Console
+    data: list[DataFile] = field(default_factory=list)
+    """The files of which prompts are taken."""
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.config.run_dir / "checkpoints" / self.stage, self.config.keep_checkpoints)
@@ -48,6 +50,7 @@ class Context:
         """Of the first rank; the others' has no prompts, and is not asked."""
         file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require, say=self.say)
         report_problems(file, self.console)
+        self.data = [file]
         prompts = [to_prompt(row, file, self.blobs) for row in file.rows] if ranks.is_first() else []
         client = redis.Redis.from_url(
             self.endpoints.redis_url.get_secret_value(),

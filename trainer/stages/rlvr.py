@@ -82,7 +82,12 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     recorder.close()
     publishers[POLICY].settle()
     save_policy(policy.model, output, context.inputs)
-    return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
+    return {
+        "version": policy.version,
+        "steps": stage.steps,
+        "seconds": time.perf_counter() - started,
+        "data": saved.data,
+    }
 
 
 def _admission(stage: RlvrConfig, step: int, base: int, count: int) -> Admission:
