@@ -13,6 +13,7 @@
     asyncio.run(main())
 """
 
+import asyncio
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ import httpx
 from PIL import Image
 from pydantic import ValidationError
 
-from prism.clients.endpoints import ExpertEndpoints, load_endpoints
+from prism.clients.endpoints import ExpertEndpoints, admin_url, load_endpoints, replica_urls
 from prism.clients.services import ExpertClient
 from prism.data.images import naming_image, read_image
 from prism.errors import ConfigError, DataError
@@ -64,6 +65,7 @@ class Experts:
         perception_url: str | None = None,
         reasoning_url: str | None = None,
         admin_token: str | None = None,
+        admin_port: int | None = None,
         patience_seconds: float = 120,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -76,11 +78,7 @@ class Experts:
         self._experts: dict[Expert, ExpertClient] = {
             expert: ExpertClient(self._http, url, token, patience_seconds) for expert, url in urls.items() if url
         }
-        self._admins: dict[Expert, ExpertClient] = {
-            expert: ExpertClient(self._http, client.url, admin_token, patience_seconds)
-            for expert, client in self._experts.items()
-            if admin_token
-        }
+        self._admin_token, self._admin_port, self._patience = admin_token, admin_port, patience_seconds
 
     @classmethod
     def of_run(
@@ -103,6 +101,7 @@ class Experts:
         return cls(
             token=known.token.get_secret_value(),
             admin_token=known.admin_token.get_secret_value() if known.admin_token else None,
+            admin_port=known.admin_port,
             perception_url=perception_url or known.perception_url,
             reasoning_url=reasoning_url or known.reasoning_url,
             patience_seconds=patience_seconds,
@@ -170,13 +169,24 @@ class Experts:
         return answer
 
     async def calibrate(self, expert: Expert, request: CalibrationRequest) -> CalibrationState:
-        """From now on scores by these weights carry percentiles and a probability.
+        """From now on scores by these weights carry percentiles and a probability, whichever replica gives them.
 
-        Raises ConfigError without an admin token, and Refused once other weights are in use.
+        Raises ConfigError without an admin token, and Refused once other weights are in use; where a replica was told
+        and another could not be, the same call completes it.
         """
-        self.require_admin()
-        self._of(expert)
-        return await self._admins[expert].ask(CalibrationState, "PUT", "/v1/calibration", request)
+        token = self.require_admin()
+        url = admin_url(self._of(expert).url, self._admin_port)
+        replicas = [
+            ExpertClient(self._http, replica, token, self._patience)
+            for replica in await asyncio.to_thread(replica_urls, url)
+        ]
+        asked = (replica.ask(CalibrationState, "PUT", "/v1/calibration", request) for replica in replicas)
+        states: list[CalibrationState] = []
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            states.append(answer)
+        return states[0]
 
     async def model(self, expert: Expert) -> ModelInfo:
         """Who judges: version, architecture, limits, calibration. Raises Refused if it is not that expert."""
@@ -185,10 +195,11 @@ class Experts:
         client.check_expert(expert, info)
         return info
 
-    def require_admin(self) -> None:
-        """Raises ConfigError if there is no admin token."""
-        if self._experts and not self._admins:
+    def require_admin(self) -> str:
+        """The admin token. Raises ConfigError if there is none."""
+        if not self._admin_token:
             raise ConfigError("this needs the admin token: set PRISM_ADMIN_TOKEN")
+        return self._admin_token
 
     def _of(self, expert: Expert) -> ExpertClient:
         client = self._experts.get(expert)

@@ -18,6 +18,7 @@ from torch import nn
 
 from prism.errors import ConfigError, WeightsError
 from prism.model import torchvision_cpu
+from prism.model.folder import complete_folder
 from prism.model.inputs import InputBuilder
 from prism.model.packing import Batch, run_backbone
 from prism.model.shared_prefix import ATTENTION
@@ -176,7 +177,7 @@ def save_expert(
     file = folder / "config.json"
     config = json.loads(file.read_text()) | {"architectures": [ARCHITECTURES[expert.config.model_type]]}
     file.write_text(json.dumps(config, indent=2) + "\n")
-    inputs.processor.save_pretrained(folder)
+    complete_folder(folder, inputs.start, inputs.processor)
 
 
 @torch.no_grad()

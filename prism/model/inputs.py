@@ -65,15 +65,23 @@ class Example:
 class InputBuilder:
     """Builds examples with a model folder's own processor: tokenizer, chat template, image processor. Thread-safe.
 
-    Raises ConfigError if the folder holds none.
+    Raises ConfigError if the folder holds none, or no chat template.
     """
 
     def __init__(self, model: Path | str) -> None:
+        self.start = model
         try:
             self.processor = AutoProcessor.from_pretrained(str(model), trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(f"no processor can be loaded from {model}: {str(error)[:500]}") from None
         self.tokenizer = self.processor.tokenizer
+        if not self.processor.chat_template:
+            if not self.tokenizer.chat_template:
+                raise ConfigError(
+                    f"{model} holds no chat template: add chat_template.jinja, or chat_template in its "
+                    "tokenizer_config.json, as the model was published with it"
+                )
+            self.processor.chat_template = self.tokenizer.chat_template
         self._tokenizing = threading.Lock()
         self.end_token_id: int = self.tokenizer.eos_token_id
         self.image_token_id: int = self.processor.image_token_id

@@ -31,7 +31,7 @@ class Demonstrations:
         on_bad_row: Literal["skip", "fail"],
         say: Callable[[str], None],
     ) -> None:
-        self._files, self._target, self._inputs = files, target, inputs
+        self.files, self._target, self._inputs = files, target, inputs
         self._ends = list(accumulate(len(file.rows) for file in files))
         self._cache: LRUCache[int, Example] = LRUCache(cache_bytes, getsizeof=lambda example: example.nbytes)
         self._on_bad_row, self._say = on_bad_row, say
@@ -45,7 +45,7 @@ class Demonstrations:
     @property
     def bad_rows(self) -> int:
         """Of the files, and those found bad since."""
-        return sum(file.bad_rows for file in self._files) + len(self._said)
+        return sum(file.bad_rows for file in self.files) + len(self._said)
 
     def batch(self, indices: list[int], ahead: list[int]) -> list[Example]:
         """The examples of ``indices``, without those that turn out to be bad. Those of ``ahead``, the next batch,
@@ -66,7 +66,7 @@ class Demonstrations:
 
     def _row(self, index: int) -> tuple[DataFile, DataRow]:
         number = bisect_right(self._ends, index)
-        file = self._files[number]
+        file = self.files[number]
         return file, file.rows[index - self._ends[number] + len(file.rows)]
 
     def _make(self, indices: list[int]) -> list[Example]:

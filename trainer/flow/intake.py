@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -91,6 +92,7 @@ class Intake:
     _done: dict[str, list[bytes]] = field(default_factory=dict)  # learner -> entries the next checkpoint contains
     _consumed: set[int] = field(default_factory=set)  # positions at or after the cursor that a finished step used up
     _lost: dict[int, DeadLetter] = field(default_factory=dict)  # position -> why it will not come
+    _expert_versions: dict[str, int] = field(default_factory=dict)  # of the checkpoint resumed; empty: not known
 
     @property
     def bound(self) -> StalenessBound:
@@ -100,7 +102,7 @@ class Intake:
         """Take over what an earlier attempt left: groups at or after the cursor, sampled by weights that still count.
 
         ``version`` is the checkpoint's; None if there is no checkpoint: then nothing is kept. Returns how many groups
-        were kept. All others are acknowledged: trained before the checkpoint, or sampled by updates it does not know.
+        were kept. All others are acknowledged: trained before the checkpoint, or of updates that it does not know.
         """
         self.stream.open()
         self._look_everywhere(-1 if version is None else version)
@@ -238,6 +240,7 @@ class Intake:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken; call before ``resume``."""
         self.position, self._consumed = state["position"], set(state["consumed"])
+        self._expert_versions = state.get("expert_versions", {})
 
     def acknowledgement(self) -> Callable[[], None]:
         """Of the steps finished by now: call it once the checkpoint that contains them is on disk."""
@@ -284,13 +287,19 @@ class Intake:
             return False
         if max_version is None and group.request.attempt != self.attempt:
             return False
-        if max_version is not None and group.policy_version > max_version:
+        if max_version is not None and (group.policy_version > max_version or self._has_unknown_scores(group)):
             return False
         if position in self._entries.setdefault(learner, {}):
             return False
         self._entries[learner][position] = entry_id
         self._arrived.setdefault(position, group)
         return True
+
+    def _has_unknown_scores(self, group: pb.RolloutGroup) -> bool:
+        """Whether an expert scored it after updates that the checkpoint does not know: they were made anew since."""
+        scores = chain(group.teacher_scores, *(sample.scores for sample in group.samples))
+        known = self._expert_versions
+        return any(score.expert_version > known.get(score.expert, score.expert_version) for score in scores)
 
     def _lose(self, letter: DeadLetter) -> None:
         """A group came, but cannot be used: its position is not waited for any more."""

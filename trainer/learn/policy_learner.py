@@ -135,12 +135,13 @@ class PolicyLearner(Learner):
                         )
                         mismatch.add((tokens.logprobs.detach() - micro.sampler).abs()[current.to(micro.sampler.device)])
                 at_start = False
-                of_ranks = ranks.gathered((losses, blamed))
-                losses = [loss for own, _ in of_ranks for loss in own]
+                of_ranks = ranks.gathered((losses, blamed, [*self.mismatched]))
+                losses = [loss for own, _, _ in of_ranks for loss in own]
                 # Where each loss is finite, a gradient alone was not.
-                suspects = [group for _, own in of_ranks for group in own] or [sample.group for sample in minibatch]
+                suspects = [group for _, own, _ in of_ranks for group in own] or [sample.group for sample in minibatch]
                 parts += losses
-                if not self._options.kl_coef and not any(sample.advantage for sample in minibatch):
+                left_out = {group for _, _, own in of_ranks for group in own}
+                if not self._options.kl_coef and not any(s.advantage and s.group not in left_out for s in minibatch):
                     self._optimizer.clear()
                     continue
                 try:

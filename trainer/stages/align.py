@@ -123,6 +123,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
         "expert_version": experts[0].version,
         "steps": stage.steps,
         "seconds": time.perf_counter() - started,
+        "data": saved.data,
     }
 
 

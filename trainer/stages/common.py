@@ -66,7 +66,7 @@ def resume_and_push(
     Returns the stage's checkpoints, the step to go on with, and each learner's publisher. Raises WeightsError for a
     damaged checkpoint and for a push that fails.
     """
-    saved = StageCheckpoints(context.checkpoints(), context.config, learners, context.say, intake, counts)
+    saved = StageCheckpoints(context.checkpoints(), context.config, learners, context.say, intake, counts, context.data)
     first = saved.resume()
     publishers = {name: context.publisher(name) for name in learners}
     for name, learner in learners.items():

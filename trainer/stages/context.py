@@ -1,6 +1,6 @@
 """What the rollout-driven stages share: services, streams, prompts, publishers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from prism import logs
 from prism.clients.endpoints import Endpoints, load_endpoints
 from prism.config import RolloutConfig, RunConfig, SftConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import Prompts, read_rows
+from prism.data.rows import DataFile, Prompts, read_rows
 from prism.model.inputs import InputBuilder
 from prism.streams.patience import Patience
 from prism.streams.trainer import TrainerStream, connect, newest_attempt
@@ -35,6 +35,8 @@ class Context:
     inputs: InputBuilder
     examples: GroupExamples
     console: Console
+    data: list[DataFile] = field(default_factory=list)
+    """The files of which prompts are taken."""
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.config.run_dir / "checkpoints" / self.stage, self.config.keep_checkpoints)
@@ -73,6 +75,7 @@ class Context:
             check=refuse_long(self.inputs, config.stack.max_model_len, rollouts.max_tokens),
         )
         report_problems(file, self.console)
+        self.data = [file]
         return Prompts(file, self.blobs)
 
     def publisher(self, model: str) -> Publisher:

@@ -100,7 +100,12 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     save_policy(policy.model, output, context.inputs)
     if ranks.is_first():
         intake.check_newest()
-    return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
+    return {
+        "version": policy.version,
+        "steps": stage.steps,
+        "seconds": time.perf_counter() - started,
+        "data": saved.data,
+    }
 
 
 def _admission(stage: RlvrConfig, step: int, update: int, count: int) -> Admission:

@@ -43,7 +43,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     spare = spare_example(inputs)
     order = Order(len(data), stage.batch, config.seed)
     checkpoints = Checkpoints(config.run_dir / "checkpoints" / name, config.keep_checkpoints)
-    saved = StageCheckpoints(checkpoints, config, {POLICY: learner}, partial(logs.say, console))
+    saved = StageCheckpoints(checkpoints, config, {POLICY: learner}, partial(logs.say, console), files=data.files)
     first = saved.resume()
 
     recorder = Recorder(config.run_dir, name, stage.steps)
@@ -102,6 +102,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
         "seconds": time.perf_counter() - started,
         "rows": len(data),
         "bad_rows": data.bad_rows,
+        "data": saved.data,
     }
 
 

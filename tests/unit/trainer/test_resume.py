@@ -1,5 +1,6 @@
 """A stage's checkpoints: what a save holds, in which order it is acknowledged, and how old ones resume."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any, cast
 
 import pytest
 import torch
+from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
 
 from prism.config import OptimizerConfig
-from prism.errors import Superseded, WeightsError
+from prism.data.rows import read_rows
+from prism.errors import DataError, Superseded, WeightsError
 from prism.trainer.checkpoint.folder import checkpoints, newest_checkpoint, save_checkpoint
 from prism.trainer.checkpoint.resume import StageCheckpoints
 from prism.trainer.checkpoint.saver import Checkpoints
@@ -162,10 +165,10 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_taken_over(tmp_path:
 
 
 ROLLOUTS = {"position": 40, "consumed": [41], "attempt": 2}
-EARLIER: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
-    "sft": ({"step": 4}, {"policy": 5}),
-    "warm-up": ({"step": 4}, {"perception": 4}),
-    "rlvr": ({"step": 4, "policy_version": 9, **ROLLOUTS}, {"policy": 9}),
+KINDS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "sft": ({"step": 4, "policy_version": 5, "expert_versions": {}}, {"policy": 5}),
+    "warm-up": ({"step": 4, "expert_versions": {"perception": 4}}, {"perception": 4}),
+    "rlvr": ({"step": 4, "policy_version": 9, "expert_versions": {}, **ROLLOUTS}, {"policy": 9}),
     "align": (
         {"step": 4, "policy_version": 7, "expert_versions": {"perception": 4, "reasoning": 4}, **ROLLOUTS},
         {"policy": 7, "perception": 4, "reasoning": 4},
@@ -173,10 +176,10 @@ EARLIER: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", EARLIER)
-def test_checkpoints_of_earlier_releases_resume(tmp_path: Path, kind: str) -> None:
-    """Their ``state.json`` and tensors are written out here; a checkpoint of today holds all that theirs held."""
-    state, versions = EARLIER[kind]
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_of_every_kind_of_stage_resume(tmp_path: Path, kind: str) -> None:
+    """Their ``state.json`` and tensors are written out here, so that later releases go on from them too."""
+    state, versions = KINDS[kind]
     rng = torch.Generator().manual_seed(8).get_state()
 
     def held(value: float) -> dict[str, Any]:
@@ -203,3 +206,71 @@ def test_checkpoints_of_earlier_releases_resume(tmp_path: Path, kind: str) -> No
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert newest[1].items() >= (state | {"step": 5} | ({"attempt": 3} if "attempt" in state else {})).items()
+
+
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [
+        ({}, "policy at version 1; this stage trains policy, perception, reasoning"),
+        ({"perception": 3}, "perception at version 3; this stage trains"),
+        ({"perception": 3, "reasoning": 4}, "perception at version 3, reasoning at version 4; this stage trains"),
+    ],
+)
+def test_experts_of_other_versions_are_refused_before_anything_is_loaded(
+    tmp_path: Path, versions: dict[str, int], words: str
+) -> None:
+    state = {"step": 4, "policy_version": 1, "expert_versions": versions, **ROLLOUTS}
+    save_checkpoint(tmp_path, 4, state, lambda _: None, keep=2)
+    log = Log(tmp_path)
+    with pytest.raises(WeightsError, match=f"000004 holds .*{words}"):
+        stage(tmp_path, {name: learner() for name in ("policy", "perception", "reasoning")}, log).resume()
+    assert log.calls == []
+
+
+def one_row(number: int) -> bytes:
+    row = {"id": str(number), "messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]}
+    return json.dumps(row).encode() + b"\n"
+
+
+@pytest.mark.parametrize("change", ["none", "moved", "grown", "changed", "cut", "other rows usable"])
+def test_a_stage_goes_on_with_the_very_rows_it_began_with(tmp_path: Path, change: str) -> None:
+    """The order of rows depends on their number: with one more every batch would be another."""
+    file, image = tmp_path / "rows.jsonl", tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(image)
+    content = b"".join(map(one_row, range(3)))
+    file.write_bytes(content)
+
+    def saved() -> StageCheckpoints:
+        files = [read_rows(file, "skip", images="exist")]
+        return StageCheckpoints(
+            Checkpoints(tmp_path / "c", 2), Settings(), {"policy": learner()}, lambda _: None, files=files
+        )
+
+    with saved() as before:
+        before.save(1)
+    if change == "moved":
+        (tmp_path / "elsewhere").mkdir()
+        image.rename(tmp_path / "elsewhere" / "a.png")
+        file = file.rename(tmp_path / "elsewhere" / "rows.jsonl")
+    if change == "grown":
+        file.write_bytes(content + one_row(3))
+    if change == "changed":
+        file.write_bytes(one_row(7) + content[len(one_row(7)) :])
+    if change == "cut":
+        file.write_bytes(content[: len(one_row(0))])
+    if change == "other rows usable":
+        newest = newest_checkpoint(tmp_path / "c")
+        assert newest is not None
+        state = newest[1] | {"data": [newest[1]["data"][0] | {"rows": 2}]}
+        save_checkpoint(tmp_path / "c", 2, state, lambda _: None, keep=2)
+    words = {
+        "grown": rf"has grown .*3 rows then, 4 now.*head -c {len(content)} .*delete .* to begin the stage again",
+        "changed": "has changed since .*put the old file back",
+        "cut": r"has changed since .*3 rows then, 1 now",
+        "other rows usable": "holds other usable rows .*2 rows then, 3 now",
+    }
+    if change not in words:
+        assert saved().resume() == 1
+        return
+    with pytest.raises(DataError, match=words[change]):
+        saved().resume()
