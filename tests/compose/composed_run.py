@@ -40,7 +40,7 @@ SETTINGS = [
     "evaluate.questions=32",
 ]
 VICTIMS = ("policy", "perception", "reasoning", "grader", "rollouts", "redis", "trainer")
-PORTS = ("POLICY", "PERCEPTION", "REASONING")
+PORTS = ("POLICY", "PERCEPTION", "REASONING", "GRADER")
 DEADLINE = 420  # seconds for any one thing that is waited for
 SCRAPE = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())"
 

@@ -55,15 +55,15 @@ def test_a_container_may_do_little_and_is_published_on_this_machine_alone(name: 
         assert not default(port).endswith(":8001"), "the admin port is for the inner network"
 
 
-def test_redis_workers_trainer_and_grader_are_reached_from_inside_alone() -> None:
+def test_redis_workers_and_trainer_are_reached_from_inside_alone() -> None:
     internal = {name for name, network in compose(part="networks").items() if network.get("internal")}
-    for name in ("redis", "rollouts", "trainer", "grader"):
+    for name in ("redis", "rollouts", "trainer"):
         assert set(SERVICES[name]["networks"]) <= internal
         assert "ports" not in SERVICES[name]
     assert SERVICES["redis"]["networks"] == ["inside"]
 
 
-@pytest.mark.parametrize("name", ["policy", "perception", "reasoning"])
+@pytest.mark.parametrize("name", ["policy", "perception", "reasoning", "grader"])
 def test_what_is_published_is_the_data_port_of_the_image(name: str) -> None:
     (published,) = SERVICES[name]["ports"]
     assert default(published).split(":")[-1] == image(SERVICES[name]["image"]).environment["PRISM_PORT"]
