@@ -101,7 +101,7 @@ def test_a_question_that_is_refused_is_counted_and_named(
     assert (figures["unasked"], unasked["row"]) == (1, "row-1")
     assert f"{status} not this one" in unasked["reason"]
     assert figures["skipped_rows"] == 1
-    assert figures["skipped_reasons"] == [f"{config.evaluate.data}:3: gold is missing, which this stage needs"]
+    assert figures["skipped_reasons"] == [f"{config.evaluate.data}:3: gold is missing or empty, which this stage needs"]
     assert "1 held-out rows could not be asked: row-1: " in said(figures)
     assert "1 held-out rows cannot be used: " in said(figures)
     assert json.loads((config.run_dir / "evaluations.jsonl").read_text())["unasked_rows"] == [unasked]
