@@ -119,7 +119,7 @@ class PolicyLearner(Learner):
                 blamed: list[int] = []
                 for micro in micro_batches:
                     tokens = self._tokens(self.model, micro, examples)
-                    if micro.learns and not epoch:
+                    if micro.learns and (at_start or (micro.own is not None and not epoch)):
                         self.mismatched |= self._mismatches(micro, tokens.logprobs.detach())
                     loss = self._loss(micro, tokens.logprobs, totals)
                     if not micro.learns:
@@ -210,7 +210,10 @@ class PolicyLearner(Learner):
         return response_tokens(model, batch, self._temperature)
 
     def _mismatches(self, micro: _MicroBatch, logprobs: Tensor) -> dict[int, float]:
-        """The groups of a pass that were sampled from something else than the learner computes."""
+        """The groups of a pass that were sampled from something else than the learner computes.
+
+        Asked before the step's first update: what an update changes is none of the sampler's fault.
+        """
         apart = ((logprobs if micro.own is None else micro.own) - micro.sampler).abs()
         groups = torch.tensor([s.group for s in micro.samples for _ in s.logprobs], device=apart.device)
         means = {number: float(apart[groups == number].mean()) for number in {s.group for s in micro.samples}}

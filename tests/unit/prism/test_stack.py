@@ -221,7 +221,7 @@ def test_a_service_that_dies_later_is_started_again_without_what_it_left_behind(
         assert "the two service ended with status -9; it is started again in 0 s" in said(stack)
         assert "the two service is ready again" in said(stack)
         started = family(stack)
-    assert alive(started) == []
+    until(lambda: alive(started) == [])
 
 
 def test_a_service_that_dies_again_and_again_is_named_with_its_last_lines(

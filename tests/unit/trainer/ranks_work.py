@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -168,7 +169,9 @@ def groups(count: int) -> list[pb.RolloutGroup]:
 
 def policy_learner(folder: Path, name: str) -> PolicyLearner:
     algorithm, settings, _ = POLICIES[name]
-    config = PolicyLearnerConfig.model_validate({"optimizer": {"lr": 1e-3, "weight_decay": 0.1}} | settings)
+    config = PolicyLearnerConfig.model_validate(
+        {"max_mismatch": 99, "optimizer": {"lr": 1e-3, "weight_decay": 0.1}} | settings
+    )
 
     def load(dtype: torch.dtype) -> Any:
         return load_policy(folder / "model", dtype=dtype)
@@ -258,8 +261,8 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
     context.intake = lambda rollouts, learners, require: workers
     context.publisher = lambda model: SimpleNamespace(push=push, settle=lambda: None)
     module: Any = {"rlvr": rlvr, "align": align}[kind]
-    module.open_context = lambda *_: context
-    module.train(config, "it", config.stages["it"], folder / "model", config.run_dir / "out")
+    with patch.object(module, "open_context", lambda *_: context):  # this may be the process of other tests
+        module.train(config, "it", config.stages["it"], folder / "model", config.run_dir / "out")
     calls = {"pushed": pushed, "finished": workers.finished, "asked": sorted(workers.asked)}
     everywhere = ranks.gathered(calls)
     lines = (config.run_dir / "metrics.jsonl").read_text().splitlines() if ranks.is_first() else []

@@ -399,10 +399,10 @@ def test_a_kl_to_the_reference_is_part_of_loss_and_gradient(
 def test_a_loaded_learner_goes_on_as_the_saved_one(
     learner: Callable[..., PolicyLearner], samples: list[TrainingSample], examples: GroupExamples, tmp_path: Path
 ) -> None:
-    one = learner()
+    one = learner(max_mismatch=9)  # an update of this size moves so small a model far
     one.update(samples, examples)
     write_tensors(tmp_path, one.state_dict())
-    two = learner()
+    two = learner(max_mismatch=9)
     state = two.state_dict()
     read_tensors(tmp_path, state)
     two.load_state_dict(state, one.version)
