@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -392,7 +393,8 @@ def test_whatever_is_lost_every_position_is_trained_once(
             try:
                 worker.serve(0)
             except redis.ResponseError:  # no group: as a worker does, which finds none
-                redis_client.xgroup_create(NAMES.prompts, "workers", id="0", mkstream=True)
+                with suppress(redis.ResponseError):  # the trainer has made it by now
+                    redis_client.xgroup_create(NAMES.prompts, "workers", id="0", mkstream=True)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
