@@ -1,6 +1,6 @@
 # Every target sets up what it needs first: `make demo` and `make test` work right after `git clone`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test mutations test-compose test-gpu lint format bench protobuf openapi clean
+.PHONY: help setup demo compare test mutations test-compose test-gpu lint format bench protobuf openapi sbom clean
 PY := .venv/bin/python
 
 help: ## show this list
@@ -47,6 +47,9 @@ protobuf: setup ## regenerate prism/wire/v1 from proto/
 
 openapi: setup ## regenerate proto/openapi from the services
 	$(PY) scripts/export-openapi
+
+sbom: setup ## a bill of materials of .venv, CycloneDX JSON, in dist/
+	@scripts/sbom $(ARGS)
 
 clean: ## remove runs/ (reports, checkpoints) and caches; .venv stays
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.shared import beside
 from prism.config import RunConfig
+from prism.http.client import sync_client
 
 BUSY = "prism_policy_busy_seconds_total"
 
@@ -22,8 +23,8 @@ def busy_samples(config: RunConfig) -> Iterator[list[tuple[float, float]]]:
 
     def read(stop: threading.Event) -> None:
         while not stop.wait(0.5):
-            with suppress(httpx.TransportError):
-                page = httpx.get(f"http://127.0.0.1:{config.stack.base_port + 1}/metrics", timeout=2).text
+            with suppress(httpx.TransportError), sync_client(timeout=2) as http:
+                page = http.get(f"http://127.0.0.1:{config.stack.base_port + 1}/metrics").text
                 for family in text_string_to_metric_families(page):
                     samples.extend((time.time(), s.value) for s in family.samples if s.name == BUSY)
 

@@ -18,6 +18,7 @@ import httpx
 import psutil
 from rich.console import Console
 
+from prism.http.client import async_client, sync_client
 from prism.stack.local import end_group, start_process
 
 START_SECONDS = 600.0
@@ -71,7 +72,7 @@ class Server:
 
     def client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=512)
-        return httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=600, limits=limits)
+        return async_client(base_url=self.url, headers=self.headers, timeout=600, limits=limits)
 
     def processes(self) -> list[psutil.Process]:
         """The server's, and its children."""
@@ -88,7 +89,9 @@ def free_port() -> int:
 def prism_service(name: str, environment: Mapping[str, object]) -> Iterator[Server]:
     """``prism serve name`` with tokens of its own, ready. Raises DidNotStart."""
     port, token = free_port(), secrets.token_urlsafe(24)
-    ours = {"PRISM_PORT": port, "PRISM_TOKEN": token, "PRISM_ADMIN_TOKEN": secrets.token_urlsafe(24)}
+    ours = {"PRISM_PORT": port, "PRISM_TOKEN": token}
+    if name != "grader":
+        ours["PRISM_ADMIN_TOKEN"] = secrets.token_urlsafe(24)
     with started([sys.executable, "-m", "prism", "serve", name], ours | {**environment}, port, "/readyz") as server:
         server.headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         yield server
@@ -115,6 +118,6 @@ def started(command: list[str], environment: Mapping[str, object], port: int, re
 
 
 def _answers(url: str) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(url, timeout=2).is_success
+    with suppress(httpx.TransportError), sync_client(timeout=2) as http:
+        return http.get(url).is_success
     return False

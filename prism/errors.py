@@ -13,6 +13,10 @@ class DataError(PrismError, ValueError):
     """A data row that does not parse, with file and line."""
 
 
+class MismatchError(PrismError, ValueError):
+    """Sampler and learner disagree about what was sampled: other pixels, template or weights on one side."""
+
+
 class WeightsError(PrismError, RuntimeError):
     """A weight manifest that does not verify, or a push that failed."""
 
@@ -25,8 +29,20 @@ class ServiceError(PrismError, RuntimeError):
     """A service that did not start, died, or answered what it must not."""
 
 
+class LockedError(PrismError, RuntimeError):
+    """A run's folder that another process uses, which is named."""
+
+
 class StreamError(PrismError, RuntimeError):
     """A stream entry that cannot be used: a poison message."""
+
+
+class Superseded(StreamError):
+    """A newer attempt at the same run has taken over: this one stops, and writes, takes and acknowledges nothing."""
+
+
+class NothingLearntError(PrismError, RuntimeError):
+    """Step after step held nothing to learn from."""
 
 
 class NotFiniteError(PrismError, ArithmeticError):

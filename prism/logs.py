@@ -28,6 +28,12 @@ FIGURES = "figures"  # of a learner step; in JSON alone
 
 log = logging.getLogger("prism")
 
+# What moves a cursor, begins a line or turns the direction of writing: no text of others' may look like a record.
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
+_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS}
+_ESCAPES |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
+_ESCAPES_ON_A_TERMINAL = {code: text for code, text in _ESCAPES.items() if chr(code) not in "\n\t"}
+
 _about: dict[str, Any] = {}
 _PREFIX = re.compile(r"\((?P<process>\S+ pid=\d+)\) ")  # vLLM's, before each line of a process that it starts
 
@@ -48,9 +54,26 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
+    """A line for a record; the lines of a traceback follow it, indented, so that none can pass for another record."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
         ids = " ".join(f"{name}={value}" for name, value in _ids(record).items())
-        return super().format(record) + (f" [{ids}]" if ids else "")
+        return one_line(super().formatMessage(record) + (f" [{ids}]" if ids else ""))
+
+    def formatException(self, ei: Any) -> str:
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return _indented(super().formatStack(stack_info))
+
+
+def one_line(text: str) -> str:
+    """With control characters, line breaks included, as they are written in Python."""
+    return text.translate(_ESCAPES)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {one_line(line)}" for line in text.split("\n"))
 
 
 def is_json() -> bool:
@@ -91,7 +114,7 @@ def console(**options: Any) -> Console:
 def say(to: Console, text: str, **ids: object) -> None:
     """Something to look at, and what it is about."""
     if not is_json():
-        to.print(f"[yellow]{escape(text)}[/]")
+        to.print(f"[yellow]{escape(text.translate(_ESCAPES_ON_A_TERMINAL))}[/]")
     elif not to.quiet:
         log.warning("%s", text, extra=ids)
 
@@ -101,7 +124,7 @@ def fail(error: Exception) -> None:
     if is_json():
         log.error("%s", error)
     else:  # not wrapped: paths and keys in it are there to be copied
-        text = f"[bold red]error:[/] {escape(str(error))}"
+        text = f"[bold red]error:[/] {escape(str(error).translate(_ESCAPES_ON_A_TERMINAL))}"
         Console(stderr=True, highlight=False).print(text, soft_wrap=True)
 
 
@@ -111,8 +134,12 @@ def run(command: Sequence[str]) -> int:
         return subprocess.run(command, check=False).returncode
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as at:
         assert at.stdout
-        for line in at.stdout:
-            log.info("%s", line.rstrip())
+        try:
+            for line in at.stdout:
+                log.info("%s", line.rstrip())
+        except BaseException:
+            at.kill()
+            raise
     return at.returncode
 
 

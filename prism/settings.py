@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from prism.errors import ConfigError
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 Part = TypeVar("Part")
+
+SHORTEST_TOKEN = 16
 
 
 def _by_comma(value: object) -> object:
@@ -25,34 +27,46 @@ CommaSeparated = Annotated[list[Part], NoDecode, BeforeValidator(_by_comma)]
 
 
 class ServiceSettings(BaseSettings):
-    """Common to all HTTP services. Each service's ``settings.py`` adds its own fields."""
+    """Common to all HTTP services. Each service's ``settings.py`` adds its own fields.
+
+    A service without admin routes is given no admin token: it has no use for one.
+    """
 
     model_config = SettingsConfigDict(env_prefix="PRISM_", extra="ignore")
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(ge=1, le=65535, description="port to listen on")
     token: SecretStr = Field(description="bearer token of data routes, 16 characters or more")
-    admin_token: SecretStr = Field(description="bearer token of admin routes, 16 characters or more, another one")
-    admin_port: int | None = Field(
-        None, ge=1, le=65535, description="another port, on which alone admin routes are served; unset: all on one"
-    )
     run: str = Field("", description="name of the run that the service is for, told in its logs")
     log_level: str = Field("info", description="least important records that are logged: debug, info, warning, error")
     log_format: Literal["text", "json"] = Field("text", description="lines for people, or a JSON object a line")
 
+    @field_validator("token", "admin_token", check_fields=False)
+    @classmethod
+    def _long(cls, token: SecretStr) -> SecretStr:
+        if len(token.get_secret_value()) < SHORTEST_TOKEN:
+            raise ValueError(f"needs {SHORTEST_TOKEN} characters or more")
+        return token
+
+
+class AdminSettings(ServiceSettings):
+    """Common to services that have admin routes."""
+
+    admin_token: SecretStr = Field(description="bearer token of admin routes, 16 characters or more, another one")
+    admin_port: int | None = Field(
+        None, ge=1, le=65535, description="another port, on which alone admin routes are served; unset: all on one"
+    )
+
     @model_validator(mode="after")
-    def _tokens(self) -> Self:
-        data, admin = self.token.get_secret_value(), self.admin_token.get_secret_value()
-        if min(len(data), len(admin)) < 16:
-            raise ValueError("PRISM_TOKEN and PRISM_ADMIN_TOKEN need 16 characters or more each")
-        if data == admin:
+    def _apart(self) -> Self:
+        if self.token.get_secret_value() == self.admin_token.get_secret_value():
             raise ValueError("PRISM_TOKEN and PRISM_ADMIN_TOKEN must differ")
         if self.admin_port == self.port:
             raise ValueError("PRISM_PORT and PRISM_ADMIN_PORT must differ")
         return self
 
 
-class WeightsSettings(ServiceSettings):
+class WeightsSettings(AdminSettings):
     """Common to services whose weights can be pushed."""
 
     model: Path = Field(description="Hugging Face folder (or hub name) the service starts from")

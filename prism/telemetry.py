@@ -61,9 +61,12 @@ def _provider() -> "TracerProvider":
     if os.environ.get("OTEL_TRACES_EXPORTER") == "console":
         exporter = ConsoleSpanExporter()
     else:
+        import requests
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        exporter = OTLPSpanExporter()
+        session = requests.Session()
+        session.trust_env = False  # as for all clients of ours: HTTP_PROXY is for the way out
+        exporter = OTLPSpanExporter(session=session)
     # The variables' attributes win over ours.
     resource = Resource.create({SERVICE_NAME: _service}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)

@@ -12,12 +12,12 @@ import statistics
 import time
 from collections.abc import Sequence
 
-import httpx
 from rich.table import Table
 
 from bench.grader import plain
 from bench.grader.pairs import Pair, hostile, in_groups, make
 from bench.shared import Server, at_most, command_line, console, prism_service
+from prism.http.client import sync_client
 
 FAST = ("choice", "number", "text")
 THOUGHTS = 8
@@ -97,7 +97,7 @@ def latency(count: int) -> None:
     seconds: list[float] = []
     with (
         prism_service("grader", QUIET) as server,
-        httpx.Client(base_url=server.url, headers=server.headers, timeout=600) as client,
+        sync_client(base_url=server.url, headers=server.headers, timeout=600) as client,
     ):
         for body in bodies(pairs, 16) * 3:
             start = time.perf_counter()

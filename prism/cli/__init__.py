@@ -8,6 +8,7 @@ import typer
 from prism import logs
 from prism.cli import demo, experts, export, grade, prepare, report, run, score, secrets, serve, train, up
 from prism.errors import PrismError
+from prism.stack.ending import end_on_sigterm, leave
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,14 +32,18 @@ app.command()(export.export)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is a message, never a traceback."""
+    """Entry point: a user's mistake is a message, never a traceback, and so is SIGTERM."""
     # Several processes share the cores here. OpenMP threads that spin for long while they wait make a training step up
     # to ten times slower as soon as another process computes; that sleep at once make it 1.5 times slower when none
     # does. Read when torch is loaded, inherited by all we start.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     logs.configure_command()
+    end_on_sigterm()
     try:
         app()
+    except SystemExit as end:
+        leave(end.code)
+        raise
     except PrismError as error:
         logs.fail(error)
         sys.exit(1)

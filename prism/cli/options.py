@@ -9,6 +9,7 @@ import typer
 from rich.filesize import decimal
 
 from prism.errors import ConfigError
+from prism.stack.folder_lock import refuse_use_below
 
 ConfigArgument = Annotated[Path, typer.Argument(help="a run's TOML file, such as configs/demo.toml")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="a run's TOML file, such as configs/demo.toml")]
@@ -19,6 +20,17 @@ Overrides = Annotated[
 RunFolder = Annotated[Path, typer.Argument(help="a run's folder, such as runs/demo")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="delete what there is so far, after asking, and start over")]
 Yes = Annotated[bool, typer.Option("--yes", help="let --fresh delete without asking")]
+
+WaitForLock = Annotated[
+    float,
+    typer.Option(
+        "--wait-for-lock",
+        metavar="SECONDS",
+        min=0,
+        envvar="PRISM_WAIT_FOR_LOCK",
+        help="wait so long for another process to let go of the run's folder; without, it is refused at once",
+    ),
+]
 
 
 def agree_to_delete(path: Path, yes: bool) -> None:
@@ -42,6 +54,10 @@ def agree_to_delete(path: Path, yes: bool) -> None:
 
 
 def delete(path: Path, yes: bool) -> None:
-    """A folder of runs, once that is agreed to. Raises as ``agree_to_delete``."""
+    """A folder of runs, once that is agreed to.
+
+    Raises as ``agree_to_delete``, and LockedError if a run inside it is in use.
+    """
+    refuse_use_below(path)
     agree_to_delete(path, yes)
     shutil.rmtree(path, ignore_errors=True)

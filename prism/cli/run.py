@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prism import logs
-from prism.cli.options import ConfigArgument, Fresh, Overrides, Yes, delete
+from prism.cli.options import ConfigArgument, Fresh, Overrides, WaitForLock, Yes, delete
 from prism.cli.report import report
 from prism.errors import ConfigError
+from prism.stack.folder_lock import FolderLock, Use, lock_run
 
 if TYPE_CHECKING:
     from prism.config import RunConfig
@@ -24,9 +25,13 @@ def run(
     attach: Annotated[
         bool, typer.Option("--attach", help="use services that run already (PRISM_* variables) instead of starting any")
     ] = False,
+    wait_for_lock: WaitForLock = 0,
     metrics_port: Annotated[
         int | None, typer.Option(envvar="PRISM_PORT", help="serve Prometheus metrics of the learners on this port")
     ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(envvar="PRISM_HOST", help="address that they are served on; they need no token")
+    ] = "127.0.0.1",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the configuration and what the run would take; start nothing")
     ] = False,
@@ -38,7 +43,7 @@ def run(
     if dry_run:
         print_plan(resolved, fresh, attach)
     else:
-        run_pipeline(resolved, config, overrides or [], fresh, yes, attach, metrics_port)
+        run_pipeline(resolved, config, overrides or [], fresh, yes, attach, metrics_port, metrics_host, wait_for_lock)
 
 
 def print_plan(config: "RunConfig", fresh: bool, attach: bool) -> None:
@@ -64,20 +69,38 @@ def run_pipeline(
     yes: bool,
     attach: bool = False,
     metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
+    wait_for_lock: float = 0,
 ) -> None:
+    """Raises LockedError, before anything is deleted or started, if another process uses the run's folder."""
     from prism.settings import load_settings
-    from prism.trainer.run import pipeline
     from prism.trainer.run.launch import Launch
+
+    began = time.monotonic()
+    if not load_settings(Launch).is_first:  # of the nodes that train together
+        _run(config, config_file, overrides, attach, metrics_port, metrics_host, None)
+        return
+    uses: list[Use] = ["services"] if fresh or not attach else []
+    with lock_run(config.run_dir, "trainer", *uses, wait_seconds=wait_for_lock) as lock:
+        if fresh:
+            delete(config.run_dir, yes)
+        _run(config, config_file, overrides, attach, metrics_port, metrics_host, lock)
+    logs.console().print(f"[dim]{(time.monotonic() - began) / 60:.1f} minutes[/]")
+    report(config.run_dir)
+
+
+def _run(
+    config: "RunConfig",
+    config_file: Path,
+    overrides: list[str],
+    attach: bool,
+    metrics_port: int | None,
+    metrics_host: str,
+    lock: FolderLock | None,
+) -> None:
+    from prism.trainer.run import pipeline
     from prism.trainer.run.live_metrics import serve_metrics
 
-    console = logs.console()
-    is_first = load_settings(Launch).is_first  # of the nodes that train together
-    if fresh and is_first:
-        delete(config.run_dir, yes)
-    began = time.monotonic()
     with TemporaryDirectory(prefix="prism-metrics-") as folder:
-        environment = serve_metrics(metrics_port, Path(folder)) if metrics_port else {}
-        pipeline.run(config, config_file, overrides, console, attach=attach, environment=environment)
-    console.print(f"[dim]{(time.monotonic() - began) / 60:.1f} minutes[/]")
-    if is_first:
-        report(config.run_dir)
+        environment = serve_metrics(metrics_port, Path(folder), metrics_host) if metrics_port else {}
+        pipeline.run(config, config_file, overrides, logs.console(), attach=attach, environment=environment, lock=lock)

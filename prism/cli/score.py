@@ -18,6 +18,10 @@ PerceptionUrl = Annotated[str | None, typer.Option("--perception-url", help="wit
 ReasoningUrl = Annotated[str | None, typer.Option("--reasoning-url", help="with the token in PRISM_TOKEN")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="rows a request")]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="requests at a time")]
+ImageRoot = Annotated[
+    Path | None,
+    typer.Option("--image-root", help="folder that images of rows must lie in; without it, the folder of FILE"),
+]
 Patience = Annotated[float, typer.Option("--patience", min=0, help="seconds a service may be away or busy")]
 
 
@@ -33,6 +37,7 @@ def score(
     batch: Batch = 8,
     concurrency: Concurrency = 4,
     patience: Patience = 120,
+    image_root: ImageRoot = None,
     mixed_versions: Annotated[
         bool, typer.Option("--mixed-versions", help="go on when weights change; every line names those that judged it")
     ] = False,
@@ -46,7 +51,8 @@ def score(
      "responses": ["<caption>- 3 and 4</caption><think>3 + 4 = 7</think><answer>7</answer>"]}
 
     Instead of prompt and images it may have chat "messages", as in training data, and "response" for a single one.
-    An image is a path relative to FILE, a data URI, or an http(s) URL where the service allows it.
+    An image is a path relative to FILE, in its folder or --image-root,
+    a data URI, or an http(s) URL where the service allows it.
 
     \b
     prism score answers.jsonl                                    # a table
@@ -61,7 +67,7 @@ def score(
 
     connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
     how = WhoJudges(expert, section, connect, patience, batch, concurrency, alpha)
-    score_file(file, out, how, mixed_versions=mixed_versions)
+    score_file(file, out, how, mixed_versions=mixed_versions, image_root=image_root)
 
 
 def calibrate(
@@ -74,6 +80,7 @@ def calibrate(
     batch: Batch = 8,
     concurrency: Concurrency = 4,
     patience: Patience = 120,
+    image_root: ImageRoot = None,
 ) -> None:
     """Give scores a meaning: percentiles and a probability, from responses of teacher and policy.
 
@@ -97,4 +104,4 @@ def calibrate(
     from prism.scoring.calibrate import calibrate_on
 
     connect = partial(Experts.of_run, run, perception_url=perception_url, reasoning_url=reasoning_url)
-    calibrate_on(file, WhoJudges(expert, section, connect, patience, batch, concurrency))
+    calibrate_on(file, WhoJudges(expert, section, connect, patience, batch, concurrency), image_root)

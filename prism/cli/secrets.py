@@ -9,12 +9,16 @@ from prism import logs
 
 
 def write_secrets(
-    folder: Annotated[Path, typer.Argument(help="folder for services, which read it as PRISM_SECRETS_DIR")],
-    redis_folder: Annotated[Path, typer.Argument(help="folder for Redis alone, with its password")],
+    folder: Annotated[Path, typer.Argument(help="folder that keeps all of them, for this command alone")],
+    shares: Annotated[Path, typer.Argument(help="folder of a folder for each service, which it gets alone")],
     redis_address: Annotated[str, typer.Argument(help="host:port of Redis")],
 ) -> None:
-    """Write the tokens of a deployment to files: those in the environment, else those there, else made up."""
+    """Write the tokens of a deployment to files: those in the environment, else those there, else made up.
+
+    SHARES/servers (policy and experts), grader, rollouts, trainer and redis hold what each of these uses; a service
+    reads its own as PRISM_SECRETS_DIR.
+    """
     from prism.stack import secret_files
 
-    made_up = secret_files.write_secrets(folder, redis_folder, redis_address)
+    made_up = secret_files.write_secrets(folder, shares, redis_address)
     logs.console().print(f"made up: {', '.join(made_up)}" if made_up else "secrets are there")

@@ -3,21 +3,23 @@
 import time
 
 from prism import logs
-from prism.cli.options import ConfigArgument, Overrides
+from prism.cli.options import ConfigArgument, Overrides, WaitForLock
 
 
-def up(config: ConfigArgument, overrides: Overrides = None) -> None:
+def up(config: ConfigArgument, overrides: Overrides = None, wait_for_lock: WaitForLock = 0) -> None:
     """All services of a run as processes of this machine, until Ctrl-C."""
     from prism.config import load_config
+    from prism.stack.folder_lock import lock_run
     from prism.stack.local import Stack
     from prism.trainer.run.expert_start import served_experts
     from prism.trainer.run.pipeline import prepare, served_model
 
     console = logs.console()
     resolved = load_config(config, overrides)
-    prepare(resolved, console)
-    with Stack(resolved, served_model(resolved), console, experts=served_experts(resolved)) as stack:
-        console.print(f"addresses and tokens are in {resolved.run_dir / 'stack.json'}; Ctrl-C stops everything")
-        while True:
-            stack.check()
-            time.sleep(1)
+    with lock_run(resolved.run_dir, "services", wait_seconds=wait_for_lock):
+        prepare(resolved, console)
+        with Stack(resolved, served_model(resolved), console, experts=served_experts(resolved)) as stack:
+            console.print(f"addresses and tokens are in {resolved.run_dir / 'stack.json'}; Ctrl-C stops everything")
+            while True:
+                stack.check()
+                time.sleep(1)

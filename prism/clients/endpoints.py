@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,7 +38,7 @@ class Endpoints(BaseSettings):
     def admin_url(self, model: str) -> str:
         """Where weights of ``model``, the policy's or an expert's, are pushed to."""
         url = self.policy_url if model == "policy" else self.expert_url(model)
-        return str(httpx.URL(url, port=self.admin_port)) if self.admin_port else url
+        return admin_url(url, self.admin_port)
 
 
 class ExpertEndpoints(BaseSettings):
@@ -51,6 +52,25 @@ class ExpertEndpoints(BaseSettings):
     admin_token: SecretStr | None = Field(
         default=None, description="bearer token of their admin routes; `prism calibrate` alone needs it"
     )
+    admin_port: int | None = Field(
+        default=None, description="where experts keep their admin routes, if on a port of their own"
+    )
+
+
+def admin_url(url: str, admin_port: int | None) -> str:
+    """Where the service at ``url`` keeps its admin routes."""
+    return str(httpx.URL(url, port=admin_port)) if admin_port else url
+
+
+def replica_urls(url: str) -> list[str]:
+    """``url`` by each address of its host; as it is where the host is one address, or none yet."""
+    parts = httpx.URL(url)
+    try:
+        found = socket.getaddrinfo(parts.host, parts.port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return [url]  # its server is away, which is waited for
+    addresses = sorted({str(address[0]) for family, _, _, _, address in found if family == socket.AF_INET})
+    return [str(parts.copy_with(host=address)) for address in addresses] if len(addresses) > 1 else [url]
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)

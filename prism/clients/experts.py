@@ -13,6 +13,7 @@
     asyncio.run(main())
 """
 
+import asyncio
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +24,11 @@ import httpx
 from PIL import Image
 from pydantic import ValidationError
 
-from prism.clients.endpoints import ExpertEndpoints, load_endpoints
+from prism.clients.endpoints import ExpertEndpoints, admin_url, load_endpoints, replica_urls
 from prism.clients.services import ExpertClient
-from prism.data.images import read_image
+from prism.data.images import naming_image, read_image
 from prism.errors import ConfigError, DataError
+from prism.http.client import async_client
 from prism.settings import describe
 from prism.wire.experts import (
     CalibrationRequest,
@@ -63,10 +65,11 @@ class Experts:
         perception_url: str | None = None,
         reasoning_url: str | None = None,
         admin_token: str | None = None,
+        admin_port: int | None = None,
         patience_seconds: float = 120,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(
+        self._http = async_client(
             transport=transport,
             timeout=httpx.Timeout(patience_seconds, connect=5),
             limits=httpx.Limits(max_connections=None),
@@ -75,11 +78,7 @@ class Experts:
         self._experts: dict[Expert, ExpertClient] = {
             expert: ExpertClient(self._http, url, token, patience_seconds) for expert, url in urls.items() if url
         }
-        self._admins: dict[Expert, ExpertClient] = {
-            expert: ExpertClient(self._http, client.url, admin_token, patience_seconds)
-            for expert, client in self._experts.items()
-            if admin_token
-        }
+        self._admin_token, self._admin_port, self._patience = admin_token, admin_port, patience_seconds
 
     @classmethod
     def of_run(
@@ -102,6 +101,7 @@ class Experts:
         return cls(
             token=known.token.get_secret_value(),
             admin_token=known.admin_token.get_secret_value() if known.admin_token else None,
+            admin_port=known.admin_port,
             perception_url=perception_url or known.perception_url,
             reasoning_url=reasoning_url or known.reasoning_url,
             patience_seconds=patience_seconds,
@@ -169,13 +169,24 @@ class Experts:
         return answer
 
     async def calibrate(self, expert: Expert, request: CalibrationRequest) -> CalibrationState:
-        """From now on scores by these weights carry percentiles and a probability.
+        """From now on scores by these weights carry percentiles and a probability, whichever replica gives them.
 
-        Raises ConfigError without an admin token, and Refused once other weights are in use.
+        Raises ConfigError without an admin token, and Refused once other weights are in use; where a replica was told
+        and another could not be, the same call completes it.
         """
-        self.require_admin()
-        self._of(expert)
-        return await self._admins[expert].ask(CalibrationState, "PUT", "/v1/calibration", request)
+        token = self.require_admin()
+        url = admin_url(self._of(expert).url, self._admin_port)
+        replicas = [
+            ExpertClient(self._http, replica, token, self._patience)
+            for replica in await asyncio.to_thread(replica_urls, url)
+        ]
+        asked = (replica.ask(CalibrationState, "PUT", "/v1/calibration", request) for replica in replicas)
+        states: list[CalibrationState] = []
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            states.append(answer)
+        return states[0]
 
     async def model(self, expert: Expert) -> ModelInfo:
         """Who judges: version, architecture, limits, calibration. Raises Refused if it is not that expert."""
@@ -184,10 +195,11 @@ class Experts:
         client.check_expert(expert, info)
         return info
 
-    def require_admin(self) -> None:
-        """Raises ConfigError if there is no admin token."""
-        if self._experts and not self._admins:
+    def require_admin(self) -> str:
+        """The admin token. Raises ConfigError if there is none."""
+        if not self._admin_token:
             raise ConfigError("this needs the admin token: set PRISM_ADMIN_TOKEN")
+        return self._admin_token
 
     def _of(self, expert: Expert) -> ExpertClient:
         client = self._experts.get(expert)
@@ -204,40 +216,57 @@ def item(
     *,
     images: Sequence[ImageSource] = (),
     folder: Path | str = "",
+    image_root: Path | str | None = None,
 ) -> ScoreItem:
     """A prompt, as text (after its images) or as chat messages, and the responses to it.
 
     An image is a path, relative to ``folder``, or bytes, a Pillow image, or what goes over the wire as it is: a data
-    URI, an http(s) URL, ``sha256:...``. Raises DataError if an image cannot be read or the prompt is none.
+    URI, an http(s) URL, ``sha256:...``. A path as text may be what a row of somebody else's says: its file must lie in
+    ``image_root``, by default ``folder``. A ``Path`` is taken as it is. Raises DataError if an image cannot be read or
+    the prompt is none.
     """
     if isinstance(responses, str):
         raise DataError("responses is a list of texts: put a single response into a list")
     value = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
-    sources = [image_uri(image, folder) for image in images]
-    return parse_item({**value, "images": sources, "responses": list(responses)}, folder)
+    sources = [image_uri(image, folder, image_root) for image in images]
+    return parse_item({**value, "images": sources, "responses": list(responses)}, folder, image_root)
 
 
-def parse_item(value: Mapping[str, Any], folder: Path | str = "") -> ScoreItem:
-    """An item as JSON has it, with its images as paths too. Raises DataError that says what is wrong."""
+def parse_item(value: Mapping[str, Any], folder: Path | str = "", image_root: Path | str | None = None) -> ScoreItem:
+    """An item as JSON has it, its images as paths in ``image_root`` too. Raises DataError that says what is wrong."""
     try:
         parsed = ScoreItem.model_validate(value)
     except ValidationError as error:
         raise DataError("; ".join(describe(error))) from None
     for part in image_parts(parsed.messages or []):
-        part.image = image_uri(part.image, folder)
-    parsed.images = [image_uri(image, folder) for image in parsed.images]
+        part.image = image_uri(part.image, folder, image_root)
+    parsed.images = [image_uri(image, folder, image_root) for image in parsed.images]
     return parsed
 
 
-def image_uri(image: ImageSource, folder: Path | str = "") -> str:
-    """An image as it goes over the wire. Raises DataError for a file that cannot be read."""
+def image_uri(image: ImageSource, folder: Path | str = "", image_root: Path | str | None = None) -> str:
+    """An image as it goes over the wire. Raises DataError for a file that cannot be read, or may not: see ``item``."""
     if isinstance(image, Image.Image):
         return data_uri(_png(image))
     if isinstance(image, bytes):
         return data_uri(image)
     if isinstance(image, str) and image.startswith(WIRE_IMAGES):
         return image
+    if isinstance(image, str):
+        return data_uri(_read_inside(image, Path(folder), Path(folder if image_root is None else image_root)))
     return data_uri(read_image(image, Path(folder)))
+
+
+def _read_inside(image: str, folder: Path, root: Path) -> bytes:
+    """The file that a text names. Raises DataError where it lies outside of ``root``, links followed."""
+    with naming_image(image):
+        file = (folder / image).resolve()
+        if not file.is_relative_to(root.resolve()):
+            raise ValueError(
+                f"lies outside of {root.resolve()}, and rows are not trusted to name other files; if these are, "
+                "name the folder of their images: --image-root (image_root)"
+            )
+        return file.read_bytes()
 
 
 def _png(image: Image.Image) -> bytes:

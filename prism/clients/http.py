@@ -1,5 +1,6 @@
 """Asking a service over HTTP: what may pass by waiting is retried, what may not is an error at once."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import httpx
@@ -16,13 +17,18 @@ from prism import telemetry
 from prism.errors import ServiceError
 
 Answer = TypeVar("Answer", bound=BaseModel)
+Read = TypeVar("Read")
 
 
 class Unavailable(ServiceError):
     """The service cannot answer now: restarting, overloaded, or its weights are still older than asked for."""
 
-    def __init__(self, message: str, retry_after: float = 0, *, reached: bool = False) -> None:
+    def __init__(
+        self, message: str, retry_after: float = 0, *, reached: bool = False, status: int | None = None
+    ) -> None:
         super().__init__(message)
+        self.status = status
+        """The HTTP status; None where there was no answer."""
         self.retry_after = retry_after
         """Seconds the service asks to be left alone."""
         self.reached = reached
@@ -48,7 +54,22 @@ class ServiceClient:
 
     async def post(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
         """POST until answered. Raises Unavailable after the patience has run out, Refused at once."""
-        return await self._request("POST", path, body, headers)
+        return (await self._request("POST", path, body, headers))[0]
+
+    async def stream(
+        self,
+        path: str,
+        body: dict[str, Any],
+        headers: dict[str, str],
+        read: Callable[[httpx.Response], Awaitable[Read]],
+        silence_seconds: float,
+    ) -> tuple[httpx.Response, Read]:
+        """POST until what streams back is read whole by ``read``. Raises as ``post`` and ``read`` do.
+
+        However long it takes: it is given up after ``silence_seconds`` without a byte.
+        """
+        silence = httpx.Timeout(silence_seconds, connect=5, pool=self._patience)
+        return await self._request("POST", path, body, headers, read=read, timeout=silence)
 
     async def ask(self, kind: type[Answer], method: str, path: str, body: BaseModel | None = None) -> Answer:
         """The answer as what it is. Raises as ``post`` does, and Refused if the answer is not of that kind.
@@ -56,7 +77,7 @@ class ServiceClient:
         A conflict is waited out unless this is a PUT: what is put rests on what has changed.
         """
         sent = body.model_dump(mode="json", exclude_none=True) if body else None
-        response = await self._request(method, path, sent, conflict_passes=method != "PUT")
+        response, _ = await self._request(method, path, sent, conflict_passes=method != "PUT")
         try:
             return kind.model_validate_json(response.content)
         except ValidationError:
@@ -69,13 +90,16 @@ class ServiceClient:
         body: dict[str, Any] | None,
         headers: dict[str, str] | None = None,
         conflict_passes: bool = True,
-    ) -> httpx.Response:
+        read: Callable[[httpx.Response], Awaitable[Any]] = httpx.Response.aread,
+        timeout: Any = httpx.USE_CLIENT_DEFAULT,
+    ) -> tuple[httpx.Response, Any]:
         reached = False
 
-        async def once() -> httpx.Response:
+        async def once() -> tuple[httpx.Response, Any]:
             nonlocal reached
             try:
-                return await self._request_once(method, path, body, headers or {}, conflict_passes)
+                with telemetry.span(f"{method} {path}", kind="client", url=self.url):
+                    return await self._request_once(method, path, body, headers or {}, conflict_passes, read, timeout)
             except Unavailable as error:
                 error.reached = reached = reached or error.reached
                 raise
@@ -84,24 +108,32 @@ class ServiceClient:
         return await AsyncRetrying(retry=passes, wait=_wait, stop=stop, reraise=True)(once)
 
     async def _request_once(
-        self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str], conflict_passes: bool
-    ) -> httpx.Response:
-        with telemetry.span(f"{method} {path}", kind="client", url=self.url):
-            try:
-                sent = self._headers | telemetry.headers() | headers
-                response = await self._http.request(method, self.url + path, json=body, headers=sent)
-            except httpx.LocalProtocolError as error:
-                raise Refused(f"{self.url}{path}: cannot be asked: {error}") from None
-            except httpx.TransportError as error:
-                reached = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-                raise Unavailable(f"{self.url}{path}: {type(error).__name__}: {error}", reached=reached) from None
-            status = response.status_code
-            if status in (408, 425, 429) or status >= 500 or (status == 409 and conflict_passes):
-                told = f"{self.url}{path}: {status} {_reason(response)}"
-                raise Unavailable(told, _retry_after(response), reached=status == 500)
-            if response.is_error:
-                raise Refused(f"{self.url}{path}: {status} {_reason(response)}", status)
-            return response
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        headers: dict[str, str],
+        conflict_passes: bool,
+        read: Callable[[httpx.Response], Awaitable[Any]],
+        timeout: Any,
+    ) -> tuple[httpx.Response, Any]:
+        """The answer, and what ``read`` made of it."""
+        sent = self._headers | telemetry.headers() | headers
+        try:
+            async with self._http.stream(method, self.url + path, json=body, headers=sent, timeout=timeout) as response:
+                if response.is_success:
+                    return response, await read(response)
+                await response.aread()
+        except httpx.LocalProtocolError as error:
+            raise Refused(f"{self.url}{path}: cannot be asked: {error}") from None
+        except httpx.TransportError as error:
+            reached = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+            raise Unavailable(f"{self.url}{path}: {type(error).__name__}: {error}", reached=reached) from None
+        status = response.status_code
+        told = f"{self.url}{path}: {status} {_reason(response)}"
+        if status in (408, 425, 429) or status >= 500 or (status == 409 and conflict_passes):
+            raise Unavailable(told, _retry_after(response), reached=status == 500, status=status)
+        raise Refused(told, status)
 
 
 _backoff = wait_random_exponential(multiplier=0.1, max=2)

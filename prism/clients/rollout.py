@@ -12,18 +12,29 @@ from prism.clients.endpoints import Endpoints
 from prism.clients.http import Refused, Unavailable
 from prism.clients.services import ExpertClient, GraderClient, PolicyClient
 from prism.data.blobs import BlobStore
+from prism.http.client import async_client
+from prism.tasks import together
 from prism.wire.messages import image_sha256s
 from prism.wire.response import EXPERTS, Expert
 from prism.wire.v1 import rollout_pb2 as pb
+
+SILENCE_SECONDS = 50.0  # with the server's comments, one in ten seconds: what is silent is given up within a minute
 
 
 class RolloutServices:
     """The services a group passes through, and how it does."""
 
-    def __init__(self, http: httpx.AsyncClient, endpoints: Endpoints, *, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        endpoints: Endpoints,
+        *,
+        patience_seconds: float,
+        silence_seconds: float = SILENCE_SECONDS,
+    ) -> None:
         token = endpoints.token.get_secret_value()
         self._blobs = BlobStore(endpoints.blobs)
-        self._policy = PolicyClient(http, endpoints.policy_url, token, patience_seconds)
+        self._policy = PolicyClient(http, endpoints.policy_url, token, patience_seconds, silence_seconds)
         self._grader = GraderClient(http, endpoints.grader_url, token, patience_seconds)
         self._experts: dict[str, tuple[Expert, ExpertClient]] = {
             expert: (expert, ExpertClient(http, endpoints.expert_url(expert), token, patience_seconds))
@@ -53,7 +64,7 @@ class RolloutServices:
                 generate_seconds=sampled - started,
             )
             judging = [self._score(group, *self._experts[name], request.min_expert_version) for name in request.experts]
-            await asyncio.gather(*judging, *([self._grade(group)] if request.grade else []))
+            await together(*judging, *([self._grade(group)] if request.grade else []))
             group.judge_seconds = time.perf_counter() - sampled
             return group
 
@@ -90,8 +101,8 @@ def _raise_if_away(error: Refused | Unavailable) -> None:
 
 @asynccontextmanager
 async def open_services(
-    endpoints: Endpoints, *, connections: int, patience_seconds: float
+    endpoints: Endpoints, *, connections: int, patience_seconds: float, silence_seconds: float = SILENCE_SECONDS
 ) -> AsyncIterator[RolloutServices]:
     limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=4 * connections)
-    async with httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(patience_seconds, connect=5)) as http:
-        yield RolloutServices(http, endpoints, patience_seconds=patience_seconds)
+    async with async_client(limits=limits, timeout=httpx.Timeout(patience_seconds, connect=5)) as http:
+        yield RolloutServices(http, endpoints, patience_seconds=patience_seconds, silence_seconds=silence_seconds)

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import httpx
 from pydantic import ValidationError
 
+from prism.clients.completion import read_completion
 from prism.clients.http import Refused, ServiceClient
 from prism.settings import describe
 from prism.wire.experts import Judge, ScoreAnswer, ScoreItem, ScoreRequest
@@ -34,12 +37,26 @@ class PolicyAnswer:
     samples: list[pb.Sample]
 
 
+class WrongService(Refused):
+    """Another service answers at the address."""
+
+
 class PolicyClient(ServiceClient):
+    def __init__(
+        self, http: httpx.AsyncClient, url: str, token: str, patience_seconds: float, silence_seconds: float
+    ) -> None:
+        super().__init__(http, url, token, patience_seconds)
+        self._silence = silence_seconds
+
     async def sample(
         self, messages: Sequence[pb.Message], images: dict[str, bytes], sampling: pb.Sampling, min_version: int
     ) -> PolicyAnswer:
-        """``sampling.n`` responses with token ids and the sampler's own logprobs. top_p stays 1: see TRL#6789."""
-        response = await self.post(
+        """``sampling.n`` responses with token ids and the sampler's own logprobs. top_p stays 1: see TRL#6789.
+
+        An answer that is being made is waited for, however long it takes; it is given up, and asked for again while
+        there is patience, after ``silence_seconds`` without a sign of it.
+        """
+        response, completion = await self.stream(
             "/v1/chat/completions",
             {
                 "model": "policy",
@@ -51,20 +68,23 @@ class PolicyClient(ServiceClient):
                 "seed": sampling.seed,
                 "logprobs": True,
                 "return_token_ids": True,
+                "stream": True,
             },
-            {MIN_VERSION_HEADER: str(min_version)},
+            # The server may then answer with comments before there are tokens, and does not let a push keep us silent.
+            {MIN_VERSION_HEADER: str(min_version), "Accept": "text/event-stream"},
+            partial(read_completion, n=sampling.n),
+            self._silence,
         )
-        answer = response.json()
         samples = [
             pb.Sample(
-                text=choice["message"]["content"] or "",
-                token_ids=choice["token_ids"],
-                logprobs=[token["logprob"] for token in choice["logprobs"]["content"]],
-                finish_reason=choice["finish_reason"],
+                text=choice.text,
+                token_ids=choice.token_ids,
+                logprobs=choice.logprobs,
+                finish_reason=choice.finish_reason or "",
             )
-            for choice in answer["choices"]
+            for choice in completion.choices
         ]
-        return PolicyAnswer(int(response.headers[VERSION_HEADER]), answer["prompt_token_ids"], samples)
+        return PolicyAnswer(int(response.headers[VERSION_HEADER]), completion.prompt_token_ids, samples)
 
 
 class ExpertClient(ServiceClient):
@@ -77,7 +97,7 @@ class ExpertClient(ServiceClient):
 
     def check_expert(self, expert: Expert, answer: Judge) -> None:
         if answer.expert != expert:
-            raise Refused(f"{self.url} is the {answer.expert} expert, not the {expert} expert: check its address")
+            raise WrongService(f"{self.url} is the {answer.expert} expert, not the {expert} expert: check its address")
 
     def check_counts(self, items: Iterable[ScoreItem], given: list[int]) -> None:
         asked = [len(item.responses) for item in items]

@@ -1,5 +1,6 @@
 """A run as written in TOML (``configs/*.toml``): every key, its unit, and why its default is what it is. (No torch.)"""
 
+from prism.config.alerts import AlertsConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
     GroundingConfig,
@@ -7,6 +8,7 @@ from prism.config.learners import (
     OptimizerConfig,
     PolicyLearnerConfig,
 )
+from prism.config.limits import LimitsConfig
 from prism.config.load import as_toml, load_config, load_saved, load_toml, save_resolved, toml_value
 from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
@@ -14,12 +16,14 @@ from prism.config.stages import AlignConfig, RlvrConfig, RolloutConfig, SftConfi
 from prism.config.strict import ConfigModel
 
 __all__ = [
+    "AlertsConfig",
     "AlignConfig",
     "ConfigModel",
     "DisentangleConfig",
     "EvaluateConfig",
     "ExpertLearnerConfig",
     "GroundingConfig",
+    "LimitsConfig",
     "MixtureConfig",
     "OptimizerConfig",
     "PolicyLearnerConfig",

@@ -63,6 +63,14 @@ class PolicyLearnerConfig(ConfigModel):
     """Truncated importance sampling: a token weighs min(π_learner/π_sampler, cap), and its ratio is to the learner at
     the start of the step. Without it, the default and the published method, ratios are to the sampler; set about 2
     where the learner's and the sampler's log-probabilities differ, as in bfloat16."""
+    max_mismatch: float = Field(0.5, gt=0)
+    """Largest mean absolute difference, in nats a token, between a group's log-probabilities by the sampler and by the
+    learner. A group beyond it was sampled from something else than is trained on (other pixels, another template): it
+    is named and teaches nothing. Compared before the step's first update; with several ``minibatches``, those after the
+    first only where ``importance_cap`` is set. 0.5 is far above bfloat16's 0.02 and what a few updates change."""
+    max_mismatched: int = Field(8, ge=0)
+    """Once more groups than these were left out for their mismatch, since the stage was last started, the run stops. A
+    few spoil nothing; many mean that sampler and learner disagree in general."""
 
 
 class MixtureConfig(ConfigModel):

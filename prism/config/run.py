@@ -5,6 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from prism.config.alerts import AlertsConfig
+from prism.config.limits import LimitsConfig
 from prism.config.services import EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import RlvrConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
@@ -52,6 +54,8 @@ class RunConfig(ConfigModel):
     on_bad_row: Literal["skip", "fail"] = "skip"
     """Whether a row that cannot be used is named and skipped, or ends the run. Skipped by default: large data sets hold
     bad rows, and each is named with file and line."""
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    """What a prompt may hold, for data and services alike."""
     stages: dict[str, Stage] = Field(min_length=1)
     """By a name of your choice; they run in the order of the file, each from the weights of the one before."""
     evaluate: EvaluateConfig
@@ -60,8 +64,13 @@ class RunConfig(ConfigModel):
     """The services on this machine."""
     push: PushConfig = Field(default_factory=PushConfig)
     """How weights reach the services."""
+    alerts: AlertsConfig = Field(default_factory=AlertsConfig)
+    """Bounds of figures that a healthy run does not cross."""
     keep_checkpoints: int = Field(2, gt=0)
     """Checkpoints of each stage that stay on disk. 2 by default: should the newest be damaged, one is left."""
+    redis_patience_seconds: float = Field(3600, ge=0)
+    """Redis may be away, or refuse writes, that long before a stage ends; until then the trainer waits and says so. An
+    hour by default: time for a failover, or for a person to free memory. After that the same command goes on."""
 
     @property
     def run_dir(self) -> Path:
@@ -76,6 +85,8 @@ class RunConfig(ConfigModel):
     def _stages_fit(self) -> Self:
         if self.device == "cuda" and self.dtype != "bfloat16":
             raise ValueError("dtype: on a GPU the learners' attention computes in bfloat16")
+        for name in sorted(LimitsConfig.model_fields.keys() & self.stack.policy_options.keys()):
+            raise ValueError(f"stack.policy_options.{name}: set limits.{name} instead, which is everyone's")
         for name, stage in self.stages.items():
             if isinstance(stage, SftConfig):
                 continue

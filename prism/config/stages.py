@@ -58,6 +58,9 @@ class RolloutConfig(ConfigModel):
     staleness: int = Field(0, ge=0)
     """Updates that a rollout's policy may be behind the learner. 0, the default, is lock-step and exactly on-policy; at
     1 workers sample the next step while the learner updates."""
+    cache_gib: float = Field(default=2.0, ge=0)
+    """GiB of memory, on each rank, for prompts made ready, images processed: a group that comes again finds its own.
+    Changes speed alone; 2 hold some 80 prompts with images of 1,000 tokens."""
 
 
 class AlignConfig(ConfigModel):
@@ -82,6 +85,13 @@ class AlignConfig(ConfigModel):
     pairs of one."""
     alpha: float = Field(0.5, ge=0, le=1)
     """Weight of the perception expert in the advantage; the reasoning expert has the rest. Published: 0.5."""
+    max_empty_steps: int = Field(3, gt=0)
+    """After this many consecutive steps without a sample to learn from, the run ends and says why:
+    no valid format, no score, no pair for an expert. One may be bad luck; three are a fault of the
+    model's format, the data or a service. May be changed before a run goes on."""
+    max_flat_steps: int = Field(20, gt=0)
+    """The same for consecutive steps whose responses could be compared, but were scored alike. More than
+    ``max_empty_steps``, because a policy that repeats itself may recover. May be changed too."""
     checkpoint_every: int = Field(10, gt=0)
     """Steps between checkpoints, warm-up steps included. A step with rollouts takes a minute or more at full size, so
     10 lose some minutes; the loop waits for no more than a copy of the tensors."""
@@ -112,6 +122,13 @@ class RlvrConfig(ConfigModel):
     overlong_buffer: int = Field(0, ge=0)
     """Tokens before ``max_tokens`` over which the reward falls by 1: DAPO's soft over-long penalty. By default 0, no
     penalty; published for DAPO are 4,096."""
+    max_empty_steps: int = Field(3, gt=0)
+    """After this many consecutive steps without a sample to learn from, the run ends and says why:
+    no valid format, no verdict. One may be bad luck; three are a fault of the
+    model's format, the data or a service. May be changed before a run goes on."""
+    max_flat_steps: int = Field(20, gt=0)
+    """The same for consecutive steps whose responses could be compared, but were all right or all wrong. More than
+    ``max_empty_steps``, because success is rare on hard prompts. May be changed too."""
     checkpoint_every: int = Field(10, gt=0)
     """Steps between checkpoints; as in alignment."""
 

@@ -37,11 +37,20 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 class LazyRows(Sequence[RowT]):
-    """Rows of an open file by the offsets of their lines, each read and parsed when it is asked for. Thread-safe."""
+    """Rows of a file by the offsets of their lines, each read and parsed when it is asked for. Thread-safe.
 
-    def __init__(self, file: IO[bytes], offsets: Sequence[int], parse: Callable[[bytes], RowT]) -> None:
-        self._file, self._offsets, self._parse = file, offsets, parse
+    They may be sent to another process, which opens the file for itself; ``file`` is what ``open_lines`` gave.
+    """
+
+    def __init__(
+        self, path: Path, offsets: Sequence[int], parse: Callable[[bytes], RowT], file: IO[bytes] | None = None
+    ) -> None:
+        self._path, self._offsets, self._parse = path, offsets, parse
+        self._file = file or open_lines(path)
         self._reading = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LazyRows, (self._path, self._offsets, self._parse)
 
     def __len__(self) -> int:
         return len(self._offsets)

@@ -1,11 +1,13 @@
 """Data rows as users bring them: JSON Lines or Parquet of chat messages, images by path.
 
 A row's ``messages`` end with the user's turn, or with the assistant's, which is then the demonstration ``response``.
-``teacher`` is the closed teacher's text, ``gold`` the answer a grader compares with; both are optional.
+``teacher`` is the closed teacher's text, ``gold`` the answer a grader compares with; both are optional. A text that is
+null, NaN or blank is not there.
 """
 
 import io
 import json
+import math
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -13,27 +15,41 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from prism.config import LimitsConfig
 from prism.data.blobs import BlobStore
-from prism.data.images import decode_image, naming_image, read_image
+from prism.data.images import canonical_image, decode_image, encode_canonical, naming_image, read_image
 from prism.data.row_files import LazyRows, open_lines
 from prism.errors import DataError
 from prism.settings import describe
 from prism.wire.messages import Message, from_json, image_parts, place_images, take_demonstration
+from prism.wire.response import parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
 KEPT_PROBLEMS = 1_000  # texts; beyond them problems are counted
 CHECKED_IMAGES = 16_384  # names of images known to be good: rows that share one mostly stand together
 SAY_SECONDS = 10
+BYTES_PER_PIXEL = 4.1  # three of a PNG that could not be compressed, in base64
+REQUEST_BYTES = 64 * 1024  # of a request, beside texts and images
+
+Size = tuple[int, int]
+"""Width and height."""
 
 
 # What reading a row raises, if something is wrong with it.
 ROW_ERRORS = (ValidationError, json.JSONDecodeError, DataError, UnicodeError, RecursionError)
+
+
+def _blank_is_none(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+OptionalText = Annotated[str | None, BeforeValidator(_blank_is_none)]
 
 
 class DataRow(BaseModel):
@@ -46,15 +62,18 @@ class DataRow(BaseModel):
 
     id: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1)
-    response: str | None = None
-    teacher: str | None = None
-    gold: str | None = None
+    response: OptionalText = None
+    teacher: OptionalText = None
+    gold: OptionalText = None
     kind: Literal["auto", "math", "number", "choice", "text", "multi", "box", "judge"] = "auto"
     meta: dict[str, object] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _demonstration_in_messages(cls, value: object) -> object:
+        if isinstance(value, dict):
+            # Tables write NaN for what is not there. It would become the text "nan", which itself may be an answer.
+            value = {key: v for key, v in value.items() if not (isinstance(v, float) and math.isnan(v))}
         return take_demonstration(place_images(value))
 
     @model_validator(mode="after")
@@ -70,6 +89,10 @@ class DataRow(BaseModel):
         return [part.image for part in image_parts(self.messages)]
 
 
+RowCheck = Callable[[DataRow, Sequence[Size]], None]
+"""Raises DataError for a row, with images of these sizes, that a use cannot take."""
+
+
 @dataclass
 class DataFile:
     """The usable rows of one file, and what was wrong with the others, each with file and line."""
@@ -79,6 +102,7 @@ class DataFile:
     problems: list[str] = field(default_factory=list)
     """Of the first rows that cannot be used."""
     bad_rows: int = 0
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def image(self, name: str) -> bytes:
         """Raises DataError that names the image."""
@@ -88,7 +112,13 @@ class DataFile:
         """Raises DataError that names the image."""
         data = self.image(name)
         with naming_image(name):
-            return decode_image(data)
+            return decode_image(data, self.limits.max_image_pixels)
+
+    def canonical_image(self, name: str) -> bytes:
+        """What ``decode_image`` sees, for other readers. Raises DataError that names the image."""
+        data = self.image(name)
+        with naming_image(name):
+            return canonical_image(data, self.limits.max_image_pixels)
 
 
 def read_rows(
@@ -98,17 +128,21 @@ def read_rows(
     *,
     images: Literal["decode", "exist"] = "decode",
     say: Callable[[str], None] = lambda _: None,
+    limits: LimitsConfig | None = None,
+    check: RowCheck | None = None,
 ) -> DataFile:
     """Check every row and keep where it stands: 8 bytes a row, which is read again when it is asked for.
 
     An image that is missing or no image counts as a bad row; with ``images="exist"`` none is opened, so that only a
-    missing one does. ``require`` names optional keys that this use needs, such as ``("teacher",)``. ``say`` is told
-    of progress, where it takes long.
+    missing one does. ``require`` names optional keys that this use needs, such as ``("teacher",)``; a teacher's text
+    that is needed must be in the response format, or nobody can learn from it. ``say`` is told of progress, where it
+    takes long. ``limits`` are of every prompt; ``check`` is this use's own; with ``images="exist"`` it is given no
+    sizes.
     Raises DataError if the file is missing, holds no good row or, with ``on_bad_row="fail"``, a bad one.
     """
     if not path.is_file():
         raise DataError(f"data file {path} does not exist")
-    result = DataFile(path)
+    result = DataFile(path, limits=limits or LimitsConfig())
     offsets, numbers, ids = array("q"), array("q"), array("Q")  # of the good rows
 
     def bad(number: int, text: str) -> None:
@@ -118,7 +152,7 @@ def read_rows(
         if on_bad_row == "fail":
             raise DataError(f'{path}:{number}: {text}\n(set on_bad_row = "skip" to count and skip such rows)')
 
-    check = _image_check(result, decode=images == "decode")
+    size_of = _image_check(result, decode=images == "decode")
     lines = open_lines(path)
     size, offset, said = lines.seek(0, io.SEEK_END), 0, time.monotonic()
     lines.seek(0)
@@ -131,10 +165,15 @@ def read_rows(
             say(f"checking {path}: {number:,} rows, {offset / size:.0%}")
         try:
             row = _parse_row(line)
-            if missing := [key for key in require if getattr(row, key) is None]:
-                raise DataError(f"{', '.join(missing)} is missing, which this stage needs")
-            for name in row.image_paths:
-                check(name)
+            _refuse_unusable(row, require)
+            if len(row.image_paths) > result.limits.max_images:
+                raise DataError(
+                    f"{len(row.image_paths)} images, over the limit of {result.limits.max_images} (max_images)"
+                )
+            sizes = [found for name in row.image_paths if (found := size_of(name))]
+            _check_request(row, sizes, result)
+            if check:
+                check(row, sizes)
         except ROW_ERRORS as error:
             bad(number, what_is_wrong(error))
             continue
@@ -151,8 +190,16 @@ def read_rows(
     if not offsets:
         first = f"; the first problem: {result.problems[0]}" if result.problems else ""
         raise DataError(f"data file {path} holds no usable row{first}")
-    result.rows = LazyRows(lines, offsets, _parse_row)
+    result.rows = LazyRows(path, offsets, _parse_row, lines)
     return result
+
+
+def _refuse_unusable(row: DataRow, require: tuple[str, ...]) -> None:
+    """Raises DataError unless the row has each of these texts, and the teacher's has its three sections."""
+    if missing := [key for key in require if getattr(row, key) is None]:
+        raise DataError(f"{', '.join(missing)} is missing or empty, which this stage needs")
+    if "teacher" in require and (problems := parse_response(row.teacher or "").problems):
+        raise DataError(f"the teacher's text is not in the response format: {', '.join(problems)}")
 
 
 def what_is_wrong(error: Exception) -> str:
@@ -180,27 +227,65 @@ def _repeated(ids: array) -> list[int]:
     return sorted(order[1:][values[order[1:]] == values[order[:-1]]].tolist())
 
 
-def _image_check(data: DataFile, *, decode: bool) -> Callable[[str], None]:
-    """What raises DataError for a bad image; it remembers the good ones it saw last."""
+def _image_check(data: DataFile, *, decode: bool) -> Callable[[str], Size | None]:
+    """What raises DataError for a bad image and gives a good one's size, if it is decoded; the last are remembered."""
 
-    def look(name: str) -> None:
+    def look(name: str) -> Size | None:
         if decode or name.startswith("data:"):
-            data.decode_image(name).close()
-            return
+            return data.decode_image(name).size
         with naming_image(name):
             (data.path.parent / name).stat()
+        return None
 
     remembering = lru_cache(CHECKED_IMAGES)(look)
     return lambda name: look(name) if name.startswith("data:") else remembering(name)
 
 
+def _check_request(row: DataRow, sizes: Sequence[Size], data: DataFile) -> None:
+    """Raises DataError for a prompt that is too large to be sent; sizes that cannot be are found without encoding."""
+    texts = sum(len(part.text.encode()) for message in row.messages for part in message.parts if part.type == "text")
+    room = data.limits.body_limit - REQUEST_BYTES - texts
+    if sum(BYTES_PER_PIXEL * width * height for width, height in sizes) <= room:
+        return
+    sent = sum(4 * len(encode_canonical(data.decode_image(name))) // 3 for name in row.image_paths)
+    if sent > room:
+        raise DataError(
+            f"texts of {texts} bytes and images of {sent} as PNG in base64, over the limit of "
+            f"{data.limits.body_limit} (body_limit)"
+        )
+
+
 def to_prompt(row: DataRow, data: DataFile, blobs: BlobStore) -> pb.Prompt:
-    """The row as it travels: its images put into the blob store and named by sha256."""
+    """The row as it travels: its images put into the blob store, as the learner sees them, and named by sha256."""
+    return _to_prompt(row, lambda name: blobs.put(data.canonical_image(name)))
+
+
+def _to_prompt(row: DataRow, name_image: Callable[[str], str]) -> pb.Prompt:
     return pb.Prompt(
         id=row.id,
-        messages=from_json(row.messages, lambda name: blobs.put(data.image(name))),
+        messages=from_json(row.messages, name_image),
         gold=row.gold or "",
         kind=row.kind,
         teacher=row.teacher or "",
         meta_json=json.dumps(row.meta),
     )
+
+
+class Prompts(Sequence[pb.Prompt]):
+    """The rows of a file as they travel, each made when it is asked for; its images are stored then, once."""
+
+    def __init__(self, data: DataFile, blobs: BlobStore) -> None:
+        def stored(name: str) -> str:
+            return blobs.put(data.canonical_image(name))
+
+        self._rows, self._stored, self._remembered = data.rows, stored, lru_cache(CHECKED_IMAGES)(stored)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> pb.Prompt:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Raises DataError for an image that has gone since it was checked, ServiceError where the store is away."""
+        return _to_prompt(self._rows[index], self._name)
+
+    def _name(self, image: str) -> str:
+        return self._stored(image) if image.startswith("data:") else self._remembered(image)

@@ -20,11 +20,14 @@ from prism.clients.http import Refused, Unavailable
 from prism.clients.services import ExpertClient
 from prism.config import DisentangleConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import read_rows, to_prompt
-from prism.errors import ServiceError
+from prism.data.rows import DataFile, read_rows, to_prompt
+from prism.errors import DataError, ServiceError
 from prism.evaluation import corrupt
 from prism.evaluation.corrupt import Lies
+from prism.evaluation.unasked import Unasked, print_unasked, unasked_figures, why_unasked
 from prism.files import append_json, read_jsonl
+from prism.http.client import async_client
+from prism.tasks import together
 from prism.wire.response import EXPERTS, Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -33,15 +36,21 @@ FILE = "disentanglement.jsonl"
 
 
 def disentangle(config: RunConfig, stage: str, settings: DisentangleConfig, version: int) -> dict[str, Any]:
-    """Measure and record. Raises ServiceError unless version ``version`` of both experts gave all the scores."""
+    """Measure and record. A row that cannot be asked about is counted and named (``unasked``).
+
+    Raises ServiceError unless version ``version`` of both experts gave all the scores.
+    """
     started = time.perf_counter()
-    texts = _texts(config, settings)
-    changes = asyncio.run(_changes(config, texts, version))
+    file, texts, unasked = _texts(config, settings)
+    answers = asyncio.run(_changes(config, texts, version))
+    changes = [one for one in answers if not isinstance(one, Unasked)]
+    unasked += [one for one in answers if isinstance(one, Unasked)]
     figures = {
         "stage": stage,
         "expert_version": version,
         "share": settings.share,
-        "rows": len(texts),
+        "rows": len(changes),
+        **unasked_figures(file, unasked),
         **{
             section: {expert: summary([c[section, expert] for c in changes]) for expert in EXPERTS}
             for section in corrupt.CORRUPTED_PARTS
@@ -61,6 +70,7 @@ def print_disentanglement(console: Console, figures: dict[str, Any]) -> None:
     for section in corrupt.CORRUPTED_PARTS:
         shown = [f"{expert} {_shown(figures[section][expert])}" for expert in EXPERTS]
         console.print(f"{figures['stage']:>10} lies in the {section} alone change the score by: {', '.join(shown)}")
+    print_unasked(console, figures)
 
 
 def summary(changes: Sequence[float | None]) -> dict[str, float | int | None]:
@@ -80,10 +90,12 @@ def summary(changes: Sequence[float | None]) -> dict[str, float | int | None]:
     }
 
 
-def _texts(config: RunConfig, settings: DisentangleConfig) -> list[tuple[pb.Prompt, dict[str, str]]]:
-    """Prompts, each with its corrupted responses by section: those that hold a number there."""
+def _texts(
+    config: RunConfig, settings: DisentangleConfig
+) -> tuple[DataFile, list[tuple[pb.Prompt, dict[str, str]]], list[Unasked]]:
+    """The file; its prompts, each with its corrupted responses by section, those that hold a number there; bad rows."""
     blobs = BlobStore(load_endpoints(config.run_dir / "stack.json").blobs)
-    file = read_rows(config.path(config.evaluate.data), config.on_bad_row, require=("teacher",))
+    file = read_rows(config.path(config.evaluate.data), config.on_bad_row, require=("teacher",), limits=config.limits)
     lies = Lies(settings.words, settings.share)
     made = [
         (
@@ -96,18 +108,29 @@ def _texts(config: RunConfig, settings: DisentangleConfig) -> list[tuple[pb.Prom
         )
         for row in file.rows[: settings.rows]
     ]
-    return [(to_prompt(row, file, blobs), texts) for row, texts in made if texts]
+    prompts: list[tuple[pb.Prompt, dict[str, str]]] = []
+    unasked: list[Unasked] = []
+    for row, texts in made:
+        try:
+            if texts:
+                prompts.append((to_prompt(row, file, blobs), texts))
+        except DataError as error:
+            unasked.append(why_unasked(row.id, error))
+    return file, prompts, unasked
 
 
 async def _changes(
     config: RunConfig, texts: Sequence[tuple[pb.Prompt, dict[str, str]]], version: int
-) -> list[dict[tuple[str, str], float | None]]:
-    """For each prompt, section and expert: the corrupted response's score minus the original's; None: not scored."""
+) -> list[dict[tuple[str, str], float | None] | Unasked]:
+    """For each prompt, section and expert: the corrupted response's score minus the original's; None: not scored.
+
+    Unasked stands for a prompt that the experts did not take.
+    """
     endpoints = load_endpoints(config.run_dir / "stack.json")
     patience = config.push.deadline_seconds
     room = asyncio.Semaphore(CONCURRENCY)
     limits = httpx.Timeout(patience, connect=5)
-    async with httpx.AsyncClient(timeout=limits) as http:
+    async with async_client(timeout=limits) as http:
         clients: dict[Expert, ExpertClient] = {
             expert: ExpertClient(http, endpoints.expert_url(expert), endpoints.token.get_secret_value(), patience)
             for expert in EXPERTS
@@ -131,10 +154,13 @@ async def _changes(
                         changes[section, expert] = other.value - original.value
             return changes
 
-        try:
-            return await asyncio.gather(*(of(prompt, corrupted) for prompt, corrupted in texts))
-        except (Refused, Unavailable) as error:
-            raise ServiceError(f"the experts could not be measured: {error}") from None
+        async def asked(prompt: pb.Prompt, corrupted: dict[str, str]) -> dict[tuple[str, str], float | None] | Unasked:
+            try:
+                return await of(prompt, corrupted)
+            except (Refused, Unavailable) as error:
+                return why_unasked(prompt.id, error)
+
+        return await together(*(asked(prompt, corrupted) for prompt, corrupted in texts))
 
 
 def _shown(cell: dict[str, Any]) -> str:

@@ -16,9 +16,11 @@ from prism.clients.http import Refused, Unavailable
 from prism.clients.rollout import RolloutServices, open_services
 from prism.config import EvaluateConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import read_rows, to_prompt
+from prism.data.rows import DataFile, read_rows, to_prompt
 from prism.errors import DataError, ServiceError
+from prism.evaluation.unasked import Unasked, print_unasked, unasked_figures, why_unasked
 from prism.files import append_json, read_jsonl
+from prism.tasks import together
 from prism.wire.messages import image_sha256s
 from prism.wire.response import EXPERTS, caption_f1, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
@@ -40,15 +42,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Ask every held-out question once and record the figures and the first responses of ``stage``.
 
-    With ``data``, another split than the configuration's, the figures are returned alone.
-    Raises ServiceError unless one policy version, ``version``, gave all the responses.
+    With ``data``, another split than the configuration's, the figures are returned alone. A question that cannot be
+    asked is counted and named in them (``unasked``), as are rows of the file that cannot be used (``skipped_rows``).
+    Raises ServiceError unless one policy version, ``version``, gave all the responses, and DataError if the file holds
+    no question, or with ``on_bad_row="fail"`` a bad row.
     """
     other = {"data": data or config.evaluate.data, "questions": questions or config.evaluate.questions}
     settings = config.evaluate.model_copy(update=other)
     started = time.perf_counter()
-    groups = asyncio.run(_ask(config, settings, version, temperature))
+    file, groups, unasked = asyncio.run(_ask(config, settings, version, temperature))
     versions = {group.policy_version for group in groups}
-    if versions != {version}:
+    if groups and versions != {version}:
         raise ServiceError(f"stage {stage} ended with policy version {version}, the server answered with {versions}")
     figures = {
         "stage": stage,
@@ -56,6 +60,7 @@ def evaluate(
         "policy_version": version,
         "temperature": temperature,
         **_figures(groups),
+        **unasked_figures(file, unasked),
         "by_level": {level: _figures(of_level) for level, of_level in _by_level(groups).items()},
         "seconds": time.perf_counter() - started,
         "time": time.time(),
@@ -80,33 +85,46 @@ def print_figures(console: Console, figures: dict[str, Any]) -> None:
         f"format {percent(figures['format_rate'])}, caption F1 {percent(figures['caption_f1'])} "
         f"[dim]({figures['questions']} questions, policy version {figures['policy_version']})[/]"
     )
+    print_unasked(console, figures)
 
 
-async def _ask(config: RunConfig, settings: EvaluateConfig, version: int, temperature: float) -> list[pb.RolloutGroup]:
+def refuse_bad_rows(config: RunConfig) -> None:
+    """With ``on_bad_row="fail"``, before a run trains: raises DataError that names the first bad held-out row."""
+    if config.on_bad_row == "fail":
+        read_rows(config.path(config.evaluate.data), config.on_bad_row, require=("gold",))
+
+
+async def _ask(
+    config: RunConfig, settings: EvaluateConfig, version: int, temperature: float
+) -> tuple[DataFile, list[pb.RolloutGroup], list[Unasked]]:
+    """The file, the groups of its questions in order, and the questions of which none could be made."""
     endpoints = load_endpoints(config.run_dir / "stack.json")
     blobs = BlobStore(endpoints.blobs)
-    file = read_rows(config.path(settings.data), config.on_bad_row, require=("gold",))
+    file = read_rows(config.path(settings.data), config.on_bad_row, require=("gold",), limits=config.limits)
     room = asyncio.Semaphore(CONCURRENCY)
 
-    async def ask(judges: RolloutServices, index: int) -> pb.RolloutGroup:
-        request = pb.RolloutRequest(
-            prompt=to_prompt(file.rows[index], file, blobs),
-            sampling=pb.Sampling(n=1, temperature=temperature, max_tokens=settings.max_tokens, seed=index),
-            stage="evaluate",
-            min_policy_version=version,
-            experts=EXPERTS if index < SHOWN else (),
-            grade=True,
-        )
-        async with room:
-            return await judges.rollout(request, "evaluate")
+    async def ask(judges: RolloutServices, index: int) -> pb.RolloutGroup | Unasked:
+        row = file.rows[index]
+        try:
+            request = pb.RolloutRequest(
+                prompt=to_prompt(row, file, blobs),
+                sampling=pb.Sampling(n=1, temperature=temperature, max_tokens=settings.max_tokens, seed=index),
+                stage="evaluate",
+                min_policy_version=version,
+                experts=EXPERTS if index < SHOWN else (),
+                grade=True,
+            )
+            async with room:
+                return await judges.rollout(request, "evaluate")
+        except (Refused, Unavailable, DataError) as error:
+            return why_unasked(row.id, error)
 
     async with open_services(
         endpoints, connections=CONCURRENCY, patience_seconds=config.push.deadline_seconds
     ) as judges:
-        try:
-            return await asyncio.gather(*(ask(judges, i) for i in range(min(settings.questions, len(file.rows)))))
-        except (Refused, Unavailable, DataError) as error:
-            raise ServiceError(f"the evaluation could not be finished: {error}") from None
+        asked = await together(*(ask(judges, i) for i in range(min(settings.questions, len(file.rows)))))
+    groups = [one for one in asked if not isinstance(one, Unasked)]
+    return file, groups, [one for one in asked if isinstance(one, Unasked)]
 
 
 def _figures(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
@@ -124,9 +142,9 @@ def _figures(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
         "judged": len(right),
         "accuracy": accuracy,
         "accuracy_stderr": None if accuracy is None else math.sqrt(accuracy * (1 - accuracy) / len(right)),
-        "format_rate": sum(parse_response(sample.text).valid for sample in samples) / len(samples),
+        "format_rate": sum(parse_response(s.text).valid for s in samples) / len(samples) if samples else None,
         "caption_f1": sum(facts) / len(facts) if facts else None,
-        "response_tokens": sum(len(sample.token_ids) for sample in samples) / len(samples),
+        "response_tokens": sum(len(s.token_ids) for s in samples) / len(samples) if samples else None,
     }
 
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from prism import logs, telemetry
 from prism.errors import ServiceError
 from prism.http.auth import OPEN_PATHS, BearerAuth
-from prism.settings import ServiceSettings
+from prism.settings import AdminSettings, ServiceSettings
 from prism.wire.messages import well_formed
 
 ADMIN_PATHS = frozenset({"/weights", "/v1/calibration"})
@@ -106,12 +106,13 @@ def create_app(
     if telemetry.is_on():
         app.add_middleware(Traced)
     app.add_middleware(BodyLimit, limit=body_limit, variable="PRISM_MAX_BODY_BYTES")
+    admin = settings if isinstance(settings, AdminSettings) else None
     app.add_middleware(
         BearerAuth,
         data_token=settings.token.get_secret_value(),
-        admin_token=settings.admin_token.get_secret_value(),
+        admin_token=admin.admin_token.get_secret_value() if admin else None,
         is_admin=ADMIN_PATHS.__contains__,
-        admin_port=settings.admin_port,
+        admin_port=admin.admin_port if admin else None,
     )
 
     app.add_exception_handler(RequestValidationError, refuse)
@@ -175,7 +176,7 @@ def end(app: FastAPI, error: Exception) -> None:
 
 def _sockets(settings: ServiceSettings) -> list[socket.socket] | None:
     """For two ports; None leaves the only one to uvicorn. Raises ServiceError for a port that is taken."""
-    if settings.admin_port is None:
+    if not isinstance(settings, AdminSettings) or settings.admin_port is None:
         return None
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     ports = (settings.port, settings.admin_port)

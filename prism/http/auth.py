@@ -1,4 +1,4 @@
-"""Bearer tokens: one for data, one for administration, compared in constant time."""
+"""Bearer tokens: one for data, one for administration where there is any, compared in constant time."""
 
 import secrets
 from collections.abc import Callable
@@ -10,18 +10,20 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 def refusal(
-    scope: Scope, data_token: str, admin_token: str, *, admin: bool, admin_port: int | None = None
+    scope: Scope, data_token: str, admin_token: str | None, *, admin: bool, admin_port: int | None = None
 ) -> JSONResponse | None:
     """None if the request may pass, else the 401 (no or unknown token) or 403 (data token on an admin route).
 
-    Where there is an ``admin_port``, an admin route asked for on another port is a 403 whatever the token.
+    Without an ``admin_token`` nobody may pass to an admin route. Where there is an ``admin_port``, an admin route asked
+    for on another port is a 403 whatever the token.
     """
     if admin and admin_port is not None and (scope.get("server") or (None, None))[1] != admin_port:
         return JSONResponse({"detail": "this route is served on the admin port alone (PRISM_ADMIN_PORT)"}, 403)
     header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     scheme, _, given = header.partition(b" ")
-    is_admin = scheme.lower() == b"bearer" and secrets.compare_digest(given, admin_token.encode())
-    is_data = scheme.lower() == b"bearer" and secrets.compare_digest(given, data_token.encode())
+    is_bearer = scheme.lower() == b"bearer"
+    is_admin = admin_token is not None and is_bearer and secrets.compare_digest(given, admin_token.encode())
+    is_data = is_bearer and secrets.compare_digest(given, data_token.encode())
     if is_admin or (is_data and not admin):
         return None
     if is_data:
@@ -40,7 +42,7 @@ class BearerAuth:
         self,
         app: ASGIApp,
         data_token: str,
-        admin_token: str,
+        admin_token: str | None,
         is_admin: Callable[[str], bool],
         admin_port: int | None = None,
     ) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from prism.errors import ConfigError, WeightsError
 from prism.model import torchvision_cpu
+from prism.model.folder import complete_folder
 from prism.model.inputs import InputBuilder
 from prism.model.packing import Batch, run_backbone
 from prism.model.shared_prefix import ATTENTION
@@ -123,7 +124,7 @@ def load_expert(
     ConfigError if there is no model that can be an expert, WeightsError if its files do not hold one.
     """
     try:
-        config = AutoConfig.from_pretrained(str(folder))
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model can be loaded from {folder}: {str(error)[:500]}") from None
     kind = CLASSES.get(config.model_type)
@@ -132,7 +133,12 @@ def load_expert(
     try:
         with _quiet():
             expert, loading = kind.from_pretrained(
-                str(folder), config=config, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
+                str(folder),
+                config=config,
+                dtype=dtype,
+                attn_implementation=ATTENTION,
+                output_loading_info=True,
+                use_safetensors=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"the weights in {folder} cannot be loaded: {str(error)[:500]}") from None
@@ -171,7 +177,7 @@ def save_expert(
     file = folder / "config.json"
     config = json.loads(file.read_text()) | {"architectures": [ARCHITECTURES[expert.config.model_type]]}
     file.write_text(json.dumps(config, indent=2) + "\n")
-    inputs.processor.save_pretrained(folder)
+    complete_folder(folder, inputs.start, inputs.processor)
 
 
 @torch.no_grad()

@@ -8,8 +8,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 
 from prism import logs
@@ -27,6 +29,12 @@ transformers_logging.disable_progress_bar()  # a bar for each load and save woul
 if logs.is_json():
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
+
+# A model folder may come from anyone: no code of its own, no pickled weights.
+SAFELY: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+
+
+TOKEN_BYTES = 40  # of a Python list of token ids
 
 
 @dataclass(frozen=True)
@@ -46,19 +54,34 @@ class Example:
     def response_ids(self) -> list[int]:
         return self.input_ids[self.prompt_length :]
 
+    @property
+    def nbytes(self) -> int:
+        """Of memory, about: what a cache of examples is bounded by."""
+        grid, pixels = self.image_grid_thw, self.pixel_values
+        images = 0 if pixels is None or grid is None else pixels.nbytes + grid.nbytes
+        return images + TOKEN_BYTES * len(self.input_ids)
+
 
 class InputBuilder:
     """Builds examples with a model folder's own processor: tokenizer, chat template, image processor. Thread-safe.
 
-    Raises ConfigError if the folder holds none.
+    Raises ConfigError if the folder holds none, or no chat template.
     """
 
     def __init__(self, model: Path | str) -> None:
+        self.start = model
         try:
-            self.processor = AutoProcessor.from_pretrained(str(model))
+            self.processor = AutoProcessor.from_pretrained(str(model), trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(f"no processor can be loaded from {model}: {str(error)[:500]}") from None
         self.tokenizer = self.processor.tokenizer
+        if not self.processor.chat_template:
+            if not self.tokenizer.chat_template:
+                raise ConfigError(
+                    f"{model} holds no chat template: add chat_template.jinja, or chat_template in its "
+                    "tokenizer_config.json, as the model was published with it"
+                )
+            self.processor.chat_template = self.tokenizer.chat_template
         self._tokenizing = threading.Lock()
         self.end_token_id: int = self.tokenizer.eos_token_id
         self.image_token_id: int = self.processor.image_token_id
@@ -80,13 +103,30 @@ class InputBuilder:
             raise DataError(f"the image cannot be processed: {error}") from None
         return out["pixel_values"], out["image_grid_thw"]
 
-    def image_tokens(self, image: Image.Image) -> int:
-        """Placeholders that the image will take in a prompt. Raises DataError as ``images`` does."""
+    def image_tokens(self, width: int, height: int) -> int:
+        """Placeholders that an image of this size will take in a prompt. Raises DataError as ``images`` does."""
         try:
-            patches: int = self.processor.image_processor.get_number_of_image_patches(image.height, image.width)
+            patches: int = self.processor.image_processor.get_number_of_image_patches(height, width)
         except ValueError as error:
             raise DataError(f"the image cannot be processed: {error}") from None
         return patches // self._merge
+
+    def prompt_tokens(self, messages: Sequence[pb.Message], sizes: Sequence[tuple[int, int]], *, room: int) -> int:
+        """Tokens of a prompt with images of these widths and heights, or a larger number that fits into ``room``.
+
+        Raises DataError for a prompt that the chat template does not take.
+        """
+        images = sum(self.image_tokens(*size) for size in sizes)
+        text = self._rendered(messages)
+        if images + len(text.encode()) <= room:  # no token is less than a byte: most prompts need not be tokenised
+            return images + len(text.encode())
+        return images + len(self._tokens(text, split_special_tokens=False)) - len(sizes)
+
+    def _rendered(self, messages: Sequence[pb.Message]) -> str:
+        try:
+            return self.processor.apply_chat_template(to_template(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise DataError(f"the chat template does not take the prompt: {error}") from None
 
     def prompt(self, messages: Sequence[pb.Message], images: Sequence[Image.Image]) -> Example:
         """The prompt alone, ready for a response. Raises DataError if it does not name exactly these images."""
@@ -97,7 +137,7 @@ class InputBuilder:
         self, messages: Sequence[pb.Message], pixel_values: torch.Tensor | None, grid: torch.Tensor | None
     ) -> Example:
         """As ``prompt``, from images that are processed already."""
-        text = self.processor.apply_chat_template(to_template(messages), tokenize=False, add_generation_prompt=True)
+        text = self._rendered(messages)
         ids: list[int] = []
         counts = [] if grid is None else (grid.prod(-1) // self._merge).tolist()
         named = len(image_sha256s(messages))

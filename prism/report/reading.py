@@ -20,11 +20,22 @@ from prism.report.records import (
     Step,
     surviving,
     total,
+    values,
 )
 
 T = TypeVar("T")
 DISENTANGLED = "disentanglement.jsonl"
 NAMED_LINES = 3  # broken lines of a file that are named one by one
+
+
+class Alert(Record):
+    """A figure was over its bound, without a break."""
+
+    name: str
+    bound: Figure
+    first: int
+    last: int
+    """Step."""
 
 
 class StageReport(Record):
@@ -42,6 +53,9 @@ class StageReport(Record):
     """The sum over its surviving steps."""
     attempts: list[int]
     """Of the run, that worked on this stage."""
+    alerts: list[Alert]
+    steps_without_learning: int
+    """In which the policy learnt nothing."""
     superseded_steps: int
     """Lines of steps that were done again after a resume."""
     evaluation: Evaluation | None
@@ -189,12 +203,30 @@ def _stage(
         seconds=result.seconds if result else None,
         step_seconds=total(steps, "step_seconds") or total(steps, "update_seconds"),
         attempts=sorted({line.attempt for line in lines if line.attempt is not None}),
+        alerts=_alerts(steps),
+        steps_without_learning=sum(count > 0 for count in values(steps, "flat_steps")),
         superseded_steps=len(lines) - len(steps),
         evaluation=evaluation,
         format_rate_stderr=_binomial(evaluation.format_rate, evaluation.questions) if evaluation else None,
         disentanglement=disentanglement,
         steps=steps,
     )
+
+
+def _alerts(steps: Sequence[Step]) -> list[Alert]:
+    """In the order in which they began."""
+    found: list[Alert] = []
+    going: dict[str, Alert] = {}
+    for step in steps:
+        before, going = going, {}
+        for name, bound in step.alerts.items():
+            if name in before and before[name].bound == bound:
+                going[name] = before[name].model_copy(update={"last": step.step})
+                found[found.index(before[name])] = going[name]
+            else:
+                going[name] = Alert(name=name, bound=bound, first=step.step, last=step.step)
+                found.append(going[name])
+    return found
 
 
 def _binomial(rate: float | None, count: int) -> float | None:

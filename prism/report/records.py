@@ -28,6 +28,13 @@ class LevelResult(Record):
     caption_f1: Figure = None
 
 
+class UnaskedRow(Record):
+    """A held-out row that no service took."""
+
+    row: str
+    reason: str
+
+
 class Evaluation(Record):
     """The held-out questions, asked after a stage."""
 
@@ -37,6 +44,14 @@ class Evaluation(Record):
     questions: int
     judged: int
     """Questions with a verdict: what ``accuracy`` is over."""
+    unasked: int = 0
+    """Questions that no service took, which ``questions`` does not count."""
+    unasked_rows: list[UnaskedRow] = []
+    """The first of them."""
+    skipped_rows: int = 0
+    """Rows of the file that cannot be used, such as those without gold."""
+    skipped_reasons: list[str] = []
+    """Of the first of them, with file and line."""
     accuracy: Figure = None
     accuracy_stderr: Figure = None
     format_rate: Figure = None
@@ -118,6 +133,8 @@ class Step(Record):
     time: Figure = None
     attempt: int | None = None
     warmup: bool = False
+    alerts: dict[str, Figure] = {}
+    """Those that were on, with the bound that was crossed."""
     figures: dict[str, Figure] = {}
 
     @classmethod

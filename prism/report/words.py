@@ -5,12 +5,19 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from prism.report.reading import StageReport
+from prism.report.reading import Alert, StageReport
 from prism.report.records import Change, Evaluation, values
 from prism.report.totals import RunTotals
 
 KINDS = {"sft": "Supervised fine-tuning", "align": "Alignment", "rlvr": "Reinforcement learning"}
 EXPERTS = ("perception", "reasoning")
+WATCHED = {
+    "format_rate": "the format rate",
+    "response_tokens": "the mean response length",
+    "truncated": "the share of responses cut off",
+    "grad_norm": "the policy's gradient norm",
+    "clip_fraction": "the clip fraction",
+}
 NBSP = "\u00a0"
 DISENTANGLED = (
     "Mean change of the raw score ± one standard error; below 0 the corruption is noticed. Told apart: how often the "
@@ -58,6 +65,14 @@ def change(cell: Change) -> str:
     if cell.change is None:
         return "no data"
     return f"{cell.change:+.2f}" + (f" ± {cell.stderr:.2f}" if cell.stderr is not None else "")
+
+
+def alert(one: Alert) -> str:
+    """An alert in words, such as "entropy was below 0.01 in steps 3 to 7"."""
+    figure, _, side = one.name.rpartition("_")
+    bound = "its bound" if one.bound is None else f"{one.bound:g}"
+    steps = f"step {one.first}" if one.first == one.last else f"steps {one.first} to {one.last}"
+    return f"{WATCHED.get(figure, figure)} was {side} {bound} in {steps}"
 
 
 def points(value: float) -> str:
@@ -180,6 +195,12 @@ def warnings(stages: Sequence[StageReport], totals: RunTotals) -> list[str]:
         if e is not None and e.judged < e.questions:
             missing = e.questions - e.judged
             said.append(f"{missing} of {e.questions} held-out responses after {stage.name} got no verdict.")
+        if e is not None:
+            said += _left_out(stage.name, e)
+        said += [f"In stage {stage.name} {alert(one)}." for one in stage.alerts]
+        if stage.steps_without_learning:
+            count = stage.steps_without_learning
+            said.append(f"In {count} step{'s' * (count != 1)} of stage {stage.name} the policy learnt nothing.")
         if stage.superseded_steps:
             said.append(f"Stage {stage.name} was resumed: {stage.superseded_steps} recorded steps were done again.")
     if totals.logprob_mismatch_above_bound:
@@ -192,6 +213,20 @@ def warnings(stages: Sequence[StageReport], totals: RunTotals) -> list[str]:
         "optimizer updates were skipped": totals.skipped_updates,
     }
     return said + [f"{count} {what}." for what, count in counted.items() if count]
+
+
+def _left_out(name: str, e: Evaluation) -> list[str]:
+    """Held-out rows that the figures are not about, with the first of them."""
+    said: list[str] = []
+    asked = [f"{one.row}: {one.reason}" for one in e.unasked_rows]
+    for count, what, reasons in (
+        (e.unasked, "could not be asked", asked),
+        (e.skipped_rows, "cannot be used", e.skipped_reasons),
+    ):
+        if count:
+            rows, more = f"{count} held-out row{'s' * (count != 1)}", "; and others" if count > 3 else ""
+            said.append(f"{rows} {what} after {name}: {'; '.join(reasons[:3])}{more}.")
+    return said
 
 
 def _join(parts: Sequence[str]) -> str:

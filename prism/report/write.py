@@ -15,7 +15,7 @@ from prism.report.model import Report, build_report
 from prism.report.panels import draw_panels, ended
 from prism.report.reading import read_run
 from prism.report.rollouts import rollouts, score, verdict
-from prism.report.words import DISENTANGLED, EXPERTS, KINDS, change, percent, seconds
+from prism.report.words import DISENTANGLED, EXPERTS, KINDS, alert, change, percent, seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -78,7 +78,7 @@ def _render(template: str, **values: Any) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    filters = {"percent": percent, "seconds": seconds, "change": change, "ended": ended}
+    filters = {"percent": percent, "seconds": seconds, "change": change, "ended": ended, "alert": alert}
     environment.filters |= filters | {"score": score, "verdict": verdict}
     environment.globals |= {"kind_names": KINDS, "expert_names": EXPERTS, "disentangled": DISENTANGLED}
     return environment.get_template(template).render(**values)

@@ -19,8 +19,11 @@ from prism.wire.response import Expert
 from prism.wire.weights import file_sha256
 
 
-def calibrate_on(file: Path, how: WhoJudges) -> None:
-    """Raises DataError if a side has too few scores, ServiceError if weights change: then nothing is calibrated."""
+def calibrate_on(file: Path, how: WhoJudges, image_root: Path | None = None) -> None:
+    """Images are in the folder of ``file``, or in ``image_root``.
+
+    Raises DataError if a side has too few scores, ServiceError if weights change: then nothing is calibrated.
+    """
     require_file(file)
     sides = {name: Sides(name) for name in how.experts}
 
@@ -32,7 +35,7 @@ def calibrate_on(file: Path, how: WhoJudges) -> None:
         async with how.panel("nothing was calibrated: run it again when they rest") as panel:
             panel.experts.require_admin()
             with Job(FORM, file, None, keep=keep) as job:
-                await panel.run(job, "scoring the reference", lambda row: reference_row(row, file.parent))
+                await panel.run(job, "scoring the reference", lambda row: reference_row(row, file.parent, image_root))
             reference = Reference(name=file.name[-200:], sha256=file_sha256(file))
             requests: dict[Expert, CalibrationRequest] = {}
             for name, info in panel.infos.items():

@@ -23,19 +23,22 @@ class ScoringRow:
     """How many of the item's responses, the first ones, are the teacher's."""
 
 
-def score_row(row: Row, folder: Path) -> ScoringRow:
-    """A row with ``response`` or ``responses``. Raises DataError that says what is wrong with it."""
+def score_row(row: Row, folder: Path, image_root: Path | None = None) -> ScoringRow:
+    """A row with ``response`` or ``responses``; its images lie in ``image_root``, without it in ``folder``.
+
+    Raises DataError that says what is wrong with it.
+    """
     value = _parse(row)
     if value.get("response") is not None and value.get("responses") is not None:
         raise DataError("give response or responses, not both (an assistant's last message is a response too)")
-    return _scoring_row(row, value, folder, [], _texts(value, "responses", "response"))
+    return _scoring_row(row, value, (folder, image_root), [], _texts(value, "responses", "response"))
 
 
-def reference_row(row: Row, folder: Path) -> ScoringRow:
-    """A row with ``teacher`` and ``policy`` (else ``responses`` or ``response``). Raises DataError."""
+def reference_row(row: Row, folder: Path, image_root: Path | None = None) -> ScoringRow:
+    """As ``score_row``, with ``teacher`` and ``policy`` (else ``responses`` or ``response``). Raises DataError."""
     value = _parse(row)
     teacher = _texts(value, "teacher")
-    return _scoring_row(row, value, folder, teacher, _texts(value, "policy", "responses", "response"))
+    return _scoring_row(row, value, (folder, image_root), teacher, _texts(value, "policy", "responses", "response"))
 
 
 def _parse(row: Row) -> dict[str, Any]:
@@ -48,10 +51,12 @@ def _parse(row: Row) -> dict[str, Any]:
     return value
 
 
-def _scoring_row(row: Row, value: dict[str, Any], folder: Path, teacher: list[str], policy: list[str]) -> ScoringRow:
+def _scoring_row(
+    row: Row, value: dict[str, Any], images: tuple[Path, Path | None], teacher: list[str], policy: list[str]
+) -> ScoringRow:
     prompt = {key: value[key] for key in PROMPT_KEYS if value.get(key) is not None}
     given = value.get("id")
-    item = parse_item({**prompt, "responses": teacher + policy}, folder)
+    item = parse_item({**prompt, "responses": teacher + policy}, *images)
     return ScoringRow(row, str(row.index if given is None else given), item, len(teacher))
 
 

@@ -15,8 +15,13 @@ from prism.wire.response import Expert
 FEW_RESPONSES = 40
 
 
-def score_file(file: Path, out: Path | None, how: WhoJudges, *, mixed_versions: bool) -> None:
-    """Raises DataError if rows failed, once all others are scored, and ServiceError if weights change meanwhile."""
+def score_file(
+    file: Path, out: Path | None, how: WhoJudges, *, mixed_versions: bool, image_root: Path | None = None
+) -> None:
+    """Images are in the folder of ``file``, or in ``image_root``.
+
+    Raises DataError if rows failed, once all others are scored, and ServiceError if weights change meanwhile.
+    """
     require_file(file)
     summary, few = ScoreSummary(), list[ScoredLine]()
 
@@ -30,7 +35,7 @@ def score_file(file: Path, out: Path | None, how: WhoJudges, *, mixed_versions: 
             weights: dict[Expert, Weights] = {name: panel.weights(name, info) for name, info in panel.infos.items()}
             settings = (_how(how.experts, how), None if mixed_versions else _by(weights))
             with Job(FORM, file, out, settings=settings, keep=keep) as job:
-                await panel.run(job, "scoring", lambda row: score_row(row, file.parent))
+                await panel.run(job, "scoring", lambda row: score_row(row, file.parent, image_root))
             return job
 
     job = run_until_done(work, FORM.kept(out))

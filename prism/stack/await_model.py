@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from prism.stack.ending import end_on_sigterm
+
 LOOK_SECONDS = 2
 
 
@@ -23,4 +25,5 @@ def main(model: str, *folders: str) -> None:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     main(*sys.argv[1:])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prism.files import partial_of, seal
 from prism.stack.await_model import wait_for
+from prism.stack.ending import end_on_sigterm
 
 
 def main(name: str, folder: str) -> None:
@@ -24,4 +25,5 @@ def main(name: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     main(*sys.argv[1:])

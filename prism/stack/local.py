@@ -1,35 +1,40 @@
-"""The services of a run as processes of this machine: started, waited for, watched, and stopped for good."""
+"""The services of a run as processes of this machine: started, waited for, started again, and stopped for good."""
 
-import ctypes
+import math
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import httpx
 import redis
 from rich.console import Console
 
+from prism import logs
 from prism.clients.endpoints import Endpoints
 from prism.config import RunConfig
 from prism.errors import ServiceError
 from prism.files import write_json, write_text
+from prism.http.client import sync_client
 from prism.settings import load_settings
+from prism.stack.processes import end_group, start_process
+from prism.stack.restarts import Restarts
 from prism.wire.response import EXPERTS, Expert
 
 STOP_SECONDS = 15
 TAIL_LINES = 15
-PR_SET_PDEATHSIG = 1
+LOOK_SECONDS = 0.5
+SECRETS = ("PRISM_TOKEN", "PRISM_ADMIN_TOKEN", "PRISM_REDIS_URL", "PRISM_REDIS_PASSWORD", "PRISM_JUDGE_TOKEN")
+"""Of a run's services: each is started with those that it uses, whatever this process was given."""
 
 
 @dataclass
@@ -44,13 +49,21 @@ class ServiceProcess:
     ready: Callable[[], str | None]
     """What it still waits for; None once it is ready."""
     process: subprocess.Popen[bytes] | None = None
+    restarts: Restarts = field(default_factory=Restarts)
+    started: float = math.inf
+    """When, by the monotonic clock, this process was started."""
+    ready_since: float = math.inf
+    """When it was first seen ready; infinite until then."""
+    start_at: float | None = None
+    """When a process that has ended is to be started again; None while it runs."""
 
 
 class Stack:
     """Redis (unless PRISM_REDIS_URL names one), policy, both experts, grader and rollout workers.
 
     A context manager: leaving it, however it is left, stops everything. Should this process be killed outright, the
-    kernel ends the services.
+    kernel ends the services. A service that dies once all were ready is started again, by the rule of ``Restarts``; it
+    goes on from what it keeps in its folder: Redis its streams, policy and experts the newest weights they took.
     """
 
     def __init__(
@@ -64,6 +77,9 @@ class Stack:
         self._file = self._run_dir / "stack.json"
         self._tokens = self._known_tokens()
         self.services = self._describe()
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._given_up: Exception | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -81,6 +97,7 @@ class Stack:
     def start(self) -> None:
         """Start everything and wait until it is ready. Raises ServiceError naming the service that is not."""
         began = time.monotonic()
+        self._stopping.clear()
         for service in self.services:
             refuse_taken_port(service.name, service.port)
         write_json(self._file, self._endpoints(), mode=0o600)
@@ -89,20 +106,22 @@ class Stack:
             if service.name == "redis":
                 self._await([service], began)  # the workers want it, and it is there at once
         self._await(self.services, began)
+        # It starts processes, so it must live as long as they do: the kernel ends them with the thread that made them.
+        self._watcher = threading.Thread(target=self._watch, name="services", daemon=True)
+        self._watcher.start()
         names = ", ".join(f"{service.name} :{service.port}" for service in self.services)
         self.console.print(f"services ready in {time.monotonic() - began:.0f} s: {names}  [dim]logs in {self._logs}[/]")
 
     def check(self) -> None:
-        """Raises ServiceError naming a service that has ended, with its last lines."""
-        for service in self.services:
-            if service.process and service.process.poll() is not None:
-                raise ServiceError(
-                    f"the {service.name} service ended with status {service.process.returncode}; "
-                    f"the end of {service.log}:\n{_tail(service.log)}"
-                )
+        """Raises ServiceError naming a service that died again and again, with its last lines."""
+        if self._given_up:
+            raise self._given_up
 
     def stop(self) -> None:
         """Stop everything: politely, then for good, what a service has started and left behind included."""
+        self._stopping.set()
+        if self._watcher:
+            self._watcher.join()
         started = [service.process for service in reversed(self.services) if service.process]
         for process in started:
             if process.poll() is None:
@@ -130,6 +149,11 @@ class Stack:
             "redis": secrets.token_urlsafe(24),
         }
 
+    def _given(self, *names: str) -> dict[str, str]:
+        """Those of the endpoints, as variables."""
+        endpoints = self._endpoints()
+        return {f"PRISM_{name.upper()}": endpoints[name] for name in names}
+
     def _port(self, index: int) -> int:
         return self.config.stack.base_port + index
 
@@ -148,10 +172,14 @@ class Stack:
 
     def _describe(self) -> list[ServiceProcess]:
         config = self.config.stack
-        weights = {
-            "PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"),
-            "PRISM_DEVICE": config.device,
-        }
+        weights = (
+            self.config.limits.environment()
+            | self._given("token", "admin_token")
+            | {
+                "PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"),
+                "PRISM_DEVICE": config.device,
+            }
+        )
         services = [] if os.environ.get("PRISM_REDIS_URL") else [self._redis()]
         policy = {"PRISM_MODEL": str(self._model), "PRISM_MAX_MODEL_LEN": str(config.max_model_len)}
         policy |= {f"PRISM_{name.upper()}": value for name, value in config.policy_options.items()}
@@ -159,20 +187,22 @@ class Stack:
         for index, expert in enumerate(EXPERTS, 2):
             threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
             own = {"PRISM_MODEL": str(self._expert_models[expert]), "PRISM_SEED": str(self.config.seed)}
-            own |= {"PRISM_BLOBS": str(self._run_dir / "blobs")}
+            own |= self._given("blobs")
             (other,) = set(EXPERTS) - {expert}
             peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
             services.append(self._service(index, expert, [expert], weights | threads | own | peer))
-        services.append(self._service(4, "grader", ["grader"], {}))
+        judge = {name: os.environ[name] for name in ("PRISM_JUDGE_TOKEN",) if name in os.environ}
+        services.append(self._service(4, "grader", ["grader"], self._given("token") | judge))
+        asked = self._given(*(name for name in self._endpoints() if name != "admin_token"))
         for worker in range(config.rollout_workers):
             name = f"rollouts-{worker + 1}"
-            services.append(self._service(5 + worker, name, ["rollouts"], {"PRISM_WORKER": name}))
+            services.append(self._service(5 + worker, name, ["rollouts"], asked | {"PRISM_WORKER": name}))
         return services
 
     def _service(self, index: int, name: str, command: list[str], extra: dict[str, str]) -> ServiceProcess:
         port = self._port(index)
         run = {"PRISM_RUN": self.config.name, "PRISM_STATE_DIR": str(self._run_dir / "services" / name)}
-        environment = self.environment() | run | extra | {"PRISM_HOST": "127.0.0.1", "PRISM_PORT": str(port)}
+        environment = run | extra | {"PRISM_HOST": "127.0.0.1", "PRISM_PORT": str(port)}
         return ServiceProcess(
             name,
             [sys.executable, "-m", "prism", "serve", *command],
@@ -206,22 +236,67 @@ class Stack:
     def _spawn(self, service: ServiceProcess) -> None:
         service.log.parent.mkdir(parents=True, exist_ok=True)
         with service.log.open("ab") as log:
-            service.process = start_process(service.command, service.environment, output=log)
+            service.process = start_process(service.command, service.environment, output=log, withheld=SECRETS)
+        service.started, service.ready_since, service.start_at = time.monotonic(), math.inf, None
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            try:
+                for service in self.services:
+                    self._look_after(service)
+            except Exception as error:  # of a full disk too: whoever calls `check` is told
+                self._given_up = error
+                self._stopping.wait()
+
+    def _look_after(self, service: ServiceProcess) -> None:
+        """Start it again if it has ended and its pause is over. Raises ServiceError once it is given up."""
+        process, now = service.process, time.monotonic()
+        assert process
+        if service.start_at is not None:
+            if now >= service.start_at:
+                end_group(process, 0)  # what it has left behind, on its port for example
+                self._spawn(service)
+        elif process.poll() is not None:
+            pause = service.restarts.failed(now - service.ready_since)
+            if pause is None:
+                raise ServiceError(_ending(service, f", {service.restarts.failures} times in a row"))
+            service.start_at = now + pause
+            status = f"the {service.name} service ended with status {process.returncode}"
+            logs.say(self.console, f"{status}; it is started again in {pause:.0f} s, its log is {service.log}")
+        elif service.ready_since == math.inf:
+            self._see_ready(service)
+
+    def _see_ready(self, service: ServiceProcess) -> None:
+        """Raises ServiceError if a service that was started again takes too long."""
+        reason = service.ready()
+        if reason is None:
+            service.ready_since = time.monotonic()
+            self.console.print(f"the {service.name} service is ready again")
+        elif time.monotonic() - service.started > self.config.stack.start_deadline_seconds:
+            raise self._late(service, reason)
 
     def _await(self, services: list[ServiceProcess], began: float) -> None:
+        """Until all are ready. What ends before that is no accident: raises ServiceError, as for what is late."""
         waiting = list(services)
         while waiting:
-            self.check()
+            for service in self.services:
+                if service.process and service.process.poll() is not None:
+                    raise ServiceError(_ending(service))
             reasons = {service.name: service.ready() for service in waiting}
+            for service in waiting:
+                if reasons[service.name] is None:
+                    service.ready_since = time.monotonic()
             waiting = [service for service in waiting if reasons[service.name] is not None]
             if waiting and time.monotonic() - began > self.config.stack.start_deadline_seconds:
-                late = waiting[0]
-                raise ServiceError(
-                    f"the {late.name} service is not ready after {self.config.stack.start_deadline_seconds:.0f} s "
-                    f"({reasons[late.name]}); the end of {late.log}:\n{_tail(late.log)}"
-                )
+                raise self._late(waiting[0], reasons[waiting[0].name])
             if waiting:
                 time.sleep(0.2)
+
+    def _late(self, service: ServiceProcess, reason: str | None) -> ServiceError:
+        return ServiceError(
+            f"the {service.name} service is not ready after {self.config.stack.start_deadline_seconds:.0f} s "
+            f"({reason}); the end of {service.log}:\n{_tail(service.log)}"
+        )
 
 
 class RunningServices:
@@ -253,22 +328,6 @@ class RunningServices:
         return {}
 
 
-def start_process(
-    command: list[str], environment: dict[str, str], output: IO[bytes] | None = None
-) -> subprocess.Popen[bytes]:
-    """Start a process that gets SIGTERM should this one die, however it dies. ``environment`` comes on top of ours."""
-    libc = ctypes.CDLL(None)  # loaded before the fork: the child may only call what is ready
-    return subprocess.Popen(
-        command,
-        env=os.environ | environment,
-        stdout=output,
-        stderr=subprocess.STDOUT if output else None,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C comes to us alone, and we end our processes in order
-        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
-    )
-
-
 def redis_server() -> str:
     """The program. Raises ServiceError if it is not installed."""
     try:
@@ -285,7 +344,8 @@ def redis_server() -> str:
 
 def _http_ready(url: str) -> str | None:
     try:
-        response = httpx.get(url, timeout=2)
+        with sync_client(timeout=2) as http:
+            response = http.get(url)
     except httpx.TransportError as error:
         return f"{type(error).__name__}: {error}"
     return None if response.is_success else response.text[:300]
@@ -312,13 +372,10 @@ def refuse_taken_port(name: str, port: int) -> None:
         ) from None
 
 
-def end_group(process: subprocess.Popen[bytes], patience_seconds: float) -> None:
-    """Wait for a process of ``start_process`` that was told to end, then kill it and whatever it has left behind."""
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(patience_seconds)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _ending(service: ServiceProcess, how_often: str = "") -> str:
+    assert service.process
+    status = f"the {service.name} service ended with status {service.process.returncode}{how_often}"
+    return f"{status}; the end of {service.log}:\n{_tail(service.log)}"
 
 
 def _tail(log: Path) -> str:

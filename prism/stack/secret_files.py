@@ -7,25 +7,35 @@ from pathlib import Path
 from prism.files import write_text
 
 VARIABLES = ("PRISM_TOKEN", "PRISM_ADMIN_TOKEN", "PRISM_REDIS_PASSWORD")
+USED_BY = {
+    "servers": ("prism_token", "prism_admin_token"),
+    "grader": ("prism_token",),
+    "rollouts": ("prism_token", "prism_redis_url"),
+    "trainer": ("prism_token", "prism_admin_token", "prism_redis_url"),
+}
+"""Which of the files each service reads; ``servers`` are policy and experts, to which weights are pushed."""
 
 
-def write_secrets(folder: Path, redis_folder: Path, redis_address: str) -> list[str]:
-    """A file for each variable, read where PRISM_SECRETS_DIR names ``folder``; returns what was made up.
+def write_secrets(folder: Path, shares: Path, redis_address: str) -> list[str]:
+    """A file for each variable in ``folder``, for each service a folder of ``shares`` with those that it uses.
 
-    A value comes from the environment, else from the file of an earlier call, else it is made up. Redis may run as
-    another user, so it has a folder to itself.
+    A value comes from the environment, else from the file of an earlier call, else it is made up; returns what was
+    made up. Services read a folder where PRISM_SECRETS_DIR names it; ``shares/redis`` holds the server's own setting.
     """
     made_up = []
     values = {}
     for variable in VARIABLES:
-        file = folder / variable.lower()
-        value = os.environ.get(variable) or (file.read_text() if file.is_file() else "")
-        if not value:
-            value = secrets.token_urlsafe(32)
+        name = variable.lower()
+        file = folder / name
+        values[name] = os.environ.get(variable) or (file.read_text() if file.is_file() else "")
+        if not values[name]:
+            values[name] = secrets.token_urlsafe(32)
             made_up.append(variable)
-        values[variable] = value
-        write_text(file, value, mode=0o400)
-    password = values["PRISM_REDIS_PASSWORD"]
-    write_text(folder / "prism_redis_url", f"redis://:{password}@{redis_address}/0", mode=0o400)
-    write_text(redis_folder / "password.conf", f"requirepass {password}\n", mode=0o444)
+        write_text(file, values[name], mode=0o400)
+    password = values["prism_redis_password"]
+    values["prism_redis_url"] = f"redis://:{password}@{redis_address}/0"
+    for service, names in USED_BY.items():
+        for name in names:
+            write_text(shares / service / name, values[name], mode=0o400)
+    write_text(shares / "redis" / "password.conf", f"requirepass {password}\n", mode=0o444)  # it runs as another user
     return made_up

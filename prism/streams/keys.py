@@ -2,7 +2,8 @@
 
 ``prompts`` carries RolloutRequests to workers, ``rollouts`` RolloutGroups to learners, ``dead`` what nobody could use.
 A request is done and its group added in one atomic step, so a group exists exactly once, whoever dies when. Learners
-are consumer groups of ``rollouts`` and acknowledge an entry with the checkpoint that contains it.
+are consumer groups of ``rollouts`` and acknowledge an entry with the checkpoint that contains it. ``trainer`` says
+which attempt is the newest: every command of the trainer's looks there in the same atomic step.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ class StreamNames:
     @property
     def rollouts(self) -> str:
         return f"prism:{self.run}:rollouts"
+
+    @property
+    def trainer(self) -> str:
+        """What the trainer keeps: its newest attempt, which process that is, and how often it has asked for groups."""
+        return f"prism:{self.run}:trainer"
 
     @property
     def dead(self) -> str:

@@ -26,6 +26,14 @@ redis.call('XADD', KEYS[2], '*', 'from', ARGV[3], 'reason', ARGV[4], 'entry', AR
 return 1
 """
 
+# A request that another took over meanwhile stays with it.
+_RELEASE = """
+if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1, ARGV[3]) == 0 then return 0 end
+redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[3], 0, ARGV[2], 'IDLE', ARGV[4], 'RETRYCOUNT', ARGV[5], 'JUSTID')
+return 1
+"""
+LONG_MS = 24 * 3600 * 1000  # longer than any lease
+
 
 @dataclass(frozen=True)
 class Delivery:
@@ -62,6 +70,7 @@ class WorkerStream:
         self.lease_seconds = lease_seconds
         self._finish = client.register_script(_FINISH)
         self._bury = client.register_script(_BURY)
+        self._release = client.register_script(_RELEASE)
 
     async def next(self, block_seconds: float) -> Delivery | None:
         """The next request: first one whose worker let its lease run out, then a new one; None after waiting."""
@@ -108,6 +117,11 @@ class WorkerStream:
         await self._redis.xclaim(
             self._names.prompts, WORKERS, self._consumer, 0, entry, idle=0, retrycount=count, justid=True
         )
+
+    async def release(self, delivery: Delivery) -> bool:
+        """Give the request back: others may claim it at once, uncounted. False if it was no longer ours."""
+        args = [WORKERS, delivery.entry_id, self._consumer, LONG_MS, delivery.deliveries - 1]
+        return bool(await self._release(keys=[self._names.prompts], args=args))
 
     async def finish(self, delivery: Delivery, group: pb.RolloutGroup) -> bool:
         """Acknowledge the request and add its group, atomically. False if it was no longer ours to finish."""

@@ -15,6 +15,7 @@ import httpcore
 import httpx
 
 from prism.errors import DataError
+from prism.http.client import async_client
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -94,9 +95,8 @@ class UrlFetcher:
         self, *, allowed: Sequence[Network], max_bytes: int, timeout_seconds: float, max_redirects: int
     ) -> None:
         self._max_bytes, self._timeout = max_bytes, timeout_seconds
-        self._http = httpx.AsyncClient(
+        self._http = async_client(
             transport=CheckedTransport(allowed),
-            trust_env=False,
             timeout=timeout_seconds,
             follow_redirects=True,
             max_redirects=max_redirects,

@@ -8,6 +8,7 @@ from prism.data.blobs import BlobStore
 from prism.errors import DataError, ServiceError
 from prism.services.experts.fetch import UrlFetcher
 from prism.services.experts.settings import ExpertSettings
+from prism.tasks import together
 from prism.wire.messages import data_uri_bytes
 
 _DATA_URI = re.compile("data:image/[^,]*;base64,")
@@ -28,7 +29,7 @@ class ImageSources:
     async def read(self, sources: Iterable[str]) -> dict[str, bytes | DataError]:
         """Each distinct source's bytes, or what is wrong with it."""
         distinct = list(dict.fromkeys(sources))
-        return dict(zip(distinct, await asyncio.gather(*map(self._read, distinct)), strict=True))
+        return dict(zip(distinct, await together(*map(self._read, distinct)), strict=True))
 
     async def _read(self, source: str) -> bytes | DataError:
         try:

@@ -8,6 +8,7 @@ from fastapi import HTTPException
 from pydantic import ValidationError
 
 from prism import telemetry
+from prism.http.client import async_client
 from prism.services.experts.settings import ExpertSettings
 from prism.wire.experts import (
     Judge,
@@ -31,11 +32,10 @@ class Peer:
         self._expert = "reasoning" if settings.expert == "perception" else "perception"
         self._name = f"the {self._expert} expert"
         self._url = (settings.peer_url or "").rstrip("/")
-        self._http = httpx.AsyncClient(
+        self._http = async_client(
             headers={"Authorization": f"Bearer {settings.token.get_secret_value()}"},
             timeout=httpx.Timeout(settings.peer_timeout_seconds, connect=5),
             limits=httpx.Limits(max_connections=settings.max_queue),
-            trust_env=False,
         )
 
     async def mixture(

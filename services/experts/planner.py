@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from fastapi import HTTPException
-from jinja2 import TemplateError
 
 from prism.data.images import decode_image
 from prism.errors import DataError
@@ -69,7 +68,7 @@ class Planner:
         for item in request.items:
             try:
                 plans.append(self._plan_item(item, request.section == "all", sources, images))
-            except (DataError, TemplateError) as error:
+            except DataError as error:
                 plans.append(self._all(item, "error", f"the prompt cannot be used: {error}", request))
             except TooLong as error:
                 plans.append(self._all(item, "too_long", f"the prompt alone: {error}", request))
@@ -82,7 +81,7 @@ class Planner:
         sources: dict[str, bytes | DataError],
         images: dict[str, Readied],
     ) -> ItemPlan:
-        """Raises DataError, TemplateError or TooLong for a prompt that cannot be used.
+        """Raises DataError or TooLong for a prompt that cannot be used.
 
         ``images`` holds those of earlier items.
         """
@@ -125,7 +124,7 @@ class Planner:
     def _made_ready(self, sha256: str, data: bytes) -> Readied:
         try:
             image = decode_image(data, self.settings.max_image_pixels)
-            tokens = self.inputs.image_tokens(image)
+            tokens = self.inputs.image_tokens(*image.size)
             if tokens > self.settings.max_tokens:  # found out before its pixels are unfolded into hundreds of megabytes
                 return self._too_long(f"an image of {tokens} tokens", "max_tokens")
             return Pixels(sha256, *self.inputs.images([image]))
@@ -133,7 +132,7 @@ class Planner:
             return error
 
     def _prompt(self, chat: Sequence[Message], pixels: Sequence[Pixels]) -> Example:
-        """Raises DataError, TemplateError or TooLong."""
+        """Raises DataError or TooLong."""
         names = (image.sha256 for image in pixels)
         messages = from_json(chat, lambda _: next(names))
         self._check_chars(sum(len(part.text) for message in messages for part in message.parts))

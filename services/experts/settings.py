@@ -4,8 +4,11 @@ from typing import Literal
 
 from pydantic import Field, IPvAnyNetwork
 
+from prism.config import LimitsConfig
 from prism.settings import CommaSeparated, WeightsSettings
 from prism.wire.response import Expert
+
+LIMITS = LimitsConfig()
 
 
 class ExpertSettings(WeightsSettings):
@@ -30,9 +33,9 @@ class ExpertSettings(WeightsSettings):
     max_items: int = Field(256, ge=1, description="items of one request")
     max_responses: int = Field(1024, ge=1, description="responses of one item")
     max_request_responses: int = Field(4096, ge=1, description="responses of one request")
-    max_images: int = Field(8, ge=0, description="images of one item")
+    max_images: int = Field(LIMITS.max_images, ge=0, description="images of one item")
     max_request_images: int = Field(64, ge=0, description="images of one request")
-    max_image_pixels: int = Field(16_000_000, ge=1, description="width times height of one image")
+    max_image_pixels: int = Field(LIMITS.max_image_pixels, ge=1, description="width times height of one image")
     max_text_chars: int = Field(1_000_000, ge=1, description="characters of a prompt or a response; more is too_long")
     max_tokens: int = Field(8192, ge=1, description="tokens of prompt and section together; more is too_long")
     max_batch_tokens: int = Field(16_384, ge=1, description="tokens that go through the model together")

@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from prism.clients.http import ServiceClient
 from prism.errors import ConfigError, DataError
+from prism.http.client import async_client
 from prism.jobs import ForeignOutput, Form, Job, Result, Row, progress_bar, read_rows, run_until_done
 from prism.services.grader.protocol import GradeItem, GradeRequest, GradeRules, to_wire
 from prism.services.grader.settings import EngineSettings
@@ -123,7 +123,7 @@ async def _in_process(settings: EngineSettings) -> AsyncIterator[Grade]:
 
 @asynccontextmanager
 async def _server(url: str) -> AsyncIterator[Grade]:
-    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as http:
+    async with async_client(timeout=PATIENCE_SECONDS) as http:
         client = ServiceClient(http, url, os.environ.get("PRISM_TOKEN", ""), PATIENCE_SECONDS)
 
         async def ask(request: GradeRequest) -> list[Verdict]:

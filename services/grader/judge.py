@@ -9,6 +9,7 @@ import json
 
 import httpx
 
+from prism.http.client import async_client
 from prism.services.grader.settings import EngineSettings
 from prism.services.grader.verdict import AnswerPair, Outcome
 
@@ -29,8 +30,10 @@ class LlmJudge:
         self._left = settings.judge_max_calls
         self._room = asyncio.Semaphore(settings.judge_concurrency)
         token = settings.judge_token.get_secret_value() if settings.judge_token else None
-        self._http = httpx.AsyncClient(
-            timeout=settings.judge_timeout_seconds, headers={"Authorization": f"Bearer {token}"} if token else {}
+        self._http = async_client(
+            timeout=settings.judge_timeout_seconds,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            proxy=settings.judge_proxy,
         )
 
     async def compare(self, task: AnswerPair) -> Outcome:

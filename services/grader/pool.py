@@ -20,19 +20,24 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
+import os
 import queue
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from multiprocessing import forkserver
 from typing import Literal
 
 from pebble import ProcessExpired, ProcessPool
 from pebble.common.types import CONSTS
 
-from prism.services.grader import metrics
+from prism.services.grader import forking, metrics
 from prism.services.grader.settings import EngineSettings
 from prism.services.grader.verdict import AnswerPair, Outcome
 from prism.services.grader.worker import compare_chunk, set_up
+from prism.tasks import together
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +58,24 @@ def preload(*modules: str) -> None:
 
     Each worker imports that one as well. (Python 3.11 ignores "__main__" in this list.)
     """
-    FORK_SERVER.set_forkserver_preload(["prism.services.grader.kinds.warm", *modules])
+    os.environ[forking.STARTED_BY] = str(os.getpid())
+    ours = "prism.services.grader."
+    FORK_SERVER.set_forkserver_preload([f"{ours}forking", *modules, f"{ours}kinds.warm"])
 
 
 preload()
+
+
+def end_fork_server() -> None:
+    """Whoever waits for a worker of it gets an error at once."""
+    server = forkserver._forkserver._forkserver_pid  # pyright: ignore[reportAttributeAccessIssue]
+    if server:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
+
+ANSWERED = threading.Event()
+"""Set once any worker has answered: by then the fork server has imported everything."""
 
 WARM_UP = AnswerPair("math", "1", ("1",))
 
@@ -82,15 +101,17 @@ class Slot:
         self._settings, self._function, self._niceness = settings, function, niceness
         self._pool: ProcessPool | None = None
         self._future: Future[list[Outcome | None]] | None = None
-        self._closing = False
+        self.closing = False
 
     def compare(self, tasks: list[AnswerPair], patience: float | None, deadline: float) -> list[Outcome | None]:
         """Raises ChunkFailed if there are no outcomes by the deadline, or none at all."""
+        if self.closing:
+            raise ChunkFailed("error", "the service is shutting down")
         pool = self._pool = self._pool or self._create()
         future: Future[list[Outcome | None]] | None = None
         try:
             future = self._future = pool.schedule(self._function, args=(tasks, patience, deadline), timeout=deadline)
-            if self._closing:
+            if self.closing:
                 future.cancel()
             outcomes = future.result(deadline + START_GRACE_SECONDS)
         except CancelledError:
@@ -108,11 +129,14 @@ class Slot:
             detail = f"out of the worker's memory limit of {self._settings.worker_memory_mib} MiB"
             raise ChunkFailed("error", detail) from None
         except BaseException as error:  # the worker passes on whatever was raised in it, SystemExit too
+            if self.closing:
+                raise ChunkFailed("error", "the service is shutting down") from None
             if _broken(pool):
                 self._discard()
                 raise ChunkFailed("error", "the worker process died", worker_lost=True) from None
             log.exception("comparing raised")
             raise ChunkFailed("error", f"comparing raised {type(error).__name__}") from None
+        ANSWERED.set()
         if len(outcomes) != len(tasks):
             raise ChunkFailed("error", f"{len(outcomes)} outcomes for {len(tasks)} tasks")
         return outcomes
@@ -128,7 +152,7 @@ class Slot:
 
     def cancel(self) -> None:
         """Let a chunk at hand go, and tell the worker's pool to stop. ``close`` waits for it."""
-        self._closing = True
+        self.closing = True
         if self._future:
             self._future.cancel()
         if self._pool:
@@ -136,7 +160,7 @@ class Slot:
 
     def close(self) -> None:
         """No process is left once this returns."""
-        self._closing = True
+        self.closing = True
         self._discard()
 
     def _discard(self) -> None:
@@ -205,12 +229,12 @@ class WorkerPool:
                 return await self._run(chunk)
 
         chunks = [list(tasks[start : start + size]) for start in range(0, len(tasks), size)]
-        return [outcome for done in await asyncio.gather(*map(run, chunks)) for outcome in done]
+        return [outcome for done in await together(*map(run, chunks)) for outcome in done]
 
     async def warm_up(self) -> None:
         """Returns once every worker has answered. Raises ChunkFailed if one cannot."""
         # One chunk for each thread at once: no slot can take two of them while another has none.
-        await asyncio.gather(*(self._ask(lane, WARM_UP) for lane in (self._fast, self._slow) for _ in lane.slots))
+        await together(*(self._ask(lane, WARM_UP) for lane in (self._fast, self._slow) for _ in lane.slots))
 
     async def _run(self, tasks: list[AnswerPair]) -> list[Outcome]:
         if not tasks:
@@ -220,17 +244,13 @@ class WorkerPool:
         except ChunkFailed as failure:
             if len(tasks) > 1:
                 # One of them may have hung or killed the worker for all: each is asked again, alone.
-                return [
-                    done for alone in await asyncio.gather(*(self._run([task]) for task in tasks)) for done in alone
-                ]
+                return [done for alone in await together(*(self._run([task]) for task in tasks)) for done in alone]
             if failure.status == "timeout" or failure.worker_lost:
                 return [await self._run_slowly(tasks[0])]
             return [failure.outcome()]
         rest = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome is None]
         slow = [task for task, outcome in zip(tasks, outcomes, strict=True) if outcome and outcome.status == "timeout"]
-        later, slowly = await asyncio.gather(
-            self._run(rest), asyncio.gather(*(self._run_slowly(task) for task in slow))
-        )
+        later, slowly = await together(self._run(rest), together(*(self._run_slowly(task) for task in slow)))
         late, slowed = iter(later), iter(slowly)
         return [
             next(late) if outcome is None else next(slowed) if outcome.status == "timeout" else outcome
@@ -257,6 +277,11 @@ class WorkerPool:
     def close(self) -> None:
         """Stop everything, within a second or two: chunks at hand are given up. Blocks."""
         lanes = (self._fast, self._slow)
+        for lane in lanes:
+            for slot in lane.slots:
+                slot.closing = True
+        if not ANSWERED.is_set():
+            end_fork_server()  # it may import for seconds yet, and threads wait for a worker that it is to fork
         for lane in lanes:
             lane.threads.shutdown(wait=False, cancel_futures=True)
             for slot in lane.slots:

@@ -46,6 +46,9 @@ class EngineSettings(BaseModel):
     )
     judge_model: str = Field("judge", description="the model's name there")
     judge_token: SecretStr | None = Field(None, description="bearer token for it")
+    judge_proxy: str | None = Field(
+        None, description="URL of the HTTP proxy on the way to it; unset: none, whatever HTTP_PROXY says"
+    )
     judge_timeout_seconds: float = Field(60.0, gt=0, le=600, description="longest wait for one judgement")
     judge_max_calls: int = Field(
         10_000, ge=0, description="judgements this process may ask for; then the status is error"

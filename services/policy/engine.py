@@ -9,6 +9,7 @@ import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prism.errors import ServiceError
+from prism.http.client import async_client
 from prism.wire.weights import Broadcast, Probe
 
 RETRY_SECONDS = 0.02
@@ -83,7 +84,7 @@ class Engine:
 
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         try:
-            async with asyncio.timeout(deadline), httpx.AsyncClient(transport=transport, timeout=deadline) as client:
+            async with asyncio.timeout(deadline), async_client(transport=transport, timeout=deadline) as client:
                 answer = await client.request(method, f"http://engine{path}", json=body)
         except TimeoutError:
             raise ServiceError(f"{path} did not answer within {deadline:g} s") from None

@@ -29,10 +29,17 @@ class Gate:
         self._busy_since = 0.0
         self._changed = asyncio.Condition()
 
-    async def enter(self) -> None:
-        """Wait until generation may pass and count it in. Raises NotServing where waiting would not help."""
+    async def enter(self, patience: float | None = None) -> None:
+        """Wait until generation may pass and count it in.
+
+        Raises NotServing where waiting would not help, and after ``patience`` seconds of it.
+        """
         async with self._changed:
-            await self._changed.wait_for(lambda: self.phase is not Phase.SYNCING)
+            try:
+                async with asyncio.timeout(patience):
+                    await self._changed.wait_for(lambda: self.phase is not Phase.SYNCING)
+            except TimeoutError:
+                raise NotServing("weights are being loaded; nothing was generated, ask again") from None
             if self.phase is not Phase.SERVING:
                 raise NotServing(self.reason)
             if not self.in_flight:

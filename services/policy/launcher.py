@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[3]  # where `prism` is imported from
 SUPERVISOR_PID = "PRISM_SUPERVISOR_PID"
 LOGGING = "vllm-logging.json"
 BATCHED_TOKENS = 16384  # of one forward pass on a CPU, encoder included
+TOKENS_PER_EVENT = 32
 NO_DOMAIN = "data-uris-only.invalid"  # vLLM takes an empty list for "any host"; RFC 6761 keeps this one unresolvable
 
 
@@ -33,7 +34,10 @@ def server_argv(settings: PolicySettings) -> list[str]:
         # Sampling defaults are the request's, never those a checkpoint's generation_config.json brings along.
         *("--generation-config", "vllm"),
         *("--limit-mm-per-prompt", json.dumps({"image": settings.max_images, "video": 0})),
-        *("--allowed-media-domains", *(settings.image_domains or [NO_DOMAIN])),
+        *("--allowed-media-domains", NO_DOMAIN),  # the middleware lets images in as data URIs alone
+        # Of a streamed answer each event costs the server's process a share of a core: after its first token as many
+        # tokens an event as still are a sign of life on a slow machine.
+        *("--stream-interval", str(TOKENS_PER_EVENT)),
         "--disable-uvicorn-access-log",
     ]
     if settings.max_model_len is not None:

@@ -24,9 +24,11 @@ from prism.http.auth import OPEN_PATHS, refusal
 from prism.services.policy import metrics
 from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, NotServing, Phase
+from prism.services.policy.images import CHAT_PATHS, BadImage, replayed, with_canonical_images
 from prism.services.policy.push import PushRefused, ServedWeights
 from prism.services.policy.refusals import Translate, status_of
 from prism.services.policy.settings import PolicySettings
+from prism.services.policy.signs import Progress, WithComments, accepts_events
 from prism.settings import describe, load_settings
 from prism.wire.weights import Manifest
 
@@ -73,6 +75,7 @@ class PolicyMiddleware:
         telemetry.start("prism-policy")
         logs.about(run=self.settings.run)
         self._limited = BodyLimit(traced(self._route), self.settings.body_limit, "PRISM_BODY_LIMIT")
+        self._commented = WithComments(self._vllm, Progress(), self.settings.comment_interval)
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
         metrics.VERSION.set(0)
@@ -173,7 +176,14 @@ class PolicyMiddleware:
         path, method = scope["path"], scope["method"]
         if path == "/weights":
             await (await self._push(Request(scope, receive)))(scope, receive, send)
-        elif method != "POST" or path in UNGATED_PATHS:
+            return
+        if method == "POST" and path in CHAT_PATHS:
+            try:
+                receive = await replayed(receive, lambda body: with_canonical_images(body, self.settings))
+            except BadImage as error:
+                await error.answer()(scope, receive, send)
+                return
+        if method != "POST" or path in UNGATED_PATHS:
             await self._vllm(scope, receive, send)
         else:
             await self._generate(scope, receive, send)
@@ -210,7 +220,8 @@ class PolicyMiddleware:
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived = time.monotonic()
         try:
-            await self.gate.enter()
+            # A client that gives up what is silent is told instead, before it does.
+            await self.gate.enter(2 * self.settings.comment_interval if accepts_events(scope) else None)
         except NotServing as error:
             metrics.REFUSED.labels(self.gate.phase).inc()
             answer = JSONResponse({"detail": str(error)}, 503, headers={"Retry-After": RETRY_SECONDS})
@@ -219,7 +230,7 @@ class PolicyMiddleware:
         try:
             metrics.GATE_WAIT_SECONDS.observe(time.monotonic() - arrived)
             too_old = self._too_old(scope)
-            await (too_old(scope, receive, send) if too_old else self._vllm(scope, receive, send))
+            await (too_old or self._commented)(scope, receive, send)
         finally:
             metrics.BUSY_SECONDS.inc(self.gate.leaving())
             await self.gate.left()

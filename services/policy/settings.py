@@ -9,12 +9,16 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
-from prism.settings import CommaSeparated, WeightsSettings
+from prism.config import LimitsConfig
+from prism.settings import WeightsSettings
+
+LIMITS = LimitsConfig()
 
 # The launcher's own: a second value would undo a guarantee (tokens, versions, limits) without a word.
 RESERVED_FLAGS = frozenset(
     {
         "--allowed-local-media-path",
+        "--allowed-media-domains",
         "--api-key",
         "--api-server-count",
         "--dtype",
@@ -48,17 +52,21 @@ class PolicySettings(WeightsSettings):
         [], description="more flags for vLLM, as on its command line (or a JSON list)"
     )
 
-    max_images: int = Field(8, ge=0, description="images in one prompt")
-    max_image_pixels: int = Field(2**24, ge=1, description="width times height of one image")
-    image_domains: CommaSeparated[str] = Field(
-        [], description="hosts that images may be fetched from, comma-separated; none: data URIs alone"
-    )
-    body_limit: int = Field(32 * 2**20, ge=1024, description="bytes of one request's body")
+    max_images: int = Field(LIMITS.max_images, ge=0, description="images in one prompt")
+    max_image_pixels: int = Field(LIMITS.max_image_pixels, ge=1, description="width times height of one image")
+    body_limit: int = Field(LIMITS.body_limit, ge=1024, description="bytes of one request's body")
 
     verify_deadline: float = Field(300, gt=0, description="to read and hash the files of a push")
     drain_deadline: float = Field(120, gt=0, description="for requests in flight to finish once a push closes the gate")
     reload_deadline: float = Field(120, gt=0, description="to load pushed weights, to flush the caches")
     probe_deadline: float = Field(60, gt=0, description="to score a manifest's probe")
+
+    comment_interval: float = Field(
+        10,
+        gt=0,
+        description="between two signs to a client that streams: a comment while the engine works for anybody; "
+        "behind a push, 503 after two of them",
+    )
 
     start_deadline: float = Field(900, gt=0, description="from start to ready, weights given again included")
     hang_deadline: float = Field(60, gt=0, description="without an answer or any token generated: the server hangs")

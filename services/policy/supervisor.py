@@ -16,13 +16,14 @@ import httpx
 
 from prism import logs
 from prism.errors import ServiceError
+from prism.http.client import async_client
 from prism.services.policy.gate import Phase
 from prism.services.policy.settings import PolicySettings
+from prism.stack.restarts import Restarts
 
 logger = logging.getLogger("prism.policy")
 
 TAIL_BYTES = 8192  # of the server's log, told when we give up
-MAX_BACKOFF = 30.0
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
 
@@ -50,7 +51,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        failures = 0
+        restarts = Restarts(self.settings.max_quick_failures, self.settings.quick_failure_seconds, self.backoff)
         while not self._stop.is_set():
             refuse_port_in_use(self.settings)
             process, log = await self._spawn()
@@ -64,15 +65,15 @@ class Supervisor:
                 await self._end(process)
                 await asyncio.wait([log], timeout=1)
                 log.cancel()
-            failures = 1 if time.monotonic() - self._ready_since > self.settings.quick_failure_seconds else failures + 1
-            logger.error("policy server: %s (failure %d in a row)", reason, failures)
-            if failures >= self.settings.max_quick_failures:
+            pause = restarts.failed(time.monotonic() - self._ready_since)
+            logger.error("policy server: %s (failure %d in a row)", reason, restarts.failures)
+            if pause is None:
                 raise ServiceError(
-                    f"the policy server failed {failures} times in a row, last: {reason}. Its last lines:\n"
+                    f"the policy server failed {restarts.failures} times in a row, last: {reason}. Its last lines:\n"
                     + self.tail.decode(errors="replace")
                 )
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), min(self.backoff * 2.0 ** (failures - 1), MAX_BACKOFF))
+                await asyncio.wait_for(self._stop.wait(), pause)
 
     async def _spawn(self) -> tuple[asyncio.subprocess.Process, asyncio.Task[None]]:
         """The server, and the task that passes its log on."""
@@ -129,7 +130,7 @@ class Supervisor:
         """Raises Failed when the server is dead, hung or broken; never returns."""
         token = self.settings.admin_token.get_secret_value()
         headers = {"Authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(base_url=self.url, headers=headers, timeout=self.settings.hang_deadline) as client:
+        async with async_client(base_url=self.url, headers=headers, timeout=self.settings.hang_deadline) as client:
             dying = asyncio.create_task(process.wait())
             living = asyncio.create_task(self._probe(client))
             try:

@@ -5,6 +5,7 @@ import socket
 
 from pydantic import Field
 
+from prism.clients.rollout import SILENCE_SECONDS
 from prism.settings import ServiceSettings
 
 
@@ -15,5 +16,10 @@ class RolloutSettings(ServiceSettings):
     lease_seconds: float = Field(30, gt=0, description="without a sign of life for so long, others take over")
     patience_seconds: float = Field(
         240, gt=0, description="how long a group at work waits for a service that is away; then it is made later"
+    )
+    silence_seconds: float = Field(
+        SILENCE_SECONDS,
+        gt=0,
+        description="an answer of the policy is given up after so long without a sign that it is being made",
     )
     max_deliveries: int = Field(5, ge=1, description="a request at which workers or services broke so often is buried")

@@ -18,6 +18,7 @@ from prism.streams.worker import Delivery, WorkerRedis, WorkerStream
 from prism.wire.v1 import rollout_pb2 as pb
 
 WATCH_SECONDS = 5
+STOP_SECONDS = 3  # of a container's grace period, mostly 10
 
 log = logging.getLogger("prism.rollouts")
 
@@ -49,7 +50,7 @@ Outcome = Finish | Bury | Leave
 
 
 class Worker:
-    """``run`` until cancelled. Requests at work when it dies are re-delivered once their lease has run out."""
+    """``run`` until cancelled, which gives requests at work back; if it dies, they come once their lease is over."""
 
     def __init__(self, settings: RolloutSettings, endpoints: Endpoints) -> None:
         self.settings, self.endpoints = settings, endpoints
@@ -61,18 +62,41 @@ class Worker:
         stream = WorkerStream(client, settings.run, settings.worker, settings.lease_seconds)
         room = asyncio.Semaphore(settings.concurrency)
         judges = open_services(
-            self.endpoints, connections=settings.concurrency, patience_seconds=settings.patience_seconds
+            self.endpoints,
+            connections=settings.concurrency,
+            patience_seconds=settings.patience_seconds,
+            silence_seconds=settings.silence_seconds,
         )
         async with judges as at, asyncio.TaskGroup() as tasks:
             tasks.create_task(_watch_streams(stream))
             while True:
                 await room.acquire()
-                delivery = await self._next(stream)
+                delivery = await self._taken(stream)
                 if delivery is None:
                     room.release()
                     continue
                 task = tasks.create_task(self._handle(stream, at, delivery))
                 task.add_done_callback(lambda _: room.release())
+
+    async def _taken(self, stream: WorkerStream) -> Delivery | None:
+        """As ``_next``, but a request that is on its way when this worker is told to stop goes back too."""
+        taking = asyncio.create_task(self._next(stream))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    if delivery := await taking:
+                        await self._release(stream, delivery)
+            raise
+
+    async def _release(self, stream: WorkerStream, delivery: Delivery) -> None:
+        """A worker that is told to stop keeps nobody waiting, and says nothing about the request."""
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await asyncio.create_task(stream.release(delivery))  # a task of its own: this one is being cancelled
+        except (RedisError, OSError, TimeoutError) as error:
+            log.warning("a request could not be given back, it comes again when its lease has run out: %s", error)
 
     async def _next(self, stream: WorkerStream) -> Delivery | None:
         """The next request, or None. Redis being away is waited for, and said."""
@@ -96,6 +120,9 @@ class Worker:
             # Not acknowledged, so it comes again when its lease has run out.
             log.warning("Redis failed while a group was settled, it will be made again: %s", error)
             outcome = "redis_error"
+        except asyncio.CancelledError:
+            await self._release(stream, delivery)
+            raise
         finally:
             heartbeat.cancel()
             metrics.AT_WORK.dec()

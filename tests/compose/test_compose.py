@@ -75,6 +75,14 @@ def test_from_outside_only_data_routes_are_reached(run: Composed, name: str) -> 
         assert (pushed.status_code, "PRISM_ADMIN_PORT" in pushed.text) == (403, True)
 
 
+def test_the_grader_has_one_token_and_reaches_no_other_service(run: Composed) -> None:
+    assert run.inside("grader", "ls", "/secrets").split() == ["prism_token"]
+    for address in ("redis:6379", "policy:8000", "policy:8001", "perception:8000", "example.org:443"):
+        host, port = address.split(":")
+        dial = f"import socket; socket.create_connection(({host!r}, {port}), 3)"
+        assert run.compose("exec", "-T", "grader", "python3", "-c", dial, check=False).returncode, address
+
+
 def test_redis_is_not_reached_from_outside(run: Composed) -> None:
     assert run.inspect("redis", "{{json .NetworkSettings.Ports}}") in ("{}", '{"6379/tcp":null}', '{"6379/tcp":[]}')
     with socket.socket() as probe:

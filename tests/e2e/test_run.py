@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -42,7 +43,15 @@ def test_every_step_was_made_and_versions_count_its_updates(run: Run) -> None:
     assert [line["policy_version"] for line in align if not line["warmup"]] == list(range(1, ALIGN_STEPS + 1))
     assert [line["perception_version"] for line in align] == [line["step"] for line in align]
     rlvr = final(run, "rlvr")
-    assert [line["policy_version"] for line in rlvr] == list(range(ALIGN_STEPS + 1, ALIGN_STEPS + RLVR_STEPS + 1))
+    assert [line["step"] for line in rlvr] == list(range(1, RLVR_STEPS + 1))
+    updates = accumulate(line["policy_grad_norm"] is not None for line in rlvr)
+    assert [line["policy_version"] for line in rlvr] == [ALIGN_STEPS + count for count in updates]
+    assert newest_version(run) > ALIGN_STEPS + RLVR_STEPS // 2, "few steps teach nothing"
+
+
+def newest_version(run: Run) -> int:
+    """The policy's at the end: a step that teaches nothing makes none."""
+    return final(run, "rlvr")[-1]["policy_version"]
 
 
 @pytest.mark.parametrize("stage", ["align", "rlvr"])
@@ -107,7 +116,7 @@ def test_the_policy_server_came_back_with_the_newest_weights(run: Run) -> None:
     assert "it died, killed by signal 9" in (run.folder / "logs" / "policy.log").read_text()
     assert run.server_killed_at < RLVR_STEPS
     newest = Manifest.model_validate_json((run.folder / "services" / "policy" / "newest.json").read_bytes())
-    assert newest.version == ALIGN_STEPS + RLVR_STEPS
+    assert newest.version == newest_version(run)
     pushed = load_file(verify(run.folder / "weights", newest) / "model.safetensors")
     result = load_file(run.folder / "stages" / "rlvr" / "model.safetensors")
     assert pushed.keys() == result.keys()
@@ -119,7 +128,7 @@ def test_every_stage_is_measured_by_its_own_version(run: Run) -> None:
     assert [(line["stage"], line["policy_version"]) for line in lines] == [
         ("sft", 0),
         ("align", ALIGN_STEPS),
-        ("rlvr", ALIGN_STEPS + RLVR_STEPS),
+        ("rlvr", newest_version(run)),
     ]
     assert all(line["questions"] == line["judged"] == 32 for line in lines)
 
@@ -156,7 +165,7 @@ def test_every_line_of_a_service_can_be_json_and_names_the_run(run: Run, service
     assert {line["run"] for line in lines if line["logger"].startswith("prism")} <= {"e2e"}
     if service == "policy":  # of the server itself, not of its supervisor
         served = [line for line in lines if line["logger"] == "vllm.prism.policy" and "took weights" in line["message"]]
-        assert {line["policy_version"] for line in served} >= {ALIGN_STEPS + 1, ALIGN_STEPS + RLVR_STEPS}
+        assert {line["policy_version"] for line in served} >= {ALIGN_STEPS + 1, newest_version(run)}
     if service == "rollouts-1":
         made = [line for line in lines if line["message"] == "group finished" and line["stage"] == "rlvr"]
         assert all({"run", "position", "prompt_id", "policy_version"} <= line.keys() for line in made)

@@ -1,7 +1,6 @@
 """One trace of a group: trainer, worker, an expert and the grader as processes of their own, and a collector."""
 
 import http.server
-import json
 import os
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from policy_events import policy_events
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 TRAINER = """
@@ -30,7 +30,7 @@ from prism.trainer.run.recorder import Recorder
 
 url, folder = sys.argv[1:]
 telemetry.start("prism-trainer")
-stream = TrainerStream(redis.Redis.from_url(url), "traced", ["policy"])
+stream = TrainerStream(redis.Redis.from_url(url), "traced", ["policy"], 1)
 message = pb.Message(role="user", parts=[pb.Part(text="What is the sum?")])
 prompts = PromptSequence([pb.Prompt(id="q", messages=[message], gold="7", kind="number")], 0)
 settings = RolloutConfig(data="x", prompts=1, n=2, max_tokens=4)
@@ -56,13 +56,7 @@ class Policy(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         self.traceparents.append(self.headers["traceparent"])
-        choice = {
-            "message": {"content": TEXT},
-            "token_ids": [1],
-            "logprobs": {"content": [{"logprob": -1}]},
-            "finish_reason": "stop",
-        }
-        body = json.dumps({"choices": [choice, choice], "prompt_token_ids": [5]}).encode()
+        body = policy_events(TEXT, TEXT)
         self.send_response(200)
         for name, value in (("x-prism-policy-version", "0"), ("content-length", str(len(body)))):
             self.send_header(name, value)

@@ -1,8 +1,8 @@
 """A checkpoint is a folder a step, written beside the old one and renamed, checked by sha256 on load.
 
-``000040/`` holds ``tensors/``, which torch.distributed.checkpoint writes, a file a rank, and reads for any number of
-ranks; for each learner a folder with its model's configuration; ``config.json`` (the settings), ``state.json`` and
-``manifest.json``. Several hosts must share the folder.
+``000040/`` holds ``tensors/``, a safetensors file a rank, which any number of ranks reads; for each learner a folder
+with its model's configuration; ``config.json`` (the settings), ``state.json`` and ``manifest.json``. Nothing in it is
+executed when it is read: a run's folder may come from anyone. Several hosts must share the folder.
 """
 
 import json
@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from prism.errors import CheckpointError, WeightsError
+from prism.errors import CheckpointError, PrismError, WeightsError
 from prism.files import sealed_folder, write_json
+from prism.trainer.checkpoint.tensors import reason
 from prism.trainer.learn import ranks
 from prism.wire.weights import file_sha256
 
@@ -27,10 +28,19 @@ STATE = "state.json"
 CONFIG = "config.json"
 
 
-def save_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callable[[Path], None], *, keep: int) -> Path:
+def save_checkpoint(
+    root: Path,
+    step: int,
+    state: dict[str, Any],
+    write: Callable[[Path], None],
+    *,
+    keep: int,
+    check: Callable[[], None] | None = None,
+) -> Path:
     """Write the checkpoint of ``step``: ``write(folder)`` adds the learners' files. Keeps the newest ``keep``.
 
-    Raises CheckpointError (a full disk, say) and leaves the checkpoints there were untouched.
+    Raises CheckpointError (a full disk, say), or what ``check`` raises, which is called right before the checkpoint is
+    sealed, and leaves the checkpoints there were untouched.
     """
     target = root / f"{step:06d}"  # there already, if of an attempt that was abandoned: this run has just passed it
     try:
@@ -39,21 +49,18 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], write: Callabl
             write_json(folder / STATE, state)
             files = {str(file.relative_to(folder)): file_sha256(file) for file in _files(folder)}
             write_json(folder / MANIFEST, files)
+            if check:
+                check()
+    except PrismError:
+        raise
     except WRITE_ERRORS as error:
         raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {root}: {_reason(error)}. Earlier ones are "
+            f"the checkpoint of step {step} could not be written to {root}: {reason(error)}. Earlier ones are "
             "untouched: when there is room, the same command goes on from the newest"
         ) from error
     for old in checkpoints(root)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
-
-
-def _reason(error: BaseException) -> str:
-    """In one line: torch adds where in its code each rank failed."""
-    if isinstance(error, CheckpointException):
-        return "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items())
-    return str(error)
 
 
 def write_description(config: BaseModel, models: dict[str, Any], folder: Path) -> None:

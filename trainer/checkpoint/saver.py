@@ -1,7 +1,7 @@
 """Checkpoints saved behind the loop.
 
 The loop waits for a copy of the tensors alone: they are written behind it, and sealed on the first rank. A checkpoint
-counts once it is sealed. (torch's own index of the tensors is a pickle: it is read after its sha256 has been checked.)
+counts once it is sealed.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from prism.errors import CheckpointError
+from prism.errors import PrismError
 from prism.files import partial_of
 from prism.trainer.checkpoint.folder import save_checkpoint
 from prism.trainer.checkpoint.tensors import write_tensors
@@ -38,26 +38,35 @@ class Checkpoints:
         tensors: dict[str, Any],
         write: Callable[[Path], None],
         then: Callable[[], None] | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         """Save ``state`` (JSON) and ``tensors`` as they are now, and what ``write(folder)`` adds on the first rank.
 
-        Waits for the checkpoint before it. ``then`` is called by a later call here, once this one is sealed. Raises
-        CheckpointError if the one before could not be written.
+        Waits for the checkpoint before it. ``check`` is called right before this one is sealed, which a PrismError of
+        its prevents; ``then`` by a later call here, once it is sealed. Raises CheckpointError if the one before could
+        not be written, and what its ``check`` raised.
         """
         self.wait()
         copies = DefaultStager(StagingOptions(False, False, False, False)).stage(tensors)
         assert isinstance(copies, dict)
         self._then = then
-        self._saving = self._thread.submit(self._save, step, state, copies, write)
+        self._saving = self._thread.submit(self._save, step, state, copies, write, check)
 
-    def _save(self, step: int, state: dict[str, Any], tensors: dict[str, Any], write: Callable[[Path], None]) -> None:
+    def _save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        tensors: dict[str, Any],
+        write: Callable[[Path], None],
+        check: Callable[[], None] | None,
+    ) -> None:
         def write_all(folder: Path) -> None:
             if ranks.is_first():
                 write(folder)
             write_tensors(folder, tensors)
 
         if ranks.is_first():
-            save_checkpoint(self.root, step, state, write_all, keep=self._keep)
+            save_checkpoint(self.root, step, state, write_all, keep=self._keep, check=check)
         else:
             write_all(partial_of(self.root / f"{step:06d}"))
 
@@ -83,5 +92,5 @@ class Checkpoints:
         if kind is None:
             self.wait()
         else:
-            with suppress(CheckpointError):  # another error is on its way
+            with suppress(PrismError):  # another error is on its way
                 self.wait()

@@ -17,8 +17,6 @@ from prism.errors import DataError
 from prism.model.inputs import Example, InputBuilder
 from prism.wire.messages import from_json
 
-TOKEN_BYTES = 40  # of a Python list of token ids
-
 
 class Demonstrations:
     """The rows of all files as examples. As many of those last used as ``cache_bytes`` hold are kept."""
@@ -33,9 +31,9 @@ class Demonstrations:
         on_bad_row: Literal["skip", "fail"],
         say: Callable[[str], None],
     ) -> None:
-        self._files, self._target, self._inputs = files, target, inputs
+        self.files, self._target, self._inputs = files, target, inputs
         self._ends = list(accumulate(len(file.rows) for file in files))
-        self._cache: LRUCache[int, Example] = LRUCache(cache_bytes, getsizeof=_size)
+        self._cache: LRUCache[int, Example] = LRUCache(cache_bytes, getsizeof=lambda example: example.nbytes)
         self._on_bad_row, self._say = on_bad_row, say
         self._said: set[int] = set()
         self._background = ThreadPoolExecutor(1, "demonstrations")
@@ -47,7 +45,7 @@ class Demonstrations:
     @property
     def bad_rows(self) -> int:
         """Of the files, and those found bad since."""
-        return sum(file.bad_rows for file in self._files) + len(self._said)
+        return sum(file.bad_rows for file in self.files) + len(self._said)
 
     def batch(self, indices: list[int], ahead: list[int]) -> list[Example]:
         """The examples of ``indices``, without those that turn out to be bad. Those of ``ahead``, the next batch,
@@ -68,7 +66,7 @@ class Demonstrations:
 
     def _row(self, index: int) -> tuple[DataFile, DataRow]:
         number = bisect_right(self._ends, index)
-        file = self._files[number]
+        file = self.files[number]
         return file, file.rows[index - self._ends[number] + len(file.rows)]
 
     def _make(self, indices: list[int]) -> list[Example]:
@@ -87,7 +85,7 @@ class Demonstrations:
                 self._said.add(index)
                 self._say(f"left out: {what_is_wrong(error)}")
             return None
-        if _size(example) <= self._cache.maxsize:
+        if example.nbytes <= self._cache.maxsize:
             self._cache[index] = example
         return example
 
@@ -125,9 +123,3 @@ def report_problems(file: DataFile, console: Console) -> None:
     if file.bad_rows:
         name = escape(str(file.path))
         console.print(f"[yellow]{file.bad_rows} rows of {name} skipped[/], {len(file.rows)} used")
-
-
-def _size(example: Example) -> int:
-    """Bytes of memory, about."""
-    pixels = 0 if example.pixel_values is None else example.pixel_values.nbytes
-    return pixels + TOKEN_BYTES * len(example.input_ids)

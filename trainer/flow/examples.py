@@ -1,30 +1,35 @@
 """Groups as training examples: the prompt built once, and checked against what the policy server saw."""
 
+from collections.abc import Sequence
+
 from cachetools import LRUCache
 
 from prism.data.blobs import BlobStore
 from prism.data.images import decode_image
-from prism.errors import StreamError
+from prism.data.rows import DataRow, RowCheck, Size
+from prism.errors import DataError, StreamError
 from prism.model.inputs import Example, InputBuilder
-from prism.wire.messages import image_sha256s
+from prism.wire.messages import from_json, image_sha256s
 from prism.wire.v1 import rollout_pb2 as pb
 
 
 class GroupExamples:
-    """Builds prompts from groups; the ``remember`` prompts used last (pixels included) are kept."""
+    """Builds prompts from groups. As many of those used last as ``cache_bytes`` hold, pixels included, are kept."""
 
-    def __init__(self, inputs: InputBuilder, blobs: BlobStore, remember: int = 256) -> None:
+    def __init__(self, inputs: InputBuilder, blobs: BlobStore, *, cache_bytes: int = 2**31) -> None:
         self.inputs, self._blobs = inputs, blobs
-        self._prompts: LRUCache[str, Example] = LRUCache(remember)
+        self._prompts: LRUCache[str, Example] = LRUCache(cache_bytes, getsizeof=lambda example: example.nbytes)
 
     def prompt(self, group: pb.RolloutGroup) -> Example:
         """Raises StreamError if the server's prompt tokens are not the learner's, DataError if an image is missing."""
         prompt = group.request.prompt
         example = self._prompts.get(prompt.id)
         if example is None:
-            images = [decode_image(self._blobs.get(sha256)) for sha256 in image_sha256s(prompt.messages)]
+            names = image_sha256s(prompt.messages)
+            images = [decode_image(self._blobs.get(sha256), max_pixels=None) for sha256 in names]
             example = self.inputs.prompt(prompt.messages, images)
-            self._prompts[prompt.id] = example
+            if example.nbytes <= self._prompts.maxsize:
+                self._prompts[prompt.id] = example
         if example.input_ids != list(group.prompt_token_ids):
             raise StreamError(
                 f"prompt {prompt.id}: the policy server saw other tokens than the learner builds; "
@@ -37,3 +42,18 @@ class GroupExamples:
         if self.inputs.vision_token_ids.intersection(sample.token_ids):
             return None
         return self.inputs.with_ids(prompt, sample.token_ids)
+
+
+def refuse_long(inputs: InputBuilder, max_model_len: int, max_tokens: int) -> RowCheck:
+    """What raises DataError for a prompt that leaves the policy server no room for a response of ``max_tokens``."""
+    room = max_model_len - max_tokens
+
+    def check(row: DataRow, sizes: Sequence[Size]) -> None:
+        tokens = inputs.prompt_tokens(from_json(row.messages, str), sizes, room=room)
+        if tokens > room:
+            raise DataError(
+                f"a prompt of {tokens} tokens, over the limit of {room}: stack.max_model_len ({max_model_len}) less "
+                f"max_tokens ({max_tokens})"
+            )
+
+    return check

@@ -1,4 +1,4 @@
-"""How old a rollout may be. Versions count policy updates: step s trains its group with the learner at version s."""
+"""How old a rollout may be, in versions, which count policy updates. A step that teaches nothing makes none."""
 
 from dataclasses import dataclass
 
@@ -21,9 +21,9 @@ def staleness(group_version: int, learner_version: int) -> int:
 class StalenessBound:
     """Admission by version: at most ``limit`` updates between sampling and training; 0 is lock-step.
 
-    The group of step s may be requested once version s - limit is published. Nothing is counted or remembered: time
-    in flight and in queues is inside the bound, and after a resume the capacity follows from two numbers of the
-    checkpoint.
+    The group that version v will train on may be requested once version v - limit is published. Nothing is counted or
+    remembered: time in flight and in queues is inside the bound, and after a resume the capacity follows from two
+    numbers of the checkpoint.
     """
 
     limit: int

@@ -78,14 +78,23 @@ class PolicyLearner(Learner):
         self.config = config
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of a minibatch's if its gradient alone was."""
+        self.mismatched: dict[int, float] = {}
+        """The groups that the last update left out, with the mean absolute difference, in nats a token, between their
+        sampler's log-probabilities and the learner's."""
+        self.all_mismatched = 0
+        """Groups left out so far."""
         self._temperature, self._reference = temperature, reference
         self._algorithm, self._options = algorithm, options
 
     def update(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
-        """Learn from one step's samples and count the version up. Without a sample nothing is learnt, but counted.
+        """Learn from one step's samples. An update counts the version up; without one it stays, as the weights do.
+
+        A minibatch whose advantages are all 0 has no gradient, and makes no update: momentum alone would move the
+        weights. With ``kl_coef`` it has one.
 
         All ranks are given the same samples; each computes a share of them, and all return the figures of the whole.
 
+        A group whose log-probabilities the learner finds far from the sampler's teaches nothing: ``mismatched``.
         Raises NotFiniteError as the optimizer does; ``not_finite`` says whose fault it was.
         """
         started = time.perf_counter()
@@ -94,7 +103,7 @@ class PolicyLearner(Learner):
         norms: list[float] = []
         skipped = 0
         mismatch, entropy = _Mean(), _Mean()
-        self.not_finite = []
+        self.not_finite, self.mismatched = [], {}
         self.model.train()
         minibatches = [
             (minibatch, self._micro_batches(minibatch, examples))
@@ -102,7 +111,7 @@ class PolicyLearner(Learner):
             if minibatch
         ]
         at_start = True  # only before the first update do equal weights mean equal logprobs
-        for _ in range(self.config.epochs):
+        for epoch in range(self.config.epochs):
             for minibatch, micro_batches in minibatches:
                 totals = BatchTotals(sum(len(sample.logprobs) for sample in minibatch), len(minibatch))
                 ranks.expect_images(self.model, any(s.example.pixel_values is not None for s in minibatch))
@@ -110,6 +119,8 @@ class PolicyLearner(Learner):
                 blamed: list[int] = []
                 for micro in micro_batches:
                     tokens = self._tokens(self.model, micro, examples)
+                    if micro.learns and (at_start or (micro.own is not None and not epoch)):
+                        self.mismatched |= self._mismatches(micro, tokens.logprobs.detach())
                     loss = self._loss(micro, tokens.logprobs, totals)
                     if not micro.learns:
                         (0 * loss.loss).backward()
@@ -124,11 +135,15 @@ class PolicyLearner(Learner):
                         )
                         mismatch.add((tokens.logprobs.detach() - micro.sampler).abs()[current.to(micro.sampler.device)])
                 at_start = False
-                of_ranks = ranks.gathered((losses, blamed))
-                losses = [loss for own, _ in of_ranks for loss in own]
+                of_ranks = ranks.gathered((losses, blamed, [*self.mismatched]))
+                losses = [loss for own, _, _ in of_ranks for loss in own]
                 # Where each loss is finite, a gradient alone was not.
-                suspects = [group for _, own in of_ranks for group in own] or [sample.group for sample in minibatch]
+                suspects = [group for _, own, _ in of_ranks for group in own] or [sample.group for sample in minibatch]
                 parts += losses
+                left_out = {group for _, _, own in of_ranks for group in own}
+                if not self._options.kl_coef and not any(s.advantage and s.group not in left_out for s in minibatch):
+                    self._optimizer.clear()
+                    continue
                 try:
                     norm, updated = self._optimizer.step(sum(float(loss.loss) for loss in losses))
                 except NotFiniteError:
@@ -139,7 +154,9 @@ class PolicyLearner(Learner):
                 else:
                     skipped += 1
                     self.not_finite += sorted(set(suspects))
-        self.version += 1
+        self.mismatched = dict(sorted(pair for own in ranks.gathered(self.mismatched) for pair in own.items()))
+        self.all_mismatched += len(self.mismatched)
+        self.version += bool(norms)
         merged = PolicyLoss.merged(parts) if parts else None
         return {
             "policy_version": self.version,
@@ -153,6 +170,7 @@ class PolicyLearner(Learner):
             "reference_kl": float(merged.reference_kl) if merged and merged.reference_kl is not None else None,
             "entropy": entropy.of_ranks(),
             "logprob_mismatch": mismatch.of_ranks(),
+            "mismatched_groups": len(self.mismatched),
             "trained_samples": len(samples),
             "trained_tokens": sum(len(sample.logprobs) for sample in samples),
             "policy_update_seconds": time.perf_counter() - started,
@@ -191,16 +209,27 @@ class PolicyLearner(Learner):
         batch = pack([sample.example for sample in micro.samples], examples.inputs, self.model.device)
         return response_tokens(model, batch, self._temperature)
 
+    def _mismatches(self, micro: _MicroBatch, logprobs: Tensor) -> dict[int, float]:
+        """The groups of a pass that were sampled from something else than the learner computes.
+
+        Asked before the step's first update: what an update changes is none of the sampler's fault.
+        """
+        apart = ((logprobs if micro.own is None else micro.own) - micro.sampler).abs()
+        groups = torch.tensor([s.group for s in micro.samples for _ in s.logprobs], device=apart.device)
+        means = {number: float(apart[groups == number].mean()) for number in {s.group for s in micro.samples}}
+        return {number: mean for number, mean in means.items() if mean > self.config.max_mismatch}
+
     def _loss(self, micro: _MicroBatch, logprobs: Tensor, totals: BatchTotals) -> PolicyLoss:
         device, cap = logprobs.device, self.config.importance_cap
         old, weights = micro.sampler, None
         if cap is not None:
             old = logprobs.detach() if micro.own is None else micro.own
             weights = truncated_importance_weights(old, micro.sampler, cap=cap)
+        advantages = [0.0 if sample.group in self.mismatched else sample.advantage for sample in micro.samples]
         packed = PackedTokens(
             logprobs=logprobs,
             old_logprobs=old,
-            advantages=torch.tensor([sample.advantage for sample in micro.samples], device=device),  # [N]
+            advantages=torch.tensor(advantages, device=device),  # [N]
             sample_index=torch.tensor([i for i, s in enumerate(micro.samples) for _ in s.logprobs], device=device),
             weights=weights,
             ref_logprobs=micro.reference,

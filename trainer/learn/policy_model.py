@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from prism.config import RunConfig
 from prism.errors import ConfigError
-from prism.model.inputs import InputBuilder
+from prism.model.folder import complete_folder
+from prism.model.inputs import SAFELY, InputBuilder
 from prism.model.packing import Batch, hidden_states
 from prism.model.shared_prefix import ATTENTION
 from prism.trainer.learn import ranks
@@ -25,7 +26,7 @@ def load_policy(folder: Path | str, *, dtype: torch.dtype, device: str = "cpu") 
     """A model that takes packed rows alone. Raises ConfigError if there is none to load."""
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            str(folder), dtype=dtype, attn_implementation=ATTENTION
+            str(folder), dtype=dtype, attn_implementation=ATTENTION, **SAFELY
         )
         return model.to(device)
     except (OSError, ValueError) as error:
@@ -56,14 +57,14 @@ def load_reference(folder: Path | str, config: RunConfig) -> Any:
 
 
 def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
-    """An ordinary Hugging Face folder, processor included: whatever loads the base model loads this.
+    """An ordinary Hugging Face folder, with processor and all that its start held: what loads the start loads this.
 
     All ranks must call it; the first writes.
     """
     weights = ranks.full_weights(model)
     if ranks.is_first():
         write_policy(model, weights, folder)
-        inputs.processor.save_pretrained(folder)
+        complete_folder(folder, inputs.start, inputs.processor)
 
 
 def write_policy(model: Any, weights: dict[str, Tensor], folder: Path) -> None:

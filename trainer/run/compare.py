@@ -18,6 +18,7 @@ from prism.config import AlignConfig, ConfigModel, RunConfig, SftConfig, load_co
 from prism.errors import ConfigError
 from prism.evaluation.held_out import evaluate
 from prism.files import sealed_folder, write_json
+from prism.stack.folder_lock import lock_run
 from prism.trainer.run.pipeline import prepare, run
 from prism.trainer.run.result import stage_folder, stage_result
 
@@ -135,7 +136,8 @@ def _train_arm(
                 questions=compare.questions,
             )
 
-    run(config, base_file, settings, console, at_end=measure)
+    with lock_run(config.run_dir, "trainer", "services") as lock:
+        run(config, base_file, settings, console, at_end=measure, lock=lock)
     results = [stage_result(config, name) for name in config.stages]
     row = {
         "accuracy": measured["greedy"]["accuracy"],

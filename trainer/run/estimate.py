@@ -109,7 +109,7 @@ def checkpoint_bytes(config: RunConfig, sizes: Sequence[ModelSize], ranks: int =
 
 def _config(folder: Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(str(folder))
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model can be loaded from {folder}: {str(error)[:500]}") from None
 

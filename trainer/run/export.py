@@ -14,10 +14,12 @@ from prism.config import AlignConfig, RunConfig
 from prism.errors import ConfigError
 from prism.files import sealed_folder
 from prism.model.expert import CLASSES, save_expert
+from prism.model.folder import complete_folder
 from prism.model.inputs import InputBuilder
 from prism.trainer.checkpoint.folder import CONFIG, newest_checkpoint
 from prism.trainer.checkpoint.tensors import read_tensors
 from prism.trainer.learn.policy_model import save_policy
+from prism.trainer.run.card import write_card
 from prism.trainer.run.make_experts import aside, refuse_existing
 from prism.trainer.run.result import RESULT, stage_folder, stage_result, start_of
 
@@ -25,7 +27,8 @@ ModelName = Literal["policy", "perception", "reasoning"]
 
 
 def export(run_dir: Path, out: Path, *, stage: str | None, model: ModelName, console: Console) -> None:
-    """Write ``out``: weights, configuration and processor. Checkpoints are checked by sha256 first.
+    """Write ``out``: weights, configuration, processor, what the start held, a model card. Checkpoints are checked by
+    sha256 first.
 
     ``stage`` None: the last one that has anything. Raises ConfigError if ``out`` exists or there is nothing to export,
     WeightsError for a damaged checkpoint.
@@ -37,16 +40,19 @@ def export(run_dir: Path, out: Path, *, stage: str | None, model: ModelName, con
     for name in [stage] if stage else reversed(config.stages):
         if model != "policy" and not isinstance(config.stages[name], AlignConfig):
             continue
-        if stage_result(config, name):
+        if result := stage_result(config, name):
             folder = stage_folder(config, name)
             finished = folder if model == "policy" else folder / "experts" / model
+            said = "finished"
             with sealed_folder(out, aside(out)) as target:
                 _copy(finished, target)
-            said = "finished"
+                complete_folder(target, start_of(config, name), InputBuilder(finished).processor)
+                write_card(target, config, name, model, said, result)
         elif newest := newest_checkpoint(config.run_dir / "checkpoints" / name):
+            said = f"after step {newest[1]['step']}"
             with sealed_folder(out, aside(out)) as target:
                 _assemble(config, name, newest[0], model, target)
-            said = f"after step {newest[1]['step']}"
+                write_card(target, config, name, model, said, newest[1])
         else:
             continue
         console.print(f"{escape(str(out))}: the {model} of {name}, {said}", soft_wrap=True)
@@ -74,7 +80,10 @@ def _copy(folder: Path, target: Path) -> None:
 
 def _assemble(config: RunConfig, stage: str, checkpoint: Path, model: ModelName, target: Path) -> None:
     """The model from what all ranks wrote of it, with the processor of the stage's start."""
-    described, dtype = AutoConfig.from_pretrained(checkpoint / model), getattr(torch, config.dtype)
+    described, dtype = (
+        AutoConfig.from_pretrained(checkpoint / model, trust_remote_code=False),
+        getattr(torch, config.dtype),
+    )
     make: Any = AutoModelForImageTextToText.from_config
     if model != "policy":
         make = CLASSES[described.model_type]._from_config

@@ -4,6 +4,7 @@ On every node runs the same ``prism run --attach``; the first node's makes the r
 (No torch here.)
 """
 
+import os
 import sys
 
 from pydantic import Field, model_validator
@@ -35,6 +36,11 @@ class Launch(BaseSettings):
     @property
     def is_first(self) -> bool:
         return self.node_rank == 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the first rank of the first node, or the only process."""
+        return self.is_first and os.environ.get("RANK", "0") == "0"  # RANK is torchrun's
 
     def python(self, what: str) -> list[str]:
         """The command that Python's own arguments follow; ``what`` is the same on all nodes, for one start of ranks."""

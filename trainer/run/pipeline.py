@@ -17,8 +17,9 @@ from prism.clients.endpoints import load_endpoints
 from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, load_saved, save_resolved
 from prism.errors import ConfigError, ServiceError
 from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement
-from prism.evaluation.held_out import evaluate, evaluated_stages, print_figures
+from prism.evaluation.held_out import evaluate, evaluated_stages, print_figures, refuse_bad_rows
 from prism.settings import load_settings
+from prism.stack.folder_lock import FolderLock
 from prism.stack.local import RunningServices, Stack, start_process
 from prism.trainer.run.expert_start import served_experts
 from prism.trainer.run.launch import RETRY_SECONDS, Launch
@@ -27,7 +28,8 @@ from prism.trainer.weights.publish import open_publisher
 from prism.wire.response import EXPERTS
 
 # What may change between two starts of one run: nothing that the results depend on.
-FREE_KEYS = ("stack", "push", "evaluate", "threads", "keep_checkpoints", "runs_dir")
+FREE_KEYS = ("stack", "push", "evaluate", "threads", "keep_checkpoints", "runs_dir", "alerts")
+FREE_STAGE_KEYS = {"max_empty_steps", "max_flat_steps"}
 
 
 def run(
@@ -39,10 +41,12 @@ def run(
     *,
     attach: bool = False,
     environment: dict[str, str] | None = None,
+    lock: FolderLock | None = None,
 ) -> None:
     """Bring the run to its end; ``at_end`` is called while the services still run.
 
-    With ``attach`` services are not started but found by PRISM_* variables. ``environment`` goes to the stages.
+    With ``attach`` services are not started but found by PRISM_* variables. ``environment`` goes to the stages, and so
+    does the ``lock`` on the run's folder, if the caller holds it.
 
     Raises PrismError with what to do; the same call then resumes.
     """
@@ -55,7 +59,7 @@ def run(
 
     def train(name: str, stack: Stack | RunningServices | None) -> None:
         console.print(f"[bold]{name}[/]: {describe_stage(config.stages[name])}")
-        train_in_process(command(name), name, stack, environment)
+        train_in_process(command(name), name, stack, environment, lock)
 
     if not launch.is_first:
         take_part(config, command, console)
@@ -63,6 +67,7 @@ def run(
     refuse_changed(config)
     save_resolved(config)
     prepare(config, console)
+    refuse_bad_rows(config)
     for name, stage in config.stages.items():
         if stage_result(config, name) or not isinstance(stage, SftConfig):
             break
@@ -131,14 +136,20 @@ def refuse_changed(config: RunConfig) -> None:
     if not ((config.run_dir / "stages").exists() or (config.run_dir / "checkpoints").exists()):
         return
     try:
-        before, now = load_saved(config.run_dir).model_dump(), config.model_dump()
+        before, now = _binding(load_saved(config.run_dir)), _binding(config)
     except FileNotFoundError:
         return
-    if changed := [key for key in sorted(now) if before[key] != now[key] and key not in FREE_KEYS]:
+    if changed := [key for key in sorted(now) if before[key] != now[key]]:
         raise ConfigError(
             f"{config.run_dir} was begun with other settings ({', '.join(changed)}): use another name with "
             "--set name=..., or start over with --fresh"
         )
+
+
+def _binding(config: RunConfig) -> dict[str, Any]:
+    """What a run that goes on must have begun with."""
+    free = {"stages": {name: FREE_STAGE_KEYS for name in config.stages}} | dict.fromkeys(FREE_KEYS, True)
+    return config.model_dump(exclude=free)
 
 
 def _is_pending(config: RunConfig, name: str) -> bool:
@@ -171,10 +182,18 @@ def served_model(config: RunConfig) -> Path:
 
 
 def train_in_process(
-    command: list[str], name: str, stack: Stack | RunningServices | None, environment: dict[str, str] | None = None
+    command: list[str],
+    name: str,
+    stack: Stack | RunningServices | None,
+    environment: dict[str, str] | None = None,
+    lock: FolderLock | None = None,
 ) -> None:
-    """Train one stage in a process of its own, and end it should a service die. Raises ServiceError."""
-    process = start_process(command, (environment or {}) | (stack.environment() if stack else {}))
+    """Train one stage in a process of its own, which shares ``lock``, and end it should a service stay dead.
+
+    Raises ServiceError.
+    """
+    variables = (environment or {}) | (stack.environment() if stack else {}) | (lock.environment if lock else {})
+    process = start_process(command, variables, keep=lock.files if lock else ())
     try:
         while process.poll() is None:
             if stack:

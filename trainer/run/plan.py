@@ -15,7 +15,7 @@ from rich.filesize import decimal
 
 from prism.clients.endpoints import Endpoints
 from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, Stage
-from prism.data.rows import DataFile, read_rows
+from prism.data.rows import DataFile, RowCheck, read_rows
 from prism.errors import PrismError
 from prism.evaluation.held_out import evaluated_stages
 from prism.settings import load_settings
@@ -130,13 +130,15 @@ def _model(plan: Plan) -> Path | None:
 
 
 def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
+    from prism.trainer.flow.examples import refuse_long
+
     for name, stage in plan.pending.items():
         if isinstance(stage, SftConfig):
             taken = stage.steps * stage.batch
             files = [_read(plan, file, name, stage.target, stage.check_images) for file in stage.data]
             rows = sum(len(file.rows) for file in files if file)
             plan.say(name, f"{taken:,} examples{_epochs(taken, rows)}")
-            response, room = stage.target, None
+            response = stage.target
         else:
             rollouts = stage.rollouts
             groups, responses = stage.steps * rollouts.prompts, stage.steps * rollouts.prompts * rollouts.n
@@ -147,13 +149,13 @@ def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
                 response = "teacher"
             elif stage.dynamic_sampling:
                 most = f", up to {stage.max_sampling_rounds} times that with dynamic sampling"
-            files = [_read(plan, rollouts.data, name, response or "gold")]
+            check = refuse_long(inputs, plan.config.stack.max_model_len, rollouts.max_tokens) if inputs else None
+            files = [_read(plan, rollouts.data, name, response or "gold", check=check)]
             rows = len(files[0].rows) if files[0] else 0
             plan.say(name, f"{responses:,} responses to {groups:,} prompts{_epochs(groups, rows)}{most}")
-            room = plan.config.stack.max_model_len - rollouts.max_tokens
         for file in files:
             if file and inputs:
-                _lengths(plan, file, inputs, response, room)
+                _lengths(plan, file, inputs, response)
     asked = plan.config.evaluate
     if file := _read(plan, asked.data, "evaluate", "gold"):
         plan.say("evaluate", f"{min(asked.questions, len(file.rows)):,} questions after each stage")
@@ -164,7 +166,12 @@ def _epochs(taken: int, rows: int) -> str:
 
 
 def _read(
-    plan: Plan, name: str, stage: str, key: str, images: Literal["decode", "exist"] = "decode"
+    plan: Plan,
+    name: str,
+    stage: str,
+    key: str,
+    images: Literal["decode", "exist"] = "decode",
+    check: RowCheck | None = None,
 ) -> DataFile | None:
     config = plan.config
     path = config.path(name)
@@ -172,7 +179,15 @@ def _read(
         plan.say(stage, f"{path}: not there yet; its rows are known once `prism prepare` has made it")
         return None
     with plan.refusing():
-        file = read_rows(path, config.on_bad_row, require=(key,), images=images, say=plan.progress)
+        file = read_rows(
+            path,
+            config.on_bad_row,
+            require=(key,),
+            images=images,
+            say=plan.progress,
+            limits=config.limits,
+            check=check,
+        )
         checked = "images opened" if images == "decode" else "images looked for"
         bad = [f"skipped {problem}" for problem in file.problems[:PROBLEMS_SHOWN]]
         usable = f"{len(file.rows):,} of {len(file.rows) + file.bad_rows:,} rows usable"
@@ -181,8 +196,8 @@ def _read(
     return None
 
 
-def _lengths(plan: Plan, file: DataFile, inputs: "InputBuilder", response: str | None, room: int | None) -> None:
-    """Tokens of a sample of rows. ``room`` is what the policy server leaves a prompt."""
+def _lengths(plan: Plan, file: DataFile, inputs: "InputBuilder", response: str | None) -> None:
+    """Tokens of a sample of rows."""
     from prism.trainer.flow.demonstrations import prompt_of
 
     rows = file.rows[:: -(-len(file.rows) // SAMPLED_ROWS)]
@@ -194,10 +209,6 @@ def _lengths(plan: Plan, file: DataFile, inputs: "InputBuilder", response: str |
             answers = [len(inputs.text_ids(getattr(row, response))) + 1 for row in rows]
             text += f"; {response}s of {median(answers):.0f}, {max(answers)} at most"
         plan.say("", f"{file.path}, {len(rows)} rows sampled: {text}")
-        if room is not None and (long := sum(length > room for length in lengths)):
-            plan.say(
-                "", f"{long} of these prompts leave no room for max_tokens in stack.max_model_len: they are given up"
-            )
         patches = sum(0 if p.pixel_values is None else len(p.pixel_values) for p in prompts)
         plan.patches_per_token = max(plan.patches_per_token, patches / sum(lengths))
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from prism import logs, telemetry
 from prism.files import append_json, sync_written
 from prism.trainer.learn import ranks
+from prism.trainer.run.alerts import FIGURES, Alerts
 from prism.wire.v1 import rollout_pb2 as pb
 
 log = logging.getLogger("prism.trainer")
@@ -21,6 +22,12 @@ VALUE = Gauge(
     "prism_trainer_value",
     "The newest value of each figure in metrics.jsonl",
     ["stage", "figure"],
+    multiprocess_mode="mostrecent",
+)
+ALERT = Gauge(
+    "prism_trainer_alert",
+    "1 while a figure is over a bound of [alerts], else 0",
+    ["stage", "alert"],
     multiprocess_mode="mostrecent",
 )
 STEPS = Counter("prism_trainer_steps_total", "Learner steps made", ["stage"])
@@ -33,10 +40,13 @@ class Recorder:
     Of several ranks the first alone records: figures are of all.
     """
 
-    def __init__(self, run_dir: Path, stage: str, total: int, *, console: Console | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, stage: str, total: int, *, console: Console | None = None, alerts: Alerts | None = None
+    ) -> None:
         self.stage, self.total = stage, total
         self._file = run_dir / "metrics.jsonl"
         self._console = console or logs.console()
+        self._alerts = alerts
         self._started = time.monotonic()
         self._first: int | None = None
         self._printed = 0.0
@@ -55,6 +65,11 @@ class Recorder:
         # NaN is no JSON, and nothing that a mean or a chart could use.
         figures = {name: NO_DATA if _not_finite(value) else value for name, value in figures.items()}
         line = {"stage": self.stage, "step": step, "time": time.time()} | figures
+        if self._alerts is not None:
+            crossed = self._alerts.step(step, figures)
+            line |= {"alerts": crossed} if crossed else {}
+            for alert in FIGURES:
+                ALERT.labels(self.stage, alert).set(alert in crossed)
         append_json(self._file, line, sync=False)  # the next checkpoint syncs it: later steps are done again
         STEPS.labels(self.stage).inc()
         for name, value in figures.items():
@@ -100,8 +115,11 @@ class Recorder:
         log.info("step %d of %d", step, self.total, extra=of_step | version | {logs.FIGURES: figures})
 
     def close(self) -> None:
-        """Wait until all lines are on the disk."""
+        """Wait until all lines are on the disk. Alerts of a stage that has ended are over."""
         sync_written()
+        if self._alerts is not None and ranks.is_first():
+            for alert in FIGURES:
+                ALERT.labels(self.stage, alert).set(0)
 
 
 def _not_finite(value: Any) -> bool:

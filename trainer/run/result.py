@@ -43,9 +43,12 @@ def finish_stage(config: RunConfig, name: str, kind: str, train: Callable[[Path]
         write_json(folder / RESULT, {"kind": kind} | train(folder))
 
 
-def next_attempt(run_dir: Path) -> int:
-    """How often weights were pushed afresh in this run, this time included; written down before anything is pushed."""
+def next_attempt(run_dir: Path, seen: int = 0) -> int:
+    """How often weights were pushed afresh in this run, this time included; written down before anything is pushed.
+
+    ``seen``: the newest attempt that is known elsewhere.
+    """
     file = run_dir / "attempt.json"
-    attempt = json.loads(file.read_text())["attempt"] + 1 if file.is_file() else 1
+    attempt = max(seen, json.loads(file.read_text())["attempt"] if file.is_file() else 0) + 1
     write_json(file, {"attempt": attempt})
     return attempt

@@ -23,6 +23,7 @@ from prism.trainer.learn.learner_model import learner_model
 from prism.trainer.learn.losses import Algorithm
 from prism.trainer.learn.policy_learner import training_samples
 from prism.trainer.learn.policy_model import save_policy
+from prism.trainer.run.alerts import Alerts
 from prism.trainer.run.expert_start import expert_start
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.stages.common import (
@@ -30,12 +31,14 @@ from prism.trainer.stages.common import (
     mean,
     new_policy,
     push_weights,
+    refuse_mismatches,
     resume_and_push,
     rollout_figures,
     shared_step,
     usable_groups,
 )
 from prism.trainer.stages.context import open_context
+from prism.trainer.stages.empty_steps import EmptySteps
 from prism.wire.response import EXPERTS, Expert, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -49,35 +52,40 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     context = open_context(config, name, start)
     total = stage.warmup_steps + stage.steps
     policy = new_policy(context, stage, start, Algorithm.ALIGN)
-    base = policy.version
     experts = [
         _new_expert(expert, config, stage, ranks.from_first(partial(expert_start, config, name, stage, expert)), total)
         for expert in EXPERTS
     ]
     intake = context.intake(stage.rollouts, (POLICY, *EXPERTS), require=("teacher",))
     learners = {POLICY: policy} | {expert.expert: expert for expert in experts}
-    saved, first, publishers = resume_and_push(context, learners, intake)
+    empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
+    counts = {"empty_steps": empty_steps, "alerts": alerts}
+    saved, first, publishers = resume_and_push(context, learners, intake, counts)
 
-    recorder = Recorder(config.run_dir, name, total)
+    recorder = Recorder(config.run_dir, name, total, alerts=alerts)
     started = time.perf_counter()
     asked = first
     with saved:
         for step in range(first, total):
             began = time.perf_counter()
             saved.poll()
+            version = policy.version
 
-            def collected(step: int = step) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
+            def collected(
+                step: int = step, version: int = version
+            ) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
                 nonlocal asked
-                asked = _admit_ahead(intake, stage, asked, step, base, policy.version, experts[0].version)
+                asked = _admit_ahead(intake, stage, asked, step, version, experts[0].version)
                 rollouts = intake.collect(step, context.say)
-                groups, prompts = usable_groups(context, intake, rollouts, policy.version)
-                return groups, prompts, rollout_figures(groups, rollouts, policy.version)
+                groups, prompts = usable_groups(context, intake, rollouts, version)
+                return groups, prompts, rollout_figures(groups, rollouts, version)
 
             groups, prompts, figures = shared_step(context, collected)
             warming_up = step < stage.warmup_steps
             for expert in experts:
                 with dump_nonfinite_groups(context, expert, step, groups):
                     figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
+                empty_steps.expert(expert.expert, figures, warming_up=warming_up)
             if not warming_up:
                 advantages = _advantages(groups, stage.alpha)
                 samples, unplaceable = training_samples(
@@ -85,17 +93,20 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
                 )
                 with dump_nonfinite_groups(context, policy, step, groups):
                     figures |= policy.update(samples, context.examples)
+                refuse_mismatches(context, policy, groups)
                 figures |= advantages.figures() | _judged(groups) | {"unplaceable_samples": unplaceable}
+                figures |= empty_steps.policy(samples, figures)
             if ranks.is_first():
                 intake.finish(step)
 
             if not warming_up or step == stage.warmup_steps - 1:
                 for expert in experts:
                     figures |= push_weights(context, publishers[expert.expert], expert)
-            if not warming_up:
-                figures |= push_weights(context, publishers[POLICY], policy, groups[0] if groups else None)
+            if policy.version > version:
+                figures |= push_weights(context, publishers[POLICY], policy, groups[0])
             figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
+            empty_steps.end_if_nothing_learnt(context, intake, step, policy.version, groups)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
                 saved.save(step + 1)
     recorder.close()
@@ -105,11 +116,14 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
         weights = ranks.full_weights(expert.model)
         if ranks.is_first():
             write_expert(expert.model, weights, output / "experts" / expert.expert, context.inputs)
+    if ranks.is_first():
+        intake.check_newest()
     return {
         "version": policy.version,
         "expert_version": experts[0].version,
         "steps": stage.steps,
         "seconds": time.perf_counter() - started,
+        "data": saved.data,
     }
 
 
@@ -123,10 +137,12 @@ def _new_expert(
     return ExpertLearner(expert, learner_model(load, config), stage.experts, updates)
 
 
-def _admit_ahead(
-    intake: Intake, stage: AlignConfig, asked: int, step: int, base: int, version: int, expert_version: int
-) -> int:
-    """Ask for as many steps as may be asked for now; returns the first step not asked for."""
+def _admit_ahead(intake: Intake, stage: AlignConfig, asked: int, step: int, version: int, expert_version: int) -> int:
+    """Ask for as many steps as may be asked for now; returns the first step not asked for.
+
+    ``version`` is the policy's at ``step``. ``expert_version`` counts steps of the game, also those at which an expert
+    learnt nothing: a request names one version for both.
+    """
     total = stage.warmup_steps + stage.steps
     while asked < total:
         warming_up = asked < stage.warmup_steps
@@ -136,7 +152,7 @@ def _admit_ahead(
             break  # the first scored step waits for experts that are warmed up
         admission = Admission(
             step=asked,
-            update=base + max(0, asked - stage.warmup_steps),
+            update=version if warming_up else version + asked - step,
             count=stage.warmup_prompts if warming_up else stage.rollouts.prompts,
             n=stage.warmup_n if warming_up else stage.rollouts.n,
             experts=() if warming_up else EXPERTS,

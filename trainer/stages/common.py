@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prism.config import AlignConfig, PolicyLearnerConfig, RlvrConfig
-from prism.errors import DataError, StreamError
+from prism.errors import DataError, MismatchError, StreamError, WeightsError
 from prism.model.expert import ARCHITECTURES
 from prism.model.inputs import Example
-from prism.trainer.checkpoint.resume import StageCheckpoints
+from prism.trainer.checkpoint.resume import Counts, StageCheckpoints
 from prism.trainer.flow.intake import Intake, StepRollouts
 from prism.trainer.flow.staleness import staleness
 from prism.trainer.learn import ranks
@@ -56,14 +56,17 @@ def new_policy(
 
 
 def resume_and_push(
-    context: Context, learners: Mapping[str, PolicyLearner | ExpertLearner], intake: Intake
+    context: Context,
+    learners: Mapping[str, PolicyLearner | ExpertLearner],
+    intake: Intake,
+    counts: Mapping[str, Counts],
 ) -> tuple[StageCheckpoints, int, dict[str, Publisher]]:
     """Resume the learners and push them: servers get this attempt's weights before a single rollout is asked for.
 
     Returns the stage's checkpoints, the step to go on with, and each learner's publisher. Raises WeightsError for a
     damaged checkpoint and for a push that fails.
     """
-    saved = StageCheckpoints(context.checkpoints(), context.config, learners, context.say, intake)
+    saved = StageCheckpoints(context.checkpoints(), context.config, learners, context.say, intake, counts, context.data)
     first = saved.resume()
     publishers = {name: context.publisher(name) for name in learners}
     for name, learner in learners.items():
@@ -140,10 +143,32 @@ def dump_nonfinite_groups(
             context.say(f"step {step + 1}: {whose} update was not finite; its {len(offenders)} groups are in {file}")
 
 
+def refuse_mismatches(context: Context, policy: PolicyLearner, groups: Sequence[pb.RolloutGroup]) -> None:
+    """Say which of the step's ``groups`` the policy left out. Raises MismatchError once they are too many."""
+    named: list[str] = []
+    for number, apart in policy.mismatched.items():
+        prompt = groups[number].request.prompt.id
+        named.append(f"{prompt} ({apart:.2g} nats)")
+        context.say(
+            f"group of prompt {prompt} teaches nothing: sampler and learner differ by {apart:.2g} nats a token, over "
+            f"max_mismatch = {policy.config.max_mismatch:g}",
+            prompt_id=prompt,
+        )
+    if named and policy.all_mismatched > policy.config.max_mismatched:
+        raise MismatchError(
+            f"{policy.all_mismatched} groups were sampled from something else than the learner computes, over "
+            f"max_mismatched = {policy.config.max_mismatched}; in this step {', '.join(named)}. Do policy server and "
+            "learner load the same processor, template and dtype? Is the learning rate so high that one update moves "
+            "log-probabilities this far? Else look at these prompts, and take them out of the data"
+        )
+
+
 def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, version: int) -> dict[str, Any]:
     """Figures of what was sampled, before anything is learnt from it."""
     samples = [(group, sample) for group in groups for sample in group.samples]
     lengths = [len(sample.token_ids) for _, sample in samples]
+    truncated = [float(sample.finish_reason == "length") for _, sample in samples]
+    valid = [float(parse_response(sample.text).valid) for _, sample in samples]
     ages = [staleness(group.policy_version, version) for group in groups]
     facts = [
         f1
@@ -159,8 +184,11 @@ def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, v
         "judge_seconds": mean([group.judge_seconds for group in groups]),
         "response_tokens": mean(lengths),
         "sampled_tokens": sum(lengths),
-        "truncated": mean([float(sample.finish_reason == "length") for _, sample in samples]),
-        "format_rate": mean([float(parse_response(sample.text).valid) for _, sample in samples]),
+        "samples": len(samples),
+        "truncated": mean(truncated),
+        "truncated_samples": round(sum(truncated)),
+        "format_rate": mean(valid),
+        "malformed_samples": round(len(valid) - sum(valid)),
         "caption_f1": mean(facts),
         "staleness_mean": mean(ages),
         "staleness_max": max(ages, default=None),
@@ -186,8 +214,16 @@ def push_weights(
         probe = make_probe(model, context.inputs, group.request.prompt, text, context.blobs, tolerance)
     weights = ranks.full_weights(model)  # after the probe's pass, which leaves weights gathered
     config = config_json(model, architecture)
-    pushed = ranks.from_first(lambda: publisher.push(learner.version, named_weights(model, weights), config, probe))
-    return pushed.figures(prefix)
+
+    def push() -> dict[str, Any]:
+        try:
+            return publisher.push(learner.version, named_weights(model, weights), config, probe).figures(prefix)
+        except WeightsError as error:
+            if probe is None or group is None:
+                raise
+            raise WeightsError(f"{error} (probed with prompt {group.request.prompt.id})") from error
+
+    return ranks.from_first(push)
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -1,23 +1,22 @@
 """What the rollout-driven stages share: services, streams, prompts, publishers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import redis
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
 from rich.console import Console
 
 from prism import logs
 from prism.clients.endpoints import Endpoints, load_endpoints
-from prism.config import RolloutConfig, RunConfig
+from prism.config import RolloutConfig, RunConfig, SftConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import read_rows, to_prompt
+from prism.data.rows import DataFile, Prompts, read_rows
 from prism.model.inputs import InputBuilder
-from prism.streams.trainer import TrainerStream
+from prism.streams.patience import Patience
+from prism.streams.trainer import TrainerStream, connect, newest_attempt
 from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.flow.demonstrations import report_problems
-from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.flow.examples import GroupExamples, refuse_long
 from prism.trainer.flow.intake import Intake, PromptSequence
 from prism.trainer.learn import ranks
 from prism.trainer.run.result import next_attempt
@@ -36,6 +35,8 @@ class Context:
     inputs: InputBuilder
     examples: GroupExamples
     console: Console
+    data: list[DataFile] = field(default_factory=list)
+    """The files of which prompts are taken."""
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.config.run_dir / "checkpoints" / self.stage, self.config.keep_checkpoints)
@@ -45,19 +46,37 @@ class Context:
         logs.say(self.console, text, **ids)
 
     def intake(self, rollouts: RolloutConfig, learners: tuple[str, ...], require: tuple[str, ...]) -> Intake:
-        """Of the first rank; the others' has no prompts, and is not asked."""
-        file = read_rows(self.config.path(rollouts.data), self.config.on_bad_row, require=require, say=self.say)
-        report_problems(file, self.console)
-        prompts = [to_prompt(row, file, self.blobs) for row in file.rows] if ranks.is_first() else []
-        client = redis.Redis.from_url(
-            self.endpoints.redis_url.get_secret_value(),
-            health_check_interval=15,
-            retry=Retry(ExponentialBackoff(cap=5, base=0.1), retries=20),
-            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+        """Of the first rank, which takes the run over; the others' has no prompts, and is not asked."""
+        prompts: list[Prompts] = []
+        # The others wait: opening images may take longer than a collective does.
+        ranks.from_first(lambda: prompts.append(self._prompts(rollouts, require)))
+        stream = TrainerStream(
+            connect(self.endpoints.redis_url.get_secret_value()),
+            self.config.name,
+            learners,
+            self.attempt,
+            patience_seconds=self.config.redis_patience_seconds,
+            say=self.say,
         )
-        stream = TrainerStream(client, self.config.name, learners)
+        if ranks.is_first():
+            stream.open()  # before the newest checkpoint is looked for: none of an older attempt's comes after it
         seed = self.config.seed
-        return Intake(stream, PromptSequence(prompts, seed), self.stage, rollouts, self.attempt, seed)
+        sequence = PromptSequence(prompts[0] if prompts else (), seed)
+        return Intake(stream, sequence, self.stage, rollouts, self.attempt, seed)
+
+    def _prompts(self, rollouts: RolloutConfig, require: tuple[str, ...]) -> Prompts:
+        config = self.config
+        file = read_rows(
+            config.path(rollouts.data),
+            config.on_bad_row,
+            require=require,
+            say=self.say,
+            limits=config.limits,
+            check=refuse_long(self.inputs, config.stack.max_model_len, rollouts.max_tokens),
+        )
+        report_problems(file, self.console)
+        self.data = [file]
+        return Prompts(file, self.blobs)
 
     def publisher(self, model: str) -> Publisher:
         return open_publisher(self.config, self.endpoints, model, self.attempt)
@@ -68,7 +87,13 @@ def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
     endpoints = load_endpoints(config.run_dir / "stack.json")
     inputs = InputBuilder(start)
     blobs = BlobStore(endpoints.blobs)
-    attempt = ranks.from_first(lambda: next_attempt(config.run_dir))
+    client = connect(endpoints.redis_url.get_secret_value())
+    console = ranks.console()
+    patience = Patience(config.redis_patience_seconds, partial(logs.say, console))
+    # Of a run whose folder was begun afresh, Redis may know more attempts than the folder.
+    attempt = ranks.from_first(lambda: next_attempt(config.run_dir, newest_attempt(client, config.name, patience)))
     logs.about(attempt=attempt)
-    examples = GroupExamples(inputs, blobs)
-    return Context(config, stage, attempt, endpoints, blobs, inputs, examples, ranks.console())
+    of_stage = config.stages[stage]
+    assert not isinstance(of_stage, SftConfig)
+    examples = GroupExamples(inputs, blobs, cache_bytes=int(of_stage.rollouts.cache_gib * 2**30))
+    return Context(config, stage, attempt, endpoints, blobs, inputs, examples, console)

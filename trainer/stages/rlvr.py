@@ -15,18 +15,22 @@ from prism.trainer.learn.advantages import Advantages, group_centred, group_norm
 from prism.trainer.learn.losses import Algorithm
 from prism.trainer.learn.policy_learner import training_samples
 from prism.trainer.learn.policy_model import save_policy
+from prism.trainer.run.alerts import Alerts
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.stages.common import (
     dump_nonfinite_groups,
     mean,
     new_policy,
     push_weights,
+    refuse_mismatches,
     resume_and_push,
     rollout_figures,
     shared_step,
     usable_groups,
 )
 from prism.trainer.stages.context import Context, open_context
+from prism.trainer.stages.empty_steps import EmptySteps
+from prism.wire.response import parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
 SHOWN = ("reward", "accuracy", "format_rate", "response_tokens")
@@ -37,29 +41,37 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     ranks.seed(config.seed)
     context = open_context(config, name, start)
     policy = new_policy(context, stage, start, stage.loss, kl_coef=stage.kl_coef)
-    base = policy.version
     intake = context.intake(stage.rollouts, (POLICY,), require=("gold",))
-    saved, first, publishers = resume_and_push(context, {POLICY: policy}, intake)
+    empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
+    counts = {"empty_steps": empty_steps, "alerts": alerts}
+    saved, first, publishers = resume_and_push(context, {POLICY: policy}, intake, counts)
 
-    recorder = Recorder(config.run_dir, name, stage.steps)
+    recorder = Recorder(config.run_dir, name, stage.steps, alerts=alerts)
     started = time.perf_counter()
     asked = first
+    sampled: list[pb.RolloutGroup] = []  # for the step, on the first rank
     with saved:
         for step in range(first, stage.steps):
             began = time.perf_counter()
             saved.poll()
+            version = policy.version
 
-            def collected(step: int = step) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
-                nonlocal asked
+            def collected(
+                step: int = step, version: int = version
+            ) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
+                nonlocal asked, sampled
                 while asked < stage.steps and intake.admit(
-                    _admission(stage, asked, base, stage.rollouts.prompts), version=policy.version, expert_version=0
+                    _admission(stage, asked, version + asked - step, stage.rollouts.prompts),
+                    version=version,
+                    expert_version=0,
                 ):
                     asked += 1
-                rollouts, rounds = _collect(context, intake, stage, step, base, policy.version)
-                groups, prompts = usable_groups(context, intake, rollouts, policy.version)
-                figures = rollout_figures(groups, rollouts, policy.version) | _rewards(groups)
+                rollouts, rounds = _collect(context, intake, stage, step, version)
+                sampled = rollouts.groups
+                groups, prompts = usable_groups(context, intake, rollouts, version)
+                figures = rollout_figures(groups, rollouts, version) | _rewards(groups)
                 if stage.dynamic_sampling:
-                    chosen = [i for i, group in enumerate(groups) if _undecided(group)][: stage.rollouts.prompts]
+                    chosen = [i for i, group in enumerate(groups) if _differs(group)][: stage.rollouts.prompts]
                     groups, prompts = [groups[i] for i in chosen], [prompts[i] for i in chosen]
                 return groups, prompts, figures | {"sampling_rounds": rounds}
 
@@ -70,36 +82,45 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             )
             with dump_nonfinite_groups(context, policy, step, groups):
                 figures |= policy.update(samples, context.examples)
+            refuse_mismatches(context, policy, groups)
             figures |= advantages.figures() | {"unplaceable_samples": unplaceable}
+            figures |= empty_steps.policy(samples, figures)
             if ranks.is_first():
                 intake.finish(step)
 
-            figures |= push_weights(context, publishers[POLICY], policy, groups[0] if groups else None)
+            if policy.version > version:
+                figures |= push_weights(context, publishers[POLICY], policy, groups[0])
             figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
+            empty_steps.end_if_nothing_learnt(context, intake, step, policy.version, sampled)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
                 saved.save(step + 1)
     recorder.close()
     publishers[POLICY].settle()
     save_policy(policy.model, output, context.inputs)
-    return {"version": policy.version, "steps": stage.steps, "seconds": time.perf_counter() - started}
+    if ranks.is_first():
+        intake.check_newest()
+    return {
+        "version": policy.version,
+        "steps": stage.steps,
+        "seconds": time.perf_counter() - started,
+        "data": saved.data,
+    }
 
 
-def _admission(stage: RlvrConfig, step: int, base: int, count: int) -> Admission:
-    return Admission(step=step, update=base + step, count=count, n=stage.rollouts.n, experts=(), grade=True)
+def _admission(stage: RlvrConfig, step: int, update: int, count: int) -> Admission:
+    return Admission(step=step, update=update, count=count, n=stage.rollouts.n, experts=(), grade=True)
 
 
-def _collect(
-    context: Context, intake: Intake, stage: RlvrConfig, step: int, base: int, version: int
-) -> tuple[StepRollouts, int]:
+def _collect(context: Context, intake: Intake, stage: RlvrConfig, step: int, version: int) -> tuple[StepRollouts, int]:
     """The step's groups and the rounds of sampling it took; with dynamic sampling (DAPO), more than one may be."""
     rollouts = intake.collect(step, context.say)
     rounds = 1
     while stage.dynamic_sampling and rounds < stage.max_sampling_rounds:
-        missing = stage.rollouts.prompts - sum(_undecided(group) for group in rollouts.groups)
+        missing = stage.rollouts.prompts - sum(_differs(group) for group in rollouts.groups)
         if missing <= 0:
             break
-        intake.admit(_admission(stage, step, base, missing), version=version, expert_version=0)
+        intake.admit(_admission(stage, step, version, missing), version=version, expert_version=0)
         waited = rollouts.wait_seconds
         rollouts = intake.collect(step, context.say)
         rollouts.wait_seconds += waited
@@ -107,10 +128,16 @@ def _collect(
     return rollouts, rounds
 
 
-def _undecided(group: pb.RolloutGroup) -> bool:
+def _differs(group: pb.RolloutGroup) -> bool:
     """Whether the group's accuracies differ: only then does it teach anything."""
     known = {s.verdict.accuracy for s in group.samples if s.verdict.HasField("reward")}
     return len(known) > 1
+
+
+def _all_equal(group: pb.RolloutGroup) -> bool:
+    """Whether the group might have taught something: two answers can be compared, and one keeps the format."""
+    judged = [sample for sample in group.samples if sample.verdict.HasField("reward")]
+    return len(judged) > 1 and not _differs(group) and any(parse_response(sample.text).valid for sample in judged)
 
 
 def _advantages(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advantages:
@@ -127,8 +154,13 @@ def _advantages(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advanta
 
 def _rewards(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
     """Of everything sampled and judged, before dynamic sampling picks the groups that differ."""
-    judged = [s.verdict for group in groups for s in group.samples if s.verdict.HasField("reward")]
+    verdicts = [sample.verdict for group in groups for sample in group.samples]
+    judged = [verdict for verdict in verdicts if verdict.HasField("reward")]
+    unparseable = sum(verdict.status == pb.STATUS_UNPARSEABLE_GOLD for verdict in verdicts)
     return {
+        "unjudged_samples": len(verdicts) - len(judged),
+        "unparseable_golds": unparseable,
+        "undecided_groups": sum(map(_all_equal, groups)),
         "reward": mean([verdict.reward for verdict in judged]),
         "accuracy": mean([verdict.accuracy for verdict in judged]),
     }

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from prism import logs
 from prism.config import RunConfig, SftConfig
-from prism.data.rows import read_rows
+from prism.data.rows import DataFile, read_rows
 from prism.errors import DataError, NotFiniteError
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack, spare_example, split_by_tokens
@@ -43,7 +43,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     spare = spare_example(inputs)
     order = Order(len(data), stage.batch, config.seed)
     checkpoints = Checkpoints(config.run_dir / "checkpoints" / name, config.keep_checkpoints)
-    saved = StageCheckpoints(checkpoints, config, {POLICY: learner}, partial(logs.say, console))
+    saved = StageCheckpoints(checkpoints, config, {POLICY: learner}, partial(logs.say, console), files=data.files)
     first = saved.resume()
 
     recorder = Recorder(config.run_dir, name, stage.steps)
@@ -102,6 +102,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
         "seconds": time.perf_counter() - started,
         "rows": len(data),
         "bad_rows": data.bad_rows,
+        "data": saved.data,
     }
 
 
@@ -110,10 +111,12 @@ def _open_data(config: RunConfig, stage: SftConfig, inputs: InputBuilder, consol
         console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
 
     paths = [config.path(name) for name in stage.data]
-    files = [
-        read_rows(path, config.on_bad_row, require=(stage.target,), images=stage.check_images, say=say)
-        for path in paths
-    ]
+
+    def read(path: Path) -> DataFile:
+        required = (stage.target,)
+        return read_rows(path, config.on_bad_row, required, images=stage.check_images, say=say, limits=config.limits)
+
+    files = ranks.from_first(lambda: [read(path) for path in paths])  # images are opened once
     for file in files:
         report_problems(file, console)
     cache_bytes = int(stage.cache_gib * 2**30)

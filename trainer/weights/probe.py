@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from prism.data.blobs import BlobStore
-from prism.data.images import decode_image
+from prism.data.images import canonical_image, decode_image
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
 from prism.trainer.learn.policy_model import response_logprobs
@@ -23,8 +23,8 @@ def make_probe(
     None if the text does not tokenise by itself as it does behind the prompt: the server could not be asked the same.
     """
     names = image_sha256s(prompt.messages)
-    images = {name: blobs.get(name) for name in names}
-    example = inputs.prompt(prompt.messages, [decode_image(images[name]) for name in names])
+    images = {name: canonical_image(blobs.get(name), max_pixels=None) for name in names}
+    example = inputs.prompt(prompt.messages, [decode_image(images[name], max_pixels=None) for name in names])
     ids = inputs.text_ids(text)
     joined = inputs.tokenizer(
         inputs.tokenizer.decode(example.input_ids[-4:]) + text, add_special_tokens=False

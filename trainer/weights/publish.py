@@ -3,7 +3,6 @@
 (No torch, but for a learner's tensors.)
 """
 
-import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from prism.clients.endpoints import Endpoints
+from prism.clients.endpoints import Endpoints, replica_urls
 from prism.config import PushConfig, RunConfig
 from prism.errors import ConfigError, WeightsError
+from prism.http.client import sync_client
 from prism.trainer.flow.intake import POLICY
 from prism.trainer.weights.folder import WeightFolder
 from prism.wire.weights import Manifest, Probe, keep_newest, newest_sealed, seal
@@ -64,7 +64,7 @@ class Publisher:
         self._model, self._url, self._root, self._attempt = model, url.rstrip("/"), weights_root, attempt
         self._deadline = config.deadline_seconds
         self._device = broadcasts_from
-        self._http = httpx.Client(headers={"Authorization": f"Bearer {admin_token}"})
+        self._http = sync_client(headers={"Authorization": f"Bearer {admin_token}"})
         self._writer = ThreadPoolExecutor(1, "weights-behind")
         self._behind: Future[PushTimes] | None = None
         self._copies: dict[str, Tensor] = {}  # of what was broadcast, for the files behind
@@ -183,17 +183,6 @@ class Publisher:
             answer = thread.submit(self._post, url, offered, left)
             sender.send(tensors, answer.done)
             return answer.result()
-
-
-def replica_urls(url: str) -> list[str]:
-    """``url`` by each address of its host; as it is where the host is one address, or none yet."""
-    parts = httpx.URL(url)
-    try:
-        found = socket.getaddrinfo(parts.host, parts.port, type=socket.SOCK_STREAM)
-    except socket.gaierror:
-        return [url]  # its server is away, which is waited for
-    addresses = sorted({str(address[0]) for family, _, _, _, address in found if family == socket.AF_INET})
-    return [str(parts.copy_with(host=address)) for address in addresses] if len(addresses) > 1 else [url]
 
 
 def open_publisher(config: RunConfig, endpoints: Endpoints, model: str, attempt: int) -> Publisher:

@@ -3,7 +3,7 @@
 (sympy imports much of itself, and fills its caches, only at the first comparisons.)
 """
 
-from prism.services.grader import worker
+from prism.services.grader import forking, worker
 from prism.services.grader.kinds import compare
 from prism.services.grader.verdict import AnswerPair
 
@@ -18,3 +18,5 @@ for gold, answer in [
     (r"\sin(\pi/3)+\log_2 8", r"x=\cos{y}"),
 ]:
     compare(AnswerPair("math", answer, (gold,)))
+
+forking.outlive_thread()

@@ -35,7 +35,7 @@ def grader(*command: str, **values: Any) -> Iterator[tuple[psutil.Process, httpx
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"port": port, "token": DATA, "admin_token": ADMIN, "workers": 2, "deadline_seconds": 2} | values
+    settings = {"port": port, "token": DATA, "workers": 2, "deadline_seconds": 2} | values
     environment = os.environ | {f"PRISM_{name.upper()}": str(value) for name, value in settings.items()}
     started = subprocess.Popen([sys.executable, *(command or ("-m", "prism.services.grader"))], env=environment)
     process = psutil.Process(started.pid)
@@ -110,7 +110,7 @@ def test_tokens(client: httpx.Client) -> None:
     assert status("/v1/grade", "") == 401
     assert status("/v1/grade", "Bearer wrong") == 401
     assert status("/v1/grade", f"Bearer {DATA}") == 200
-    assert status("/v1/grade", f"Bearer {ADMIN}") == 200
+    assert status("/weights", f"Bearer {ADMIN}") == 401, "it knows no token but that of its data routes"
     assert status("/weights", f"Bearer {DATA}") == 403
 
 
@@ -206,7 +206,7 @@ def test_no_worker_outlives_a_killed_server(hanging: bool) -> None:
 
 def test_a_mistake_in_the_environment_is_named() -> None:
     command = [sys.executable, "-c", "from prism.cli import main; main()", "serve", "grader"]
-    environment = {"PATH": os.environ["PATH"], "PRISM_PORT": "1", "PRISM_TOKEN": "short", "PRISM_ADMIN_TOKEN": "a" * 16}
+    environment = {"PATH": os.environ["PATH"], "PRISM_PORT": "1", "PRISM_TOKEN": "short"}
     failed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert failed.returncode == 1
     assert "PRISM_TOKEN" in failed.stderr

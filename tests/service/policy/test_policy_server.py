@@ -1,5 +1,6 @@
 """The policy service on real vLLM, against transformers on the same folder. Tests run in order on one server."""
 
+import asyncio
 import base64
 import io
 import json
@@ -17,11 +18,14 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from policy_process import ADMIN_TOKEN, PolicyProcess, data_uri, policy_process
+from policy_process import ADMIN_TOKEN, DATA_TOKEN, PolicyProcess, data_uri, policy_process
 from transformers import Qwen3VLForConditionalGeneration
 
 from bench.padded import collate
+from prism.clients.http import Refused
+from prism.clients.services import PolicyAnswer, PolicyClient
 from prism.config import PushConfig
+from prism.http.client import async_client
 from prism.model.broadcast import Sender
 from prism.model.inputs import Example, InputBuilder
 from prism.trainer.learn.policy_model import load_policy
@@ -171,7 +175,7 @@ def test_bad_requests_name_the_limit(policy: PolicyProcess) -> None:
     text_of = lambda text: {"model": "policy", "messages": [{"role": "user", "content": text}]}  # noqa: E731
     assert status_and_limit(text_of("7 " * 1100), "1024") == 413
     assert status_and_limit(text_of("7 " * 100_000), "1024") == 413
-    assert status_and_limit(b"x" * (32 * 2**20 + 1), str(32 * 2**20)) == 413
+    assert status_and_limit(b"x" * (128 * 2**20 + 1), str(128 * 2**20)) == 413
     huge = io.BytesIO()
     Image.new("L", (4097, 4096)).save(huge, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(huge.getvalue()).decode()
@@ -200,6 +204,34 @@ def test_a_burst_of_seeded_groups_is_served_by_one_and_the_same_server(policy: P
     with ThreadPoolExecutor(16) as clients:
         assert list(clients.map(group, range(100, 132))) == [8] * 32
     assert policy.server().pid == before
+
+
+def test_a_streamed_answer_is_the_one_given_in_one_piece(policy: PolicyProcess) -> None:
+    image, file = picture(5), io.BytesIO()
+    image.save(file, "PNG")
+    messages = [pb.Message(role="user", parts=[pb.Part(image_sha256="it"), pb.Part(text=QUESTION)])]
+    sampling = pb.Sampling(n=3, temperature=1.0, max_tokens=100, seed=9)  # three events of tokens, and a few over
+
+    async def sample(sampling: pb.Sampling) -> PolicyAnswer:
+        async with async_client(timeout=60) as http:
+            client = PolicyClient(http, policy.url, DATA_TOKEN, 60, 50)
+            return await client.sample(messages, {"it": file.getvalue()}, sampling, 0)
+
+    streamed = asyncio.run(sample(sampling))
+    options = {"n": 3, "temperature": 1.0, "top_p": 1.0, "max_tokens": 100, "seed": 9}
+    answer = policy.chat(chat_messages(image), **options)
+    assert streamed.version == int(answer.headers[VERSION])
+    assert streamed.prompt_token_ids == answer.json()["prompt_token_ids"]
+    for sample_, choice in zip(streamed.samples, answer.json()["choices"], strict=True):
+        assert sample_.text == choice["message"]["content"]
+        assert list(sample_.token_ids) == choice["token_ids"]
+        assert list(sample_.logprobs) == pytest.approx([token["logprob"] for token in choice["logprobs"]["content"]])
+        assert sample_.finish_reason == choice["finish_reason"]
+    assert any(len(sample_.token_ids) > 64 for sample_ in streamed.samples), "take another seed: all are short"
+    sampling.max_tokens = 10**6
+    with pytest.raises(Refused, match="max_tokens=1000000 cannot be greater") as refused:
+        asyncio.run(sample(sampling))
+    assert refused.value.status == 400
 
 
 def test_a_push_changes_the_weights_and_no_cache_remembers_the_old(policy: PolicyProcess, models: list[Path]) -> None:

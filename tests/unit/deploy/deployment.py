@@ -118,10 +118,9 @@ def pod_specs(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def compose(*names: str) -> dict[str, Any]:
-    """The services of one compose file."""
-    (name,) = names or ("docker-compose.yml",)
-    return yaml.safe_load((ROOT / name).read_text())["services"]
+def compose(name: str = "docker-compose.yml", part: str = "services") -> dict[str, Any]:
+    """The services of one compose file, or another part of it."""
+    return yaml.safe_load((ROOT / name).read_text())[part]
 
 
 def default(text: str) -> str:

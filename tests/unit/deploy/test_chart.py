@@ -25,16 +25,22 @@ from deployment import (
 from helm_python.chart import Chart, lint
 from helm_python.errors import HelmError
 
+from prism.cli.train import END_SECONDS
+
 OPERATORS = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentication", "HTTPRoute"}
 """Kinds that Kubernetes itself has no schema for."""
 
+NETWORK = [{"ipBlock": {"cidr": "10.1.0.0/16"}}]
 SWITCHES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "cuda": {"device": "cuda", "policy": {"gpus": 4, "replicas": 2, "vllmFlags": "--gpu-memory-utilization=0.5"}},
     "hub": {"model": {"hub": "Qwen/Qwen3-VL-2B-Instruct", "tokenSecret": "hub"}},
     "inline": {"run": {"name": "mine", "config": 'name = "mine"\n', "overrides": ["stages.align.steps=3"]}},
     "no-trainer": {"trainer": {"enabled": False}},
-    "external-redis": {"redis": {"bundled": False, "address": "redis.example:6380"}, "secrets": {"existing": "mine"}},
+    "external-redis": {
+        "redis": {"bundled": False, "address": "redis.example:6380", "to": NETWORK},
+        "secrets": {"existing": "mine"},
+    },
     "hpa": {"rollouts": {"autoscaling": {"kind": "hpa"}}, "grader": {"autoscaling": {"enabled": True}}},
     "keda": {"rollouts": {"autoscaling": {"kind": "keda", "max": 5}}},
     "monitoring": {"monitoring": {"serviceMonitors": True, "rules": True, "dashboards": True, "labels": {"a": "b"}}},
@@ -45,7 +51,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "no-policies": {"networkPolicy": {"enabled": False}},
     "nodes": {"device": "cuda", "trainer": {"nodes": 2, "gpus": 8}, "model": {"hub": "a/b"}},
     "broadcast": {"device": "cuda", "trainer": {"push": "broadcast"}},
-    "bucket": {"blobs": {"url": "s3://bucket/images", "secret": "bucket", "port": 9000}},
+    "bucket": {"blobs": {"url": "s3://bucket/images", "secret": "bucket", "port": 9000, "to": NETWORK}},
     "tracing": {"tracing": {"endpoint": "http://collector.monitoring:4318", "to": [{"namespaceSelector": {}}]}},
     "volume": {"storage": {"existingClaim": "mine"}},
     "placement": {
@@ -87,6 +93,11 @@ def test_every_object_fits_kubernetes_schema(objects: list[dict[str, Any]]) -> N
         {"rollouts": {"autoscaling": {"kind": "cron"}}},
         {"redis": {"bundled": False}},
         {"redis": {"bundled": False}, "secrets": {"existing": "mine"}},
+        {"redis": {"bundled": False, "address": "redis.example:6380"}, "secrets": {"existing": "mine"}},
+        {"blobs": {"url": "s3://bucket/images"}},
+        {"tracing": {"endpoint": "http://collector.monitoring:4318"}},
+        {"networkPolicy": {"dns": []}},
+        {"redis": {"maxMemory": "0"}},
         {"scoring": {"ingress": {"enabled": True}}},
         {"trainer": {"nodes": 0}},
         {"trainer": {"push": "nccl"}},
@@ -280,6 +291,18 @@ def test_a_trainer_of_several_nodes_is_numbered_pods_that_find_the_first() -> No
         assert open_to == [[{"podSelector": {"matchLabels": service["spec"]["selector"]}}]], "NCCL chooses its ports"
 
 
+@each_switch
+def test_the_trainers_of_two_revisions_take_turns(objects: list[dict[str, Any]]) -> None:
+    for job in of_kind(objects, "Job"):
+        if "trainer" in job["metadata"]["name"]:
+            assert job["spec"]["podReplacementPolicy"] == "Failed"
+            pod = job["spec"]["template"]["spec"]
+            (waits,) = [a for a in pod["containers"][0]["args"] if a.startswith("--wait-for-lock=")]
+            grace = pod["terminationGracePeriodSeconds"]
+            assert int(waits.partition("=")[2]) >= 2 * grace, "until the old one was killed, and more"
+            assert grace > END_SECONDS + 10, "that `prism run` gives its stage"
+
+
 def test_one_pod_trains_without_a_rendezvous() -> None:
     (job,) = of_kind(RENDERED["defaults"], "Job")
     names = {variable["name"] for variable in job["spec"]["template"]["spec"]["containers"][0]["env"]}
@@ -317,7 +340,7 @@ def test_images_can_lie_in_a_bucket() -> None:
             item for item in of_kind(RENDERED["bucket"], "NetworkPolicy")
             if item["metadata"]["name"] == f"prism-{component}"
         ]  # fmt: skip
-        assert {"ports": [{"port": 9000, "protocol": "TCP"}]} in policy["spec"]["egress"]
+        assert {"to": NETWORK, "ports": [{"port": 9000, "protocol": "TCP"}]} in policy["spec"]["egress"]
 
 
 def test_every_part_sends_its_traces() -> None:

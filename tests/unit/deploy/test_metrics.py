@@ -78,5 +78,6 @@ def test_a_dashboard_fits_its_grid_and_names_no_data_source_of_ours(file: Path) 
 
 def test_alerts_cover_what_must_not_pass_unseen() -> None:
     wanted = {"StaleRollouts", "LogprobMismatch", "ScoresFail", "GraderTimeouts", "ExpertSaturated", "DeadLetters"}
+    wanted |= {"Collapse", "NothingLearnt"}
     assert {f"Prism{name}" for name in wanted} <= {rule["alert"] for rule in RULES}
     assert all(rule["annotations"].keys() == {"summary", "description"} for rule in RULES)

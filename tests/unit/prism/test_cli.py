@@ -197,4 +197,4 @@ def test_fresh_deletes_one_folder_without_asking_if_told_so(
     arguments: list[str], folder: str, named: str, begun: Path
 ) -> None:
     CliRunner().invoke(cli.app, [*arguments, "--yes"])
-    assert {path.name for path in begun.iterdir()} == {"demo", "demo-compare"} - {folder}
+    assert {path.name for path in begun.iterdir()} == {"demo", "demo-compare", ".locks"} - {folder}

@@ -8,9 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
+from policy_events import DONE, HEADERS, event, opening, piece
 
 from prism.clients.http import Refused, ServiceClient, Unavailable
-from prism.clients.services import ExpertClient, GraderClient, PolicyClient
+from prism.clients.services import VERSION_HEADER, ExpertClient, GraderClient, PolicyClient
 from prism.wire.v1 import rollout_pb2 as pb
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -40,7 +41,8 @@ class Service:
 def connect() -> Callable[..., Any]:
     def make(kind: type[ServiceClient], service: Handler, patience: float = 30) -> Any:
         http = httpx.AsyncClient(transport=httpx.MockTransport(service))
-        return kind(http, "http://service/", "the-token", patience)
+        more = (5,) if kind is PolicyClient else ()  # seconds of silence
+        return kind(http, "http://service/", "the-token", patience, *more)
 
     return make
 
@@ -113,24 +115,19 @@ async def test_what_is_wrong_is_said_in_words(connect: Callable[..., ServiceClie
 
 
 async def test_a_group_is_sampled_in_one_call_with_tokens_and_versions(connect: Callable[..., PolicyClient]) -> None:
-    choice = {
-        "message": {"content": "a"},
-        "token_ids": [7, 8],
-        "logprobs": {"content": [{"logprob": -0.5}, {"logprob": -1.5}]},
-        "finish_reason": "stop",
-    }
-    empty = choice | {"message": {"content": None}, "finish_reason": "length"}
-    service = Service(
-        httpx.Response(
-            200,
-            json={"choices": [choice, empty], "prompt_token_ids": [1, 2, 3]},
-            headers={"x-prism-policy-version": "12"},
-        )
-    )
+    stream = [
+        opening(2, [1, 2, 3]),
+        piece(0, "a\u2028", {7: -0.5}),
+        b": waiting\n\n",
+        piece(1, "", {7: -0.5, 8: -1.5}, "length"),
+        piece(0, "\x85b", {8: -1.5}, "stop"),
+        DONE,
+    ]
+    service = Service(httpx.Response(200, content=b"".join(stream), headers=HEADERS | {VERSION_HEADER: "12"}))
     sampling = pb.Sampling(n=2, temperature=0.5, max_tokens=9, seed=4)
     answer = await connect(PolicyClient, service).sample(MESSAGES, {"ab": IMAGE}, sampling, 11)
     assert (answer.version, answer.prompt_token_ids) == (12, [1, 2, 3])
-    assert [sample.text for sample in answer.samples] == ["a", ""]
+    assert [sample.text for sample in answer.samples] == ["a\u2028\x85b", ""]
     assert [list(sample.token_ids) for sample in answer.samples] == [[7, 8], [7, 8]]
     assert list(answer.samples[0].logprobs) == [-0.5, -1.5]
     assert [sample.finish_reason for sample in answer.samples] == ["stop", "length"]
@@ -140,10 +137,33 @@ async def test_a_group_is_sampled_in_one_call_with_tokens_and_versions(connect: 
     assert (asked["n"], asked["temperature"], asked["max_tokens"], asked["seed"]) == (2, 0.5, 9, 4)
     assert asked["top_p"] == 1.0  # anything else would bias the importance ratio
     assert asked["logprobs"] is True
+    assert asked["stream"] is True
     assert asked["return_token_ids"] is True
     image, text = asked["messages"][0]["content"]
     assert text == {"type": "text", "text": "Sum?"}
     assert image["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(IMAGE).decode()
+
+
+@pytest.mark.parametrize(
+    ("ending", "raised", "message"),
+    [
+        (b"", Unavailable, "ended in the middle"),
+        (event({"error": {"message": "dead", "code": 500}}), Unavailable, "500 dead"),
+        (event({"error": {"message": "too long", "code": 400}}), Refused, "400 too long"),
+        (piece(2, "c", {9: -1.0}), Refused, "no chunk of a completion"),
+        (b"data: {\n\n", Refused, "no chunk of a completion"),
+        (DONE, Refused, "without their ids or log-probabilities"),
+    ],
+)
+async def test_a_stream_that_fails_is_an_error_and_no_answer(
+    connect: Callable[..., PolicyClient], ending: bytes, raised: type[Exception], message: str
+) -> None:
+    broken = opening(2) + piece(0, "a", {7: -0.5}, "stop") + ending
+    service = Service(httpx.Response(200, content=broken, headers=HEADERS))
+    with pytest.raises(raised, match=message) as failed:
+        await connect(PolicyClient, service, 0.1).sample(MESSAGES, {"ab": IMAGE}, pb.Sampling(n=2), 0)
+    if isinstance(failed.value, Unavailable):
+        assert failed.value.reached  # it may have been broken by this request
 
 
 SCORES: list[dict[str, Any]] = [

@@ -16,6 +16,7 @@ from prism.data.images import decode_image
 from prism.data.rows import DataRow, read_rows, to_prompt
 from prism.errors import DataError
 
+TEACHER = "<caption>- a two</caption><think>2+2=4</think><answer>4</answer>"
 GOOD: dict[str, Any] = {"id": "a", "messages": [{"role": "user", "content": "2 + 2?"}]}
 
 
@@ -107,10 +108,50 @@ def test_a_file_without_a_usable_row_is_refused_with_its_first_problem(tmp_path:
 
 
 def test_keys_that_a_stage_needs_are_asked_for(tmp_path: Path) -> None:
-    file = write(tmp_path, GOOD, GOOD | {"id": "b", "teacher": "t", "gold": 4})
+    file = write(tmp_path, GOOD, GOOD | {"id": "b", "teacher": TEACHER, "gold": 4})
     data = read_rows(file, "skip", require=("teacher", "gold"))
     assert [(row.id, row.gold) for row in data.rows] == [("b", "4")]
-    assert data.problems == [f"{file}:1: teacher, gold is missing, which this stage needs"]
+    assert data.problems == [f"{file}:1: teacher, gold is missing or empty, which this stage needs"]
+
+
+MISSING = {"null": "null", "empty": '""', "blank": '" \\n"', "NaN": "NaN"}
+
+
+@pytest.mark.parametrize("value", MISSING.values(), ids=MISSING.keys())
+@pytest.mark.parametrize("key", ["gold", "teacher", "response"])
+def test_a_text_that_is_not_there_is_missing_and_no_text(tmp_path: Path, key: str, value: str) -> None:
+    without = json.dumps(GOOD)[:-1] + f', "{key}": {value}}}'
+    assert getattr(read_rows(write(tmp_path, without), "fail").rows[0], key) is None
+    file = write(tmp_path, GOOD | {"id": "b", key: TEACHER}, without)
+    data = read_rows(file, "skip", require=(key,))
+    assert [row.id for row in data.rows] == ["b"]
+    assert data.problems == [f"{file}:2: {key} is missing or empty, which this stage needs"]
+    with pytest.raises(DataError, match=f"rows.jsonl:2: {key} is missing"):
+        read_rows(file, "fail", require=(key,))
+    with pytest.raises(DataError, match=f"holds no usable row.*{key} is missing"):
+        read_rows(write(tmp_path, without), "skip", require=(key,))
+
+
+def test_an_answer_may_be_the_word_nan_or_a_zero(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD | {"gold": "nan"}, GOOD | {"id": "b", "gold": 0})
+    assert [row.gold for row in read_rows(file, "fail", require=("gold",)).rows] == ["nan", "0"]
+
+
+def test_nan_in_a_table_of_demonstrations_hides_no_assistants_turn(tmp_path: Path) -> None:
+    turns = [*GOOD["messages"], {"role": "assistant", "content": "four"}]
+    line = json.dumps(GOOD | {"messages": turns})[:-1] + ', "response": NaN}'
+    assert read_rows(write(tmp_path, line), "fail", require=("response",)).rows[0].response == "four"
+
+
+def test_a_teachers_text_that_nobody_can_learn_from_is_a_bad_row_where_it_is_needed(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD | {"teacher": TEACHER}, GOOD | {"id": "b", "teacher": "It is 4."})
+    assert len(read_rows(file, "fail").rows) == 2
+    data = read_rows(file, "skip", require=("teacher",))
+    assert [row.id for row in data.rows] == ["a"]
+    missing = "missing <caption>, missing <think>, missing <answer>"
+    assert data.problems == [f"{file}:2: the teacher's text is not in the response format: {missing}"]
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: the teacher's text is not in the response format"):
+        read_rows(file, "fail", require=("teacher",))
 
 
 @pytest.mark.parametrize("content", ["four", [{"type": "text", "text": "fo"}, {"type": "text", "text": "ur"}]])

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import re
+import socket
 import textwrap
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -175,6 +177,28 @@ def test_an_image_is_a_path_bytes_a_picture_or_what_travels_as_it_is(tmp_path: P
         assert image_uri(travels, tmp_path) == travels
 
 
+def test_a_row_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+    rows, inside = tmp_path / "rows", tmp_path / "rows" / "images"
+    inside.mkdir(parents=True)
+    (tmp_path / "key").write_bytes(b"a secret")
+    (inside / "a.png").write_bytes(picture())
+    (rows / "link.png").symlink_to(tmp_path / "key")
+    row: dict[str, Any] = {"prompt": "?", "responses": ["x"]}
+    chat = [{"role": "user", "content": [{"type": "image", "image": "../key"}, {"type": "text", "text": "?"}]}]
+    for name in ("../key", "images/../../key", "link.png", str(tmp_path / "key"), "/etc/hostname"):
+        outside = f"image {name!r}: lies outside of {rows}"
+        with pytest.raises(DataError, match=re.escape(outside)):
+            parse_item({**row, "images": [name]}, rows)
+        with pytest.raises(DataError, match=re.escape(outside)):
+            item("?", ["x"], images=[name], folder=rows)
+    with pytest.raises(DataError, match="lies outside"):
+        parse_item({"messages": chat, "responses": ["x"]}, rows)
+    for good in ("images/a.png", str(inside / "a.png"), "images/../images/a.png"):
+        assert parse_item({**row, "images": [good]}, rows).images == [image_uri(picture())]
+    assert parse_item({**row, "images": ["../key"]}, rows, tmp_path).images[0].endswith("YSBzZWNyZXQ=")
+    assert image_uri(rows / "link.png").endswith("YSBzZWNyZXQ="), "a Path is the caller's own choice"
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "PA", "I;16"])
 def test_a_picture_of_any_mode_arrives(mode: str) -> None:
     sent = image_uri(Image.new(mode, (4, 2)))
@@ -215,3 +239,41 @@ def test_images_go_before_a_plain_prompt_and_stay_in_their_message(tmp_path: Pat
 def test_what_is_no_item_is_said(make: Callable[[], object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         make()
+
+
+class Recording(httpx.ASGITransport):
+    """Notes where admin routes are asked for; the replica ``away`` refuses."""
+
+    def __init__(self, app: Any, away: str = "") -> None:
+        super().__init__(app)
+        self.asked, self.away = list[str](), away
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "PUT":
+            self.asked.append(f"{request.url.host}:{request.url.port}")
+            if request.url.host == self.away:
+                return httpx.Response(409, json={"detail": "other weights are in use"})
+        return await super().handle_async_request(request)
+
+
+@pytest.mark.parametrize("away", ["", "10.0.0.1", "10.0.0.2"])
+async def test_a_calibration_reaches_every_replica_on_its_admin_port(
+    fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: str
+) -> None:
+    """The name of a service stands for all its replicas, and the data port may refuse admin routes."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"10.0.0.{n}", 8001)) for n in (1, 2)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    settings = {"TOKEN": DATA, "ADMIN_TOKEN": ADMIN, "ADMIN_PORT": "8001"}
+    settings["PERCEPTION_URL"] = "http://fake:8000/perception"
+    for name, value in settings.items():
+        monkeypatch.setenv(f"PRISM_{name}", value)
+    transport = Recording(fake.app, away)
+    async with Experts.of_run(tmp_path, patience_seconds=2) as client, httpx.AsyncClient(transport=transport) as http:
+        await client._http.aclose()
+        client._http = http
+        if away:
+            with pytest.raises(Refused, match="other weights"):
+                await client.calibrate("perception", reference(3))
+        else:
+            assert (await client.calibrate("perception", reference(3))).version == 3
+    assert sorted(transport.asked) == ["10.0.0.1:8001", "10.0.0.2:8001"]

@@ -49,6 +49,33 @@ def test_a_line_for_people_ends_with_the_ids(logger: logging.Logger) -> None:
     assert said(logger) == "WARNING late [run=demo policy_version=3]\nWARNING alone\n"
 
 
+def test_no_text_passes_for_a_record_of_its_own(logger: logging.Logger) -> None:
+    logger.handlers[0].setFormatter(TextLines("%(levelname)s %(message)s"))
+    forged = "a\nWARNING forged\r\x1b[2J\u2028\x85\u202e\ud800\x00end"
+    logger.warning("prompt %s", forged, extra={"prompt_id": forged})
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        logger.exception("it failed")
+    lines = said(logger).splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [lines[0], "ERROR it failed"]
+    text = r"a\nWARNING forged\r\x1b[2J\u2028\x85\u202e\ud800\x00end"
+    assert lines[0] == f"WARNING prompt {text} [prompt_id={text}]"
+    assert not any(line.lstrip().startswith("WARNING forged\r") for line in lines)
+    assert "\x1b" not in said(logger)
+
+
+def test_a_terminal_is_not_steered_by_what_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.say(logs.console(), "row\x1b[2J\tone\ntwo")
+    logs.fail(ValueError("no \x1b]0;title\x07\nfile"))
+    out, err = capsys.readouterr()
+    assert r"row\x1b[2J" in out
+    assert "two\n" in out
+    assert r"no \x1b]0;title\x07" in err
+    assert "\nfile" in err
+    assert "\x1b]" not in err
+
+
 def test_a_line_is_also_about_what_its_process_is(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_about", {})
     logger.handlers[0].setFormatter(JsonLines())

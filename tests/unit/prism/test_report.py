@@ -70,6 +70,7 @@ def evaluation(name: str, number: int) -> dict[str, Any]:
         "stage": name, "kind": name, "policy_version": 40 * number, "questions": 512, "judged": 512,
         "accuracy": accuracy, "accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / 512), "format_rate": form,
         "caption_f1": f1, "response_tokens": 41.5, "by_level": by_level, "seconds": 9.5,
+        "unasked": 0, "unasked_rows": [], "skipped_rows": 0, "skipped_reasons": [],
     }  # fmt: skip
 
 
@@ -218,6 +219,17 @@ def test_superseded_steps_count_nowhere(run: Path) -> None:
     assert any("rlvr was resumed: 10" in warning for warning in report.warnings)
 
 
+def test_held_out_rows_that_are_left_out_are_named(run: Path) -> None:
+    assert not any("held-out row" in warning for warning in load_report(run).warnings)
+    left = {"unasked": 1, "unasked_rows": [{"row": "q7", "reason": "413 too long"}]}
+    left |= {"skipped_rows": 9, "skipped_reasons": [f"data:{n}: gold is missing" for n in range(9)]}
+    append(run / "evaluations.jsonl", evaluation("rlvr", 2) | left)
+    warnings = load_report(run).warnings
+    assert "1 held-out row could not be asked after rlvr: q7: 413 too long." in warnings
+    first = "; ".join(f"data:{n}: gold is missing" for n in range(3))
+    assert f"9 held-out rows cannot be used after rlvr: {first}; and others." in warnings
+
+
 def test_no_data_is_a_gap_and_never_a_zero(run: Path) -> None:
     report = load_report(run)
     assert report.curves["align"].figures["reasoning_gap"][49] is None
@@ -341,3 +353,25 @@ def test_a_comparison_that_cannot_be_used_is_refused(tmp_path: Path, content: st
         (tmp_path / "comparison.json").write_text(content)
     with pytest.raises(DataError, match=r"comparison\.json"):
         write_comparison(tmp_path)
+
+
+def test_signs_of_collapse_stand_beside_their_stage_and_in_the_notes(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["stage"] == "rlvr":
+            line["flat_steps"] = max(0, line["step"] - 38)
+            if line["step"] in (7, 20, 21, 22):
+                line["alerts"] = {"entropy_below": 0.01, **({"grad_norm_above": 10} if line["step"] == 7 else {})}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = write_report(run)
+    expected = [
+        "entropy was below 0.01 in step 7",
+        "the policy's gradient norm was above 10 in step 7",
+        "entropy was below 0.01 in steps 20 to 22",
+    ]
+    assert [f"In stage rlvr {words}." for words in expected] == [w for w in report.warnings if "In stage rlvr" in w]
+    assert "In 2 steps of stage rlvr the policy learnt nothing." in report.warnings
+    page = (run / "report.html").read_text()
+    cell = page[page.index('<span class="name">rlvr</span>') :].split("</td>")[0]
+    assert [words.replace("'", "&#39;") in cell for words in expected] == [True] * 3
+    assert "alert" not in page[page.index('<span class="name">align</span>') :].split("</td>")[0]

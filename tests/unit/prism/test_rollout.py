@@ -1,5 +1,6 @@
 """One request, sampled and judged: a judge that fails leaves a status, never a number."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from policy_events import policy_answer
 from pydantic import SecretStr
 
 from prism.clients.endpoints import Endpoints
@@ -21,17 +23,7 @@ Answer = Callable[[dict[str, Any]], httpx.Response]
 
 
 def policy(body: dict[str, Any]) -> httpx.Response:
-    choice = {
-        "message": {"content": "x"},
-        "token_ids": [1],
-        "logprobs": {"content": [{"logprob": -1}]},
-        "finish_reason": "stop",
-    }
-    return httpx.Response(
-        200,
-        json={"choices": [choice] * body["n"], "prompt_token_ids": [5]},
-        headers={"x-prism-policy-version": "3"},
-    )
+    return policy_answer(*["x"] * body["n"])
 
 
 def expert(name: str) -> Answer:
@@ -72,6 +64,16 @@ def image(store: BlobStore) -> str:
     return store.put(b"\x89PNG")
 
 
+def endpoints(blobs: Path) -> Endpoints:
+    names = ("policy", "perception", "reasoning", "grader")
+    return Endpoints(
+        redis_url=SecretStr("redis://x"),
+        blobs=str(blobs),
+        token=SecretStr("t"),
+        **{f"{name}_url": f"http://{name}" for name in names},  # pyright: ignore[reportArgumentType]
+    )
+
+
 @pytest.fixture
 def judged(tmp_path: Path) -> Callable[..., RolloutServices]:
     """Judges over services that answer as told."""
@@ -83,14 +85,8 @@ def judged(tmp_path: Path) -> Callable[..., RolloutServices]:
             "reasoning": expert("reasoning"),
             "grader": grader,
         } | services
-        endpoints = Endpoints(
-            redis_url=SecretStr("redis://x"),
-            blobs=str(tmp_path),
-            token=SecretStr("t"),
-            **{f"{name}_url": f"http://{name}" for name in answers},  # pyright: ignore[reportArgumentType]
-        )
         transport = httpx.MockTransport(lambda r: answers[r.url.host](json.loads(r.content)))
-        return RolloutServices(httpx.AsyncClient(transport=transport), endpoints, patience_seconds=0.2)
+        return RolloutServices(httpx.AsyncClient(transport=transport), endpoints(tmp_path), patience_seconds=0.2)
 
     return make
 
@@ -158,6 +154,26 @@ async def test_what_cannot_be_sampled_raises(judged: Callable[..., RolloutServic
         await judged(policy=failing(503)).rollout(request(image), "w")
     with pytest.raises(DataError, match="no blob"):
         await judged().rollout(request("0" * 64), "w")
+
+
+async def test_when_one_judge_is_away_the_others_are_asked_no_longer(tmp_path: Path, image: str) -> None:
+    given_up = asyncio.Event()
+
+    async def answer(asked: httpx.Request) -> httpx.Response:
+        if asked.url.host == "grader":
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                given_up.set()
+                raise
+        if asked.url.host == "perception":
+            return httpx.Response(503, text="broken")
+        return (policy if asked.url.host == "policy" else expert("reasoning"))(json.loads(asked.content))
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    with pytest.raises(Unavailable, match=r"http://perception/.*503 broken"):
+        await RolloutServices(http, endpoints(tmp_path), patience_seconds=0.2).rollout(request(image), "w")
+    assert given_up.is_set()
 
 
 @pytest.mark.parametrize("judge", ["perception", "grader"])

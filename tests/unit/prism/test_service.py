@@ -13,8 +13,8 @@ import pytest
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 SERVICE = """
 from prism.http.app import create_app, serve
-from prism.settings import ServiceSettings, load_settings
-settings = load_settings(ServiceSettings)
+from prism.settings import AdminSettings, load_settings
+settings = load_settings(AdminSettings)
 app = create_app("test", settings, not_ready=lambda: None)
 app.post("/weights")(lambda: "taken")
 serve(app, settings)

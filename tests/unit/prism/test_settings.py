@@ -8,8 +8,8 @@ import pytest
 from prism.clients.endpoints import load_endpoints
 from prism.errors import ConfigError
 from prism.services.experts.settings import ExpertSettings
-from prism.settings import ServiceSettings, load_settings
-from prism.stack.secret_files import write_secrets
+from prism.settings import AdminSettings, load_settings
+from prism.stack.secret_files import USED_BY, write_secrets
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 GOOD = {"PRISM_PORT": "8000", "PRISM_TOKEN": DATA, "PRISM_ADMIN_TOKEN": ADMIN}
@@ -48,7 +48,7 @@ def given(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
 
 def test_settings_come_from_prefixed_variables(environment: pytest.MonkeyPatch) -> None:
     given(environment, GOOD)
-    settings = load_settings(ServiceSettings)
+    settings = load_settings(AdminSettings)
     assert (settings.host, settings.port, settings.token.get_secret_value()) == ("127.0.0.1", 8000, DATA)
     assert DATA not in repr(settings)
 
@@ -59,7 +59,7 @@ def test_settings_come_from_prefixed_variables(environment: pytest.MonkeyPatch) 
         ({}, "PRISM_PORT: is not set"),
         (GOOD | {"PRISM_PORT": "0"}, "PRISM_PORT: Input should be greater than or equal to 1"),
         (GOOD | {"PRISM_PORT": "web"}, "(given: 'web')"),
-        (GOOD | {"PRISM_TOKEN": "short"}, "need 16 characters or more"),
+        (GOOD | {"PRISM_TOKEN": "short"}, "PRISM_TOKEN: needs 16 characters or more"),
         (GOOD | {"PRISM_TOKEN": ADMIN}, "must differ"),
         (GOOD | {"PRISM_ADMIN_PORT": "8000"}, "PRISM_PORT and PRISM_ADMIN_PORT must differ"),
     ],
@@ -67,7 +67,7 @@ def test_settings_come_from_prefixed_variables(environment: pytest.MonkeyPatch) 
 def test_a_wrong_variable_is_named(environment: pytest.MonkeyPatch, values: dict[str, str], message: str) -> None:
     given(environment, values)
     with pytest.raises(ConfigError) as refused:
-        load_settings(ServiceSettings)
+        load_settings(AdminSettings)
     assert message in str(refused.value)
     assert not any(secret in str(refused.value) for secret in (DATA, ADMIN, "short"))
 
@@ -75,34 +75,35 @@ def test_a_wrong_variable_is_named(environment: pytest.MonkeyPatch, values: dict
 def test_no_token_has_a_default(environment: pytest.MonkeyPatch) -> None:
     given(environment, {"PRISM_PORT": "8000"})
     with pytest.raises(ConfigError) as refused:
-        load_settings(ServiceSettings)
+        load_settings(AdminSettings)
     assert "PRISM_TOKEN: is not set" in str(refused.value)
     assert "PRISM_ADMIN_TOKEN: is not set" in str(refused.value)
 
 
 def test_a_secret_may_be_a_file_and_the_variable_comes_first(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    write_secrets(tmp_path, tmp_path, "redis:6379")
+    write_secrets(tmp_path, tmp_path / "shares", "redis:6379")
     given(environment, {"PRISM_PORT": "8000", "PRISM_SECRETS_DIR": str(tmp_path), "PRISM_ADMIN_TOKEN": ADMIN})
-    settings = load_settings(ServiceSettings)
+    settings = load_settings(AdminSettings)
     assert settings.token.get_secret_value() == (tmp_path / "prism_token").read_text()
     assert settings.admin_token.get_secret_value() == ADMIN
 
 
 def test_secrets_are_made_up_once_unless_they_are_given(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    folder, redis = tmp_path / "all", tmp_path / "redis"
-    folder.mkdir()
-    redis.mkdir()
+    folder, shares = tmp_path / "all", tmp_path / "shares"
     environment.delenv("PRISM_REDIS_PASSWORD", raising=False)
     given(environment, {"PRISM_TOKEN": DATA})
-    assert write_secrets(folder, redis, "redis:6379") == ["PRISM_ADMIN_TOKEN", "PRISM_REDIS_PASSWORD"]
+    assert write_secrets(folder, shares, "redis:6379") == ["PRISM_ADMIN_TOKEN", "PRISM_REDIS_PASSWORD"]
     first = {file.name: file.read_text() for file in folder.iterdir()}
-    assert write_secrets(folder, redis, "redis:6379") == []
+    assert write_secrets(folder, shares, "redis:6379") == []
     assert {file.name: file.read_text() for file in folder.iterdir()} == first
     assert first["prism_token"] == DATA
     assert len({first["prism_admin_token"], first["prism_redis_password"]}) == 2
-    assert first["prism_redis_url"] == f"redis://:{first['prism_redis_password']}@redis:6379/0"
-    assert (redis / "password.conf").read_text() == f"requirepass {first['prism_redis_password']}\n"
-    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o400}
+    for service, names in USED_BY.items():
+        kept = {file.name: file.read_text() for file in (shares / service).iterdir()}
+        url = f"redis://:{first['prism_redis_password']}@redis:6379/0"
+        assert kept == {name: (first | {"prism_redis_url": url})[name] for name in names}
+    assert (shares / "redis" / "password.conf").read_text() == f"requirepass {first['prism_redis_password']}\n"
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.rglob("prism_*")} == {0o400}
 
 
 def test_a_service_says_all_it_lacks_at_once(environment: pytest.MonkeyPatch) -> None:

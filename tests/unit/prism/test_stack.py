@@ -2,9 +2,11 @@
 
 import io
 import json
+import math
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from rich.console import Console
 from prism.config import RunConfig, load_config
 from prism.errors import ServiceError
 from prism.stack.local import RunningServices, ServiceProcess, Stack
+from prism.stack.restarts import Restarts
 
 # Says that it is ready by a file, so that nothing needs a port; ends as soon as it is asked to.
 READY = "import pathlib, time; pathlib.Path(r'{flag}').touch(); time.sleep(600)"
@@ -182,15 +185,83 @@ def test_a_service_that_does_not_start_is_named_with_its_last_lines(
     assert stack.services[0].process is None  # what had started was stopped
 
 
-def test_a_service_that_dies_later_is_named_too(stack: Stack, service: Callable[..., ServiceProcess]) -> None:
-    stack.services = [service("one", READY), service("two", READY)]
+def die(service: ServiceProcess) -> None:
+    """As by the kernel's OOM killer."""
+    process = service.process
+    assert process
+    process.kill()
+    process.wait()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_service_that_dies_later_is_started_again_without_what_it_left_behind(
+    stack: Stack, service: Callable[..., ServiceProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prism.stack.local.LOOK_SECONDS", 0.05)
+    stack.services = [service("one", READY), service("two", PARENT)]
+    one, two = stack.services
+    two.restarts = Restarts(first_pause=0.2)
     with stack:
-        dying = stack.services[1].process
-        assert dying
-        dying.kill()
-        dying.wait()
-        with pytest.raises(ServiceError, match="the two service ended with status -9"):
-            stack.check()
+        other = one.process
+        until(lambda: len(family(stack)) == 3)
+        assert other
+        before = [process for process in family(stack) if process.pid != other.pid]
+        die(two)
+        stack.check()
+        until(lambda: two.process is not None and two.process.pid != before[0].pid and "ready again" in said(stack))
+        until(lambda: alive(before) == [])  # killed, but perhaps not dead yet
+        assert one.process is other
+        stack.check()
+        assert "the two service ended with status -9; it is started again in 0 s" in said(stack)
+        assert "the two service is ready again" in said(stack)
+        started = family(stack)
+    until(lambda: alive(started) == [])
+
+
+def test_a_service_that_dies_again_and_again_is_named_with_its_last_lines(
+    stack: Stack, service: Callable[..., ServiceProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prism.stack.local.LOOK_SECONDS", 0.05)
+    stack.services = [service("one", READY), service("two", READY)]
+    two = stack.services[1]
+    two.restarts = Restarts(limit=3, first_pause=0.01)
+    with stack:
+        die(two)
+        two.command = [sys.executable, "-c", BROKEN]
+        until(lambda: two.restarts.failures == 3)
+        with pytest.raises(ServiceError, match="the two service ended with status 3, 3 times in a row; ") as failed:
+            until(lambda: stack.check() is not None)
+        assert str(failed.value).endswith("  no such device")
+
+
+def test_failures_in_a_row_are_those_of_a_service_that_was_not_ready_for_long() -> None:
+    restarts = Restarts(limit=4)
+    pauses = [restarts.failed(ready) for ready in (-math.inf, 3, 61, 1, 59.9, -math.inf)]
+    assert pauses == [1, 2, 1, 2, 4, None]
+    assert [Restarts(limit=9, failures=n).failed(0) for n in range(4, 9)] == [16, 30, 30, 30, None]
+
+
+def test_a_service_that_is_not_ready_again_in_time_is_named(
+    stack: Stack, service: Callable[..., ServiceProcess], config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prism.stack.local.LOOK_SECONDS", 0.05)
+    stack.services = [service("one", READY)]
+    one = stack.services[0]
+    one.restarts = Restarts(first_pause=0.01)
+    with stack:
+        one.ready = lambda: "no flag"
+        stack.config = config.model_copy(
+            update={"stack": config.stack.model_copy(update={"start_deadline_seconds": 1})}
+        )
+        die(one)
+        with pytest.raises(ServiceError, match=r"the one service is not ready after 1 s \(no flag\)"):
+            until(lambda: stack.check() is not None)
 
 
 def test_a_service_that_is_never_ready_is_named_with_what_it_waits_for(
@@ -216,7 +287,7 @@ def test_its_redis_takes_the_password_it_was_given_and_no_other(stack: Stack) ->
 def test_each_expert_knows_where_the_other_is(stack: Stack) -> None:
     environments = {service.name: service.environment for service in stack.services}
     for expert, other in (("perception", "reasoning"), ("reasoning", "perception")):
-        assert environments[expert]["PRISM_PEER_URL"] == environments[expert][f"PRISM_{other.upper()}_URL"]
+        assert environments[expert]["PRISM_PEER_URL"] == stack.environment()[f"PRISM_{other.upper()}_URL"]
 
 
 def test_services_that_run_already_are_waited_for_and_named_when_they_are_late(

@@ -97,6 +97,8 @@ class Workers:
     def finish(self, step: int) -> None:
         self.finished.append(step)
 
+    def check_newest(self) -> None: ...
+
     def state(self) -> dict[str, Any]:
         return {}
 
@@ -167,7 +169,9 @@ def groups(count: int) -> list[pb.RolloutGroup]:
 
 def policy_learner(folder: Path, name: str) -> PolicyLearner:
     algorithm, settings, _ = POLICIES[name]
-    config = PolicyLearnerConfig.model_validate({"optimizer": {"lr": 1e-3, "weight_decay": 0.1}} | settings)
+    config = PolicyLearnerConfig.model_validate(
+        {"max_mismatch": 99, "optimizer": {"lr": 1e-3, "weight_decay": 0.1}} | settings
+    )
 
     def load(dtype: torch.dtype) -> Any:
         return load_policy(folder / "model", dtype=dtype)
@@ -228,7 +232,7 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
         "steps": 2,
         "checkpoint_every": 1,
         "rollouts": {"data": "x", "prompts": 3, "n": 3, "max_tokens": 64},
-        "policy": {"optimizer": {"lr": 1e-3}},
+        "policy": {"max_mismatch": 99, "optimizer": {"lr": 1e-3}},
     }
     if kind == "align":
         experts = {"optimizer": {"lr": 1e-3}, "dropout": 0.0}
@@ -252,8 +256,8 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
         pushed.append(len([tensor.shape for _, tensor in tensors]))
         return PushTimes(0.0, 0.0, 0, 0)
 
-    endpoints: Any = None
-    context: Any = Context(config, "it", 1, endpoints, blobs, inputs, examples, Console(quiet=True))
+    away: Any = None
+    context: Any = Context(config, "it", 1, away, blobs, inputs, examples, Console(quiet=True))
     context.intake = lambda rollouts, learners, require: workers
     context.publisher = lambda model: SimpleNamespace(push=push, settle=lambda: None)
     module: Any = {"rlvr": rlvr, "align": align}[kind]

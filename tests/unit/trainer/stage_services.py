@@ -7,7 +7,7 @@ import asyncio
 import json
 import random
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -177,6 +177,8 @@ class ScriptedWorker:
     ) -> None:
         self.spoilt_from = 1000
         """From this step on, the sampler's log-probabilities are no numbers."""
+        self.spoil: Callable[[pb.RolloutGroup], None] = lambda group: None
+        """What is done to each group before it is sent."""
         self.served: list[int] = []
         self._redis_url, self._run, self._servers = redis_url, run, servers
         self._inputs, self._blobs = inputs, blobs
@@ -230,6 +232,7 @@ class ScriptedWorker:
                 sample.verdict.CopyFrom(pb.Verdict(status=pb.STATUS_OK, reward=rng.random(), accuracy=number % 2))
             sample.scores.extend(score(expert) for expert in request.experts)
         group.teacher_scores.extend(score(expert) for expert in request.experts)
+        self.spoil(group)
         return group
 
     def _prompt_ids(self, prompt: pb.Prompt) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from prism.clients.http import Refused
 from prism.config import DisentangleConfig, RunConfig, load_config
 from prism.errors import ServiceError
 from prism.evaluation import disentangle as module
@@ -121,6 +122,31 @@ def test_an_expert_changes_its_mind_about_its_own_section_alone(config: RunConfi
     said = console.export_text()
     assert "lies in the caption alone change the score by: perception " in said
     assert "reasoning +0.00 ± 0.00 (50% told apart)" in said
+
+
+@pytest.mark.parametrize("status", [413, 401])
+def test_a_row_that_an_expert_refuses_is_named_and_a_wrong_token_ends_it(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    score, asked = FakeExpert.score, list[str]()
+
+    async def refuse_the_first(expert: FakeExpert, *arguments: Any) -> list[pb.Score]:
+        asked.append("")
+        if len(asked) == 1:
+            raise Refused(f"{status} no", status)
+        return await score(expert, *arguments)
+
+    monkeypatch.setattr(FakeExpert, "score", refuse_the_first)
+    settings = DisentangleConfig(rows=4, words=[NAMES])
+    if status == 401:
+        with pytest.raises(ServiceError, match="401 no"):
+            disentangle(config, "align", settings, 60)
+        return
+    made = disentangle(config, "align", settings, 60)
+    assert (made["rows"], made["unasked"], made["unasked_rows"][0]["reason"]) == (3, 1, "413 no")
+    console = Console(record=True, width=200)
+    print_disentanglement(console, made)
+    assert f"1 held-out rows could not be asked: {made['unasked_rows'][0]['row']}: 413 no" in console.export_text()
 
 
 def test_scores_of_other_weights_are_refused(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """``prism export``: what a run has, as a folder that anything loads."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ from bench.padded import load_stock
 from prism import cli
 from prism.config import OptimizerConfig, RunConfig, load_config, save_resolved
 from prism.errors import ConfigError, WeightsError
+from prism.files import append_json
 from prism.model.expert import load_expert
 from prism.model.inputs import InputBuilder
+from prism.model.packing import pack
 from prism.trainer.checkpoint.folder import write_description
 from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_model import load_policy, save_policy
 from prism.trainer.run.result import finish_stage
+from prism.wire.messages import Message, from_json
+from prism.wire.v1 import rollout_pb2 as pb
 
 OPTIMIZER = OptimizerConfig.model_validate({"lr": 1e-3})
 
@@ -47,7 +52,7 @@ def policy(folder: Path, mark: float) -> Any:
     return model
 
 
-def checkpoint(config: RunConfig, stage: str, step: int, folder: Path, mark: float) -> Path:
+def checkpoint(config: RunConfig, stage: str, step: int, folder: Path, mark: float, **state: Any) -> Path:
     expert = load_expert(folder)
     torch.nn.init.constant_(expert.score.weight, mark)
 
@@ -57,12 +62,18 @@ def checkpoint(config: RunConfig, stage: str, step: int, folder: Path, mark: flo
         tensors = {
             name: Optimizer(model.named_parameters(), OPTIMIZER, 1).state_dict() for name, model in models.items()
         }
-        saved.save(step, {"step": step}, tensors, partial(write_description, config, models))
+        saved.save(
+            step, {"step": step, "policy_version": 0} | state, tensors, partial(write_description, config, models)
+        )
     return saved.root / f"{step:06d}"
 
 
 def export(config: RunConfig, out: Path, *options: str) -> Any:
     return CliRunner().invoke(cli.app, ["export", str(config.run_dir), str(out), *options])
+
+
+def user(text: str) -> list[pb.Message]:
+    return from_json([Message.model_validate({"role": "user", "content": text})], str)
 
 
 def mark(out: Path) -> float:
@@ -90,7 +101,7 @@ def test_the_newest_is_exported_result_or_checkpoint(config: RunConfig, tiny_mod
 
 def test_a_damaged_checkpoint_is_not_exported(config: RunConfig, tiny_model: Path, tmp_path: Path) -> None:
     folder = checkpoint(config, "rlvr", 10, tiny_model, 2.0)
-    (folder / "tensors" / "__0_0.distcp").write_bytes(b"")
+    (folder / "tensors" / "rank-00000.safetensors").write_bytes(b"")
     assert isinstance(export(config, tmp_path / "out").exception, WeightsError)
     assert not (tmp_path / "out").exists()
 
@@ -108,3 +119,91 @@ def test_what_cannot_be_exported_is_said(config: RunConfig, tmp_path: Path) -> N
         assert words in str(error)
     nothing = CliRunner().invoke(cli.app, ["export", str(tmp_path / "there"), str(tmp_path / "out")])
     assert "no config.json" in str(nothing.exception)
+
+
+@pytest.fixture
+def published(tiny_model: Path, tmp_path: Path) -> Path:
+    """A start as models are published: with a licence, a vocabulary, two ends of a text, and a card of its own."""
+    folder = tmp_path / "published"
+    shutil.copytree(tiny_model, folder)
+    (folder / "LICENSE").write_text("the licence")
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "README.md").write_text("the card of another model")
+    (folder / "evil.py").write_text("raise SystemExit")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["finished", "checkpoint"])
+def test_an_export_holds_what_its_start_held_and_says_where_it_comes_from(
+    tmp_path: Path, published: Path, kind: str
+) -> None:
+    config = load_config(Path("configs/demo.toml"), [f"runs_dir={json.dumps(str(tmp_path))}", f"model={published}"])
+    save_resolved(config)
+    data = [{"file": "public.jsonl", "bytes": 5, "sha256": "ab" * 32, "rows": 24, "bad_rows": 1}]
+    if kind == "finished":
+
+        def train(folder: Path) -> dict[str, Any]:
+            save_policy(policy(published, 1.0), folder, InputBuilder(published))
+            return {"version": 0, "steps": 80, "data": data}
+
+        finish_stage(config, "sft", "sft", train)
+        figures = {"stage": "sft", "questions": 40, "judged": 39, "accuracy": 0.375, "format_rate": None}
+        append_json(config.run_dir / "evaluations.jsonl", figures)
+    else:
+        checkpoint(config, "sft", 10, published, 2.0, data=data)
+    assert export(config, tmp_path / "out").exit_code == 0
+    out = tmp_path / "out"
+    for name in (
+        "generation_config.json",
+        "preprocessor_config.json",
+        "tokenizer_config.json",
+        "LICENSE",
+        "merges.txt",
+    ):
+        assert (out / name).read_bytes() == (published / name).read_bytes(), name
+    assert load_stock(out).generation_config.eos_token_id == [376, 377]
+    assert not (out / "evil.py").exists()
+    card = (out / "README.md").read_text()
+    assert "another model" not in card
+    assert f"| sft | public.jsonl | 24 | 1 | {'ab' * 32} |" in card
+    assert f"| sft | sft | {80 if kind == 'finished' else 10} | 0 | none |" in card
+    assert ("| accuracy | 0.375 |" if kind == "finished" else "| accuracy | not measured |") in card
+    assert "| format rate | not measured |" in card
+    # Earlier releases of transformers know these names alone, and would take a default for what they do not find.
+    text = json.loads((out / "config.json").read_text())["text_config"]
+    rope = dict(text["rope_parameters"])
+    assert text["rope_theta"] == rope.pop("rope_theta") == 10_000.0
+    assert text["rope_scaling"] == rope
+
+
+def test_an_experts_card_loads_it_with_transformers_alone(config: RunConfig, tiny_model: Path, tmp_path: Path) -> None:
+    checkpoint(config, "align", 10, tiny_model, 0.02)
+    export(config, tmp_path / "out", "--model=perception")
+    card = (tmp_path / "out" / "README.md").read_text()
+    snippet = card.split("```python\n")[1].split("```")[0]
+    snippet = snippet.replace('folder = "."', f"folder = {str(tmp_path / 'out')!r}")
+    known: dict[str, Any] = {}
+    exec(snippet, known)  # noqa: S102
+    inputs = InputBuilder(tmp_path / "out")
+    prompt = inputs.prompt(user("What is 2 + 2?"), [])
+    batch = pack([inputs.with_text(prompt, known["response"])], inputs)
+    expected = load_expert(tmp_path / "out", strict=True).eval()(batch)
+    assert known["score"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("of_tokenizer", [True, False])
+def test_a_missing_chat_template_is_taken_from_the_tokenizer_or_said(
+    tiny_model: Path, tmp_path: Path, of_tokenizer: bool
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    if not of_tokenizer:
+        with pytest.raises(ConfigError, match=r"holds no chat template: add chat_template\.jinja"):
+            InputBuilder(folder)
+        return
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": template}))
+    message = user("one")
+    assert InputBuilder(folder).prompt(message, []) == InputBuilder(tiny_model).prompt(message, [])

@@ -1,68 +1,29 @@
 """From prompts to groups and back to the checkpoint, on a real Redis with a worker that does as it is told."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import redis
+from scripted_worker import (
+    LEARNERS,
+    NAMES,
+    PROMPTS,
+    RUN,
+    ScriptedWorker,
+    group_for,
+    nothing_left,
+    positions,
+    silent,
+    step,
+    train,
+)
 
 from prism.config import RolloutConfig
 from prism.errors import ServiceError
-from prism.streams.keys import WORKERS, StreamNames
 from prism.streams.trainer import TrainerStream
-from prism.trainer.flow.intake import Admission, Intake, PromptSequence
+from prism.trainer.flow.intake import Intake, PromptSequence
 from prism.wire.v1 import rollout_pb2 as pb
-
-RUN = "intake"
-NAMES = StreamNames(RUN)
-LEARNERS = ("policy", "perception")
-PROMPTS = [pb.Prompt(id=str(number)) for number in range(5)]
-
-
-class ScriptedWorker:
-    """Serves requests only when told, at the policy version told."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._redis: Any = client
-
-    def take(self) -> list[tuple[bytes, pb.RolloutRequest]]:
-        answer = self._redis.xreadgroup(WORKERS, "worker", {NAMES.prompts: ">"}, count=100)
-        entries = answer[0][1] if answer else []
-        return [(entry, pb.RolloutRequest.FromString(fields[b"request"])) for entry, fields in entries]
-
-    def finish(self, entry: bytes, body: bytes) -> None:
-        self._done(entry)
-        self._redis.xadd(NAMES.rollouts, {"group": body})
-
-    def bury(self, entry: bytes, body: bytes, reason: str) -> None:
-        self._done(entry)
-        self._redis.xadd(NAMES.dead, {"from": "prompts", "reason": reason, "entry": body})
-
-    def serve(self, version: int, *, lose: Iterable[int] = (), spoil: Iterable[int] = ()) -> list[pb.RolloutRequest]:
-        """All requests that wait; positions in ``lose`` are buried, those in ``spoil`` come back without a sample."""
-        taken = self.take()
-        for entry, request in taken:
-            if request.position in lose:
-                self.bury(entry, request.SerializeToString(), f"no image for {request.position}")
-            else:
-                group = group_for(request, version)
-                if request.position in spoil:
-                    del group.samples[:]
-                self.finish(entry, group.SerializeToString())
-        return [request for _, request in taken]
-
-    def _done(self, entry: bytes) -> None:
-        self._redis.xack(NAMES.prompts, WORKERS, entry)
-        self._redis.xdel(NAMES.prompts, entry)
-
-
-def group_for(request: pb.RolloutRequest, version: int) -> pb.RolloutGroup:
-    sample = pb.Sample(text="x", token_ids=[1], logprobs=[-0.5])
-    return pb.RolloutGroup(request=request, policy_version=version, prompt_token_ids=[5], samples=[sample])
-
-
-def step(number: int, count: int = 2) -> Admission:
-    return Admission(step=number, update=number, count=count, n=4, experts=("perception",), grade=False)
 
 
 @pytest.fixture
@@ -83,7 +44,7 @@ def start(redis_client: redis.Redis) -> Callable[..., Intake]:
         state: dict[str, Any] | None = None,
     ) -> Intake:
         rollouts = RolloutConfig(data="x", prompts=2, n=4, temperature=0.5, max_tokens=8, staleness=staleness)
-        stream = TrainerStream(redis_client, RUN, LEARNERS)
+        stream = TrainerStream(redis_client, RUN, LEARNERS, attempt)
         intake = Intake(stream, PromptSequence(PROMPTS, seed=1), "rl", rollouts, attempt, 1, position=position)
         if state:
             intake.restore(state)
@@ -91,27 +52,6 @@ def start(redis_client: redis.Redis) -> Callable[..., Intake]:
         return intake
 
     return make
-
-
-def silent(text: str) -> None:
-    raise AssertionError(f"nothing is to be said: {text}")
-
-
-def positions(groups: Iterable[pb.RolloutGroup]) -> list[int]:
-    return [group.request.position for group in groups]
-
-
-def train(intake: Intake, worker: ScriptedWorker, number: int) -> list[int]:
-    """One lock-step step."""
-    assert intake.admit(step(number), version=number, expert_version=0)
-    worker.serve(number)
-    rollouts = intake.collect(number, silent)
-    intake.finish(number)
-    return positions(rollouts.groups)
-
-
-def nothing_left(client: redis.Redis) -> bool:
-    return client.xlen(NAMES.rollouts) == 0 and client.xlen(NAMES.prompts) == 0
 
 
 def test_prompts_come_in_shuffled_epochs_that_depend_on_the_seed_alone() -> None:
@@ -378,3 +318,20 @@ def test_junk_in_the_stream_is_buried_and_harms_nothing(
     intake.acknowledgement()()
     assert nothing_left(redis_client)
     assert redis_client.xlen(NAMES.dead) == 1 + 2 * len(LEARNERS)
+
+
+@pytest.mark.parametrize(("scored_at", "kept"), [(3, 1), (4, 0)])
+def test_a_group_that_experts_scored_after_the_checkpoint_is_asked_for_again(
+    worker: ScriptedWorker, start: Callable[..., Intake], scored_at: int, kept: int
+) -> None:
+    """The experts make those updates anew, with other results: the scores are of a version that nobody has."""
+    start().admit(step(0, count=1), version=0, expert_version=3)
+    ((entry, request),) = worker.take()
+    group = group_for(request, 0)
+    score = pb.Score(expert="perception", expert_version=scored_at, status=pb.STATUS_OK, value=0.5)
+    group.samples[0].scores.append(score)
+    worker.finish(entry, group.SerializeToString())
+    state = {"position": 0, "consumed": [], "expert_versions": {"perception": 3}}
+    again = start(0, attempt=2, state=state)
+    again.admit(step(0, count=1), version=0, expert_version=3)
+    assert len(worker.take()) == 1 - kept

@@ -312,7 +312,7 @@ def test_every_replica_that_a_name_stands_for_gets_the_weights(
         assert host == "policy-replicas"
         return [(socket.AF_INET, 0, 0, "", (f"127.0.0.{last}", port)) for last in (1, 2)]
 
-    monkeypatch.setattr(publish.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     assert publish.replica_urls(f"http://policy-replicas:{port}") == [
         f"http://127.0.0.{last}:{port}" for last in (1, 2)
     ]

@@ -10,6 +10,8 @@ import pytest
 from prometheus_client import REGISTRY
 from rich.console import Console
 
+from prism.config import AlertsConfig
+from prism.trainer.run.alerts import FIGURES, Alerts
 from prism.trainer.run.recorder import Recorder
 
 
@@ -86,3 +88,46 @@ def test_progress_is_printed_at_first_and_last_but_not_at_every_step(tmp_path: P
     assert "loss 0.091  steps 11" in first
     assert "50/50" in last
     assert "0:00 left" in last
+
+
+def test_a_bound_that_is_crossed_is_said_once_recorded_and_exported_until_it_is_back(tmp_path: Path) -> None:
+    said: list[str] = []
+    alerts = Alerts(AlertsConfig.model_validate({"steps": 2, "entropy_below": 0.05}), said.append)
+    recorder = Recorder(tmp_path, "watched", 7, console=Console(file=io.StringIO()), alerts=alerts)
+    gauges: list[float | None] = []
+    for step, entropy in enumerate([0.01, 0.04, 0.02, None, 0.04, 0.2, 0.2], 1):
+        recorder.step(step, {"entropy": entropy, "format_rate": 0.9})
+        labels = {"stage": "watched", "alert": "entropy_below"}
+        gauges.append(REGISTRY.get_sample_value("prism_trainer_alert", labels))
+    assert [line.get("alerts") for line in lines(tmp_path)] == [None, *[{"entropy_below": 0.05}] * 4, None, None]
+    assert gauges == [0, 1, 1, 1, 1, 0, 0]
+    assert said == [
+        "step 2: entropy 0.025 over 2 steps crosses alerts.entropy_below = 0.05",
+        "step 6: entropy 0.12 is back within alerts.entropy_below = 0.05",
+    ]
+
+
+@pytest.mark.parametrize("alert", FIGURES)
+def test_every_bound_is_watched_and_off_at_its_end(tmp_path: Path, alert: str) -> None:
+    """``steps`` aside, each key of the section is an alert."""
+    assert set(AlertsConfig.model_fields) == {"steps", *FIGURES}
+    bad = -1.0 if alert.endswith("_below") else 1e9
+    alerts = Alerts(AlertsConfig.model_validate({"steps": 1}), lambda _: None)
+    recorder = Recorder(tmp_path, "each", 2, console=Console(file=io.StringIO()), alerts=alerts)
+    recorder.step(1, {FIGURES[alert]: bad})
+    assert alert in lines(tmp_path)[0]["alerts"]
+    labels = {"stage": "each", "alert": alert}
+    assert REGISTRY.get_sample_value("prism_trainer_alert", labels) == 1
+    recorder.close()
+    assert REGISTRY.get_sample_value("prism_trainer_alert", labels) == 0
+
+
+def test_a_resumed_stage_says_nothing_twice() -> None:
+    said: list[str] = []
+    before, after = (Alerts(AlertsConfig.model_validate({}), said.append) for _ in range(2))
+    for step in (1, 2, 3):
+        on = before.step(step, {"truncated": 0.8})
+    after.restore(json.loads(json.dumps(before.state())))
+    assert after.step(4, {"truncated": 0.9}) == on == {"truncated_above": 0.5}
+    assert len(said) == 1
+    assert after.step(5, {"truncated": -1.0}) == {}, "the mean reaches over the resume"

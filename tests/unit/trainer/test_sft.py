@@ -119,6 +119,9 @@ def test_an_image_that_breaks_after_the_check_costs_its_row_alone_or_ends_the_ru
     with pytest.raises(DataError, match=f"row {lines[7]['id']} of .*: image .*: not a"):
         train(made.model_copy(update={"on_bad_row": "fail"}), "fails")
     image.unlink()
+    with pytest.raises(DataError, match=r"holds other usable rows .*24 rows then, 23 now"):
+        train(made, "resumed")
+    shutil.rmtree(made.run_dir / "checkpoints")
     result, _ = train(config(steps=1, check_images="exist"), "missing")
     assert (result["rows"], result["bad_rows"]) == (23, 1)
 
@@ -155,5 +158,5 @@ def test_a_step_does_not_depend_on_the_micro_batch(config: Callable[..., RunConf
 
 
 def test_rows_without_the_text_asked_for_are_refused(config: Callable[..., RunConfig]) -> None:
-    with pytest.raises(DataError, match="teacher is missing, which this stage needs"):
+    with pytest.raises(DataError, match="teacher is missing or empty, which this stage needs"):
         train(config(target="teacher"))

@@ -10,14 +10,15 @@ import torch
 from google.protobuf.json_format import ParseDict
 
 from prism.config import PolicyLearnerConfig
-from prism.errors import NotFiniteError, StreamError
+from prism.errors import MismatchError, NotFiniteError, StreamError, WeightsError
 from prism.model.inputs import Example
 from prism.trainer.flow.intake import Intake, StepRollouts
 from prism.trainer.flow.staleness import StalenessBound
 from prism.trainer.learn.losses import Algorithm
 from prism.trainer.learn.policy_learner import PolicyLearner
 from prism.trainer.learn.policy_model import load_reference
-from prism.trainer.stages.common import dump_nonfinite_groups, loss_options, usable_groups
+from prism.trainer.stages import common
+from prism.trainer.stages.common import dump_nonfinite_groups, loss_options, refuse_mismatches, usable_groups
 from prism.trainer.stages.context import Context
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -128,3 +129,42 @@ def test_a_reference_learns_nothing(tiny_model: Path) -> None:
     assert not reference.training
     assert not any(parameter.requires_grad for parameter in reference.parameters())
     assert next(reference.parameters()).dtype == torch.float32
+
+
+def test_groups_that_were_sampled_from_something_else_are_named_and_too_many_end_the_run(tmp_path: Path) -> None:
+    made = context(tmp_path)
+    groups = [group(0, 7), group(1, 7)]
+    for each in groups:
+        each.request.prompt.id = f"prompt-{each.request.position}"
+    config = PolicyLearnerConfig.model_validate({"optimizer": {"lr": 1e-6}, "max_mismatched": 2})
+    policy: Any = SimpleNamespace(config=config, mismatched={1: 1.16}, all_mismatched=2)
+    refuse_mismatches(cast(Context, made), policy, groups)
+    assert made.said == [
+        "group of prompt prompt-1 teaches nothing: sampler and learner differ by 1.2 nats a token, over "
+        "max_mismatch = 0.5"
+    ]
+    policy.all_mismatched = 3
+    with pytest.raises(MismatchError, match=r"3 groups .* max_mismatched = 2; in this step prompt-1 \(1.2 nats\)"):
+        refuse_mismatches(cast(Context, made), policy, groups)
+    policy.mismatched = {}
+    refuse_mismatches(cast(Context, made), policy, groups)  # it was said when it happened
+
+
+def test_a_push_whose_probe_fails_says_which_prompt_it_was_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = context(tmp_path)
+    made.config.push = SimpleNamespace(probe_tolerance=1e-3)
+    made.inputs = made.blobs = None
+    for name in ("make_probe", "config_json", "named_weights"):
+        monkeypatch.setattr(common, name, lambda *_: {})
+    monkeypatch.setattr(common.ranks, "full_weights", lambda _: {})
+
+    def refuse(*_: Any) -> Any:
+        raise WeightsError("the probe differs by 1.08")
+
+    probed = group(0, 7)
+    probed.request.prompt.id, probed.request.prompt.teacher = "the-photo", "x"
+    publisher, policy = SimpleNamespace(push=refuse), SimpleNamespace(model=None, version=1)
+    with pytest.raises(WeightsError, match=r"1\.08 \(probed with prompt the-photo\)"):
+        common.push_weights(cast(Context, made), cast(Any, publisher), cast(Any, policy), probed)
+    with pytest.raises(WeightsError, match=r"1\.08$"):
+        common.push_weights(cast(Context, made), cast(Any, publisher), cast(Any, policy))

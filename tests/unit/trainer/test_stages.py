@@ -14,13 +14,14 @@ from stage_services import ADMIN_TOKEN, DATA_TOKEN, Event, Journal, Killed, Scri
 
 from prism.config import MixtureConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.errors import NotFiniteError
+from prism.errors import NotFiniteError, PrismError
 from prism.model.inputs import InputBuilder
 from prism.streams.keys import StreamNames, parse_group
 from prism.trainer.checkpoint.folder import checkpoints
 from prism.trainer.run.make_experts import upcycle_folder
 from prism.trainer.stages import align, rlvr
 from prism.wire.response import EXPERTS
+from prism.wire.v1 import rollout_pb2 as pb
 
 POLICY = "policy"
 LEARNERS = {"rlvr": (POLICY,), "align": (POLICY, *EXPERTS)}
@@ -49,12 +50,13 @@ def stage(
         *,
         killed_at: Event | None = None,
         spoilt_from: int = 1000,
+        spoil: Callable[[pb.RolloutGroup], None] = lambda group: None,
         staleness: int = 0,
         **values: Any,
     ) -> Journal:
         data = str(demo_folder / "data" / "teacher.jsonl")
         rollouts = {"data": data, "prompts": COUNT, "n": 3, "max_tokens": 64, "staleness": staleness}
-        policy = {"optimizer": {"lr": 1e-3, "max_skipped": 2}}
+        policy = {"optimizer": {"lr": 1e-3, "max_skipped": 2}, "max_mismatch": 99}  # the worker makes logprobs up
         settings: dict[str, Any] = {"kind": kind, "steps": 4, "checkpoint_every": 2, "rollouts": rollouts}
         if kind == "align":
             experts = {"optimizer": {"lr": 1e-3}, "mixture": {}}
@@ -85,7 +87,7 @@ def stage(
 
         journal = servers[name].journal = Journal(config.run_dir / "checkpoints" / "it", killed_at)
         worker = ScriptedWorker(redis_url, name, servers[name], inputs, BlobStore(blobs))
-        worker.spoilt_from = spoilt_from
+        worker.spoilt_from, worker.spoil = spoilt_from, spoil
         module: Any = {"rlvr": rlvr, "align": align}[kind]
         with pytest.MonkeyPatch.context() as patch, worker:
             journal.watch(redis_client, patch)
@@ -93,6 +95,9 @@ def stage(
                 module.train(config, "it", config.stages["it"], tiny_model, config.run_dir / "out")
             except Killed:
                 assert killed_at
+            except PrismError:
+                journal.look()
+                raise
             else:
                 assert not killed_at, "never came so far"
         journal.look()
@@ -241,7 +246,7 @@ def test_a_stage_that_was_killed_ends_bit_for_bit_as_one_that_was_not(
 
 def test_a_frozen_part_is_not_trained_nor_written_again(stage: Stage, tiny_model: Path, tmp_path: Path) -> None:
     before = load_file(tiny_model / "model.safetensors")
-    stage("rlvr", "frozen", policy={"optimizer": {"lr": 1e-3}, "freeze": ["model.visual"]})
+    stage("rlvr", "frozen", policy={"optimizer": {"lr": 1e-3}, "max_mismatch": 99, "freeze": ["model.visual"]})
     after = load_file(tmp_path / "frozen" / "out" / "model.safetensors")
     equal = {name for name, tensor in after.items() if torch.equal(tensor, before[name])}
     assert equal == {name for name in after if name.startswith("model.visual.")}

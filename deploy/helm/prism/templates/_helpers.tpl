@@ -69,10 +69,13 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
+{{/* Memory is limited to what is requested, unless limits say otherwise. */}}
 {{- define "prism.resources" -}}
 {{- $resources := deepCopy .settings.resources -}}
+{{- $memory := dict "memory" (required (printf "%s.resources.requests.memory: it is the limit too" .component) $resources.requests.memory) -}}
+{{- $_ := set $resources "limits" (merge ($resources.limits | default dict) $memory) -}}
 {{- if and (eq .root.Values.device "cuda") .settings.gpus -}}
-{{- $limits := merge (dict "nvidia.com/gpu" .settings.gpus) ($resources.limits | default dict) -}}
+{{- $limits := merge (dict "nvidia.com/gpu" .settings.gpus) $resources.limits -}}
 {{- $_ := set $resources "limits" $limits -}}
 {{- end -}}
 resources: {{- toYaml $resources | nindent 2 }}
@@ -128,17 +131,21 @@ envFrom: [{secretRef: {name: {{ . }}}}]
 - {name: PRISM_GRADER_URL, value: "http://{{ include "prism.fullname" .root }}-grader:8000"}
 {{- end }}
 
+{{/* secrets: those that the component reads, beside the token of data routes. */}}
 {{- define "prism.secretVolume" -}}
 - name: secrets
   secret:
     secretName: {{ include "prism.secretName" . }}
     defaultMode: 0440
     items:
-      - {key: prism_token, path: prism_token}
-      - {key: prism_admin_token, path: prism_admin_token}
-      {{- if .redis }}
-      - {key: prism_redis_url, path: prism_redis_url}
+      {{- range prepend (default list .secrets) "prism_token" }}
+      - {key: {{ . }}, path: {{ . }}}
       {{- end }}
+{{- end }}
+
+{{/* On the node's disk; a pod that writes more is evicted. */}}
+{{- define "prism.tmpVolume" -}}
+- {name: tmp, emptyDir: {sizeLimit: {{ .settings.tmp }}}}
 {{- end }}
 
 {{- define "prism.probes" -}}
@@ -163,9 +170,19 @@ livenessProbe:
   {{- include "prism.image" . | nindent 2 }}
   command: [python3, -m, prism.stack.await_model]
   args: [{{ include "prism.modelFolder" . }}, {{ include "prism.runFolder" . }}/weights, {{ include "prism.runFolder" . }}/services/{{ .component }}]
-  resources: {requests: {cpu: 50m, memory: 64Mi}}
+  resources: {requests: {cpu: 50m, memory: 64Mi}, limits: {memory: 256Mi}}
   volumeMounts:
     - {name: runs, mountPath: /runs}
+{{- end }}
+
+{{/* Of who makes the run. */}}
+{{- define "prism.runMounts" -}}
+- {name: runs, mountPath: /runs}
+- {name: tmp, mountPath: /tmp}
+- {name: shared-memory, mountPath: /dev/shm}
+{{- if .root.Values.run.config }}
+- {name: config, mountPath: /config, readOnly: true}
+{{- end }}
 {{- end }}
 
 {{- define "prism.weightsVolumeMounts" -}}

@@ -28,7 +28,6 @@ def make_app() -> FastAPI:
         GraderSettings(  # pyright: ignore[reportCallIssue]
             port=1,
             token=SecretStr(TOKEN),
-            admin_token=SecretStr("admin-token-0123456789"),
             workers=1,
             deadline_seconds=2.0,
             max_items=50,
@@ -267,7 +266,7 @@ def test_the_document_describes_every_field(app: FastAPI) -> None:
 
 
 def test_an_environment_that_cannot_be_used_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TOKEN": TOKEN, "ADMIN_TOKEN": "a" * 16, "PORT": "1", "DEADLINE_SECONDS": "0"}.items():
+    for name, value in {"TOKEN": TOKEN, "PORT": "1", "DEADLINE_SECONDS": "0"}.items():
         monkeypatch.setenv(f"PRISM_{name}", value)
     with pytest.raises(ConfigError, match="PRISM_DEADLINE_SECONDS"):
         load_settings(GraderSettings)

@@ -31,6 +31,7 @@ class FakeVllm:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.request: dict[str, Any] = {}  # the last one
         self.loaded = "base"
         self.joined = 0
         self.slow = False
@@ -45,7 +46,7 @@ class FakeVllm:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         body = await _body(receive)
-        request = json.loads(body) if body else {}
+        self.request = request = json.loads(body) if body else {}
         if scope["headers"] and (b"host", b"engine") in scope["headers"]:
             self.calls.append(path)
         if path in self.hanging:

@@ -51,9 +51,8 @@ def test_a_wrong_variable_is_named(environment: pytest.MonkeyPatch, name: str, v
         load_settings(PolicySettings)
 
 
-def test_flags_and_domains_are_written_as_on_a_command_line(environment: pytest.MonkeyPatch) -> None:
+def test_flags_are_written_as_on_a_command_line(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("PRISM_VLLM_FLAGS", "--tensor-parallel-size 2 --chat-template '/a b.jinja' --model-impl auto")
-    environment.setenv("PRISM_IMAGE_DOMAINS", "a.example, b.example")
     settings = load_settings(PolicySettings)
     assert settings.vllm_flags == [
         "--tensor-parallel-size",
@@ -63,7 +62,6 @@ def test_flags_and_domains_are_written_as_on_a_command_line(environment: pytest.
         "--model-impl",
         "auto",
     ]
-    assert settings.image_domains == ["a.example", "b.example"]
     environment.setenv("PRISM_VLLM_FLAGS", '["--seed", "1"]')
     assert load_settings(PolicySettings).vllm_flags == ["--seed", "1"]
 

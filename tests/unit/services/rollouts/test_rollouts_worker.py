@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from policy_events import HEADERS, policy_events
 from pydantic import SecretStr
 
 from prism.clients.endpoints import Endpoints
@@ -41,7 +44,7 @@ class Services:
         self.app = FastAPI()
         self.app.post("/{service}/{path:path}")(self.answer)
 
-    async def answer(self, service: str, request: Request) -> JSONResponse:
+    async def answer(self, service: str, request: Request) -> Response:
         body = await request.json()
         self.asked.append(service)
         status = self.status.get(service)
@@ -54,15 +57,7 @@ class Services:
             return JSONResponse({"detail": f"{service} says no"}, status)
         if service == "policy":
             await self.hold.wait()
-            choice = {
-                "message": {"content": "x"},
-                "token_ids": [1],
-                "logprobs": {"content": [{"logprob": -1}]},
-                "finish_reason": "stop",
-            }
-            return JSONResponse(
-                {"choices": [choice] * body["n"], "prompt_token_ids": [5]}, headers={"x-prism-policy-version": "3"}
-            )
+            return Response(policy_events(*["x"] * body["n"]), headers=HEADERS)
         if service == "grader":
             verdict = {"status": "ok", "accuracy": 1, "format": 1, "reward": 1, "extracted": "7", "detail": None}
             return JSONResponse({"verdicts": [verdict] * len(body["items"])})
@@ -87,9 +82,14 @@ async def services() -> AsyncIterator[tuple[Services, str]]:
 
 @pytest.fixture
 def trainer(redis_client: redis.Redis) -> TrainerStream:
-    stream = TrainerStream(redis_client, RUN, ["policy"])
+    stream = TrainerStream(redis_client, RUN, ["policy"], attempt=1)
     stream.open()
     return stream
+
+
+class Killed(Worker):
+    async def _release(self, stream: WorkerStream, delivery: Delivery) -> None:
+        """It is dead."""
 
 
 Working = Callable[..., AbstractAsyncContextManager[Worker]]
@@ -97,10 +97,10 @@ Working = Callable[..., AbstractAsyncContextManager[Worker]]
 
 @pytest.fixture
 def working(services: tuple[Services, str], redis_url: str, tmp_path: Path) -> Working:
-    """A worker at work, killed at the end of the block."""
+    """A worker at work; at the end of the block it is told to stop, or ``killed``: then it gives nothing back."""
 
     @asynccontextmanager
-    async def start(**values: Any) -> AsyncIterator[Worker]:
+    async def start(killed: bool = False, **values: Any) -> AsyncIterator[Worker]:
         endpoints = Endpoints(
             redis_url=SecretStr(redis_url),
             blobs=str(tmp_path),
@@ -115,11 +115,10 @@ def working(services: tuple[Services, str], redis_url: str, tmp_path: Path) -> W
             "worker": "one",
             "port": 1,
             "token": SecretStr("data-token-0123456789"),
-            "admin_token": SecretStr("admin-token-0123456789"),
             "lease_seconds": LEASE,
             "patience_seconds": 0.3,
         }
-        worker = Worker(load_settings(RolloutSettings, **(usual | values)), endpoints)
+        worker = (Killed if killed else Worker)(load_settings(RolloutSettings, **(usual | values)), endpoints)
         task = asyncio.create_task(worker.run())
         try:
             yield worker
@@ -330,7 +329,7 @@ async def test_what_a_dead_worker_had_is_done_by_another(
 ) -> None:
     services[0].hold.clear()
     trainer.admit([request()])
-    async with working(worker="one"):
+    async with working(worker="one", killed=True):
         await until(lambda: bool(services[0].asked))
     services[0].hold.set()
     async with working(worker="two"):
@@ -394,10 +393,66 @@ async def test_a_request_that_kills_its_workers_is_buried(
     services[0].hold.clear()
     trainer.admit([request()])
     for deaths in (1, 2):
-        async with working(max_deliveries=2):
+        async with working(max_deliveries=2, killed=True):
             await until(lambda deaths=deaths: len(services[0].asked) >= deaths)
     async with working(max_deliveries=2):
         assert (await buried(trainer)).reason == "given up after 2 deliveries"
+
+
+async def test_a_worker_that_is_told_to_stop_gives_its_groups_back_at_once_and_uncounted(
+    services: tuple[Services, str], working: Working, trainer: TrainerStream, redis_client: redis.Redis
+) -> None:
+    """Again and again, as in a rolling upgrade: neither a lease nor a delivery is lost."""
+    services[0].hold.clear()
+    trainer.admit(request(position) for position in range(3))
+    began = time.monotonic()
+    for stops in (1, 2, 3):
+        async with working(worker=f"stopped-{stops}", max_deliveries=2, lease_seconds=600, patience_seconds=60):
+            await until(lambda stops=stops: len(services[0].asked) >= 3 * stops)
+        pending: Any = redis_client.xpending_range(StreamNames(RUN).prompts, WORKERS, "-", "+", 9)
+        assert [entry["times_delivered"] for entry in pending] == [0, 0, 0]
+    services[0].hold.set()
+    async with working(worker="two", max_deliveries=2, lease_seconds=600):
+        assert {group.worker for group in await groups(trainer, 3)} == {"two"}
+    assert time.monotonic() - began < 60
+    assert trainer.dead_letters() == []
+
+
+async def test_a_request_that_arrives_while_a_worker_stops_goes_back(
+    working: Working, trainer: TrainerStream, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following, arrived = WorkerStream.next, asyncio.Event()
+
+    async def slow(stream: WorkerStream, block_seconds: float) -> Delivery | None:
+        delivery = await following(stream, block_seconds)
+        if delivery:
+            arrived.set()
+            await asyncio.sleep(0.2)
+        return delivery
+
+    monkeypatch.setattr(WorkerStream, "next", slow)
+    trainer.admit([request()])
+    async with working(lease_seconds=600):
+        await asyncio.wait_for(arrived.wait(), 10)
+    pending: Any = redis_client.xpending_range(StreamNames(RUN).prompts, WORKERS, "-", "+", 9)
+    [entry] = pending
+    assert (entry["times_delivered"], entry["time_since_delivered"] > 600_000) == (0, True)
+
+
+async def test_a_request_that_another_took_over_is_not_given_back(
+    trainer: TrainerStream, redis_url: str, redis_client: redis.Redis
+) -> None:
+    client = redis.asyncio.Redis.from_url(redis_url)
+    slow, other = (WorkerStream(client, RUN, name, 0) for name in ("slow", "other"))
+    trainer.admit([request()])
+    delivery = await slow.next(0.1)
+    assert delivery
+    assert await other.next(0.1)
+    assert not await slow.release(delivery)
+    pending: Any = redis_client.xpending_range(StreamNames(RUN).prompts, WORKERS, "-", "+", 9)
+    [entry] = pending
+    assert (entry["consumer"], entry["times_delivered"]) == (b"other", 2)
+    await client.aclose()
 
 
 async def test_no_more_groups_are_at_work_than_admitted(
