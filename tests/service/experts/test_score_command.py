@@ -110,7 +110,8 @@ def test_a_file_is_scored_through_an_interrupt_and_a_calibration(
             value = {"id": f"{row.id}-{number}", "prompt": row.messages[-1].parts[-1].model_dump()["text"]}
             value |= {"images": [image], "teacher": teacher, "responses": [worse(teacher), f"no tags {number}"]}
             rows.write(json.dumps(value) + "\n")
-    command = ("score", file, "--run", run_dir)
+    images = ("--image-root", teacher_rows.path.parent)  # which is not where the rows lie
+    command = ("score", file, "--run", run_dir, *images)
 
     # Interrupted, its last line torn on top, and gone on with: as if nothing had happened.
     process = prism(*command, "--out", out, "--batch", "1", "--concurrency", "2")
@@ -136,7 +137,7 @@ def test_a_file_is_scored_through_an_interrupt_and_a_calibration(
         assert good["score"] == pytest.approx(sum(experts[name]["score"] for name in EXPERTS) / 2)
         assert experts["perception"]["probability"] is None
 
-    status, said = finish(prism("calibrate", file, "--run", run_dir))
+    status, said = finish(prism("calibrate", file, "--run", run_dir, *images))
     assert status == 0, said
     assert said.count(f"percentiles are among {ROWS} responses of the teacher and {ROWS} of the policy") == 2
     assert said.count(f"left out: {ROWS} of the policy (invalid_format)") == 2
