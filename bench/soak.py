@@ -10,12 +10,10 @@ would, by the same command. Progress is kept in runs/soak/: the same command goe
 import os
 import random
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from bench.faults.checks import Checks, checks
-from bench.faults.parts import IGNORES_FILE_SIZE, Links, Part
+from bench.faults.parts import IGNORES_FILE_SIZE, Kept, Links, Part
 from bench.faults.play import ENDS, FAULTS, Pace, play, shuffled
 from bench.faults.replay import replay
 from bench.faults.seen import Seen
@@ -34,7 +32,7 @@ from prism.config import RunConfig, load_config, save_resolved
 from prism.config.load import as_toml
 from prism.errors import PrismError
 from prism.files import write_text
-from prism.stack.local import Stack, end_group, start_process
+from prism.stack.local import Stack
 from prism.stack.restarts import Restarts
 from prism.streams.keys import StreamNames
 from prism.trainer.run.expert_start import served_experts
@@ -88,34 +86,6 @@ class Uncounted(Restarts):
 
 class Hangs(Exception):
     """No step for too long, though everything that was played is over."""
-
-
-@dataclass
-class Trainer:
-    """A stage's process, which whoever looks after it starts again."""
-
-    command: list[str]
-    environment: dict[str, str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    statuses: list[int] = field(default_factory=list)
-    """Of those that ended without being done."""
-
-    def start(self) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self.process = start_process(self.command, self.environment, output=log)
-
-    def look_after(self, done: bool) -> None:
-        status = self.process.poll() if self.process else None
-        if status is not None and not done:
-            self.statuses.append(status)
-            self.start()
-
-    def stop(self) -> None:
-        if self.process:
-            self.process.terminate()
-            end_group(self.process, 30)
 
 
 def main() -> None:
@@ -231,7 +201,7 @@ class Soak:
         return [sys.executable, "-m", "prism", "train", self.stage, "--config", file]
 
     @contextmanager
-    def _parts(self) -> Iterator[tuple[Stack, Trainer]]:
+    def _parts(self) -> Iterator[tuple[Stack, Kept]]:
         """All running, every connection through a proxy."""
         config = self.config
         stack = Stack(config, served_model(config), console, experts=served_experts(config))
@@ -242,7 +212,7 @@ class Soak:
                 if service.name == "redis":
                     service.command = [*IGNORES_FILE_SIZE, *service.command]
             environment = links.environment("trainer", stack.environment())
-            trainer = Trainer(self._command(config), environment, config.run_dir / "logs" / "trainer.log")
+            trainer = Kept(self._command(config), environment, config.run_dir / "logs" / "trainer.log")
             self.parts = {"trainer": Part("trainer", lambda: trainer.process, links.of("trainer"))}
             for service in stack.services:
                 self.parts[service.name] = Part(
@@ -255,7 +225,7 @@ class Soak:
                 finally:
                     trainer.stop()
 
-    def _step_made(self, stack: Stack, trainer: Trainer, number: int) -> None:
+    def _step_made(self, stack: Stack, trainer: Kept, number: int) -> None:
         """Wait for another step, or for the stage's end. Raises Hangs."""
         before, give_up = len(self.seen.lines()), time.monotonic() + QUIET_SECONDS
         last = self.run.faults[-1] if self.run.faults else None

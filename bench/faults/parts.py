@@ -4,13 +4,15 @@ import re
 import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
 
 from bench.faults.tcp_proxy import TcpProxy
+from prism.stack.processes import end_group, start_process
 
 # Redis dies of the signal that a file too long for it brings, which a full disk does not; Python and vLLM ignore it.
 IGNORES_FILE_SIZE = ["sh", "-c", 'trap \'\' XFSZ; exec "$0" "$@"']
@@ -52,6 +54,37 @@ class Links:
     ) -> None:
         for proxy in self._between.values():
             proxy.__exit__(kind, error, trace)
+
+
+@dataclass
+class Kept:
+    """A process that is started again when it has ended, as often as somebody looks after it."""
+
+    command: list[str]
+    environment: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    statuses: list[int] = field(default_factory=list)
+    """Of those that ended without being done."""
+
+    def start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = start_process(self.command, self.environment, output=log)
+
+    def look_after(self, done: bool = False) -> None:
+        """Start it, unless it runs or is ``done``."""
+        status = self.process.poll() if self.process else None
+        if (self.process and status is None) or done:
+            return
+        if status is not None:
+            self.statuses.append(status)
+        self.start()
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.terminate()
+            end_group(self.process, 30)
 
 
 @dataclass(frozen=True)
