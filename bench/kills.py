@@ -66,7 +66,7 @@ def main() -> None:
 
     other = {position for position, groups in seen.groups.items()
              if any(tokens(group) != tokens(reference.groups[position][0]) for group in groups)}  # fmt: skip
-    held_or_not = checks(reference.lines(), seen, other)
+    held_or_not = checks(reference.lines(), seen, other, repeats=True)
     held_or_not["killed as often as asked"] = kills == options.kills, f"{kills} times"
     console.print(f"{len(other)} of {len(seen.groups)} groups were sampled differently")
     table = Table("check", "", "seen")
