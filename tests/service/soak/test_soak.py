@@ -103,7 +103,7 @@ def undisturbed(steps: int) -> Iterator[dict[str, object]]:
         yield line(step, 1, groups, weight)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_whatever_happens_to_whom_the_result_is_that_of_a_run_left_alone(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     deck = shuffled(PARTS, len(PARTS) * len(FAULTS), rng)
