@@ -220,7 +220,8 @@ class Soak:
                     service.name, lambda service=service: service.process, links.of(service.name)
                 )
             with stack:
-                trainer.start()
+                if not self._done():
+                    trainer.start()
                 try:
                     yield stack, trainer
                 finally:
