@@ -39,7 +39,7 @@ format: setup ## format the code and sort its imports
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.checkpoints, bench.kills
+bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.checkpoints, bench.kills, bench.soak
 	$(PY) -m bench $(ARGS)
 
 protobuf: setup ## regenerate prism/wire/v1 from proto/

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
+from bench.faults.tcp_proxy import TcpProxy
 from prism.errors import ServiceError
 from prism.streams import trainer as trainer_module
 from prism.streams.keys import StreamNames
@@ -16,7 +17,6 @@ from prism.streams.patience import Patience
 from prism.streams.trainer import TrainerStream, connect, newest_attempt
 from prism.trainer.run.result import next_attempt
 from prism.wire.v1 import rollout_pb2 as pb
-from tests.tcp_proxy import TcpProxy
 
 RUN = "away"
 NAMES = StreamNames(RUN)

@@ -26,13 +26,13 @@ from scripted_worker import (
     train,
 )
 
+from bench.faults.tcp_proxy import TcpProxy
 from prism.config import RolloutConfig
 from prism.errors import ServiceError, Superseded
 from prism.streams.trainer import TrainerStream, connect
 from prism.trainer.flow import intake as intake_module
 from prism.trainer.flow.intake import Intake, PromptSequence
 from prism.wire.v1 import rollout_pb2 as pb
-from tests.tcp_proxy import TcpProxy
 
 REQUEST = b"\x1a\x02rl"  # the stage, as it stands in every serialised request
 Start = Callable[..., Intake]

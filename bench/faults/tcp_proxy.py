@@ -50,6 +50,8 @@ class TcpProxy:
     def __init__(self, host: str, target_port: int) -> None:
         self.delay = 0.0
         self.tricks_played = 0
+        self.disturbed = 0
+        """Connections cut or turned away, and pieces held up by ``stall`` or ``delay``: whether anybody felt it."""
         self._target = host, target_port
         self._passing, self._refusing = threading.Event(), False
         self._passing.set()
@@ -101,6 +103,7 @@ class TcpProxy:
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
+            self.disturbed += not pair.closed
             pair.close()
 
     def _accept(self) -> None:
@@ -110,6 +113,7 @@ class TcpProxy:
             except OSError:
                 return
             if self._refusing:
+                self.disturbed += 1
                 client.close()
                 continue
             try:
@@ -149,6 +153,8 @@ class TcpProxy:
             pair.close()
 
     def _hold_up(self) -> None:
+        if self.delay or not self._passing.is_set():
+            self.disturbed += 1
         self._passing.wait()
         if self.delay:
             time.sleep(self.delay)
