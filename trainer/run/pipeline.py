@@ -14,7 +14,16 @@ from rich.console import Console
 
 from prism import logs
 from prism.clients.endpoints import load_endpoints
-from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, load_saved, save_resolved
+from prism.config import (
+    AlignConfig,
+    DisentangleConfig,
+    PrepareConfig,
+    RunConfig,
+    SftConfig,
+    load_saved,
+    read_limits,
+    save_resolved,
+)
 from prism.errors import ConfigError, ServiceError
 from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement
 from prism.evaluation.held_out import evaluate, evaluated_stages, print_figures, refuse_bad_rows
@@ -111,15 +120,26 @@ def take_part(config: RunConfig, command: Callable[[str], list[str]], console: C
 
 
 def prepare(config: RunConfig, console: Console) -> None:
-    """Run the configuration's own script, which makes model and data. Raises ConfigError if it fails."""
+    """Run the configuration's own script, which makes model and data, and write down what services read of the run.
+
+    Raises ConfigError if the script fails.
+    """
     refuse_missing_script(config)
-    if config.prepare is None:
-        return
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in config.prepare.options.items()]
-    command = [sys.executable, str(config.prepare.script), "--out", str(config.run_dir), "--seed", str(config.seed)]
+    if config.prepare:
+        _run_script(config, config.prepare, console)
+    config.limits.write(config.run_dir)
+
+
+def is_prepared(config: RunConfig) -> bool:
+    return read_limits(config.run_dir) == config.limits
+
+
+def _run_script(config: RunConfig, settings: PrepareConfig, console: Console) -> None:
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.options.items()]
+    command = [sys.executable, str(settings.script), "--out", str(config.run_dir), "--seed", str(config.seed)]
     began = time.monotonic()
     if logs.run([*command, *options]):
-        raise ConfigError(f"{config.prepare.script} failed; its message stands above")
+        raise ConfigError(f"{settings.script} failed; its message stands above")
     console.print(f"data and model in {config.run_dir} ({time.monotonic() - began:.0f} s)")
 
 

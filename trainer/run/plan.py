@@ -80,7 +80,7 @@ def make_plan(config: RunConfig, *, attach: bool = False, progress: Callable[[st
     inputs = None
     if folder:
         with plan.refusing():
-            inputs = InputBuilder(folder)
+            inputs = InputBuilder(folder, config.limits.pixel_bounds)
     _data(plan, inputs)
     if folder:
         with plan.refusing():
