@@ -49,11 +49,12 @@ class PolicySettings(LimitedSettings):
     vllm_flags: Annotated[list[str], NoDecode] = Field(
         [], description="more flags for vLLM, as on its command line (or a JSON list)"
     )
-
     body_limit: int = Field(LimitsConfig().body_limit, ge=1024, description="bytes of one request's body")
 
     verify_deadline: float = Field(300, gt=0, description="to read and hash the files of a push")
-    drain_deadline: float = Field(120, gt=0, description="for requests in flight to finish once a push closes the gate")
+    drain_deadline: float = Field(
+        120, gt=0, description="without progress of the requests in flight that a push waits for: it is put off"
+    )
     reload_deadline: float = Field(120, gt=0, description="to load pushed weights, to flush the caches")
     probe_deadline: float = Field(60, gt=0, description="to score a manifest's probe")
 

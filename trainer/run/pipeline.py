@@ -1,6 +1,6 @@
 """``prism run``: prepare, then each stage in turn over live services, measured after each; goes on where it stopped.
 
-Stages train in processes of their own, so that one which dies takes nothing with it. (Torch comes late, to count tokens.)
+Stages train in processes of their own, so that one which dies takes nothing with it.
 """
 
 import subprocess

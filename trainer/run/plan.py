@@ -158,7 +158,7 @@ def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
                 _lengths(plan, file, inputs, response)
     asked = plan.config.evaluate
     check = refuse_long(inputs, plan.config.stack.max_model_len, asked.max_tokens) if inputs else None
-    if file := _read(plan, asked.data, "evaluate", "gold"):
+    if file := _read(plan, asked.data, "evaluate", "gold", check=check):
         plan.say("evaluate", f"{min(asked.questions, len(file.rows)):,} questions after each stage")
 
 

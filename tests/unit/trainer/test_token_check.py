@@ -74,12 +74,10 @@ def test_a_stages_prompts_are_checked(config: RunConfig, tiny_model: Path, tmp_p
     prompts = context._prompts(config.stages["align"].rollouts, ("gold",))  # pyright: ignore[reportAttributeAccessIssue]
     assert [prompt.id for prompt in prompts] == ["fits"]
     assert f"{config.evaluate.data}:2: a prompt of " in console.export_text()
+    strict = config.model_copy(update={"on_bad_row": "fail"})
+    refusing: Any = Context(strict, "align", 1, nothing, blobs, inputs, examples, console)  # pyright: ignore[reportArgumentType]
     with pytest.raises(DataError, match=f":2: a prompt of .*{LIMIT}"):
-        strict = config.model_copy(update={"on_bad_row": "fail"})
-        Context(strict, "align", 1, nothing, blobs, inputs, examples, console)._prompts(  # pyright: ignore[reportArgumentType]
-            config.stages["align"].rollouts,  # pyright: ignore[reportAttributeAccessIssue]
-            ("gold",),
-        )
+        refusing._prompts(config.stages["align"].rollouts, ("gold",))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Running(nullcontext[None]):
@@ -137,5 +135,5 @@ def test_a_plan_names_what_the_run_would_leave_out(config: RunConfig) -> None:
 
 
 def test_a_response_that_leaves_no_room_for_a_question_is_refused() -> None:
-    with pytest.raises(ConfigError, match="evaluate.max_tokens: 256 leaves no room for a question"):
+    with pytest.raises(ConfigError, match=r"evaluate\.max_tokens: 256 leaves no room for a question"):
         load_config(Path("configs/demo.toml"), ["evaluate.max_tokens=256"])
