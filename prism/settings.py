@@ -17,6 +17,11 @@ Settings = TypeVar("Settings", bound=BaseSettings)
 Part = TypeVar("Part")
 
 SHORTEST_TOKEN = 16
+GONE = {
+    "PRISM_IMAGE_DOMAINS": "the policy server fetches no images any more; send them as data URIs, or ask the experts, "
+    "which fetch with PRISM_ALLOW_URLS",
+}
+"""Variables that did something once, and what does it now. To ignore them would leave someone believing in them."""
 
 
 def _by_comma(value: object) -> object:
@@ -77,6 +82,8 @@ class WeightsSettings(AdminSettings):
 
 def load_settings(kind: type[Settings], **values: Any) -> Settings:
     """Read the environment. Raises ConfigError that names each variable and what is wrong with it."""
+    if gone := [f"{name}: {now}" for name, now in GONE.items() if os.environ.get(name)]:
+        raise ConfigError("\n".join(gone))
     try:
         return kind(**values, _secrets_dir=os.environ.get("PRISM_SECRETS_DIR"))
     except ValidationError as error:

@@ -8,7 +8,8 @@ from prism.config.learners import (
     OptimizerConfig,
     PolicyLearnerConfig,
 )
-from prism.config.limits import LimitsConfig
+from prism.config.limited import LimitedSettings
+from prism.config.limits import LIMITS_FILE, LimitsConfig, read_limits
 from prism.config.load import as_toml, load_config, load_saved, load_toml, save_resolved, toml_value
 from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
@@ -16,6 +17,7 @@ from prism.config.stages import AlignConfig, RlvrConfig, RolloutConfig, SftConfi
 from prism.config.strict import ConfigModel
 
 __all__ = [
+    "LIMITS_FILE",
     "AlertsConfig",
     "AlignConfig",
     "ConfigModel",
@@ -23,6 +25,7 @@ __all__ = [
     "EvaluateConfig",
     "ExpertLearnerConfig",
     "GroundingConfig",
+    "LimitedSettings",
     "LimitsConfig",
     "MixtureConfig",
     "OptimizerConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "load_config",
     "load_saved",
     "load_toml",
+    "read_limits",
     "save_resolved",
     "toml_value",
 ]

@@ -87,6 +87,11 @@ class RunConfig(ConfigModel):
             raise ValueError("dtype: on a GPU the learners' attention computes in bfloat16")
         for name in sorted(LimitsConfig.model_fields.keys() & self.stack.policy_options.keys()):
             raise ValueError(f"stack.policy_options.{name}: set limits.{name} instead, which is everyone's")
+        if self.evaluate.max_tokens >= self.stack.max_model_len:
+            raise ValueError(
+                f"evaluate.max_tokens: {self.evaluate.max_tokens} leaves no room for a question in "
+                f"stack.max_model_len = {self.stack.max_model_len}"
+            )
         for name, stage in self.stages.items():
             if isinstance(stage, SftConfig):
                 continue

@@ -16,7 +16,7 @@ from prism.clients.http import Refused, Unavailable
 from prism.clients.rollout import RolloutServices, open_services
 from prism.config import EvaluateConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import DataFile, read_rows, to_prompt
+from prism.data.rows import DataFile, RowCheck, read_rows, to_prompt
 from prism.errors import DataError, ServiceError
 from prism.evaluation.unasked import Unasked, print_unasked, unasked_figures, why_unasked
 from prism.files import append_json, read_jsonl
@@ -39,18 +39,20 @@ def evaluate(
     temperature: float = 0.0,
     data: str | None = None,
     questions: int | None = None,
+    check: RowCheck | None = None,
 ) -> dict[str, Any]:
     """Ask every held-out question once and record the figures and the first responses of ``stage``.
 
     With ``data``, another split than the configuration's, the figures are returned alone. A question that cannot be
-    asked is counted and named in them (``unasked``), as are rows of the file that cannot be used (``skipped_rows``).
+    asked is counted and named in them (``unasked``), as are rows of the file that cannot be used (``skipped_rows``):
+    those that ``check`` refuses, too.
     Raises ServiceError unless one policy version, ``version``, gave all the responses, and DataError if the file holds
     no question, or with ``on_bad_row="fail"`` a bad row.
     """
     other = {"data": data or config.evaluate.data, "questions": questions or config.evaluate.questions}
     settings = config.evaluate.model_copy(update=other)
     started = time.perf_counter()
-    file, groups, unasked = asyncio.run(_ask(config, settings, version, temperature))
+    file, groups, unasked = asyncio.run(_ask(config, settings, version, temperature, check))
     versions = {group.policy_version for group in groups}
     if groups and versions != {version}:
         raise ServiceError(f"stage {stage} ended with policy version {version}, the server answered with {versions}")
@@ -88,19 +90,24 @@ def print_figures(console: Console, figures: dict[str, Any]) -> None:
     print_unasked(console, figures)
 
 
-def refuse_bad_rows(config: RunConfig) -> None:
-    """With ``on_bad_row="fail"``, before a run trains: raises DataError that names the first bad held-out row."""
-    if config.on_bad_row == "fail":
-        read_rows(config.path(config.evaluate.data), config.on_bad_row, require=("gold",))
+def refuse_bad_rows(config: RunConfig, check: RowCheck | None = None) -> None:
+    """Before a run trains: raises DataError for held-out data without a usable row, or with ``on_bad_row="fail"`` for
+    the first that is bad.
+    """
+    _read(config, config.evaluate.data, check)
+
+
+def _read(config: RunConfig, data: str, check: RowCheck | None) -> DataFile:
+    return read_rows(config.path(data), config.on_bad_row, require=("gold",), limits=config.limits, check=check)
 
 
 async def _ask(
-    config: RunConfig, settings: EvaluateConfig, version: int, temperature: float
+    config: RunConfig, settings: EvaluateConfig, version: int, temperature: float, check: RowCheck | None
 ) -> tuple[DataFile, list[pb.RolloutGroup], list[Unasked]]:
     """The file, the groups of its questions in order, and the questions of which none could be made."""
     endpoints = load_endpoints(config.run_dir / "stack.json")
     blobs = BlobStore(endpoints.blobs)
-    file = read_rows(config.path(settings.data), config.on_bad_row, require=("gold",), limits=config.limits)
+    file = _read(config, settings.data, check)
     room = asyncio.Semaphore(CONCURRENCY)
 
     async def ask(judges: RolloutServices, index: int) -> pb.RolloutGroup | Unasked:

@@ -68,23 +68,31 @@ class Sender:
             ],
         )
 
-    def send(self, tensors: Sequence[tuple[str, Tensor]], answered: Callable[[], bool]) -> None:
-        """All of them, in the order of the offer. Returns early once the server has ``answered``: it said no."""
-        if not self._set(JOINED, answered):
+    def send(
+        self, tensors: Sequence[tuple[str, Tensor]], answered: Callable[[], bool], waits: Callable[[], bool]
+    ) -> None:
+        """All of them, in the order of the offer. Returns early once the server has ``answered``: it said no.
+
+        The deadline begins anew while the server ``waits`` for what it has to finish first.
+        """
+        if not self._set(JOINED, answered, waits):
             return
         receivers = json.loads(self._store.get(JOINED))
         self._group = _group(self._store, 0, receivers + 1, self._device, self._host, self._deadline)
-        if not self._set(STARTED, answered):
+        if not self._set(STARTED, answered, waits):
             return
         for _, tensor in tensors:
             _broadcast(self._group, tensor.to(self._device).contiguous(), self._deadline)
 
-    def _set(self, key: str, answered: Callable[[], bool]) -> bool:
+    def _set(self, key: str, answered: Callable[[], bool], waits: Callable[[], bool]) -> bool:
         end = time.monotonic() + self._deadline
         while not self._store.check([key]):
             if answered():
                 return False
             if time.monotonic() > end:
+                if waits():
+                    end = time.monotonic() + self._deadline
+                    continue
                 raise WeightsError(f"the server has not {key} the broadcast within {self._deadline:g} s")
             time.sleep(POLL_SECONDS)
         return True

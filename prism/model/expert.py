@@ -177,7 +177,7 @@ def save_expert(
     file = folder / "config.json"
     config = json.loads(file.read_text()) | {"architectures": [ARCHITECTURES[expert.config.model_type]]}
     file.write_text(json.dumps(config, indent=2) + "\n")
-    complete_folder(folder, inputs.start, inputs.processor)
+    complete_folder(folder, inputs.start, inputs.processor, inputs.pixel_bounds)
 
 
 @torch.no_grad()

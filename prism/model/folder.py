@@ -15,10 +15,16 @@ KEPT = (
     *("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*"),
 )
 
+PIXELS = ("min_pixels", "max_pixels")  # earlier names of ``size``'s edges, which win over it
 
-def complete_folder(folder: Path, start: Path | str, processor: Any) -> None:
+
+def complete_folder(
+    folder: Path, start: Path | str, processor: Any, pixel_bounds: tuple[int, int] | None = None
+) -> None:
     """Add to the model in ``folder`` its ``processor``, what ``start`` held beside weights, and names of earlier
     releases of transformers. ``start`` is a folder, or a model of the hub whose files are in its cache.
+
+    ``pixel_bounds`` are those that the model was trained with, where they are not the start's own.
     """
     processor.save_pretrained(folder)
     for part in (processor.image_processor, getattr(processor, "video_processor", None)):
@@ -28,6 +34,8 @@ def complete_folder(folder: Path, start: Path | str, processor: Any) -> None:
     for file in sorted(held.iterdir()) if held else ():
         if file.is_file() and any(fnmatch(file.name, name) for name in KEPT):
             shutil.copyfile(file, folder / file.name)
+    if pixel_bounds:
+        _bound_images(folder, *pixel_bounds)
     _name_as_earlier(folder / "config.json")
 
 
@@ -42,6 +50,17 @@ def _folder_of(start: Path | str) -> Path | None:
         return Path(snapshot_download(str(start), local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError):
         return None
+
+
+def _bound_images(folder: Path, least: int, most: int) -> None:
+    """In the files of the image processor, which may be the start's."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        config = json.loads((folder / name).read_text())
+        images = config.get("image_processor", {}) if name.startswith("processor") else config
+        if images:
+            images["size"] = {"shortest_edge": least, "longest_edge": most}
+            images |= {key: value for key, value in zip(PIXELS, (least, most), strict=True) if key in images}
+            (folder / name).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _name_as_earlier(file: Path) -> None:

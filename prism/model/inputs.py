@@ -23,6 +23,7 @@ from prism.wire.v1 import rollout_pb2 as pb
 torchvision_cpu.install()
 
 from transformers import AutoProcessor  # noqa: E402  (torchvision must find its operators declared)
+from transformers.image_utils import SizeDict  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would bury the run's own
@@ -65,11 +66,12 @@ class Example:
 class InputBuilder:
     """Builds examples with a model folder's own processor: tokenizer, chat template, image processor. Thread-safe.
 
-    Raises ConfigError if the folder holds none, or no chat template.
+    ``pixel_bounds`` are the pixels that small images are enlarged to and large ones scaled down to, instead of the
+    folder's own. Raises ConfigError if the folder holds no processor, or no chat template.
     """
 
-    def __init__(self, model: Path | str) -> None:
-        self.start = model
+    def __init__(self, model: Path | str, pixel_bounds: tuple[int, int] | None = None) -> None:
+        self.start, self.pixel_bounds = model, pixel_bounds
         try:
             self.processor = AutoProcessor.from_pretrained(str(model), trust_remote_code=False)
         except (OSError, ValueError) as error:
@@ -82,6 +84,8 @@ class InputBuilder:
                     "tokenizer_config.json, as the model was published with it"
                 )
             self.processor.chat_template = self.tokenizer.chat_template
+        if pixel_bounds:
+            self.processor.image_processor.size = SizeDict(shortest_edge=pixel_bounds[0], longest_edge=pixel_bounds[1])
         self._tokenizing = threading.Lock()
         self.end_token_id: int = self.tokenizer.eos_token_id
         self.image_token_id: int = self.processor.image_token_id

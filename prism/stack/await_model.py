@@ -1,4 +1,4 @@
-"""``python -m prism.stack.await_model MODEL FOLDER...``: waits until MODEL is a model's folder, makes other folders.
+"""``python -m prism.stack.await_model FILE... -- FOLDER...``: waits until the files are there, then makes the folders.
 
 What a pod of a service runs first: the trainer's makes or downloads the model meanwhile.
 """
@@ -18,9 +18,12 @@ def wait_for(path: Path) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def main(model: str, *folders: str) -> None:
-    wait_for(Path(model) / "config.json")
-    for folder in folders:
+def main(*arguments: str) -> None:
+    """Raises ValueError without "--"."""
+    until = arguments.index("--")
+    for file in arguments[:until]:
+        wait_for(Path(file))
+    for folder in arguments[until + 1 :]:
         Path(folder).mkdir(parents=True, exist_ok=True)
 
 

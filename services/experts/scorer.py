@@ -45,7 +45,7 @@ class Scorer:
             torch.empty(0, device=settings.device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
             raise ConfigError(f"PRISM_DEVICE: {settings.device!r} cannot be used: {error}") from None
-        self.inputs = InputBuilder(settings.model)
+        self.inputs = InputBuilder(settings.model, settings.pixel_bounds)
         self.planner = Planner(settings, self.inputs)
         self.images = ImageSources(settings)
         self.calibration: Calibration | None = read_kept(settings.state_dir, self.base)

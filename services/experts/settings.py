@@ -4,14 +4,12 @@ from typing import Literal
 
 from pydantic import Field, IPvAnyNetwork
 
-from prism.config import LimitsConfig
-from prism.settings import CommaSeparated, WeightsSettings
+from prism.config import LimitedSettings
+from prism.settings import CommaSeparated
 from prism.wire.response import Expert
 
-LIMITS = LimitsConfig()
 
-
-class ExpertSettings(WeightsSettings):
+class ExpertSettings(LimitedSettings):
     expert: Expert = Field(description="which section of a response this deployment judges")
     blobs: str | None = Field(None, description="blob store for images named by sha256; unset: no such images")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the weights; bfloat16 on GPUs")
@@ -33,9 +31,7 @@ class ExpertSettings(WeightsSettings):
     max_items: int = Field(256, ge=1, description="items of one request")
     max_responses: int = Field(1024, ge=1, description="responses of one item")
     max_request_responses: int = Field(4096, ge=1, description="responses of one request")
-    max_images: int = Field(LIMITS.max_images, ge=0, description="images of one item")
     max_request_images: int = Field(64, ge=0, description="images of one request")
-    max_image_pixels: int = Field(LIMITS.max_image_pixels, ge=1, description="width times height of one image")
     max_text_chars: int = Field(1_000_000, ge=1, description="characters of a prompt or a response; more is too_long")
     max_tokens: int = Field(8192, ge=1, description="tokens of prompt and section together; more is too_long")
     max_batch_tokens: int = Field(16_384, ge=1, description="tokens that go through the model together")
@@ -44,4 +40,8 @@ class ExpertSettings(WeightsSettings):
 
     @property
     def limits(self) -> dict[str, int]:
-        return {name: value for name, value in self.model_dump().items() if name.startswith("max_")}
+        limits = {
+            name: value for name, value in self.model_dump().items() if name.startswith("max_") and value is not None
+        }
+        # A group is one item, and what the run admits in a prompt is scored.
+        return limits | {"max_request_images": max(self.max_request_images, self.max_images)}

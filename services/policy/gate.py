@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from enum import StrEnum
 
 
@@ -67,11 +68,16 @@ class Gate:
             self.phase, self.reason = phase, reason
             self._changed.notify_all()
 
-    async def drained(self, deadline: float) -> bool:
-        """Wait until nothing is in flight. False after ``deadline`` seconds."""
-        try:
-            async with asyncio.timeout(deadline), self._changed:
-                await self._changed.wait_for(lambda: self.in_flight == 0)
-        except TimeoutError:
-            return False
-        return True
+    async def drained(self, deadline: float, mark: Callable[[], object]) -> bool:
+        """Wait until nothing is in flight, however long answers are. False after ``deadline`` seconds in which none
+        left and ``mark`` gave what it gave before.
+        """
+        while True:
+            seen = self.in_flight, mark()
+            try:
+                async with asyncio.timeout(deadline), self._changed:
+                    await self._changed.wait_for(lambda: self.in_flight == 0)
+                return True
+            except TimeoutError:
+                if seen == (self.in_flight, mark()):
+                    return False

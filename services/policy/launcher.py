@@ -40,6 +40,9 @@ def server_argv(settings: PolicySettings) -> list[str]:
         *("--stream-interval", str(TOKENS_PER_EVENT)),
         "--disable-uvicorn-access-log",
     ]
+    if bounds := settings.pixel_bounds:  # as the learner's own processor is told (prism/model/inputs.py)
+        size = dict(zip(("shortest_edge", "longest_edge"), bounds, strict=True))
+        argv += ["--mm-processor-kwargs", json.dumps({"size": size})]
     if settings.max_model_len is not None:
         argv += ["--max-model-len", str(settings.max_model_len)]
     if settings.device == "cpu":

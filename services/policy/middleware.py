@@ -71,11 +71,12 @@ class PolicyMiddleware:
         self.settings = settings or load_settings(PolicySettings)
         self.gate = Gate()
         self.engine = Engine(app, self.settings.served_name)
-        self.weights = ServedWeights(self.settings, self.engine, self.gate)
+        self._progress = Progress()
+        self.weights = ServedWeights(self.settings, self.engine, self.gate, self._progress)
         telemetry.start("prism-policy")
         logs.about(run=self.settings.run)
         self._limited = BodyLimit(traced(self._route), self.settings.body_limit, "PRISM_BODY_LIMIT")
-        self._commented = WithComments(self._vllm, Progress(), self.settings.comment_interval)
+        self._commented = WithComments(self._vllm, self._progress, self.settings.comment_interval)
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
         metrics.VERSION.set(0)
@@ -168,7 +169,9 @@ class PolicyMiddleware:
             except ServiceError as error:
                 phase, reason = Phase.BROKEN, f"the engine is not healthy: {error}"
         ready = phase in (Phase.SERVING, Phase.SYNCING)
-        answer = {"status": "ready" if ready else "not ready", "phase": phase, "reason": reason}
+        # What a learner looks at whose push waits for answers in flight.
+        work = {"in_flight": self.gate.in_flight, "progress": self._progress.mark()}
+        answer = {"status": "ready" if ready else "not ready", "phase": phase, "reason": reason} | work
         return JSONResponse(answer, 200 if ready else 503)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:

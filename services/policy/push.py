@@ -15,6 +15,7 @@ from prism.services.policy import metrics, tensors
 from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, Phase
 from prism.services.policy.settings import PolicySettings
+from prism.services.policy.signs import Progress
 from prism.wire.weights import Broadcast, Manifest, note_newest, read_newest, verify
 
 logger = logging.getLogger("vllm.prism.policy")  # below vLLM's logger, whose handlers print to the server's log
@@ -42,8 +43,8 @@ class PushRefused(Exception):
 class ServedWeights:
     """Which weights are loaded, and the only way to change them. For one event loop; pushes take turns."""
 
-    def __init__(self, settings: PolicySettings, engine: Engine, gate: Gate) -> None:
-        self.settings, self.engine, self.gate = settings, engine, gate
+    def __init__(self, settings: PolicySettings, engine: Engine, gate: Gate, progress: Progress) -> None:
+        self.settings, self.engine, self.gate, self._progress = settings, engine, gate, progress
         self.version, self.attempt = 0, 0  # of the weights in memory; 0, 0 is the base model
         self.loaded: Manifest | None = None
         self._turn = asyncio.Lock()
@@ -121,11 +122,13 @@ class ServedWeights:
         paused = time.monotonic()
         phase, reason = self.gate.phase, self.gate.reason
         await self.gate.set(Phase.SYNCING, "weights are being swapped")
-        if not await self.gate.drained(self.settings.drain_deadline):
+        if not await self.gate.drained(self.settings.drain_deadline, self._progress.mark):
             in_flight = self.gate.in_flight
             await self.gate.set(phase, reason)
             deadline = self.settings.drain_deadline
-            raise PushRefused(503, "drain_deadline", f"{in_flight} requests were still in flight after {deadline:g} s")
+            raise PushRefused(
+                503, "drain_deadline", f"{in_flight} requests in flight made no progress for {deadline:g} s"
+            )
         try:
             difference = await self._swap(manifest, folder)
             await asyncio.to_thread(note_newest, self.settings.state_dir, manifest)

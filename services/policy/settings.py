@@ -9,10 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
-from prism.config import LimitsConfig
-from prism.settings import WeightsSettings
-
-LIMITS = LimitsConfig()
+from prism.config import LimitedSettings, LimitsConfig
 
 # The launcher's own: a second value would undo a guarantee (tokens, versions, limits) without a word.
 RESERVED_FLAGS = frozenset(
@@ -28,6 +25,7 @@ RESERVED_FLAGS = frozenset(
         "--logprobs-mode",
         "--max-model-len",
         "--middleware",
+        "--mm-processor-kwargs",
         "--model",
         "--port",
         "--root-path",
@@ -38,7 +36,7 @@ RESERVED_FLAGS = frozenset(
 )
 
 
-class PolicySettings(WeightsSettings):
+class PolicySettings(LimitedSettings):
     """Of the vLLM server, the middleware inside it and the supervisor above it. Times are in seconds."""
 
     device: str = Field("cpu", pattern="^(cpu|cuda)$", description="where the model runs; not ready on any other")
@@ -51,13 +49,12 @@ class PolicySettings(WeightsSettings):
     vllm_flags: Annotated[list[str], NoDecode] = Field(
         [], description="more flags for vLLM, as on its command line (or a JSON list)"
     )
-
-    max_images: int = Field(LIMITS.max_images, ge=0, description="images in one prompt")
-    max_image_pixels: int = Field(LIMITS.max_image_pixels, ge=1, description="width times height of one image")
-    body_limit: int = Field(LIMITS.body_limit, ge=1024, description="bytes of one request's body")
+    body_limit: int = Field(LimitsConfig().body_limit, ge=1024, description="bytes of one request's body")
 
     verify_deadline: float = Field(300, gt=0, description="to read and hash the files of a push")
-    drain_deadline: float = Field(120, gt=0, description="for requests in flight to finish once a push closes the gate")
+    drain_deadline: float = Field(
+        120, gt=0, description="without progress of the requests in flight that a push waits for: it is put off"
+    )
     reload_deadline: float = Field(120, gt=0, description="to load pushed weights, to flush the caches")
     probe_deadline: float = Field(60, gt=0, description="to score a manifest's probe")
 

@@ -64,7 +64,7 @@ def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
     weights = ranks.full_weights(model)
     if ranks.is_first():
         write_policy(model, weights, folder)
-        complete_folder(folder, inputs.start, inputs.processor)
+        complete_folder(folder, inputs.start, inputs.processor, inputs.pixel_bounds)
 
 
 def write_policy(model: Any, weights: dict[str, Tensor], folder: Path) -> None:

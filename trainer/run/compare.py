@@ -19,7 +19,7 @@ from prism.errors import ConfigError
 from prism.evaluation.held_out import evaluate
 from prism.files import sealed_folder, write_json
 from prism.stack.folder_lock import lock_run
-from prism.trainer.run.pipeline import prepare, run
+from prism.trainer.run.pipeline import prepare, question_check, run
 from prism.trainer.run.result import stage_folder, stage_result
 
 
@@ -132,6 +132,7 @@ def _train_arm(
                 stage.kind,
                 result["version"],
                 temperature=temperature,
+                check=question_check(config, stage_folder(config, last)),
                 data=compare.data,
                 questions=compare.questions,
             )

@@ -46,7 +46,8 @@ def export(run_dir: Path, out: Path, *, stage: str | None, model: ModelName, con
             said = "finished"
             with sealed_folder(out, aside(out)) as target:
                 _copy(finished, target)
-                complete_folder(target, start_of(config, name), InputBuilder(finished).processor)
+                inputs = InputBuilder(finished, config.limits.pixel_bounds)
+                complete_folder(target, start_of(config, name), inputs.processor, inputs.pixel_bounds)
                 write_card(target, config, name, model, said, result)
         elif newest := newest_checkpoint(config.run_dir / "checkpoints" / name):
             said = f"after step {newest[1]['step']}"
@@ -94,4 +95,4 @@ def _assemble(config: RunConfig, stage: str, checkpoint: Path, model: ModelName,
     made.load_state_dict(weights, strict=False, assign=True)
     made.tie_weights()
     save: Any = save_policy if model == "policy" else save_expert
-    save(made, target, InputBuilder(start_of(config, stage)))
+    save(made, target, InputBuilder(start_of(config, stage), config.limits.pixel_bounds))

@@ -1,6 +1,6 @@
 """``prism run``: prepare, then each stage in turn over live services, measured after each; goes on where it stopped.
 
-Stages train in processes of their own, so that one which dies takes nothing with it. (No torch here.)
+Stages train in processes of their own, so that one which dies takes nothing with it.
 """
 
 import subprocess
@@ -14,7 +14,17 @@ from rich.console import Console
 
 from prism import logs
 from prism.clients.endpoints import load_endpoints
-from prism.config import AlignConfig, DisentangleConfig, RunConfig, SftConfig, load_saved, save_resolved
+from prism.config import (
+    AlignConfig,
+    DisentangleConfig,
+    PrepareConfig,
+    RunConfig,
+    SftConfig,
+    load_saved,
+    read_limits,
+    save_resolved,
+)
+from prism.data.rows import RowCheck
 from prism.errors import ConfigError, ServiceError
 from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement
 from prism.evaluation.held_out import evaluate, evaluated_stages, print_figures, refuse_bad_rows
@@ -67,7 +77,8 @@ def run(
     refuse_changed(config)
     save_resolved(config)
     prepare(config, console)
-    refuse_bad_rows(config)
+    if pending := [name for name in config.stages if name not in evaluated_stages(config.run_dir)]:
+        refuse_bad_rows(config, question_check(config, start_of(config, pending[0])))
     for name, stage in config.stages.items():
         if stage_result(config, name) or not isinstance(stage, SftConfig):
             break
@@ -86,7 +97,8 @@ def run(
             assert result
             if name not in evaluated_stages(config.run_dir):
                 _serve(config, "policy", stage_folder(config, name), result["version"])
-                print_figures(console, evaluate(config, name, stage.kind, result["version"]))
+                check = question_check(config, stage_folder(config, name))
+                print_figures(console, evaluate(config, name, stage.kind, result["version"], check=check))
             if (settings := _disentangled(config, name)) and name not in disentangled_stages(config.run_dir):
                 for expert in EXPERTS:
                     folder = stage_folder(config, name) / "experts" / expert
@@ -111,16 +123,36 @@ def take_part(config: RunConfig, command: Callable[[str], list[str]], console: C
 
 
 def prepare(config: RunConfig, console: Console) -> None:
-    """Run the configuration's own script, which makes model and data. Raises ConfigError if it fails."""
+    """Run the configuration's own script, which makes model and data, and write down what services read of the run.
+
+    Raises ConfigError if the script fails.
+    """
     refuse_missing_script(config)
-    if config.prepare is None:
-        return
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in config.prepare.options.items()]
-    command = [sys.executable, str(config.prepare.script), "--out", str(config.run_dir), "--seed", str(config.seed)]
+    if config.prepare:
+        _run_script(config, config.prepare, console)
+    config.limits.write(config.run_dir)
+
+
+def is_prepared(config: RunConfig) -> bool:
+    return read_limits(config.run_dir) == config.limits
+
+
+def _run_script(config: RunConfig, settings: PrepareConfig, console: Console) -> None:
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.options.items()]
+    command = [sys.executable, str(settings.script), "--out", str(config.run_dir), "--seed", str(config.seed)]
     began = time.monotonic()
     if logs.run([*command, *options]):
-        raise ConfigError(f"{config.prepare.script} failed; its message stands above")
+        raise ConfigError(f"{settings.script} failed; its message stands above")
     console.print(f"data and model in {config.run_dir} ({time.monotonic() - began:.0f} s)")
+
+
+def question_check(config: RunConfig, model: Path | str) -> RowCheck:
+    """What refuses a held-out question that leaves no room for its response, as training's check does its prompts."""
+    from prism.model.inputs import InputBuilder  # the learner's own, and with it torch
+    from prism.trainer.flow.examples import refuse_long
+
+    inputs = InputBuilder(model, config.limits.pixel_bounds)
+    return refuse_long(inputs, config.stack.max_model_len, config.evaluate.max_tokens)
 
 
 def refuse_missing_script(config: RunConfig) -> None:

@@ -80,7 +80,7 @@ def make_plan(config: RunConfig, *, attach: bool = False, progress: Callable[[st
     inputs = None
     if folder:
         with plan.refusing():
-            inputs = InputBuilder(folder)
+            inputs = InputBuilder(folder, config.limits.pixel_bounds)
     _data(plan, inputs)
     if folder:
         with plan.refusing():
@@ -157,7 +157,8 @@ def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
             if file and inputs:
                 _lengths(plan, file, inputs, response)
     asked = plan.config.evaluate
-    if file := _read(plan, asked.data, "evaluate", "gold"):
+    check = refuse_long(inputs, plan.config.stack.max_model_len, asked.max_tokens) if inputs else None
+    if file := _read(plan, asked.data, "evaluate", "gold", check=check):
         plan.say("evaluate", f"{min(asked.questions, len(file.rows)):,} questions after each stage")
 
 

@@ -85,7 +85,7 @@ class Context:
 def open_context(config: RunConfig, stage: str, start: Path | str) -> Context:
     """Count the attempt up and find the services. Raises ConfigError where they are not to be found."""
     endpoints = load_endpoints(config.run_dir / "stack.json")
-    inputs = InputBuilder(start)
+    inputs = InputBuilder(start, config.limits.pixel_bounds)
     blobs = BlobStore(endpoints.blobs)
     client = connect(endpoints.redis_url.get_secret_value())
     console = ranks.console()

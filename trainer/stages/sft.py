@@ -35,7 +35,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     """
     ranks.seed(config.seed)
     console = ranks.console()
-    inputs = InputBuilder(start)
+    inputs = InputBuilder(start, config.limits.pixel_bounds)
     model = load_learner(start, config).train()
     data = _open_data(config, stage, inputs, console)
     optimizer = Optimizer(model.named_parameters(), stage.optimizer, stage.steps)

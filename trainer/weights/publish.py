@@ -24,6 +24,7 @@ from prism.wire.weights import Manifest, Probe, keep_newest, newest_sealed, seal
 if TYPE_CHECKING:
     from torch import Tensor
 
+DRAINS_SECONDS = 15  # within which an engine at work has made another token
 KEEP_VERSIONS = 3  # a server that restarts in the middle of a push still finds the one before
 
 
@@ -46,8 +47,9 @@ class PushTimes:
 class Publisher:
     """Pushes one model's weights to one server, or to each of its replicas: all addresses that its name stands for.
 
-    A server that is away, restarting or draining is retried until the deadline. Every push raises WeightsError when a
-    server refuses the weights or the deadline passes; so does ``settle``, for files that follow a broadcast.
+    A server that is away or restarting is retried until the deadline, which begins anew while it finishes answers that
+    it has begun. Every push raises WeightsError when a server refuses the weights or the deadline passes; so does
+    ``settle``, for files that follow a broadcast.
     ``broadcasts_from``: the learner's device, if its tensors are to be broadcast.
     """
 
@@ -145,31 +147,54 @@ class Publisher:
     def _path(self, version: int) -> str:
         return f"{self._model}/{self._attempt:04d}-{version:06d}"
 
-    def _retried(self, url: str, version: int, ask: Callable[[float], httpx.Response]) -> dict[str, Any]:
-        """The server's answer to what ``ask`` asks, given the seconds that are left, once it is a good one."""
-        give_up = time.monotonic() + self._deadline
+    def _retried(self, url: str, version: int, ask: Callable[["Deadline"], httpx.Response]) -> dict[str, Any]:
+        """The server's answer to what ``ask`` asks, within the deadline, once it is a good one."""
+        deadline = Deadline(self._deadline)
         while True:
             try:
-                response = ask(max(1.0, give_up - time.monotonic()))
+                response = ask(deadline)
                 if response.is_success:
                     return response.json()
                 problem = f"{response.status_code} {response.text[:500]}"
                 final = response.is_client_error
             except (httpx.TransportError, WeightsError) as error:
                 problem, final = f"{type(error).__name__}: {error}", False
-            if final or time.monotonic() > give_up:
+            if final or deadline.passed:
                 raise WeightsError(
                     f"{url} did not take version {version} of the {self._model} weights"
                     f"{'' if final else f' within {self._deadline:.0f} s'}: {problem}"
                 )
             time.sleep(0.5)
 
-    def _post(self, url: str, manifest: Manifest, left: float) -> httpx.Response:
+    def _post(self, url: str, manifest: Manifest, deadline: "Deadline") -> httpx.Response:
         body = manifest.model_dump(mode="json")
-        return self._http.post(f"{url}/weights", json=body, timeout=httpx.Timeout(left, connect=5))
+        while True:
+            try:
+                return self._http.post(f"{url}/weights", json=body, timeout=httpx.Timeout(deadline.left, connect=5))
+            except httpx.ReadTimeout:  # the server goes on with what was posted, and answers it again
+                if not self._drains(url):
+                    raise
+                deadline.begin()
+
+    def _drains(self, url: str) -> bool:
+        """Whether the server, before it swaps weights, finishes answers that it has begun, and makes progress."""
+        before, end = None, time.monotonic() + DRAINS_SECONDS
+        while time.monotonic() < end:
+            try:
+                now = self._http.get(f"{url}/readyz", timeout=5).json()
+            except (httpx.TransportError, ValueError):
+                return False
+            if now.get("phase") != "syncing" or not now.get("in_flight"):
+                return False
+            work = now["in_flight"], now["progress"]
+            if before is not None and work != before:
+                return True
+            before = work
+            time.sleep(0.2)
+        return False
 
     def _broadcast(
-        self, url: str, manifest: Manifest, tensors: list[tuple[str, "Tensor"]], device: str, left: float
+        self, url: str, manifest: Manifest, tensors: list[tuple[str, "Tensor"]], device: str, deadline: "Deadline"
     ) -> httpx.Response:
         """Raises WeightsError where the broadcast fails before the server has said how it went."""
         from prism.model.broadcast import Sender
@@ -177,12 +202,32 @@ class Publisher:
         address = httpx.URL(url)
         with (
             ThreadPoolExecutor(1) as thread,
-            Sender((address.host, address.port or 80), device, left) as sender,
+            Sender((address.host, address.port or 80), device, deadline.left) as sender,
         ):
             offered = manifest.model_copy(update={"broadcast": sender.offer(tensors)})
-            answer = thread.submit(self._post, url, offered, left)
-            sender.send(tensors, answer.done)
+            answer = thread.submit(self._post, url, offered, deadline)
+            sender.send(tensors, answer.done, lambda: self._drains(url))
             return answer.result()
+
+
+class Deadline:
+    """``seconds`` from now on, or from when it was last begun anew."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.begin()
+
+    def begin(self) -> None:
+        self._end = time.monotonic() + self._seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds, 1 at least: what is asked at all is given a moment."""
+        return max(1.0, self._end - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        return time.monotonic() > self._end
 
 
 def open_publisher(config: RunConfig, endpoints: Endpoints, model: str, attempt: int) -> Publisher:

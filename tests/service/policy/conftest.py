@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from policy_process import PolicyProcess, policy_process
+from policy_process import PIXELS, PolicyProcess, policy_process
 
 from configs.demo import task
 from configs.demo.model import Size, save_model
@@ -41,5 +41,6 @@ def retrained(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def policy(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyProcess]:
     """The service, started from ``models[0]``."""
-    with policy_process(tmp_path_factory.mktemp("policy"), models[0], reload_deadline=60) as service:
+    bounds = {"min_pixels": PIXELS[0], "max_pixels": PIXELS[1]}
+    with policy_process(tmp_path_factory.mktemp("policy"), models[0], reload_deadline=60, **bounds) as service:
         yield service

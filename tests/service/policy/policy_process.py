@@ -20,6 +20,7 @@ from PIL import Image
 from prism.wire.weights import Manifest, Probe, seal
 
 DATA_TOKEN, ADMIN_TOKEN = "data-token-0123456789", "admin-token-0123456789"
+PIXELS = (64 * 64, 64 * 64)  # limits.min_pixels and max_pixels of the shared server: the models' own go up to 96 x 96
 START_SECONDS = 240  # 25 on two idle cores; four times that when they are shared
 
 

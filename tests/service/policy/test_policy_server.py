@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from policy_process import ADMIN_TOKEN, DATA_TOKEN, PolicyProcess, data_uri, policy_process
+from policy_process import ADMIN_TOKEN, DATA_TOKEN, PIXELS, PolicyProcess, data_uri, policy_process
 from transformers import Qwen3VLForConditionalGeneration
 
 from bench.padded import collate
@@ -54,10 +54,10 @@ def chat_messages(image: Image.Image, question: str = QUESTION) -> list[dict[str
 
 
 class Reference:
-    """What transformers makes of the same folder, prompt and picture."""
+    """What transformers makes of the same folder, prompt and picture, within the same bounds of pixels."""
 
     def __init__(self, folder: Path) -> None:
-        self.inputs = InputBuilder(folder)
+        self.inputs = InputBuilder(folder, PIXELS)
         self.model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
     def prompt(self, image: Image.Image, question: str = QUESTION) -> Example:
@@ -190,6 +190,16 @@ def test_the_base_model_serves(policy: PolicyProcess, models: list[Path]) -> Non
     hits = cache_hits(policy)
     assert_serves(policy, models[0], version=0)
     assert cache_hits(policy) > hits, "nothing was cached: the next test would show nothing"
+
+
+def test_images_are_scaled_within_the_settings_bounds(policy: PolicyProcess, models: list[Path]) -> None:
+    """As the learner scales them, and not as the model's own folder says."""
+    for size in ((32, 32), (160, 64)):
+        image = picture(2).resize(size)
+        answer = policy.chat(chat_messages(image), n=2, seed=7, max_tokens=16, temperature=1.0).json()
+        assert difference(models[0], answer, image) < TOLERANCE  # which compares the prompt's tokens first
+    own = InputBuilder(models[0])
+    assert own.image_tokens(160, 64) != reference(models[0]).inputs.image_tokens(160, 64)
 
 
 def test_a_burst_of_seeded_groups_is_served_by_one_and_the_same_server(policy: PolicyProcess) -> None:

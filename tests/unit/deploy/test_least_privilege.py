@@ -9,7 +9,7 @@ import pytest
 from deployment import SETTINGS, compose, default, image, pod_specs, render
 from rich.console import Console
 
-from prism.config import load_config
+from prism.config import LIMITS_FILE, LimitsConfig, load_config
 from prism.services.grader.app import create_app
 from prism.services.grader.settings import GraderSettings
 from prism.settings import load_settings
@@ -72,6 +72,8 @@ def test_a_service_starts_without_the_others_secrets(
     monkeypatch.setenv("PRISM_SECRETS_DIR", str(share_of(name, shares)))
     if "PRISM_MODEL" in given:
         monkeypatch.setenv("PRISM_MODEL", str(tmp_path))
+        LimitsConfig().write(tmp_path)
+        monkeypatch.setenv("PRISM_RUN_LIMITS", str(tmp_path / LIMITS_FILE))
     for kind in SETTINGS[name]:
         more: dict[str, Any] = {"expert": name} if name in ("perception", "reasoning") else {}
         settings = load_settings(kind, **more)

@@ -53,7 +53,7 @@ def test_every_receiver_gets_every_tensor(count: int) -> None:
     with sender() as sending, ThreadPoolExecutor(count) as threads:
         offer = Broadcast.model_validate_json(sending.offer(TENSORS).model_dump_json())
         received = [threads.submit(receive, offer, index, count) for index in range(count)]
-        sending.send(TENSORS, nobody)
+        sending.send(TENSORS, nobody, nobody)
         for each in received:
             torch.testing.assert_close(each.result(), dict(TENSORS), rtol=0, atol=0)
 
@@ -61,18 +61,18 @@ def test_every_receiver_gets_every_tensor(count: int) -> None:
 def test_a_server_that_says_no_is_not_waited_for() -> None:
     started = time.monotonic()
     with sender() as sending:
-        sending.send(TENSORS, lambda: True)
+        sending.send(TENSORS, lambda: True, nobody)
     assert time.monotonic() - started < 5
 
 
 def test_nobody_waits_longer_than_the_deadline() -> None:
     with sender(deadline=0.5) as sending, pytest.raises(WeightsError, match="has not joined the broadcast within"):
-        sending.send(TENSORS, nobody)
+        sending.send(TENSORS, nobody, nobody)
     with sender(deadline=2) as sending, ThreadPoolExecutor(1) as thread:
         offer = sending.offer(TENSORS)
         joined = thread.submit(Receiver, offer, CPU, 0, 1, 2)  # and never takes anything
         with pytest.raises(WeightsError, match="has not started"):
-            sending.send(TENSORS, nobody)
+            sending.send(TENSORS, nobody, nobody)
         joined.result().close()
     with sender() as sending, pytest.raises(WeightsError, match="weights broadcast"):
         receive(sending.offer(TENSORS), 0, 1, deadline=1)  # of a sender that never sends
@@ -117,7 +117,7 @@ def test_a_machine_on_several_networks_is_met_on_the_one_that_leads_there() -> N
                 assert offer.host == address
                 assert broadcast._interface(address) == name
                 received = thread.submit(receive, offer, 0, 1)
-                sending.send(TENSORS, nobody)
+                sending.send(TENSORS, nobody, nobody)
                 received.result()
 
 
@@ -135,5 +135,5 @@ def test_a_server_may_take_its_time_once_it_has_joined(monkeypatch: pytest.Monke
             return dict([first, *tensors])
 
         received = thread.submit(take)
-        sending.send(TENSORS, nobody)
+        sending.send(TENSORS, nobody, nobody)
         assert len(received.result()) == len(TENSORS)

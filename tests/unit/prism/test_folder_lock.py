@@ -93,6 +93,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["run", "configs/demo.toml", "--fresh", "--yes", "--attach"], "services"),
     (["demo", "--fresh", "--yes"], "trainer"),
     (["train", "sft", "--config", "configs/demo.toml"], "trainer"),
+    (["prepare", "configs/demo.toml"], "trainer"),
     (["up", "configs/demo.toml"], "services"),
 ]
 
@@ -110,6 +111,22 @@ def test_a_second_command_in_a_folder_is_refused_before_it_touches_anything(
     with holder(run_dir, use):
         refused = CliRunner().invoke(cli.app, arguments)
     assert isinstance(refused.exception, LockedError)
+    assert files(run_dir) == before
+
+
+def test_a_run_that_is_at_work_was_prepared(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`docker compose up` beside a trainer prepares again, and goes on only where that would change nothing."""
+    monkeypatch.setattr(pipeline, "_run_script", lambda *_: None)
+    assert CliRunner().invoke(cli.app, ["prepare", "configs/demo.toml"]).exit_code == 0
+    before = files(run_dir)
+    with holder(run_dir, "trainer"):
+        again = CliRunner().invoke(cli.app, ["prepare", "configs/demo.toml"])
+        assert again.exit_code == 0
+        assert "was prepared before, and is left as it is" in again.output
+        other = CliRunner().invoke(cli.app, ["prepare", "configs/demo.toml", "--set=limits.max_images=2"])
+    assert isinstance(other.exception, LockedError)
     assert files(run_dir) == before
 
 

@@ -27,6 +27,17 @@ def stock(tiny_model: Path) -> Any:
     return AutoProcessor.from_pretrained(str(tiny_model))
 
 
+@pytest.mark.parametrize("size", [(96, 96), (40, 130), (32, 32)])
+def test_bounds_of_pixels_are_those_of_the_stock_processor(tiny_model: Path, stock: Any, size: tuple[int, int]) -> None:
+    bounded, image = InputBuilder(tiny_model, (64 * 64, 72 * 64)), picture(*size)
+    expected = stock.image_processor(images=[image], min_pixels=64 * 64, max_pixels=72 * 64, return_tensors="pt")
+    pixels, grid = bounded.images([image])
+    assert torch.equal(grid, expected["image_grid_thw"])
+    assert torch.equal(pixels, expected["pixel_values"])
+    assert bounded.image_tokens(*size) == grid.prod().item() // 4
+    assert bounded.image_tokens(96, 96) < InputBuilder(tiny_model).image_tokens(96, 96)
+
+
 def picture(width: int, height: int) -> Image.Image:
     return Image.effect_noise((width, height), 90).convert("RGB")
 

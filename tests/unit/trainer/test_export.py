@@ -176,6 +176,32 @@ def test_an_export_holds_what_its_start_held_and_says_where_it_comes_from(
     assert text["rope_scaling"] == rope
 
 
+@pytest.mark.parametrize("kind", ["finished", "checkpoint"])
+def test_an_export_scales_images_as_it_was_trained_to(tmp_path: Path, published: Path, kind: str) -> None:
+    """Whatever its start says, in the words of each release of transformers."""
+    preprocessor = published / "preprocessor_config.json"
+    preprocessor.write_text(json.dumps(json.loads(preprocessor.read_text()) | {"max_pixels": 9216}))
+    where = [f"runs_dir={json.dumps(str(tmp_path))}", f"model={published}"]
+    config = load_config(Path("configs/demo.toml"), [*where, "limits.min_pixels=1024", "limits.max_pixels=5120"])
+    save_resolved(config)
+    if kind == "finished":
+
+        def train(folder: Path) -> dict[str, Any]:
+            save_policy(policy(published, 1.0), folder, InputBuilder(published, config.limits.pixel_bounds))
+            return {"version": 0, "steps": 80, "data": []}
+
+        finish_stage(config, "sft", "sft", train)
+    else:
+        checkpoint(config, "sft", 10, published, 2.0)
+    assert export(config, tmp_path / "out").exit_code == 0
+    size = {"shortest_edge": 1024, "longest_edge": 5120}
+    written = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert (written["size"], written["max_pixels"]) == (size, 5120)
+    assert json.loads((tmp_path / "out" / "processor_config.json").read_text())["image_processor"]["size"] == size
+    inputs = InputBuilder(tmp_path / "out")
+    assert inputs.image_tokens(96, 96) == 4 < InputBuilder(published).image_tokens(96, 96)
+
+
 def test_an_experts_card_loads_it_with_transformers_alone(config: RunConfig, tiny_model: Path, tmp_path: Path) -> None:
     checkpoint(config, "align", 10, tiny_model, 0.02)
     export(config, tmp_path / "out", "--model=perception")

@@ -42,17 +42,33 @@ class Server:
     def __init__(self, *answers: tuple[int, float]) -> None:
         self.answers, self.requests = list(answers), list[tuple[str, dict[str, str], Any]]()
         self.received: list[dict[str, torch.Tensor]] = []
+        self.draining: bool | None = None
+        """Whether answers in flight make progress, while a push is taken; None: there are none."""
+        self.turn, self.taken = threading.Lock(), list[Any]()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                progress = time.monotonic() if outer.draining else 0
+                look = {"phase": "syncing", "in_flight": int(outer.draining is not None), "progress": [0, progress]}
+                content = json.dumps(look).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.requests.append((self.path, dict(self.headers), body))
                 status, delay = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
-                time.sleep(delay)
-                if body["broadcast"] and status == 200:
-                    offer = Broadcast.model_validate(body["broadcast"])
-                    outer.received.append(dict(Receiver(offer, torch.device("cpu"), 0, 1, 20).tensors()))
+                with outer.turn:  # pushes take turns, and one that was taken is answered again
+                    if body not in outer.taken:
+                        time.sleep(delay)
+                        if body["broadcast"] and status == 200:
+                            offer = Broadcast.model_validate(body["broadcast"])
+                            outer.received.append(dict(Receiver(offer, torch.device("cpu"), 0, 1, 20).tensors()))
+                        if status == 200:
+                            outer.taken.append(body)
                 content = json.dumps(TAKEN if status == 200 else {"detail": f"because of {status}"}).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -90,6 +106,30 @@ def publisher(
 
 
 WEIGHTS = [("layers.0.weight", torch.arange(4.0)), ("score.weight", torch.ones(3))]
+
+
+@pytest.mark.parametrize("broadcasts_from", [None, "cpu"])
+def test_a_server_may_finish_answers_for_longer_than_the_deadline(
+    tmp_path: Path, serve: Any, broadcasts_from: str | None
+) -> None:
+    server = serve((200, 2.5))
+    server.draining = True
+    pushing = publisher(tmp_path, server.url, deadline=1, broadcasts_from=broadcasts_from)
+    assert pushing.push(7, WEIGHTS, "{}").paused_seconds == 0.125
+    assert len(server.taken) == 1 < len(server.requests), "asked again what became of the push, which is not made again"
+    assert len(server.received) == (broadcasts_from is not None)
+    pushing.settle()
+
+
+@pytest.mark.parametrize("draining", [False, None])
+def test_a_server_that_makes_nothing_has_the_deadline(
+    tmp_path: Path, serve: Any, draining: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "DRAINS_SECONDS", 0.5)
+    server = serve((200, 3))
+    server.draining = draining
+    with pytest.raises(WeightsError, match="did not take version 7 of the policy weights within 1 s: ReadTimeout"):
+        publisher(tmp_path, server.url, deadline=1).push(7, WEIGHTS, "{}")
 
 
 def test_a_push_is_sealed_before_it_is_sent(tmp_path: Path, serve: Any) -> None:

@@ -116,6 +116,9 @@ envFrom: [{secretRef: {name: {{ . }}}}]
 {{ include "prism.commonEnv" . }}
 - {name: PRISM_MODEL, value: {{ include "prism.modelFolder" . }}}
 - {name: PRISM_WEIGHTS_ROOT, value: {{ include "prism.runFolder" . }}/weights}
+{{- if .root.Values.trainer.enabled }}
+- {name: PRISM_RUN_LIMITS, value: {{ include "prism.runLimits" . }}}
+{{- end }}
 - {name: PRISM_STATE_DIR, value: /state}
 - {name: PRISM_DEVICE, value: {{ .root.Values.device }}}
 {{- end }}
@@ -164,12 +167,15 @@ livenessProbe:
   failureThreshold: {{ if eq .component "policy" }}{{ div .settings.startupSeconds 10 }} # its supervisor restarts a server that hangs{{ else }}6{{ end }}
 {{- end }}
 
-{{/* Until the trainer's preparation has made the model; and the folder of what the service keeps. */}}
+{{/* [limits] of the run's configuration, as the trainer's preparation writes them down. */}}
+{{- define "prism.runLimits" -}}{{ include "prism.runFolder" . }}/limits.json{{- end }}
+
+{{/* Until the trainer's preparation has made the model and said its limits; and the folder of what the service keeps. */}}
 {{- define "prism.awaitModel" -}}
 - name: await-model
   {{- include "prism.image" . | nindent 2 }}
   command: [python3, -m, prism.stack.await_model]
-  args: [{{ include "prism.modelFolder" . }}, {{ include "prism.runFolder" . }}/weights, {{ include "prism.runFolder" . }}/services/{{ .component }}]
+  args: [{{ include "prism.modelFolder" . }}/config.json, {{ if .root.Values.trainer.enabled }}{{ include "prism.runLimits" . }}, {{ end }}--, {{ include "prism.runFolder" . }}/weights, {{ include "prism.runFolder" . }}/services/{{ .component }}]
   resources: {requests: {cpu: 50m, memory: 64Mi}, limits: {memory: 256Mi}}
   volumeMounts:
     - {name: runs, mountPath: /runs}

@@ -1,5 +1,6 @@
 """What the service reads from its environment, and the server it starts from that."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,16 @@ def test_cpu_and_gpu_differ_in_flags_alone(environment: pytest.MonkeyPatch) -> N
     assert set(on_gpu) - set(on_cpu) == {"auto"}
     added = server_environment(cpu, {}).keys() - server_environment(gpu, {}).keys()
     assert added == {"VLLM_CPU_KVCACHE_SPACE", "TORCH_COMPILE_DISABLE"}
+
+
+def test_bounds_of_pixels_are_vllms_processors_and_come_in_pairs(environment: pytest.MonkeyPatch) -> None:
+    assert "--mm-processor-kwargs" not in server_argv(load_settings(PolicySettings))
+    argv = server_argv(load_settings(PolicySettings, min_pixels=1024, max_pixels=4096))
+    given = json.loads(argv[argv.index("--mm-processor-kwargs") + 1])
+    assert given == {"size": {"shortest_edge": 1024, "longest_edge": 4096}}
+    for bounds in ({"max_pixels": 4096}, {"min_pixels": 4096, "max_pixels": 1024}):
+        with pytest.raises(ConfigError, match="min_pixels"):
+            load_settings(PolicySettings, **bounds)
 
 
 def test_the_server_runs_behind_the_middleware_and_fetches_nothing(environment: pytest.MonkeyPatch) -> None:
