@@ -58,7 +58,7 @@ def resolve(gold: str, options: Options, *, part: bool = False) -> Resolved:
 def is_number(gold: str) -> bool:
     """Whether ``gold`` is a number and nothing else: no expression (3k), score (120/80), code (007) or name (7 Up)."""
     quantity = number.parse_quantity(gold)
-    if quantity is None or (quantity.symbolic and quantity.unit is NONE) or quantity.letter:
+    if quantity is None or (quantity.symbolic and quantity.unit is NONE):
         return False
     if fraction := _FRACTION.fullmatch(gold):
         above, below = int(fraction[1]), int(fraction[2])

@@ -212,8 +212,8 @@ def _followed(value: Fraction | int, currency: str, rest: str, symbolic: bool, t
     if rest[:1] == "-" and (is_word(rest[1:]) or is_noun(rest[1:])):  # a 7-inch
         spaced, rest = True, rest[1:]
     if parse_unit(rest):
-        # 2t, or $2m$, may be a multiple of a variable; \text{m} stands apart by now.
-        letter = not spaced and len(rest) == 1 and rest.isascii() and (tex or rest in "tdhlK")
+        # 2t, or $2m$, may be a multiple of a variable, 2A a room; \text{m} stands apart by now.
+        letter = not spaced and len(rest) == 1 and rest.isalpha() and rest.isascii() and (tex or rest not in "msgLVW")
         return _with_unit(value, rest, "", letter, symbolic or letter)
     if head := split_cjk(rest):
         unit, noun = head

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from prism.services.grader.kinds.spelling.notation import plain
+from prism.services.grader.kinds.text import normalise
 from prism.services.grader.verdict import Match, Options, Unreadable, shown
 
 MAX_SHORT_CHARS = 200
@@ -35,11 +36,12 @@ class Figures:
 
 
 def read(text: str, options: Options) -> str | Figures:
-    """yes, no, true, false, or figures. Raises Unreadable for all else, and for a yes that goes on with a no."""
+    """yes, no, true, false, or figures; any other answer is a text, which is none of them. Raises Unreadable."""
     line = plain(text) if len(text) <= MAX_SHORT_CHARS else None
     value = (_yes_or_no(line) or _figures(line)) if line else None
+    value = value or normalise(text)
     if value is None:
-        raise Unreadable(f"neither yes or no nor figures: {shown(text)!r}")
+        raise Unreadable(f"empty, too long, or not text: {shown(text)!r}")
     return value
 
 

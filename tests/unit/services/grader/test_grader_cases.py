@@ -34,7 +34,9 @@ def name_of(value: object) -> str:
 
 
 OURS: list[tuple[AnswerKind, dict[str, Any]]] = [
-    (kind, case) for kind in ("number", "choice", "text", "multi", "box", "math", "auto") for case in lines(kind)
+    (kind, case)
+    for kind in ("number", "choice", "text", "date", "multi", "box", "math", "auto")
+    for case in lines(kind)
 ]
 
 
