@@ -12,14 +12,15 @@ from prism.services.grader.verdict import Match, Options, Unreadable
 MAX_PARTS = 32
 MAX_MULTI_CHARS = 4096
 _THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
-_LABEL = re.compile(r"\s*(?:\((?P<a>[0-9]{1,2})\)|(?P<b>[0-9]{1,2})[.)](?=\s)|(?P<c>[①-⑨])|[-*•](?=\s))\s*(?=\S)")
-_AND = re.compile(r"\s*(?:,?\s+and\s+|\s&\s|和|与)\s*", re.IGNORECASE)
+_SPACES = re.compile(r"[^\S\n]+")
+# Spaces are single by then: runs of them would take these quadratic time.
+_LABEL = re.compile(r"\s?(?:\((?P<a>[0-9]{1,2})\)|(?P<b>[0-9]{1,2})[.)](?=\s)|(?P<c>[①-⑨]))\s?(?=\S)")
+_BULLET = re.compile(r"\s?[-*•]\s(?=\S)")
+_AND = re.compile(r",? and | & |和|与", re.IGNORECASE)
 # "x = 1 or x = 2" are two solutions, "A or B" is a doubt.
-_OR = re.compile(r"\s*,?\s+or\s+(?=[^\W\d]\w{0,3}\s*=)", re.IGNORECASE)
-_TEX_JOINT = re.compile(
-    r"\s*(?:\\quad\s*|\\[,; ]\s*|~)*\\(?:text|mathrm|textrm)\s*\{\s*(and|or)\s*\}(?:\s*\\[,; ]|~)*\s*"
-)
-_TEX_BRACES = re.compile(r"(?:\\left\s*)?\\\{(.*?)(?:\\right\s*)?\\\}", re.DOTALL)
+_OR = re.compile(r",? or (?=[^\W\d]\w{0,3} ?=)", re.IGNORECASE)
+_TEX_JOINT = re.compile(r"\\(?:text|mathrm|textrm) ?\{ ?(and|or) ?\}")
+_TEX_BRACES = re.compile(r"(?:\\left ?)?\\\{(.*?)(?:\\right ?)?\\\}", re.DOTALL)
 
 PartEqual = Callable[[str, str], bool]
 
@@ -78,7 +79,7 @@ def _pairs(golds: tuple[str, ...], answers: tuple[str, ...], equal: PartEqual) -
 
 
 def _split(text: str) -> Parts:
-    text = _TEX_JOINT.sub(r" \1 ", text).strip()
+    text = _SPACES.sub(" ", _TEX_JOINT.sub(r" \1 ", _SPACES.sub(" ", text))).strip()
     if len(text) > 2 and text[0] == text[-1] == "$" and text.count("$") == 2:
         text = text[1:-1].strip()
     if braces := _TEX_BRACES.fullmatch(text):
@@ -93,6 +94,9 @@ def _split(text: str) -> Parts:
             part.replace("\ue000", ",") for piece in _top_level(hidden, set(",，、")) for part in _AND.split(piece)
         ]
     pieces = [part for piece in pieces for part in _OR.split(piece) if part.strip()]
+    # One dash alone is a minus.
+    if all(map(_BULLET.match, pieces)):
+        pieces = [_BULLET.sub("", piece, count=1) for piece in pieces]
     labels = [_LABEL.match(piece) for piece in pieces]
     parts = Parts(piece[label.end() if label else 0 :].strip() for piece, label in zip(pieces, labels, strict=True))
     numbers = [_number(label) for label in labels]

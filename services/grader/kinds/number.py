@@ -102,6 +102,8 @@ def _comparable(gold: Quantity, answer: Quantity, strict: bool) -> list[Pair] | 
         return [(gold.value, answer.value) if alike else (gold.value * there.factor, answer.value * here.factor)]
     if there is not NONE and here is not NONE:
         return f"{there} and {here} are different units"
+    if PERCENT in (there, here) and (answer.noun if there is PERCENT else gold.noun):
+        return "a percentage is no count"
     if there is PERCENT:
         return _percent(gold.value, answer.value, strict)
     if here is PERCENT:
@@ -209,7 +211,7 @@ def _followed(value: Fraction | int, currency: str, rest: str, symbolic: bool, t
         return Quantity(value, PERCENT, noun=noun) if not noun or is_noun(noun.removeprefix("of ")) else None
     if rest == "‰":
         return Quantity(value * Fraction(1, 10), PERCENT)
-    if rest[:1] == "-" and (is_word(rest[1:]) or is_noun(rest[1:])):  # a 7-inch
+    if rest[:1] == "-" and not spaced and (is_word(rest[1:]) or is_noun(rest[1:])):  # a 7-inch
         spaced, rest = True, rest[1:]
     if parse_unit(rest):
         # 2t, or $2m$, may be a multiple of a variable, 2A a room; \text{m} stands apart by now.

@@ -23,7 +23,7 @@ _WRAPPED = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mathtt|mathnormal|bm|boldsymbol"
     r"|operatorname\*?|mbox|boxed|fbox|underline|emph)\s*\{([^{}]*)\}"
 )
-_RECURRING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*\{?([0-9]+)\}?")
+_RECURRING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{([0-9]+)\}|([0-9]))")
 _TEX = [
     (re.compile(r"\\(?:displaystyle|textstyle|rm|bf|large|Large|left|right)(?![a-zA-Z])|\\[()\[\]]"), " "),
     (re.compile(r"\{,\}(?:\\!)?\s*|,\s*\\!\s*"), ","),
@@ -97,7 +97,7 @@ def _from_tex(text: str) -> str:
 
 
 def _recurring(match: re.Match[str]) -> str:
-    whole, begin, period = match.groups()
+    whole, begin, period = match[1], match[2], match[3] or match[4]
     if len(whole) + len(begin) + len(period) > 60:
         return match[0]
     scale = 10 ** len(begin)

@@ -213,7 +213,7 @@ _SECOND = {"pound": "£", "pounds": "£", "C": "°C", "F": "°F", "¥": "JPY"}
 
 _PER = re.compile(r" ?(?:/|\bper\b|每) ?")
 _PRODUCT = re.compile(r" ?[·*×⋅] ?|(?<=[^\W\d_])-(?=[^\W\d_])| ")
-_POWERED = re.compile(r"(.*?[^\d^+-])(?:(?:\^|\*\*)?\(?([+-]?[1-9])\)?)?")
+_POWERED = re.compile(r"(.*?[^\d^+-])(?:(?:\^|\*\*)(?:\((?P<a>[+-]?[1-9])\)|(?P<b>[+-]?[1-9]))|(?P<c>[23]|-[1-9]))?")
 _PREPOSED, _POSTPOSED = {"square": 2, "sq": 2, "sq.": 2, "cubic": 3, "cu": 3}, {"squared": 2, "cubed": 3}
 
 _symbols: dict[str, Unit] = {}
@@ -284,7 +284,7 @@ def _factor(word: str) -> Unit | None:
         return known
     match = _POWERED.fullmatch(word)
     known = match and _named(match[1])
-    return known ** int(match[2] or 1) if match and known else None
+    return known ** int(match["a"] or match["b"] or match["c"] or 1) if match and known else None
 
 
 def _named(name: str) -> Unit | None:
