@@ -34,6 +34,7 @@ _NUMBER = re.compile(
     rf"|(?P<decimal>{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+){_POWER}?"
     rf"|(?P<bare>(?=π|pi\b)))(?![.,'’]?[0-9])"
 )
+_DECIMAL = re.compile(r"-?[0-9]{1,30}\.[0-9]{1,30}")
 _PI = re.compile(r" ?[·*×]? ?(?:π|pi\b)(?: ?/ ?(?P<by>[1-9][0-9]{0,8})(?![.0-9]))?")
 _PERCENT = re.compile(r"(?:%|percent\b|per cent\b|pct\b|percentage\b)", re.IGNORECASE)
 _ABOUT = re.compile(r"(?:[=≈~]|about |approximately |approx\.? |roughly |around )\s*", re.IGNORECASE)
@@ -134,6 +135,8 @@ def parse_quantity(text: str) -> Quantity | None:
     # The most frequent answer by far.
     if text.isascii() and text.isdigit() and len(text) <= MAX_NUMBER_CHARS:
         return Quantity(int(text))
+    if _DECIMAL.fullmatch(text):
+        return Quantity(Fraction(text))
     if not text or len(text) > MAX_NUMBER_CHARS:
         return None
     line = plain(text)
