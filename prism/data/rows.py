@@ -65,7 +65,7 @@ class DataRow(BaseModel):
     response: OptionalText = None
     teacher: OptionalText = None
     gold: OptionalText = None
-    kind: Literal["auto", "math", "number", "choice", "text", "multi", "box", "judge"] = "auto"
+    kind: Literal["auto", "math", "number", "choice", "text", "date", "multi", "box", "judge"] = "auto"
     meta: dict[str, object] = {}
 
     @model_validator(mode="before")

@@ -61,11 +61,12 @@ class GradeItem(BaseModel):
     )
     kind: AnswerKind = Field(
         "auto",
-        description="number: exact value within a tolerance; units, percent, thousands, scientific, fractions. choice: "
+        description="number: exact value within a tolerance; units, percent, thousands, scientific, fractions. "
+        "date: a date, a time of day or both, in any spelling. choice: "
         "A to H, or the option's text. text: equal once normalised (Unicode, case, white space, trailing full stop), "
         "or an alias. math: LaTeX and expressions, by math-verify. multi: several parts. box: a bounding box by IoU, a "
-        "point by distance. judge: a language model, if the service has one. auto: number, choice, math or text, "
-        "whichever the gold answer is.",
+        "point by distance. judge: a language model, if the service has one. auto: date, number, choice, math or "
+        "text, whichever the gold answer is; scores, ranges and ratios, yes and no, and lists of letters too.",
     )
     options: GradeOptions | None = Field(None, description="how the kind compares; null for its defaults")
     tokens: int | None = Field(None, ge=0, le=2**31, description="the response's length, for the over-long penalty")

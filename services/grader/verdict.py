@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-AnswerKind = Literal["auto", "math", "number", "choice", "text", "multi", "box", "judge"]
-PartKind = Literal["auto", "math", "number", "choice", "text", "box"]
+AnswerKind = Literal["auto", "math", "number", "choice", "text", "date", "multi", "box", "judge"]
+PartKind = Literal["auto", "math", "number", "choice", "text", "date", "box"]
 VerdictStatus = Literal["ok", "invalid_format", "unparseable_answer", "unparseable_gold", "timeout", "error"]
 Source = Literal["answer", "boxed", "phrase", "whole"]
 

@@ -8,10 +8,13 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from prism.services.grader.kinds import auto, box, choice, multi, number, text
+from prism.services.grader.kinds import auto, box, choice, date, multi, number, short, text
 from prism.services.grader.verdict import AnswerPair, GoldUnreadable, Match, Options, Outcome, Unreadable, shown
 
-_MODULES: dict[str, ModuleType] = {"box": box, "choice": choice, "multi": multi, "number": number, "text": text}
+_MODULES: dict[str, ModuleType] = {"box": box, "choice": choice, "date": date, "multi": multi, "number": number} | {
+    "short": short,
+    "text": text,
+}
 MAX_FAST_CHARS = 512
 
 
@@ -24,6 +27,11 @@ def module(kind: str) -> ModuleType:
 
 def resolve(kind: str, gold: str, options: Options) -> str:
     return auto.resolve(gold, options) if kind == "auto" else kind
+
+
+def resolve_part(part: str, options: Options) -> str:
+    """As ``resolve``, for a part of a multi: that is never a multi itself."""
+    return auto.resolve(part, options, part=True) if options.part_kind == "auto" else options.part_kind
 
 
 def is_fast(task: AnswerPair) -> bool:
@@ -41,7 +49,7 @@ def _is_fast(kind: str, gold: str, options: Options) -> bool:
                 parts = multi.read(gold, options)
             except Unreadable:
                 return True
-            return not any(resolve(options.part_kind, part, options) == "math" for part in parts)
+            return not any(resolve_part(part, options) == "math" for part in parts)
         case _:
             return True
 
@@ -92,7 +100,7 @@ def _read_gold(kind: str, gold: str, options: Options) -> Any:
     value = module(kind).read(gold, options)
     if kind == "multi":
         for part in value:
-            part_kind = resolve(options.part_kind, part, options)
+            part_kind = resolve_part(part, options)
             try:
                 module(part_kind).read(part, options)
             except Unreadable as why:
@@ -105,7 +113,7 @@ def _match(kind: str, gold: Any, answer: Any, options: Options) -> Match:
         return module(kind).same(gold, answer, options)
 
     def equal(gold_part: str, part: str) -> bool:
-        part_kind = module(resolve(options.part_kind, gold_part, options))
+        part_kind = module(resolve_part(gold_part, options))
         try:
             return part_kind.same(part_kind.read(gold_part, options), part_kind.read(part, options), options).right
         except Unreadable:

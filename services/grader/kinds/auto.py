@@ -1,25 +1,37 @@
 """Kind ``auto``: which kind a gold answer asks for. Only the gold answer decides; the response never does."""
 
 import re
+from math import gcd
 from typing import Literal
 
-from prism.services.grader.kinds import choice, number
+from prism.services.grader.kinds import choice, date, number, short
+from prism.services.grader.kinds.spelling.units import NONE
 from prism.services.grader.verdict import Options, Unreadable
 
 MAX_RESOLVED_CHARS = 4096
 _CANDIDATE = re.compile(r"[0-9\\$xynπ∞]")
-_CHOICE = re.compile(r"\s*(?:[A-H]|\([A-Ha-h]\)|[A-H][.)])\s*")
+_LETTER = r"(?:[A-J]|\([A-Ja-j]\)|[A-J][.)])"
+_CHOICE = re.compile(rf"\s*{_LETTER}\s*")
+_CHOICES = re.compile(r"\s*[A-J](?:\s*(?:,\s*and\b|[,;、&]|\band\b|和)\s*[A-J])+\s*\.?\s*")
+_FRACTION = re.compile(r"\s*([0-9]+) ?/ ?([0-9]+)\s*")
 _MATH = re.compile(
     r"\\[a-zA-Z]+|[\^√π∞∪∩±×÷≤≥≠∈]|\$.*\$"
     r"|(?<![<>!])[=<>](?!=)"
     r"|[(\[{]\s*-?[0-9.]+\s*(?:,\s*-?[0-9./]+\s*)+[)\]}]"
     r"|^\s*-?[0-9.]*[a-z]?\s*[+*/-]\s*[0-9.]*[a-z]?(?:\s*[+*/-]\s*[0-9.]*[a-z]?)*\s*$"
+    # 3k, 2xy: no ordinal, no time
+    r"|^\s*-?[0-9]+(?:\.[0-9]+)?\s?(?!(?:st|nd|rd|th|am|pm)\b)(?:[a-zα-ω]|[xyz]{2})\s*$"
     r"|\b(?:sqrt|sin|cos|tan|log|ln|pi)\b\s*\("
 )
 
+Resolved = Literal["number", "choice", "math", "text", "date", "short", "multi"]
 
-def resolve(gold: str, options: Options) -> Literal["number", "choice", "math", "text"]:
-    """choice if the gold answer is a letter or an option's text, number if it is one, math if it looks like it."""
+
+def resolve(gold: str, options: Options, *, part: bool = False) -> Resolved:
+    """choice if the gold answer is a letter or an option's text, number if it is one, math if it looks like it.
+
+    Several letters are ``multi``, but within a part of one.
+    """
     if options.choices:
         try:
             choice.read(gold, options)
@@ -27,10 +39,40 @@ def resolve(gold: str, options: Options) -> Literal["number", "choice", "math", 
             pass
         else:
             return "choice"
-    if number.parse_quantity(gold) is not None:
+    moment = date.parse_moment(gold)
+    if moment is not None and not moment.is_month:
+        return "date"
+    if is_number(gold):
         return "number"
+    if short.is_figures(gold) or (short.is_yes_or_no(gold) and not options.aliases):
+        return "short"
     if _CHOICE.fullmatch(gold):
-        return "choice"
+        return _choice_or_text(gold, options)
+    if not part and len(gold) <= MAX_RESOLVED_CHARS and _CHOICES.fullmatch(gold):
+        return "multi"
     if len(gold) <= MAX_RESOLVED_CHARS and _CANDIDATE.search(gold) and _MATH.search(gold):
         return "math"
     return "text"
+
+
+def is_number(gold: str) -> bool:
+    """Whether ``gold`` is a number and nothing else: no expression (3k), score (120/80), code (007) or name (7 Up)."""
+    quantity = number.parse_quantity(gold)
+    if quantity is None or (quantity.symbolic and quantity.unit is NONE):
+        return False
+    if fraction := _FRACTION.fullmatch(gold):
+        above, below = int(fraction[1]), int(fraction[2])
+        # Fractions come reduced; 20/20 and 120/80 are figures.
+        return above != below and (gcd(above, below) == 1 or above < 10 or below <= 10)
+    digits = gold.strip()
+    if digits.isdigit() and len(digits) > 1 and digits[0] == "0":
+        return False
+    return quantity.noun == quantity.noun.lower() or quantity.unit is not NONE
+
+
+def _choice_or_text(gold: str, options: Options) -> Literal["choice", "text"]:
+    try:
+        choice.read(gold, options)
+    except Unreadable:
+        return "text"
+    return "choice"

@@ -1,6 +1,7 @@
 """Kind ``multi``: an answer in several parts, each compared by its own kind, in order or in any.
 
-Parts are separated by line breaks or semicolons if there are any, else by commas and "and", outside brackets.
+Parts are separated by line breaks or semicolons if there are any, else by commas and "and", outside brackets. Where the
+gold answer numbers its parts, (1) red; (2) blue, an answer's numbers say which is which, or else its order does.
 """
 
 import re
@@ -11,14 +12,27 @@ from prism.services.grader.verdict import Match, Options, Unreadable
 MAX_PARTS = 32
 MAX_MULTI_CHARS = 4096
 _THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
-_LABEL = re.compile(r"\s*(?:\([0-9]{1,2}\)|[0-9]{1,2}[.)](?=\s)|[①-⑨]|[-*•](?=\s))\s*")
-_AND = re.compile(r"\s*(?:,?\s+and\s+|和|与)\s*", re.IGNORECASE)
+_SPACES = re.compile(r"[^\S\n]+")
+# Spaces are single by then: runs of them would take these quadratic time.
+_LABEL = re.compile(r"\s?(?:\((?P<a>[0-9]{1,2})\)|(?P<b>[0-9]{1,2})[.)](?=\s)|(?P<c>[①-⑨]))\s?(?=\S)")
+_BULLET = re.compile(r"\s?[-*•]\s(?=\S)")
+_AND = re.compile(r",? and | & |和|与", re.IGNORECASE)
+# "x = 1 or x = 2" are two solutions, "A or B" is a doubt.
+_OR = re.compile(r",? or (?=[^\W\d]\w{0,3} ?=)", re.IGNORECASE)
+_TEX_JOINT = re.compile(r"\\(?:text|mathrm|textrm) ?\{ ?(and|or) ?\}")
+_TEX_BRACES = re.compile(r"(?:\\left ?)?\\\{(.*?)(?:\\right ?)?\\\}", re.DOTALL)
 
 PartEqual = Callable[[str, str], bool]
 
 
-def read(text: str, options: Options) -> tuple[str, ...]:
-    """The parts. Raises Unreadable if there are none, or too many."""
+class Parts(tuple[str, ...]):
+    """The parts, and ``labels``: the numbers before them, if all have one and no two the same; else ()."""
+
+    labels: tuple[int, ...] = ()
+
+
+def read(text: str, options: Options) -> Parts:
+    """Raises Unreadable if there are no parts, or too many."""
     if len(text) > MAX_MULTI_CHARS:
         raise Unreadable(f"longer than {MAX_MULTI_CHARS} characters")
     parts = _split(text.strip().rstrip("。"))
@@ -29,15 +43,21 @@ def read(text: str, options: Options) -> tuple[str, ...]:
     return parts
 
 
-def match_parts(golds: tuple[str, ...], answers: tuple[str, ...], equal: PartEqual, options: Options) -> Match:
+def match_parts(golds: Parts, answers: Parts, equal: PartEqual, options: Options) -> Match:
     """All gold parts must be met, each by another part of the answer, and nothing may be left over."""
     if len(golds) != len(answers):
         return Match(False, f"multi: {len(answers)} parts for {len(golds)}")
-    if options.ordered:
+    ordered = options.ordered or bool(golds.labels)
+    if golds.labels and answers.labels:
+        if set(golds.labels) != set(answers.labels):
+            return Match(False, "multi: other parts are numbered")
+        found = dict(zip(answers.labels, answers, strict=True))
+        answers = Parts(found[label] for label in golds.labels)
+    if ordered:
         met = sum(equal(gold, answer) for gold, answer in zip(golds, answers, strict=True))
     else:
         met = _pairs(golds, answers, equal)
-    order = "in order" if options.ordered else "in any order"
+    order = "in order" if ordered else "in any order"
     return Match(met == len(golds), f"multi: {met} of {len(golds)} parts {order}", (("parts", met / len(golds)),))
 
 
@@ -58,17 +78,39 @@ def _pairs(golds: tuple[str, ...], answers: tuple[str, ...], equal: PartEqual) -
     return sum(place(gold, set()) for gold in range(len(golds)))
 
 
-def _split(text: str) -> tuple[str, ...]:
+def _split(text: str) -> Parts:
+    text = _SPACES.sub(" ", _TEX_JOINT.sub(r" \1 ", _SPACES.sub(" ", text))).strip()
+    if len(text) > 2 and text[0] == text[-1] == "$" and text.count("$") == 2:
+        text = text[1:-1].strip()
+    if braces := _TEX_BRACES.fullmatch(text):
+        text = braces[1].strip()
     if (text[:1], text[-1:]) in (("{", "}"), ("[", "]")) and _top_level(text, set(",;")) == [text]:
         text = text[1:-1]
     if any(mark in text for mark in "\n;；"):
-        parts = _top_level(text, set("\n;；"))
+        pieces = _top_level(text, set("\n;；"))
     else:
         hidden = _THOUSANDS.sub("\ue000", text) if ", " in text or "，" in text else text
-        pieces = _top_level(hidden, set(",，、"))
-        parts = [part.replace("\ue000", ",") for piece in pieces for part in _AND.split(piece)]
-    stripped = (_LABEL.sub("", part, count=1) if _LABEL.match(part) else part for part in parts)
-    return tuple(part.strip() for part in stripped if part.strip())
+        pieces = [
+            part.replace("\ue000", ",") for piece in _top_level(hidden, set(",，、")) for part in _AND.split(piece)
+        ]
+    pieces = [part for piece in pieces for part in _OR.split(piece) if part.strip()]
+    # One dash alone is a minus.
+    if all(map(_BULLET.match, pieces)):
+        pieces = [_BULLET.sub("", piece, count=1) for piece in pieces]
+    labels = [_LABEL.match(piece) for piece in pieces]
+    parts = Parts(piece[label.end() if label else 0 :].strip() for piece, label in zip(pieces, labels, strict=True))
+    numbers = [_number(label) for label in labels]
+    if None not in numbers and len(set(numbers)) == len(numbers) > 1:
+        parts.labels = tuple(number for number in numbers if number is not None)
+    return parts
+
+
+def _number(label: re.Match[str] | None) -> int | None:
+    if label is None:
+        return None
+    if label["c"]:
+        return ord(label["c"]) - ord("①") + 1
+    return int(label["a"] or label["b"]) if label["a"] or label["b"] else None
 
 
 def _top_level(text: str, separators: set[str]) -> list[str]:

@@ -1,76 +1,68 @@
-"""Kind ``number``: exact fractions, compared within a tolerance; units, percent, scientific and mixed numbers.
+"""Kind ``number``: exact fractions, compared within a tolerance; units, percent, multiples, things that are counted.
 
-Nothing is evaluated: a text is matched against one pattern and read digit by digit. What is ambiguous is not read:
-``1,5`` (somebody's decimal comma) or ``7 or 8`` is no number.
+Nothing is evaluated: a text is matched against one pattern and read digit by digit, and so is all that follows the
+number, or else the text is no number: ``2n``, ``7 squared`` and ``1.5 or 2`` are not read in part. What is ambiguous is
+not read either: ``1,5`` is somebody's decimal comma.
 """
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from prism.services.grader.kinds.text import normalise_text
-from prism.services.grader.kinds.units import UNITS
+from prism.services.grader.kinds.spelling.notation import plain
+from prism.services.grader.kinds.spelling.units import NONE, PERCENT, PI, Unit, is_word, parse_unit
+from prism.services.grader.kinds.spelling.words import is_adjective, is_noun, multiplier, same_nouns, split_cjk
 from prism.services.grader.verdict import Match, Options, Unreadable, shown
 
 MAX_NUMBER_CHARS = 400
 
 # A first group of 0 is no thousands group: "0,123" is somebody's decimal comma, and we do not guess.
-_INTEGER = r"(?:[1-9][0-9]{0,2}(?P<separator>[ ,'’])[0-9]{3}(?:(?P=separator)[0-9]{3})*(?![0-9])|[0-9]+)"
+_INTEGER = (
+    r"(?:[1-9][0-9]{0,2}(?P<separator>[ ,'’])[0-9]{3}(?:(?P=separator)[0-9]{3})*(?![0-9])"
+    r"|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}(?![0-9])|[0-9]+)"
+)
 # Exponents are short on purpose: an exact 10**999999999 is a memory bomb.
-_POWER = r"(?:e(?P<e>[+-]?[0-9]{1,3})| ?[x×*·] ?10(?:\^\(?\{?(?P<power>[+-]?[0-9]{1,3})\}?\)?))"
+_TEN = r"10(?:\^|\*\*)\(?(?P<power>[+-]?[0-9]{1,3})(?![0-9])\)?"
+_POWER = rf"(?:[eE](?P<e>[+-]?[0-9]{{1,3}})(?![0-9])| ?[x×*·] ?{_TEN})"
+_CURRENCY = r"(?:US\$|[$€£¥₹₩₽])"
 _NUMBER = re.compile(
-    rf"(?P<sign>[+-]?) ?(?P<currency>[$€£¥]?) ?"
+    rf"(?P<sign>[+-]?) ?(?:(?P<currency>{_CURRENCY}) ?(?P<inner>-?))?"
     rf"(?:(?P<whole>[0-9]+)[ +](?P<part>[0-9]+) ?/ ?(?P<of>[0-9]+)"
-    rf"|(?P<numerator>[0-9]+) ?/ ?(?P<denominator>[0-9]+)"
-    rf"|10\^\(?\{{?(?P<ten>[+-]?[0-9]{{1,3}})\}}?\)?"
-    rf"|(?P<decimal>{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+){_POWER}?)"
-    # A unit: one word, perhaps with a power or per another.
-    r" ?(?P<unit>(?:%|°?[^\W\d_]{1,20}(?:\^?\{?[23]\}?)?(?:/[^\W\d_]{1,12})?|°|[$€£¥¢])?)"
+    rf"|(?P<numerator>[0-9]+) ?/ ?(?P<minus>-?)(?P<denominator>[0-9]+)"
+    rf"|{_TEN.replace('power', 'ten')}"
+    rf"|(?P<decimal>{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+){_POWER}?"
+    rf"|(?P<bare>(?=π|pi\b)))(?![.,'’]?[0-9])"
 )
-# What joins two answers, or two numbers, is no unit.
-_JOINS = frozenset(["or", "and", "to", "by", "of", "times", "minus", "plus", "over", "e", "x", "i"])
-_PERCENT = frozenset({"%", "percent", "percentage", "pct"})
-
-_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_POWER_OF_TEN = re.compile(r"(?<=10)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+(?![0-9])")
-_VULGAR = dict(
-    zip(
-        "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞",
-        ["1/2", "1/3", "2/3", "1/4", "3/4", "1/5", "2/5", "3/5", "4/5", "1/6", "5/6", "1/8", "3/8", "5/8", "7/8"],
-        strict=True,
-    )
+_DECIMAL = re.compile(r"-?[0-9]{1,30}\.[0-9]{1,30}")
+_PI = re.compile(r" ?[·*×]? ?(?:π|pi\b)(?: ?/ ?(?P<by>[1-9][0-9]{0,8})(?![.0-9]))?")
+_PERCENT = re.compile(r"(?:%|percent\b|per cent\b|pct\b|percentage\b)", re.IGNORECASE)
+_ABOUT = re.compile(r"(?:[=≈~]|about |approximately |approx\.? |roughly |around )\s*", re.IGNORECASE)
+# What a number may be said to be: x, a_1, AB, ∠ABC, f(3), area.
+_ASSIGNED = re.compile(
+    r"(?P<name>[m]?∠ ?[A-Z]{1,3}|[^\W\d](?:_?[A-Za-z0-9])?'?|[A-Z]{2,4}|[A-Za-z]\([^()=≈]{1,20}\)|[A-Za-z]{4,20}) ?"
+    r"(?:=|≈|:(?=[ ]))\s*(?=[^=])"
 )
-_VULGAR_CHARS = re.compile(f"[{''.join(_VULGAR)}]")
-_ODD = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹₀-₉]")  # NFKC would read x⁵ as x5
-_AREA = re.compile(r"(?<=[a-zµμ米])[²³]")
-
-_TEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}|\\[dt]?frac\s*([0-9])\s*([0-9])")
-_TEX_WORD = re.compile(r"\\(?:text|mathrm|textrm|operatorname|mbox)\s*\{([^{}]*)\}")
-_TEX = [
-    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|\\circ"), "°"),
-    (re.compile(r"\\[,;:! ]|~|\\quad"), " "),
-    (re.compile(r"\\(?:left|right)(?![a-z])"), ""),
-    (re.compile(r"\\(?:times|cdot)\s*"), "×"),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\%"), "%"),
-    (re.compile(r"\\\$"), "$"),
-    (re.compile(r"\\(?:mu)\s*"), "μ"),
-]
-_DELIMITED = re.compile(r"\$\$?([^$]+)\$?\$|\\\((.+)\\\)|\\\[(.+)\\\]", re.DOTALL)
-_ASSIGNED = re.compile(r"^[a-z](?:_?\{?[a-z0-9]\}?)? ?[=≈] ?(?=[^=])")
-
+_IN_TOTAL = re.compile(r",? (?:in total|in all|altogether|overall)$", re.IGNORECASE)
+_WORD = re.compile("[A-Za-z]{4,}")
+_FUNCTIONS = frozenset(["sqrt", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan"])
 
 _EQUAL, _DIFFERENT = Match(True, "number: equal"), Match(False, "number: different")
+
+Pair = tuple[Fraction | int, Fraction | int]
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """``value`` in the unit as written. ``dimension`` is None without a unit; an unknown unit is its own dimension."""
+    """``value`` in the unit as written. ``also`` is a second meaning of the unit: pounds are of mass or of money."""
 
     value: Fraction | int
-    dimension: str | None = None
-    factor: Fraction = Fraction(1)
+    unit: Unit = NONE
+    also: Unit | None = None
+    noun: str = ""  # what is counted
+    name: str = ""  # what the number is said to be, x
+    letter: bool = False  # the unit is one letter right behind the number: 2t may be a multiple of t
+    symbolic: bool = False  # so may be the number: 3k, 2π; ``auto`` leaves these to mathematics
 
 
 def read(text: str, options: Options) -> Quantity:
@@ -82,26 +74,53 @@ def read(text: str, options: Options) -> Quantity:
 
 
 def same(gold: Quantity, answer: Quantity, options: Options) -> Match:
-    if gold.dimension == answer.dimension:
-        alike = gold.factor == answer.factor
-        one, other = (gold.value, answer.value) if alike else (gold.value * gold.factor, answer.value * answer.factor)
-        pairs = [(one, other)]
-    elif gold.dimension and answer.dimension:
-        return Match(False, f"number: {gold.dimension} and {answer.dimension} are different units")
-    elif options.units == "strict" and "percent" not in (gold.dimension, answer.dimension):
-        return Match(False, f"number: the unit ({gold.dimension or answer.dimension}) is missing on one side")
-    elif gold.dimension == "percent":  # 50 % is met by 50 and by 0.5
-        pairs = [(gold.value, answer.value), (gold.value * gold.factor, answer.value)]
-    elif answer.dimension == "percent":
-        # 0.5 is met by 50 %; so is 50, where the unit is only a matter of writing.
-        pairs = [(gold.value, answer.value * answer.factor), (gold.value, answer.value)]
-    else:
-        pairs = [(gold.value, answer.value)]
+    if gold.name and answer.name and gold.name != answer.name:
+        return Match(False, f"number: {gold.name} and {answer.name} are different names")
+    strict = options.units == "strict"
+    if gold.noun != answer.noun:
+        one_sided = not (gold.noun and answer.noun)
+        if strict or (not one_sided and not same_nouns(gold.noun, answer.noun)):
+            return Match(False, f"number: {gold.noun or 'none'} and {answer.noun or 'none'} are counted")
+    pairs = _comparable(gold, answer, strict)
+    if isinstance(pairs, str):
+        return Match(False, f"number: {pairs}")
     if any(one == other for one, other in pairs):
         return _EQUAL
     if (options.abs_tol or options.rel_tol) and any(_close(one, other, options) for one, other in pairs):
         return Match(True, f"number: within tolerance (relative {options.rel_tol:g}, absolute {options.abs_tol:g})")
     return _DIFFERENT
+
+
+def _comparable(gold: Quantity, answer: Quantity, strict: bool) -> list[Pair] | str:
+    """The values of gold answer and answer in one unit, in each way that they may be meant; or why there is none."""
+    there, here = gold.unit, answer.unit
+    if answer.also and there.dimension == answer.also.dimension:
+        here = answer.also
+    elif gold.also and here.dimension == gold.also.dimension:
+        there = gold.also
+    if there.dimension == here.dimension:
+        alike = there.factor == here.factor
+        return [(gold.value, answer.value) if alike else (gold.value * there.factor, answer.value * here.factor)]
+    if there is not NONE and here is not NONE:
+        return f"{there} and {here} are different units"
+    if PERCENT in (there, here) and (answer.noun if there is PERCENT else gold.noun):
+        return "a percentage is no count"
+    if there is PERCENT:
+        return _percent(gold.value, answer.value, strict)
+    if here is PERCENT:
+        return [(bare, percent) for percent, bare in _percent(answer.value, gold.value, strict)]
+    unit, bare = (there, answer) if here is NONE else (here, gold)
+    if strict or gold.letter or answer.letter:
+        return f"the unit ({unit}) is missing on one side"
+    if bare.noun and not (gold.noun and answer.noun):
+        return f"{unit} is measured, {bare.noun} are counted"
+    return [(gold.value, answer.value)]
+
+
+def _percent(percent: Fraction | int, bare: Fraction | int, strict: bool) -> list[Pair]:
+    """50 % is 0.5, and is met by 50, where the sign is only a matter of writing. 1 is 100 %, and never 1 %."""
+    scaled: list[Pair] = [(percent * PERCENT.factor, bare)]
+    return scaled if strict or abs(percent) <= 1 or abs(bare) <= 1 else [*scaled, (percent, bare)]
 
 
 def _close(gold: Fraction | int, answer: Fraction | int, options: Options) -> bool:
@@ -113,27 +132,43 @@ def _close(gold: Fraction | int, answer: Fraction | int, options: Options) -> bo
 @functools.lru_cache(maxsize=8192)
 def parse_quantity(text: str) -> Quantity | None:
     """The exact number in ``text`` with its unit; None if it is none, ambiguous, or over MAX_NUMBER_CHARS."""
-    text = text.strip().strip("*")
     # The most frequent answer by far.
     if text.isascii() and text.isdigit() and len(text) <= MAX_NUMBER_CHARS:
         return Quantity(int(text))
+    if _DECIMAL.fullmatch(text):
+        return Quantity(Fraction(text))
     if not text or len(text) > MAX_NUMBER_CHARS:
         return None
-    plain = _plain(text)
-    match = plain and _NUMBER.fullmatch(plain)
-    if not match:
+    line = plain(text)
+    if line is None:
         return None
-    value = _value(match)
-    if value is None:
+    name = ""
+    if (assigned := _ASSIGNED.match(line)) and assigned["name"] not in _FUNCTIONS:
+        # A word, "total", is no name that another answer might lack.
+        name = "" if _WORD.fullmatch(assigned["name"]) else assigned["name"].replace(" ", "")
+        line = line[assigned.end() :]
+    line = line[about.end() :] if (about := _ABOUT.match(line)) else line
+    if line[:1] == "(" and line[-1:] == ")" and line.count("(") == 1:
+        line = line[1:-1].strip()
+    match = _NUMBER.match(line)
+    value = _value(match) if match else None
+    if match is None or value is None:
         return None
-    if match["sign"] == "-":
+    if (match["sign"] == "-") != (match["inner"] == "-"):
         value = -value
-    unit, currency = match["unit"], match["currency"]
-    if unit in _JOINS or (unit and currency):
+    rest = _IN_TOTAL.sub("", line[match.end() :])
+    symbolic = False
+    if pi := _PI.match(rest):
+        value, symbolic, rest = value * PI / int(pi["by"] or 1), True, rest[pi.end() :]
+    quantity = Quantity(value, symbolic=symbolic) if not rest and not match["currency"] else None
+    if quantity is None:
+        tex = "\\" in text or "$" in text
+        quantity = _followed(value, match["currency"] or "", rest, symbolic, tex)
+    if quantity and quantity.symbolic and assigned and not pi:  # n = 3k
         return None
-    if currency or unit:
-        return _with_unit(value, currency or unit)
-    return Quantity(value)
+    if quantity and name:
+        return replace(quantity, name=name)
+    return quantity
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -143,48 +178,62 @@ def _value(match: re.Match[str]) -> Fraction | None:
         return value * Fraction(10) ** int(exponent) if exponent else value
     if match["ten"]:
         return Fraction(10) ** int(match["ten"])
+    if match["bare"] is not None:
+        return Fraction(1)
     if match["of"]:
-        return (
-            Fraction(int(match["whole"])) + Fraction(int(match["part"]), int(match["of"])) if int(match["of"]) else None
-        )
-    return Fraction(int(match["numerator"]), int(match["denominator"])) if int(match["denominator"]) else None
+        part, of = int(match["part"]), int(match["of"])
+        return int(match["whole"]) + Fraction(part, of) if part < of else None
+    denominator = int(match["minus"] + match["denominator"])
+    return Fraction(int(match["numerator"]), denominator) if denominator else None
 
 
-def _with_unit(value: Fraction | int, unit: str) -> Quantity:
-    if unit in _PERCENT:
-        return Quantity(value, "percent", Fraction(1, 100))
-    name = unit.replace("{", "").replace("}", "")
-    known = UNITS.get(name) or UNITS.get(name.removesuffix("s"))
-    if known:
-        return Quantity(value, *known)
-    return Quantity(value, f"unit {name}")
-
-
-def _plain(text: str) -> str | None:
-    """``text`` without TeX and Unicode's spellings of numbers, normalised; None if it is no text."""
-    if text.isascii() and not any(char in text for char in "\\${"):
-        plain = text
-    else:
-        plain = _without_tex(text)
-        plain = _POWER_OF_TEN.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPT), plain)
-        plain = _VULGAR_CHARS.sub(lambda match: f" {_VULGAR[match[0]]}", plain)
-        plain = plain.replace("\u2044", "/").replace("℃", "°c").replace("℉", "°f").replace("º", "°")
-        plain = _AREA.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPT), plain)
-        if _ODD.search(plain):
-            return None
-    normal = normalise_text(plain)
-    if normal is None:
+def _followed(value: Fraction | int, currency: str, rest: str, symbolic: bool, tex: bool) -> Quantity | None:
+    """The number with what comes after it: a multiplier, a percent sign, a unit, what is counted; None for all else."""
+    spaced = rest[:1] == " "
+    rest = rest.strip()
+    if rest[:1] == "(" and rest[-1:] == ")" and parse_unit(rest[1:-1]):
+        rest = rest[1:-1]
+    for _ in range(2):  # 7 million, $5k, 3万亿
+        if symbolic or not (times := multiplier(rest, spaced, bool(currency))):
+            break
+        value, symbolic = value * times.factor, times.symbolic
+        spaced, rest = True, rest[times.length :].strip()
+    if currency:
+        if not rest:
+            return _with_unit(value, currency, "", False, symbolic)
+        money = parse_unit(currency)[0]
+        if rest[:1] == "/" or rest.startswith("per "):
+            return _with_unit(value, currency + rest, "", False, symbolic)
+        if (units := parse_unit(rest)) and units[0] == money:  # $5 USD
+            return Quantity(value, money, symbolic=symbolic)
+        return Quantity(value, money, noun=rest, symbolic=symbolic) if is_noun(rest) else None
+    if not rest:
+        return Quantity(value, symbolic=symbolic)
+    if percent := _PERCENT.match(rest):
+        noun = rest[percent.end() :].strip()
+        return Quantity(value, PERCENT, noun=noun) if not noun or is_noun(noun.removeprefix("of ")) else None
+    if rest == "‰":
+        return Quantity(value * Fraction(1, 10), PERCENT)
+    if rest[:1] == "-" and not spaced and (is_word(rest[1:]) or is_noun(rest[1:])):  # a 7-inch
+        spaced, rest = True, rest[1:]
+    if parse_unit(rest):
+        # 2t, or $2m$, may be a multiple of a variable, 2A a room; \text{m} stands apart by now.
+        letter = not spaced and len(rest) == 1 and rest.isalpha() and rest.isascii() and (tex or rest not in "msgLVW")
+        return _with_unit(value, rest, "", letter, symbolic or letter)
+    if head := split_cjk(rest):
+        unit, noun = head
+        return _with_unit(value, unit, noun, False, symbolic)
+    if not spaced:
         return None
-    return _ASSIGNED.sub("", normal, count=1) if "=" in normal or "≈" in normal else normal
+    unit, _, noun = rest.partition(" ")
+    # 7 years old, 5 cm long; but 7 in total are no inches.
+    if noun and ((is_word(unit) and is_noun(noun)) or (len(unit) > 1 and parse_unit(unit) and is_adjective(noun))):
+        return _with_unit(value, unit, noun, False, symbolic)
+    return Quantity(value, noun=rest, symbolic=symbolic) if is_noun(rest) else None
 
 
-def _without_tex(text: str) -> str:
-    stripped = text.rstrip(".。 ")
-    if delimited := _DELIMITED.fullmatch(stripped):
-        text = next(group for group in delimited.groups() if group)
-    if "\\" in text or "{" in text:
-        text = _TEX_WORD.sub(lambda match: f" {match[1]} ", text)
-        text = _TEX_FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]} ", text)
-        for pattern, plain in _TEX:
-            text = pattern.sub(plain, text)
-    return text
+def _with_unit(value: Fraction | int, text: str, noun: str, letter: bool, symbolic: bool) -> Quantity | None:
+    units = parse_unit(text)
+    if not units:
+        return None
+    return Quantity(value, units[0], units[1] if units[1:] else None, noun, letter=letter, symbolic=symbolic)

@@ -33,9 +33,8 @@ def name_of(value: object) -> str:
     return f"{value['gold']} v {value['answer']}"[:60] if isinstance(value, dict) else str(value)
 
 
-OURS: list[tuple[AnswerKind, dict[str, Any]]] = [
-    (kind, case) for kind in ("number", "choice", "text", "multi", "box", "math", "auto") for case in lines(kind)
-]
+KINDS: tuple[AnswerKind, ...] = ("number", "choice", "text", "date", "multi", "box", "math", "auto")
+OURS: list[tuple[AnswerKind, dict[str, Any]]] = [(kind, case) for kind in KINDS for case in lines(kind)]
 
 
 @pytest.mark.parametrize(("kind", "case"), OURS, ids=name_of)

@@ -25,7 +25,7 @@ from prism.services.grader.verdict import (
 )
 
 RULES, FORMULA = Rules(), RewardFormula()
-FAST_KINDS: tuple[AnswerKind, ...] = ("auto", "number", "choice", "text", "multi", "box")
+FAST_KINDS: tuple[AnswerKind, ...] = ("auto", "number", "choice", "text", "date", "multi", "box")
 
 
 def respond(answer: str) -> str:
