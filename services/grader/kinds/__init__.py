@@ -27,7 +27,7 @@ def resolve(kind: str, gold: str, options: Options) -> str:
 
 
 def is_fast(task: AnswerPair) -> bool:
-    if task.answer is not None and len(task.answer) > MAX_FAST_CHARS:
+    if any(answer is not None and len(answer) > MAX_FAST_CHARS for answer in (task.answer, *task.others)):
         return False
     return all(len(gold) <= MAX_FAST_CHARS and _is_fast(task.kind, gold, task.options) for gold in task.golds)
 
@@ -52,40 +52,48 @@ def compare(task: AnswerPair) -> Outcome:
     The gold answers are read first: where none can be read, no answer is wrong.
     """
     options = task.options
-    golds: list[tuple[str, Any]] = []
+    golds: list[tuple[str, str, Any]] = []
     problem = "missing"
     for gold in task.golds:
         kind = resolve(task.kind, gold, options)
         try:
-            golds.append((kind, _read_gold(kind, gold, options)))
+            golds.append((kind, gold, _read_gold(kind, gold, options)))
         except Unreadable as why:
             problem = str(why)
     if not golds:
         return Outcome("unparseable_gold", detail=f"the gold answer is {problem}")
     if task.answer is None:
-        if all(getattr(gold, "understood", True) is False for _, gold in golds):
+        if all(getattr(gold, "understood", True) is False for _, _, gold in golds):
             return Outcome("unparseable_gold", detail="the gold answer can only be compared as a text")
         return Outcome("ok")
-    best: Match | None = None
+    best: tuple[Match, int] | None = None
     gold_problem: str | None = None
-    for kind, gold in golds:
-        try:
-            match = _match(kind, gold, module(kind).read(task.answer, options), options)
-        except GoldUnreadable as why:
-            gold_problem = str(why)
-            continue
-        except Unreadable as why:
-            problem = str(why)
-            continue
-        if best is None or match.right:
-            best = match
-        if match.right:
+    first_problem: str | None = None
+    for kind, written, gold in golds:
+        for index, answer in enumerate((task.answer, *task.others)):
+            try:
+                match = _match(kind, gold, module(kind).read(answer, options), options)
+            except GoldUnreadable as why:
+                gold_problem = str(why)
+                break
+            except Unreadable as why:
+                first_problem = first_problem or str(why)
+                continue
+            if not match.right and answer.strip() == written.strip() and kind != "box":
+                # Whatever a library makes of it: the gold answer could be read, and this is the same. (The numbers of
+                # a box may mean another thing on either side.)
+                match = Match(True, f"{kind}: the same text", match.components)
+            if best is None or match.accuracy > best[0].accuracy:
+                best = match, index
             break
-    if gold_problem and not (best and best.right):
+        if best and best[0].right:
+            break
+    if gold_problem and not (best and best[0].right):
         return Outcome("unparseable_gold", detail=f"the gold answer is {gold_problem}")
     if best is None:
-        return Outcome("unparseable_answer", 0.0, detail=f"the answer is {problem}: counted as wrong")
-    return Outcome("ok", float(best.right), best.how, components=best.components)
+        return Outcome("unparseable_answer", 0.0, detail=f"the answer is {first_problem}: counted as wrong")
+    match, index = best
+    return Outcome("ok", match.accuracy, match.how, components=match.components, candidate=index)
 
 
 def _read_gold(kind: str, gold: str, options: Options) -> Any:

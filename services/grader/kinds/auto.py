@@ -8,7 +8,7 @@ from prism.services.grader.verdict import Options, Unreadable
 
 MAX_RESOLVED_CHARS = 4096
 _CANDIDATE = re.compile(r"[0-9\\$xynπ∞]")
-_CHOICE = re.compile(r"\s*(?:[A-H]|\([A-Ha-h]\)|[A-H][.)])\s*")
+_CHOICE = re.compile(r"\s*(?:[A-Z]|\([A-Ja-j]\)|\([K-Z]\)|[A-Z][.)])\s*")
 _MATH = re.compile(
     r"\\[a-zA-Z]+|[\^√π∞∪∩±×÷≤≥≠∈]|\$.*\$"
     r"|(?<![<>!])[=<>](?!=)"
