@@ -6,6 +6,7 @@ as the gold answer's kind is the answer. Only what a candidate says decides whet
 right; and one that names two answers ends the search, so that no hedged answer is rewarded for one of its halves.
 """
 
+import functools
 from dataclasses import dataclass
 
 from prism.services.grader.extract.sentences import HEDGE, first_sentence, without_explanation
@@ -69,6 +70,7 @@ def read_response(text: str, kind: AnswerKind, rules: Rules) -> Reading:
     return candidates.reading(None, f"no answer found (looked for: {', '.join(rules.extract)})")
 
 
+@functools.lru_cache(maxsize=8192)  # a group of responses has one gold answer
 def read_gold(text: str) -> str:
     """The gold answer without its data set's wrapper: ``#### 42``, "The answer is 7", ``\\boxed{7}``, ``<answer>``."""
     if (section := answer_section(text)) and section != text:
@@ -131,10 +133,12 @@ class _Candidates:
         self._add(sentence)
 
     def _add(self, candidate: str) -> None:
-        if self._closed:
+        if self._closed or (self._found and len(candidate) > MAX_OTHER_CHARS):
             return
         self._found.setdefault(candidate)
-        if shorter := without_explanation(candidate):
+        if len(candidate) <= 2:  # most answers are that short
+            return
+        if len(candidate) <= MAX_OTHER_CHARS and (shorter := without_explanation(candidate)):
             self._found.setdefault(shorter)
-        if HEDGE.search(candidate):
+        if HEDGE.search(candidate[-MAX_OTHER_CHARS:]):
             self._closed = True

@@ -8,6 +8,7 @@ What numbers mean is said by the options: their order, and in which scale they a
 is right in one image size is wrong in another.
 """
 
+import functools
 import math
 import re
 import unicodedata
@@ -78,6 +79,14 @@ class Raw:
 
 def read(text: str, options: Options) -> Raw:
     """Raises Unreadable: neither boxes nor points, something beside them, or a box without area in either reading."""
+    found = _raw(text)
+    if not any(_has_area(found, order) for order in (options.gold_box_order, options.box_order)):
+        raise Unreadable(f"a box without area (x1 < x2 and y1 < y2 is needed): {shown(text)!r}")
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _raw(text: str) -> Raw:
     if len(text) > MAX_BOX_CHARS:
         raise Unreadable(f"longer than the {MAX_BOX_CHARS} characters of any box")
     plain = unicodedata.normalize("NFKC", text).translate(_WRAPPING)
@@ -86,10 +95,7 @@ def read(text: str, options: Options) -> Raw:
     if not raw or len(raw[0]) > MAX_SHAPES:
         raise Unreadable(f"neither a box (4 numbers) nor a point (2): {shown(text)!r}")
     shapes, order = raw
-    found = Raw(shapes, order, text)
-    if not any(_has_area(found, order) for order in (options.gold_box_order, options.box_order)):
-        raise Unreadable(f"a box without area (x1 < x2 and y1 < y2 is needed): {shown(text)!r}")
-    return found
+    return Raw(shapes, order, text)
 
 
 def same(gold: Raw, answer: Raw, options: Options) -> Match:
@@ -99,9 +105,10 @@ def same(gold: Raw, answer: Raw, options: Options) -> Match:
     except Unreadable as why:
         raise GoldUnreadable(str(why)) from None
     answers = _place(answer, options.box_order, _factors(options))
+    first, first_answer = golds[0], answers[0]
     if len(golds) > 1 or len(answers) > 1:
         return _same_sets(golds, answers, options)
-    match golds[0], answers[0]:
+    match first, first_answer:
         case Box() as one, Box() as other:
             iou = intersection_over_union(one, other)
             how = f"box: IoU {iou:.3f}, {options.iou:g} needed"
