@@ -84,7 +84,8 @@ class RolloutServices:
         prompt = group.request.prompt
         texts = [sample.text for sample in group.samples]
         try:
-            verdicts = await self._grader.grade(texts, prompt.gold, prompt.kind)
+            gold = [prompt.gold, *prompt.equivalent_answers] if prompt.equivalent_answers else prompt.gold
+            verdicts = await self._grader.grade(texts, gold, prompt.kind)
             if len(verdicts) != len(texts):
                 raise Refused(f"{self._grader.url} gave {len(verdicts)} verdicts for {len(texts)} responses")
         except (Refused, Unavailable) as error:

@@ -126,8 +126,8 @@ class ExpertClient(ServiceClient):
 
 
 class GraderClient(ServiceClient):
-    async def grade(self, responses: list[str], gold: str, kind: str) -> list[pb.Verdict]:
-        """One verdict per response."""
+    async def grade(self, responses: list[str], gold: str | list[str], kind: str) -> list[pb.Verdict]:
+        """One verdict per response. Of several gold answers each is right."""
         items = [{"response": response, "gold": gold, "kind": kind} for response in responses]
         answer = (await self.post("/v1/grade", {"items": items})).json()
         return [

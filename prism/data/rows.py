@@ -1,8 +1,8 @@
 """Data rows as users bring them: JSON Lines or Parquet of chat messages, images by path.
 
 A row's ``messages`` end with the user's turn, or with the assistant's, which is then the demonstration ``response``.
-``teacher`` is the closed teacher's text, ``gold`` the answer a grader compares with; both are optional. A text that is
-null, NaN or blank is not there.
+``teacher`` is the closed teacher's text, ``gold`` the answer a grader compares with; both are optional. Several golds,
+or ``equivalent_answers`` beside one, are equally right. A text that is null, NaN or blank is not there.
 """
 
 import io
@@ -31,6 +31,7 @@ from prism.wire.messages import Message, from_json, image_parts, place_images, t
 from prism.wire.response import parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
+MAX_EQUIVALENT = 63  # beside the gold answer: a grader takes 64
 KEPT_PROBLEMS = 1_000  # texts; beyond them problems are counted
 CHECKED_IMAGES = 16_384  # names of images known to be good: rows that share one mostly stand together
 SAY_SECONDS = 10
@@ -52,6 +53,12 @@ def _blank_is_none(value: object) -> object:
 OptionalText = Annotated[str | None, BeforeValidator(_blank_is_none)]
 
 
+def _without_blanks(value: object) -> list[object]:
+    """Texts and numbers of a list, without what is null, NaN or blank; a value alone is a list of one."""
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if _blank_is_none(v) is not None and not (isinstance(v, float) and v != v)]
+
+
 class DataRow(BaseModel):
     """One line. Unknown keys are let through: data sets carry more than a trainer reads.
 
@@ -65,8 +72,20 @@ class DataRow(BaseModel):
     response: OptionalText = None
     teacher: OptionalText = None
     gold: OptionalText = None
+    equivalent_answers: Annotated[list[str], Field(max_length=MAX_EQUIVALENT), BeforeValidator(_without_blanks)] = []
     kind: Literal["auto", "math", "number", "choice", "text", "date", "multi", "box", "judge"] = "auto"
     meta: dict[str, object] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_golds(cls, value: object) -> object:
+        """Of several the first is the gold answer, and the others are equivalent."""
+        if not isinstance(value, dict):
+            return value
+        if not isinstance(value.get("gold"), list) and value.get("equivalent_answers") is None:
+            return value
+        first, *others = _without_blanks(value.get("gold")) + _without_blanks(value.get("equivalent_answers")) or [None]
+        return value | {"gold": first, "equivalent_answers": others}
 
     @model_validator(mode="before")
     @classmethod
@@ -265,6 +284,7 @@ def _to_prompt(row: DataRow, name_image: Callable[[str], str]) -> pb.Prompt:
         id=row.id,
         messages=from_json(row.messages, name_image),
         gold=row.gold or "",
+        equivalent_answers=row.equivalent_answers,
         kind=row.kind,
         teacher=row.teacher or "",
         meta_json=json.dumps(row.meta),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from cachetools import LRUCache, TTLCache
 
 from prism.services.grader import kinds, metrics
-from prism.services.grader.extract import Reading, read_response
+from prism.services.grader.extract import Reading, read_item
 from prism.services.grader.judge import LlmJudge
 from prism.services.grader.pool import CompareChunk, WorkerPool
 from prism.services.grader.settings import EngineSettings
@@ -65,11 +65,7 @@ class Grader:
             if problem := self._too_long(item):
                 verdict = GradedItem("error", detail=problem)
             else:
-                reading = read_response(item.response, item.kind, rules)
-                # Of a response that breaks the format only the gold answer is looked at.
-                task = AnswerPair(
-                    item.kind, None if reading.format == 0.0 else reading.answer, item.golds, item.options
-                )
+                reading, task = read_item(item, rules)
                 if item.kind != "judge" and kinds.is_fast(task):
                     outcome = compare_here(task)
                     verdict = conclude(item, reading, outcome, rules, self._formula, time.perf_counter() - start)
@@ -174,9 +170,14 @@ def conclude(
     item: Item, reading: Reading, outcome: Outcome, rules: Rules, formula: RewardFormula, elapsed_seconds: float
 ) -> GradedItem:
     """The verdict: numbers only where something was judged."""
-    extracted = None if reading.answer is None else shown(reading.answer)
+    answer = reading.candidate(outcome.candidate)
+    extracted = None if answer is None else shown(answer)
     if outcome.status in ("unparseable_gold", "timeout", "error"):
         return GradedItem(outcome.status, extracted=extracted, detail=outcome.detail, elapsed_seconds=elapsed_seconds)
+    unread = reading.format != 0.0 and (outcome.accuracy is None or outcome.status == "unparseable_answer")
+    if unread and rules.unparseable == "masked":
+        detail = f"{(outcome.detail or reading.problem or '').removesuffix(': counted as wrong')}: masked"
+        return GradedItem("unparseable_answer", extracted=extracted, detail=detail, elapsed_seconds=elapsed_seconds)
     components = dict(outcome.components)
     penalty = None
     if rules.overlong and item.tokens is not None:

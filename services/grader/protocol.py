@@ -2,10 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat
 
 from prism.services.grader import verdict
-from prism.services.grader.verdict import DEFAULT_OPTIONS, AnswerKind, Options, PartKind, Source, VerdictStatus
+from prism.services.grader.verdict import (
+    DEFAULT_OPTIONS,
+    AnswerKind,
+    BoxOrder,
+    Options,
+    PartKind,
+    Source,
+    VerdictStatus,
+)
 from prism.wire.messages import Text, well_formed
 
 ShortText = Annotated[str, Field(max_length=4096), BeforeValidator(well_formed)]
@@ -22,13 +30,28 @@ class GradeOptions(BaseModel):
         "lenient",
         description="number: lenient forgives a unit or percent sign that only one side has; never another unit",
     )
-    choices: list[ShortText] = Field([], max_length=8, description="choice: the options' texts, A first")
+    choices: list[ShortText] = Field([], max_length=26, description="choice: the options' texts, A first")
     aliases: list[list[ShortText]] = Field([], max_length=256, description="text: groups of texts that mean the same")
     ordered: bool = Field(False, description="multi: whether the parts must come in the gold answer's order")
     part_kind: PartKind = Field("auto", description="multi: the kind of each part")
     iou: float = Field(0.5, gt=0, le=1, description="box: the least intersection over union that is right")
     distance: float = Field(
         10.0, ge=0, allow_inf_nan=False, description="box: the largest distance from a gold point that is right"
+    )
+    graded: bool = Field(False, description="box: accuracy is the IoU itself, not whether it is enough")
+    box_order: BoxOrder = Field(
+        "xyxy",
+        description="box: what the answer's numbers are, unless it says so itself; w, h: width, height",
+    )
+    gold_box_order: BoxOrder = Field("xyxy", description="box: what the gold answer's numbers are")
+    box_scale: Literal["same", "pixels", "0-1", "0-1000"] = Field(
+        "same", description="box: the answer's scale; same as the gold answer's, or shares or thousandths of the image"
+    )
+    gold_box_scale: Literal["pixels", "0-1", "0-1000"] = Field(
+        "pixels", description="box: the gold answer's scale, where box_scale is not same"
+    )
+    image_size: tuple[PositiveFloat, PositiveFloat] | None = Field(
+        None, description="box: width and height in pixels, needed between pixels and another scale"
     )
     strict: bool = Field(True, description="math: variables must have the same names, sets are no tuples")
     set_relations: bool = Field(False, description="math: an inequality may answer an interval, not only the reverse")
@@ -63,10 +86,11 @@ class GradeItem(BaseModel):
         "auto",
         description="number: exact value within a tolerance; units, percent, thousands, scientific, fractions. "
         "date: a date, a time of day or both, in any spelling. choice: "
-        "A to H, or the option's text. text: equal once normalised (Unicode, case, white space, trailing full stop), "
+        "a letter or the option's text, or several letters where the gold answer is several. "
+        "text: equal once normalised (Unicode, case, white space, trailing full stop), "
         "or an alias. math: LaTeX and expressions, by math-verify. multi: several parts. box: a bounding box by IoU, a "
         "point by distance. judge: a language model, if the service has one. auto: date, number, choice, math or "
-        "text, whichever the gold answer is; scores, ranges and ratios, yes and no, and lists of letters too.",
+        "text, whichever the gold answer is; scores, ranges and ratios too.",
     )
     options: GradeOptions | None = Field(None, description="how the kind compares; null for its defaults")
     tokens: int | None = Field(None, ge=0, le=2**31, description="the response's length, for the over-long penalty")
@@ -105,10 +129,13 @@ class GradeRules(BaseModel):
         "the required format it is always <answer>.",
     )
     overlong: Overlong | None = Field(None, description="adds the soft over-long penalty; items then need tokens")
+    unparseable: Literal["wrong", "masked"] = Field(
+        "wrong", description="an answer that cannot be read, or is not there, is wrong, or has no numbers: mask it"
+    )
 
     def plain(self) -> verdict.Rules:
         overlong = verdict.OverlongPenalty(self.overlong.limit, self.overlong.buffer) if self.overlong else None
-        return verdict.Rules(self.format, tuple(self.extract), overlong)
+        return verdict.Rules(self.format, tuple(self.extract), overlong, self.unparseable)
 
 
 class GradeRequest(BaseModel):

@@ -7,6 +7,7 @@ AnswerKind = Literal["auto", "math", "number", "choice", "text", "date", "multi"
 PartKind = Literal["auto", "math", "number", "choice", "text", "date", "box"]
 VerdictStatus = Literal["ok", "invalid_format", "unparseable_answer", "unparseable_gold", "timeout", "error"]
 Source = Literal["answer", "boxed", "phrase", "whole"]
+BoxOrder = Literal["xyxy", "xywh", "yxyx"]
 
 KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 MAX_SHOWN_CHARS = 500
@@ -33,6 +34,12 @@ class Options:
     part_kind: PartKind = "auto"
     iou: float = 0.5
     distance: float = 10.0
+    graded: bool = False
+    box_order: BoxOrder = "xyxy"
+    gold_box_order: BoxOrder = "xyxy"
+    box_scale: Literal["same", "pixels", "0-1", "0-1000"] = "same"
+    gold_box_scale: Literal["pixels", "0-1", "0-1000"] = "pixels"
+    image_size: tuple[float, float] | None = None
     strict: bool = True
     set_relations: bool = False
     float_rounding: int = 6
@@ -45,26 +52,41 @@ DEFAULT_OPTIONS = Options()
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What comparing two values gave, how, and any number worth keeping beside it (a box's IoU)."""
+    """What comparing two values gave, how, and any number worth keeping beside it (a box's IoU).
+
+    ``share`` is there for an answer that is graded rather than right or wrong, 0 to 1.
+    """
 
     right: bool
     how: str
     components: tuple[tuple[str, float], ...] = ()
+    share: float | None = None
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.right) if self.share is None else self.share
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerPair:
-    """One comparison: an extracted answer with its equivalent gold answers. ``answer`` None: only the gold is read."""
+    """One comparison: an extracted answer with its equivalent gold answers. ``answer`` None: only the gold is read.
+
+    ``others`` stand in, in turn, for an answer that cannot be read as the gold answer's kind.
+    """
 
     kind: AnswerKind
     answer: str | None
     golds: tuple[str, ...]
     options: Options = DEFAULT_OPTIONS
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a task. ``accuracy`` is None where nothing was compared: that is no 0."""
+    """What became of a task. ``accuracy`` is None where nothing was compared: that is no 0.
+
+    ``candidate`` is which of the task's answers was compared: 0 its ``answer``, from 1 on its ``others``.
+    """
 
     status: VerdictStatus
     accuracy: float | None = None
@@ -72,6 +94,7 @@ class Outcome:
     detail: str | None = None
     components: tuple[tuple[str, float], ...] = ()
     elapsed_seconds: float = 0.0
+    candidate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +110,15 @@ class OverlongPenalty:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How responses are read: whether the response format is required, and where an answer is looked for, in order."""
+    """How responses are read: whether the response format is required, and where an answer is looked for, in order.
+
+    ``unparseable``: an answer that cannot be read is wrong, or it is masked, with no numbers at all.
+    """
 
     format: Literal["required", "ignored"] = "required"
     extract: tuple[Source, ...] = ("answer", "boxed", "phrase")
     overlong: OverlongPenalty | None = None
+    unparseable: Literal["wrong", "masked"] = "wrong"
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,20 +43,22 @@ class Message(_message.Message):
     def __init__(self, role: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Prompt(_message.Message):
-    __slots__ = ("id", "messages", "gold", "kind", "teacher", "meta_json")
+    __slots__ = ("id", "messages", "gold", "kind", "teacher", "meta_json", "equivalent_answers")
     ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     GOLD_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     META_JSON_FIELD_NUMBER: _ClassVar[int]
+    EQUIVALENT_ANSWERS_FIELD_NUMBER: _ClassVar[int]
     id: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     gold: str
     kind: str
     teacher: str
     meta_json: str
-    def __init__(self, id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., gold: _Optional[str] = ..., kind: _Optional[str] = ..., teacher: _Optional[str] = ..., meta_json: _Optional[str] = ...) -> None: ...
+    equivalent_answers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., gold: _Optional[str] = ..., kind: _Optional[str] = ..., teacher: _Optional[str] = ..., meta_json: _Optional[str] = ..., equivalent_answers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("n", "temperature", "max_tokens", "seed")

@@ -10,8 +10,7 @@ from prism.services.grader.verdict import Options, Unreadable
 
 MAX_RESOLVED_CHARS = 4096
 _CANDIDATE = re.compile(r"[0-9\\$xynπ∞]")
-_LETTER = r"(?:[A-J]|\([A-Ja-j]\)|[A-J][.)])"
-_CHOICE = re.compile(rf"\s*{_LETTER}\s*")
+_CHOICE = re.compile(r"\s*(?:[A-Z]|\([A-Ja-j]\)|\([K-Z]\)|[A-Z][.)])\s*")
 _CHOICES = re.compile(r"\s*[A-J](?:\s*(?:,\s*and\b|[,;、&]|\band\b|和)\s*[A-J])+\s*\.?\s*")
 _FRACTION = re.compile(r"\s*([0-9]+) ?/ ?([0-9]+)\s*")
 _MATH = re.compile(
@@ -24,14 +23,11 @@ _MATH = re.compile(
     r"|\b(?:sqrt|sin|cos|tan|log|ln|pi)\b\s*\("
 )
 
-Resolved = Literal["number", "choice", "math", "text", "date", "short", "multi"]
+Resolved = Literal["number", "choice", "math", "text", "date", "short"]
 
 
-def resolve(gold: str, options: Options, *, part: bool = False) -> Resolved:
-    """choice if the gold answer is a letter or an option's text, number if it is one, math if it looks like it.
-
-    Several letters are ``multi``, but within a part of one.
-    """
+def resolve(gold: str, options: Options) -> Resolved:
+    """choice if the gold answer is letters or an option's text, number if it is one, math if it looks like it."""
     if options.choices:
         try:
             choice.read(gold, options)
@@ -44,12 +40,10 @@ def resolve(gold: str, options: Options, *, part: bool = False) -> Resolved:
         return "date"
     if is_number(gold):
         return "number"
-    if short.is_figures(gold) or (short.is_yes_or_no(gold) and not options.aliases):
+    if short.is_figures(gold):
         return "short"
-    if _CHOICE.fullmatch(gold):
+    if len(gold) <= MAX_RESOLVED_CHARS and (_CHOICE.fullmatch(gold) or _CHOICES.fullmatch(gold)):
         return _choice_or_text(gold, options)
-    if not part and len(gold) <= MAX_RESOLVED_CHARS and _CHOICES.fullmatch(gold):
-        return "multi"
     if len(gold) <= MAX_RESOLVED_CHARS and _CANDIDATE.search(gold) and _MATH.search(gold):
         return "math"
     return "text"

@@ -1,4 +1,4 @@
-"""The kind that ``auto`` takes for yes and no, and for figures with marks between them: 3-2, 120/80, 1914–1918, 2 : 3.
+"""The kind that ``auto`` takes for figures with marks between them: 3-2, 120/80, 1914–1918, 2 : 3.
 
 Scores, ranges, ratios, sizes and telephone numbers are no arithmetic: they are equal if their figures and marks are.
 """
@@ -11,13 +11,6 @@ from prism.services.grader.kinds.text import normalise
 from prism.services.grader.verdict import Match, Options, Unreadable, shown
 
 MAX_SHORT_CHARS = 200
-
-_YES_OR_NO = re.compile(r"(yes|no|true|false)[.!]*(?:(?P<mark>[,;:.!-]+| -)?(?P<rest> .*))?", re.IGNORECASE)
-# Without a mark before it: "Yes it is", but "no one" and "no idea" are no "no".
-_CLAUSE = re.compile(r" (?:it|he|she|they|there|that|this|these|those|the|we|you|i)\b.*", re.IGNORECASE)
-_DENIES = re.compile(r"\b(?:no|not|never|none|neither|nor|false|incorrect|wrong)\b|n't\b", re.IGNORECASE)
-_AFFIRMS = re.compile(r"\b(?:yes|true|correct|right|indeed)\b", re.IGNORECASE)
-_UNSURE = re.compile(r"\b(?:or|but|maybe|perhaps|might|possibly|however|unless|if|wait|actually)\b|\?", re.IGNORECASE)
 
 _FIGURE = r"[0-9]+(?:[.,][0-9]+)*"
 _MARK = r" ?(?:-|/|:|×|x|X) ?| (?:to|by) "
@@ -36,10 +29,9 @@ class Figures:
 
 
 def read(text: str, options: Options) -> str | Figures:
-    """yes, no, true, false, or figures; any other answer is a text, which is none of them. Raises Unreadable."""
+    """Figures; any other answer is a text, which is none of them. Raises Unreadable."""
     line = plain(text) if len(text) <= MAX_SHORT_CHARS else None
-    value = (_yes_or_no(line) or _figures(line)) if line else None
-    value = value or normalise(text)
+    value = (_figures(line) if line else None) or normalise(text)
     if value is None:
         raise Unreadable(f"empty, too long, or not text: {shown(text)!r}")
     return value
@@ -56,21 +48,6 @@ def same(gold: str | Figures, answer: str | Figures, options: Options) -> Match:
 def is_figures(text: str) -> bool:
     """Whether ``text`` is figures with marks, or digits that begin with a 0: no number and no arithmetic."""
     return len(text) <= MAX_SHORT_CHARS and (line := plain(text)) is not None and _figures(line) is not None
-
-
-def is_yes_or_no(text: str) -> bool:
-    return text.strip(" .!*`\"'").casefold() in ("yes", "no", "true", "false")
-
-
-def _yes_or_no(line: str) -> str | None:
-    match = _YES_OR_NO.fullmatch(line)
-    if match is None:
-        return None
-    said, rest = match[1].lower(), match["rest"] or ""
-    if rest and not match["mark"] and not _CLAUSE.fullmatch(rest):
-        return None
-    opposite = _DENIES if said in ("yes", "true") else _AFFIRMS
-    return None if opposite.search(rest) or _UNSURE.search(rest) else said
 
 
 def _figures(line: str) -> Figures | None:

@@ -137,6 +137,33 @@ def test_an_answer_may_be_the_word_nan_or_a_zero(tmp_path: Path) -> None:
     assert [row.gold for row in read_rows(file, "fail", require=("gold",)).rows] == ["nan", "0"]
 
 
+@pytest.mark.parametrize(
+    ("values", "golds"),
+    [
+        ({"gold": ["7", "seven"]}, ["7", "seven"]),
+        ({"gold": [7, "", None, "seven"]}, ["7", "seven"]),
+        ({"gold": "7", "equivalent_answers": ["seven", 7.0]}, ["7", "seven", "7.0"]),
+        ({"gold": "7", "equivalent_answers": None}, ["7"]),
+        ({"gold": None, "equivalent_answers": ["seven"]}, ["seven"]),
+        ({"gold": ["7"], "equivalent_answers": "seven"}, ["7", "seven"]),
+        ({"gold": 7}, ["7"]),
+    ],
+)
+def test_several_answers_may_be_equally_right(
+    tmp_path: Path, blobs: BlobStore, values: dict[str, object], golds: list[str]
+) -> None:
+    data = read_rows(write(tmp_path, GOOD | values), "fail", require=("gold",))
+    prompt = to_prompt(data.rows[0], data, blobs)
+    assert [prompt.gold, *prompt.equivalent_answers] == golds
+
+
+def test_no_answer_among_several_is_a_missing_one(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD | {"gold": []}, GOOD | {"id": "b", "gold": ["", None]}, GOOD | {"id": "c", "gold": "7"})
+    data = read_rows(file, "skip", require=("gold",))
+    assert [row.id for row in data.rows] == ["c"]
+    assert data.problems == [f"{file}:{n}: gold is missing or empty, which this stage needs" for n in (1, 2)]
+
+
 def test_nan_in_a_table_of_demonstrations_hides_no_assistants_turn(tmp_path: Path) -> None:
     turns = [*GOOD["messages"], {"role": "assistant", "content": "four"}]
     line = json.dumps(GOOD | {"messages": turns})[:-1] + ', "response": NaN}'

@@ -101,6 +101,20 @@ def request(image: str, *, teacher: str = TEACHER, experts: tuple[str, ...] = ("
     )
 
 
+async def test_all_of_a_prompts_answers_reach_the_grader(judged: Callable[..., RolloutServices], image: str) -> None:
+    asked: list[Any] = []
+
+    def listen(body: dict[str, Any]) -> httpx.Response:
+        asked.extend(item["gold"] for item in body["items"])
+        return grader(body)
+
+    several = request(image)
+    several.prompt.equivalent_answers.append("seven")
+    await judged(grader=listen).rollout(several, "w")
+    await judged(grader=listen).rollout(request(image), "w")
+    assert asked == [["7", "seven"], ["7", "seven"], "7", "7"]
+
+
 async def test_a_group_is_scored_with_the_teachers_response_in_the_same_call(
     judged: Callable[..., RolloutServices], image: str
 ) -> None:

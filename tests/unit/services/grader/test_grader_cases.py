@@ -5,18 +5,19 @@ its own tests (0.9.0, Apache 2.0), with the verdicts they expect.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prism.services.grader import kinds
-from prism.services.grader.extract import read_response
+from prism.services.grader.extract import read_item
 from prism.services.grader.protocol import GradeOptions
-from prism.services.grader.verdict import DEFAULT_OPTIONS, AnswerKind, AnswerPair, Outcome, Rules
+from prism.services.grader.verdict import DEFAULT_OPTIONS, AnswerKind, AnswerPair, Item, Outcome, Rules
 
 FOLDER = Path(__file__).with_name("cases")
-RULES = Rules(format="ignored", extract=("boxed", "phrase", "whole"))
+RULES = Rules(format="ignored", extract=("answer", "boxed", "phrase", "whole"))
 
 
 def lines(name: str) -> list[dict[str, Any]]:
@@ -25,8 +26,10 @@ def lines(name: str) -> list[dict[str, Any]]:
 
 def compare(kind: AnswerKind, case: dict[str, Any], *, extract: bool) -> Outcome:
     options = GradeOptions(**case["options"]).plain() if "options" in case else DEFAULT_OPTIONS
-    answer = read_response(case["answer"], kind, RULES).answer if extract else case["answer"]
-    return kinds.compare(AnswerPair(kind, answer or "", (case["gold"],), options))
+    if extract:
+        _, task = read_item(Item(case["answer"], (case["gold"],), kind, options), RULES)
+        return kinds.compare(task if task.answer else replace(task, answer=""))
+    return kinds.compare(AnswerPair(kind, case["answer"], (case["gold"],), options))
 
 
 def name_of(value: object) -> str:

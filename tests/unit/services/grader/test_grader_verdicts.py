@@ -1,6 +1,7 @@
 """How responses are read, and how a verdict is put together: what is a number, and what must be none."""
 
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 
 from prism.services.grader import kinds
 from prism.services.grader.engine import compare_here, conclude, content_key
-from prism.services.grader.extract import after_phrase, answer_section, last_boxed, read_response
+from prism.services.grader.extract import last_boxed, read_item, read_response
+from prism.services.grader.extract.sentences import first_sentence, without_explanation
+from prism.services.grader.extract.sources import after_phrase, answer_section, boxed_answer
 from prism.services.grader.judge import read_verdict
 from prism.services.grader.verdict import (
     DEFAULT_OPTIONS,
@@ -34,10 +37,8 @@ def respond(answer: str) -> str:
 
 def grade(item: Item, rules: Rules = RULES, formula: RewardFormula = FORMULA) -> GradedItem:
     """What the engine does with an item, without its workers."""
-    reading = read_response(item.response, item.kind, rules)
-    outcome = kinds.compare(
-        AnswerPair(item.kind, None if reading.format == 0.0 else reading.answer, item.golds, item.options)
-    )
+    reading, task = read_item(item, rules)
+    outcome = kinds.compare(task)
     return conclude(item, reading, outcome, rules, formula, 0.0)
 
 
@@ -142,6 +143,24 @@ def test_no_answer_is_no_failure_but_wrong() -> None:
     assert verdict.detail == "no answer found (looked for: answer, boxed, phrase): counted as wrong"
 
 
+@pytest.mark.parametrize("response", ["I do not know", "The answer is seven.", "\\boxed{7} or \\boxed{8}"])
+def test_what_cannot_be_read_is_masked_if_the_rules_say_so(response: str) -> None:
+    item = Item(response, ("7",))
+    verdict = grade(item, replace(IGNORED, unparseable="masked"))
+    assert (verdict.status, verdict.accuracy, verdict.format, verdict.reward) == ("unparseable_answer", *[None] * 3)
+    assert (verdict.detail or "").endswith(": masked")
+    assert "counted as wrong" not in (verdict.detail or "")
+    assert grade(item, IGNORED).accuracy == 0.0
+    # Neither a wrong answer nor a broken format can hide so.
+    assert grade(Item("The answer is 8", ("7",)), replace(IGNORED, unparseable="masked")).reward == 0.2
+    assert grade(item, Rules(unparseable="masked")).reward == 0.0
+
+
+def test_what_is_shown_is_what_was_compared() -> None:
+    verdict = grade(Item("\\boxed{?}. The answer is 7, as 3 + 4 is 7.", ("7",)), IGNORED)
+    assert (verdict.accuracy, verdict.extracted) == (1.0, "7")
+
+
 def test_what_is_shown_is_cut() -> None:
     verdict = grade(Item(respond("9" * 2000), ("7",)))
     assert verdict.extracted == "9" * MAX_SHOWN_CHARS + "…"
@@ -155,15 +174,30 @@ def test_what_is_shown_is_cut() -> None:
         "\\boxed{" + "{}" * 30_000,
         "<answer>" * 8_000,
         "the answer is " * 4_000,
+        "answer " * 9_000,
+        "答案" * 30_000,
+        "选" * 60_000,
+        "#### " * 13_000,
+        "#### 7\n" * 9_000,
+        "\\boxed 7 and " * 5_000,
+        "\\boxed{7} and " * 5_000,
+        "Mr. " * 16_000,
+        "the answer is 7. Or " * 3_000,
+        "the answer is " + "7, " * 20_000,
+        "$$" * 30_000,
+        "B because " * 6_000,
         "<caption>" * 7_000,
     ],
 )
 def test_reading_is_linear(text: str) -> None:
     """Each of these would take seconds if it were not, and the event loop would stand still."""
-    for find in (last_boxed, after_phrase, answer_section):
+    start = time.process_time()
+    for find in (last_boxed, boxed_answer, after_phrase, answer_section, first_sentence, without_explanation):
         find(text)
     for kind in FAST_KINDS:
-        read_response(text, kind, RULES)
+        for rules in (RULES, Rules("ignored", ("answer", "boxed", "phrase", "whole"))):
+            read_response(text, kind, rules)
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
