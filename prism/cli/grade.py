@@ -46,6 +46,8 @@ def grade(
 
     kind is auto unless the row or --kind says another: number, choice, text, math, multi, box, judge.
     Every response gets a verdict: a status, and accuracy and reward unless it could not be judged.
+    A row that cannot be used is named with its line; the others are graded, and the exit status is 1.
+    Numbers may stand for texts ("gold": 7, "id": 5).
     Without --out a table is printed; with it the verdicts are written too, one line each,
     and a run that was stopped goes on where it was.
 

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from prism.data.table import NUMBERS_ARE_TEXTS, without_nan
 from prism.services.grader import verdict
 from prism.services.grader.verdict import DEFAULT_OPTIONS, AnswerKind, Options, PartKind, Source, VerdictStatus
 from prism.wire.messages import Text, well_formed
@@ -14,7 +15,7 @@ ShortText = Annotated[str, Field(max_length=4096), BeforeValidator(well_formed)]
 class GradeOptions(BaseModel):
     """How a kind compares. Each kind reads its own; others do nothing."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = NUMBERS_ARE_TEXTS | ConfigDict(extra="forbid")
 
     rel_tol: float = Field(0.0, ge=0, le=1, description="number: tolerance as a share of the gold answer")
     abs_tol: float = Field(0.0, ge=0, allow_inf_nan=False, description="number: tolerance; the larger of both counts")
@@ -45,9 +46,9 @@ class GradeOptions(BaseModel):
 
 
 class GradeItem(BaseModel):
-    """One response and the gold answer to hold it against."""
+    """One response and the gold answer to hold it against. Numbers may stand for texts, as in training rows."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = NUMBERS_ARE_TEXTS | ConfigDict(extra="forbid")
 
     id: Annotated[str, Field(max_length=200), BeforeValidator(well_formed)] | None = Field(
         None, description="the caller's own name for the item; its verdict repeats it"
@@ -57,7 +58,8 @@ class GradeItem(BaseModel):
         examples=["<caption>- top left: 3\n- top right: 4</caption><think>3 + 4 = 7</think><answer>7</answer>"],
     )
     gold: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] = Field(
-        description="the right answer, or several that are equally right", examples=["7", ["7", "seven"]]
+        description="the right answer, or several that are equally right; a number stands for its text",
+        examples=["7", ["7", "seven"]],
     )
     kind: AnswerKind = Field(
         "auto",
@@ -69,6 +71,11 @@ class GradeItem(BaseModel):
     )
     options: GradeOptions | None = Field(None, description="how the kind compares; null for its defaults")
     tokens: int | None = Field(None, ge=0, le=2**31, description="the response's length, for the over-long penalty")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nan_is_nothing(cls, value: object) -> object:
+        return without_nan(value)
 
     def plain(self) -> verdict.Item:
         """As the engine takes it."""
