@@ -61,9 +61,10 @@ def grade_file(
     Raises ConfigError that says what to change, and DataError: for a file that cannot be used at once, for rows that
     cannot, each of them named meanwhile, once all others are graded.
     """
-    engine["judge_token"] = os.environ.get("PRISM_JUDGE_TOKEN")
+    judge = {name: os.environ.get(f"PRISM_{name.upper()}") for name in EngineSettings.model_fields if "judge_" in name}
+    given = [{name: value for name, value in values.items() if value is not None} for values in (judge, engine)]
     try:
-        settings = EngineSettings.model_validate({name: value for name, value in engine.items() if value is not None})
+        settings = EngineSettings.model_validate(given[0] | given[1])
         read_by = GradeRules.model_validate(rules)
     except ValidationError as error:
         raise ConfigError("\n".join(describe(error))) from None

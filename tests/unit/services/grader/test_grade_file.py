@@ -228,6 +228,19 @@ def test_mistakes_are_messages(file: Path, tmp_path: Path) -> None:
     assert grade(file, "--kind", "essay").exit_code == 2
 
 
+def test_the_judges_limits_come_from_the_environment(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, out = tmp_path / "judged.jsonl", tmp_path / "out.jsonl"
+    rows.write_text(json.dumps({"response": respond("a cat"), "gold": "a kitten", "kind": "judge"}))
+    monkeypatch.setenv("PRISM_JUDGE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("PRISM_JUDGE_MAX_CHARS", "5")
+    assert grade(rows, "--out", out).exit_code == 0
+    assert "over the limit of 5 (PRISM_JUDGE_MAX_CHARS)" in json.loads(out.read_text())["detail"]
+    monkeypatch.setenv("PRISM_JUDGE_MAX_CALLS", "-1")
+    assert "judge_max_calls: " in str(grade(file).exception)
+
+
 class Refuses(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
