@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from prism.clients.http import Refused, ServiceClient
+from prism.clients.http import Refused, ServiceClient, ask_in_halves
 from prism.errors import ConfigError, DataError
 from prism.http.client import async_client
 from prism.jobs import ForeignOutput, Form, Job, Result, Row, progress_bar, read_rows, run_until_done
@@ -22,7 +22,6 @@ from prism.settings import describe
 
 Verdict = dict[str, Any]
 Grade = Callable[[GradeRequest], Awaitable[list[Verdict]]]
-Results = list[Result[Verdict]]
 BATCH, AT_ONCE = 128, 4
 PATIENCE_SECONDS = 120.0
 
@@ -74,7 +73,7 @@ def grade_file(
         async with _server(url) if url else _in_process(settings) as ask:
 
             async def grade(rows: list[Row]) -> list[Result[Verdict]]:
-                return await grade_rows(rows, kind, lambda items: ask(GradeRequest(items=items, rules=read_by)))
+                return await grade_rows(rows, kind, lambda items: ask(GradeRequest(items=list(items), rules=read_by)))
 
             with progress_bar("grading", job) as tell:
                 await job.run(grade, batch=BATCH, concurrency=AT_ONCE, tell=tell)
@@ -90,35 +89,27 @@ def grade_file(
         raise DataError(f"{job.failed} of {job.total} rows in {file} cannot be graded; they are named above")
 
 
-async def grade_rows(rows: list[Row], kind: str, ask: Callable[[list[GradeItem]], Awaitable[list[Verdict]]]) -> Results:
-    """A verdict for each row that can be graded, and for each other what is wrong with it.
-
-    A batch that a server refuses for what is in it is asked for again in halves: one row is no other's fault.
-    """
-    asked: list[GradeItem] = []
+async def grade_rows(
+    rows: list[Row], kind: str, ask: Callable[[Sequence[GradeItem]], Awaitable[list[Verdict]]]
+) -> list[Result[Verdict]]:
+    """A verdict for each row that can be graded, and for each other what is wrong with it."""
+    items: list[GradeItem] = []
     problems: list[str | None] = []
     for row in rows:
         try:
-            asked.append(read_item(row, kind))
+            items.append(read_item(row, kind))
             problems.append(None)
         except DataError as error:
             problems.append(str(error))
-    try:
-        verdicts = iter(await ask(asked) if asked else [])
-    except Refused as error:
-        if error.status not in (413, 422):
-            raise
-        if len(rows) == 1:
-            return [Result(None, str(error))]
-        middle = len(rows) // 2
-        return await grade_rows(rows[:middle], kind, ask) + await grade_rows(rows[middle:], kind, ask)
-    return [
-        Result(None, problem)
-        if problem
-        else Result({"line": row.number, "index": row.index, "row": row.digest} | verdict)
-        for row, problem in zip(rows, problems, strict=True)
-        for verdict in ([{}] if problem else [next(verdicts)])
-    ]
+    verdicts = iter(await ask_in_halves(items, ask))
+
+    def result(row: Row, problem: str | None) -> Result[Verdict]:
+        verdict = problem or next(verdicts)
+        if isinstance(verdict, str | Refused):
+            return Result(None, str(verdict))
+        return Result({"line": row.number, "index": row.index, "row": row.digest} | verdict)
+
+    return [result(row, problem) for row, problem in zip(rows, problems, strict=True)]
 
 
 def kinds_of(file: Path, kind: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def test_verdicts_of_an_earlier_release_are_gone_on_with(file: Path, tmp_path: P
 async def test_a_batch_that_a_server_refuses_is_asked_for_again_in_halves() -> None:
     asked: list[int] = []
 
-    async def ask(items: list[GradeItem]) -> list[dict[str, Any]]:
+    async def ask(items: Sequence[GradeItem]) -> list[dict[str, Any]]:
         asked.append(len(items))
         if any(item.gold == "too large" for item in items):
             raise Refused("413 over the limit", 413)
@@ -208,7 +209,7 @@ async def test_a_batch_that_a_server_refuses_is_asked_for_again_in_halves() -> N
     assert [result.problem is None for result in results] == [True, True, False, True, True, False]
     assert asked[0] == 5
 
-    async def away(_: list[GradeItem]) -> list[dict[str, Any]]:
+    async def away(_: Sequence[GradeItem]) -> list[dict[str, Any]]:
         raise Refused("401 no token", 401)
 
     with pytest.raises(Refused):
