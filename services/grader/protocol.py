@@ -12,6 +12,10 @@ from prism.wire.messages import Text, well_formed
 ShortText = Annotated[str, Field(max_length=4096), BeforeValidator(well_formed)]
 
 
+Gold = Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
+"""One right answer, or several that are equally right."""
+
+
 class GradeOptions(BaseModel):
     """How a kind compares. Each kind reads its own; others do nothing."""
 
@@ -57,7 +61,7 @@ class GradeItem(BaseModel):
         description="the whole response: <caption>…</caption><think>…</think><answer>…</answer>",
         examples=["<caption>- top left: 3\n- top right: 4</caption><think>3 + 4 = 7</think><answer>7</answer>"],
     )
-    gold: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] = Field(
+    gold: Gold = Field(
         description="the right answer, or several that are equally right; a number stands for its text",
         examples=["7", ["7", "seven"]],
     )
