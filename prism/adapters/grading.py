@@ -162,7 +162,7 @@ class _Link:
         url = f"http://127.0.0.1:{port}"
         log = tempfile.TemporaryFile(prefix="prism-grader-")  # noqa: SIM115  (the process writes it)
         self._process = start_process(
-            [sys.executable, "-m", "prism.services.grader"],
+            [sys.executable, "-m", "prism", "serve", "grader"],
             {"PRISM_HOST": "127.0.0.1", "PRISM_PORT": str(port), "PRISM_TOKEN": token},
             log,
         )
