@@ -1,5 +1,6 @@
 """Reward functions for other trainers: called as the trainers call them, over a grader that they start themselves."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from prism.adapters.trl import GraderReward, completion_text
 from prism.adapters.verl import compute_score
 from prism.clients.http import Refused, Unavailable
 from prism.errors import ConfigError, NotJudgedError, ServiceError
+from prism.services.experts.compatible import ClassifyRequest, PairsRequest
 
 BOXED = [{"role": "assistant", "content": "It is \\boxed{7}."}]
 
@@ -168,7 +171,8 @@ def test_trls_trainer_learns_from_it(own: Grading, tiny_model: Path, tmp_path: P
     pytest.importorskip("trl")
     from datasets import Dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     config = LlamaConfig(
@@ -204,3 +208,32 @@ def test_adapters_import_neither_torch_nor_their_trainers() -> None:
     code = "import sys; sys.modules.update(dict.fromkeys(['torch', 'trl', 'verl', 'math_verify', 'pebble'])); "
     code += "import prism.adapters.trl, prism.adapters.verl"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, timeout=60)
+
+
+def blocks(language: str) -> list[str]:
+    page = (Path(__file__).parents[3] / "docs/other-trainers.md").read_text()
+    return [block.partition("```")[0] for block in page.split(f"```{language}\n")[1:]]
+
+
+def test_the_pages_python_runs(own: Grading) -> None:
+    assert len(blocks("python")) == 2
+    for block in blocks("python"):
+        exec(block, {})  # noqa: S102  (its assertions are the test)
+
+
+def test_the_pages_requests_are_answered_as_it_says(own: Grading) -> None:
+    assert own._link
+    client, requests = own._link.service, blocks("json")
+    asked = 0
+    for block, answer in pairwise([*requests, ""]):
+        place, _, body = block.partition("\n")
+        if place.startswith("POST /score"):
+            assert PairsRequest.model_validate_json(body).request().items
+        elif place.startswith("POST /classify"):
+            assert ClassifyRequest.model_validate_json(body).request().items
+        elif place.startswith("POST "):
+            asked += 1
+            given = own._link.run(client.post(place.removeprefix("POST "), json.loads(body))).json()
+            expected = json.loads(answer)
+            assert {key: given[key] for key in expected} == expected
+    assert (asked, len(requests)) == (2, 6)
