@@ -15,6 +15,11 @@ def without_nan(row: object) -> object:
     """
     if not isinstance(row, dict):
         return row
+    for value in row.values():
+        if isinstance(value, (float, list)):
+            break
+    else:
+        return row
     return {
         key: [one for one in value if not _is_nan(one)] if isinstance(value, list) else value
         for key, value in row.items()
