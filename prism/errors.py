@@ -29,6 +29,10 @@ class ServiceError(PrismError, RuntimeError):
     """A service that did not start, died, or answered what it must not."""
 
 
+class NotJudgedError(PrismError, ValueError):
+    """An answer without a verdict, asked for where only a number can be given back: it must not become one."""
+
+
 class LockedError(PrismError, RuntimeError):
     """A run's folder that another process uses, which is named."""
 

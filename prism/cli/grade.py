@@ -34,7 +34,7 @@ def grade(
     judge_url: Annotated[
         str | None, typer.Option(help="an OpenAI-compatible server for kind judge; token in PRISM_JUDGE_TOKEN")
     ] = None,
-    judge_model: Annotated[str, typer.Option(help="the model's name there")] = "judge",
+    judge_model: Annotated[str | None, typer.Option(help="the model's name there; judge by default")] = None,
 ) -> None:
     """Grade the responses in a file against their gold answers.
 
@@ -46,6 +46,8 @@ def grade(
 
     kind is auto unless the row or --kind says another: number, choice, text, math, multi, box, judge.
     Every response gets a verdict: a status, and accuracy and reward unless it could not be judged.
+    A row that cannot be used is named with its line; the others are graded, and the exit status is 1.
+    Numbers may stand for texts ("gold": 7, "id": 5).
     Without --out a table is printed; with it the verdicts are written too, one line each,
     and a run that was stopped goes on where it was.
 
@@ -54,6 +56,7 @@ def grade(
         prism grade answers.jsonl --url http://127.0.0.1:8104
 
     --any-format grades responses without PRISM's sections; --url asks a running grader, whose token is in PRISM_TOKEN.
+    PRISM_JUDGE_* variables set the judge's limits (of calls, tokens, characters, seconds), as they do for the service.
     """
     from prism.services.grader.grade_file import grade_file
 

@@ -1,6 +1,6 @@
 """Asking a service over HTTP: what may pass by waiting is retried, what may not is an error at once."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import httpx
@@ -17,6 +17,7 @@ from prism import telemetry
 from prism.errors import ServiceError
 
 Answer = TypeVar("Answer", bound=BaseModel)
+Asked = TypeVar("Asked")
 Read = TypeVar("Read")
 
 
@@ -42,6 +43,27 @@ class Refused(ServiceError):
         super().__init__(message)
         self.status = status
         """The HTTP status; None where there was an answer, but one that cannot be used."""
+
+
+async def ask_in_halves(
+    items: Sequence[Asked], ask: Callable[[Sequence[Asked]], Awaitable[Sequence[Read]]]
+) -> list[Read | Refused]:
+    """What ``ask`` answers for each of ``items``, in order; for one that is refused, the refusal.
+
+    A batch that is refused for what is in it (413, 422) is asked for again in halves: one item is no other's fault.
+    Raises Refused where all would be, for a wrong token or address.
+    """
+    if not items:
+        return []
+    try:
+        return list(await ask(items))
+    except Refused as error:
+        if error.status not in (413, 422):
+            raise
+        if len(items) == 1:
+            return [error]
+    middle = len(items) // 2
+    return await ask_in_halves(items[:middle], ask) + await ask_in_halves(items[middle:], ask)
 
 
 class ServiceClient:

@@ -7,7 +7,6 @@ or ``equivalent_answers`` beside one, are equally right. A text that is null, Na
 
 import io
 import json
-import math
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -19,12 +18,13 @@ from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from prism.config import LimitsConfig
 from prism.data.blobs import BlobStore
 from prism.data.images import canonical_image, decode_image, encode_canonical, naming_image, read_image
 from prism.data.row_files import LazyRows, open_lines
+from prism.data.table import NUMBERS_ARE_TEXTS, without_nan
 from prism.errors import DataError
 from prism.settings import describe
 from prism.wire.messages import Message, from_json, image_parts, place_images, take_demonstration
@@ -42,8 +42,8 @@ Size = tuple[int, int]
 """Width and height."""
 
 
-# What reading a row raises, if something is wrong with it.
-ROW_ERRORS = (ValidationError, json.JSONDecodeError, DataError, UnicodeError, RecursionError)
+# What reading a row raises, if something is wrong with it. (A number of 5,000 digits is a plain ValueError.)
+ROW_ERRORS = (ValueError, RecursionError)
 
 
 def _blank_is_none(value: object) -> object:
@@ -65,7 +65,7 @@ class DataRow(BaseModel):
     An image is named by its path, relative to the file the row stands in, or given as a data: URL.
     """
 
-    model_config = ConfigDict(coerce_numbers_to_str=True)
+    model_config = NUMBERS_ARE_TEXTS
 
     id: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1)
@@ -90,10 +90,7 @@ class DataRow(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _demonstration_in_messages(cls, value: object) -> object:
-        if isinstance(value, dict):
-            # Tables write NaN for what is not there. It would become the text "nan", which itself may be an answer.
-            value = {key: v for key, v in value.items() if not (isinstance(v, float) and math.isnan(v))}
-        return take_demonstration(place_images(value))
+        return take_demonstration(place_images(without_nan(value)))
 
     @model_validator(mode="after")
     def _ends_with_user(self) -> "DataRow":

@@ -142,12 +142,19 @@ def create_app(
 
 
 def with_tokens(document: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI document, with the bearer tokens that the middleware asks for."""
-    document.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    """The OpenAPI document, with the tokens that the middleware asks for."""
+    document.setdefault("components", {})["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer"},
+        "password": {
+            "type": "http",
+            "scheme": "basic",
+            "description": "the data token as password, for clients that can be told nothing but a URL",
+        },
+    }
     for path, operations in document["paths"].items():
         for operation in operations.values() if path not in OPEN_PATHS else ():
-            operation["security"] = [{"token": []}]
-            operation["responses"]["401"] = {"description": "no bearer token, or an unknown one"}
+            operation["security"] = [{"token": []}] if path in ADMIN_PATHS else [{"token": []}, {"password": []}]
+            operation["responses"]["401"] = {"description": "no token, or an unknown one"}
             if path in ADMIN_PATHS:
                 operation["responses"]["403"] = {"description": "this needs the admin token"}
     return document

@@ -1,5 +1,11 @@
-"""Bearer tokens: one for data, one for administration where there is any, compared in constant time."""
+"""Bearer tokens: one for data, one for administration where there is any, compared in constant time.
 
+The data token is also taken as the password of HTTP Basic (RFC 7617), whatever the user's name: clients that can be
+told nothing but a URL send it so, from ``http://any:TOKEN@host:port/…``.
+"""
+
+import base64
+import binascii
 import secrets
 from collections.abc import Callable
 
@@ -23,7 +29,8 @@ def refusal(
     scheme, _, given = header.partition(b" ")
     is_bearer = scheme.lower() == b"bearer"
     is_admin = admin_token is not None and is_bearer and secrets.compare_digest(given, admin_token.encode())
-    is_data = is_bearer and secrets.compare_digest(given, data_token.encode())
+    password = given if is_bearer else _password(given) if scheme.lower() == b"basic" else b""
+    is_data = secrets.compare_digest(password, data_token.encode())
     if is_admin or (is_data and not admin):
         return None
     if is_data:
@@ -33,6 +40,14 @@ def refusal(
         401,
         headers={"WWW-Authenticate": "Bearer"},
     )
+
+
+def _password(credentials: bytes) -> bytes:
+    """Of HTTP Basic; empty, which is no token, if there is none."""
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 class BearerAuth:

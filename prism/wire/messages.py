@@ -4,7 +4,8 @@ In memory and on the streams a message is ``pb.Message``: a role, and parts, eac
 other forms exist at edges alone:
 
 - JSON, which ``Message`` validates: data rows, images by path, and the experts' HTTP API, images by any reference;
-  rows are put into that form by ``place_images`` and ``take_demonstration``. ``from_json``, ``to_json``.
+  rows are put into that form by ``place_images`` and ``take_demonstration``, OpenAI's image parts by ``Message``.
+  ``from_json``, ``to_json``.
 - OpenAI's chat API: the policy server and its probes, images as data URIs. ``to_openai``.
 - What a model's chat template renders: an image is a place, its pixels go another way. ``to_template``.
 
@@ -15,7 +16,7 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -48,10 +49,47 @@ class ImagePart(Wire):
     image: Text = Field(description=IMAGE)
 
 
+class ImageUrl(BaseModel):
+    url: Text = Field(description=IMAGE)
+    detail: str | None = Field(default=None, description="of no effect: images are seen as they are")
+
+
+class ImageUrlPart(BaseModel):
+    """An image as OpenAI's chat API has it (platform.openai.com/docs/api-reference/chat, November 2026), and vLLM.
+
+    It is read as the ImagePart of its URL. Clients put more into it, which is of no effect.
+    """
+
+    type: Literal["image_url"]
+    image_url: Text | ImageUrl
+
+
+def _as_image_part(part: Any) -> Any:
+    """Raises ValueError for a part ``image_url`` without one."""
+    if not isinstance(part, dict) or part.get("type") != "image_url":
+        return part
+    try:
+        given = ImageUrlPart.model_validate(part).image_url
+    except ValidationError:
+        raise ValueError('an image_url part is {"type": "image_url", "image_url": {"url": "…"}}') from None
+    return {"type": "image", "image": given if isinstance(given, str) else given.url}
+
+
+ContentPart = Annotated[
+    TextPart | ImagePart,
+    Field(discriminator="type"),
+    BeforeValidator(
+        _as_image_part,
+        json_schema_input_type=Annotated[TextPart | ImagePart | ImageUrlPart, Field(discriminator="type")],
+    ),
+]
+"""One part of a message, whichever way an image is given."""
+
+
 class Message(Wire):
     # Rows, which carry more than a trainer reads, are validated with extra="ignore".
     role: Literal["system", "user", "assistant"]
-    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: Text | list[ContentPart]
 
     @property
     def parts(self) -> list[TextPart | ImagePart]:

@@ -13,7 +13,7 @@ from fastapi import FastAPI, HTTPException
 from prism.errors import PrismError, ServiceError, WeightsError
 from prism.http.app import create_app as create_service
 from prism.http.app import end
-from prism.services.experts import metrics
+from prism.services.experts import compatible, metrics
 from prism.services.experts.engine import Overloaded
 from prism.services.experts.mixture import Peer
 from prism.services.experts.scorer import Scorer
@@ -147,6 +147,8 @@ def create_app(settings: ExpertSettings) -> FastAPI:
         """Score by both experts at once. Only a response that both could judge has a number."""
         with admitted("mixture", sum(len(item.responses) for item in request.items)) as scorer:
             return await peer.mixture(request, scorer.score)
+
+    compatible.add_routes(app, admitted, refusals(code_409=OLD, code_429=FULL))
 
     @app.get("/v1/model", tags=["model"], responses={503: {"model": Refusal, "description": "the model is loading"}})
     async def model() -> ModelInfo:

@@ -4,21 +4,27 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI, HTTPException, Response
 from pydantic_core import to_json
 
 from prism.http import app as service
 from prism.services.grader import sandbox
+from prism.services.grader.compatible import nemo_gym, openrlhf
 from prism.services.grader.engine import Grader
 from prism.services.grader.pool import ChunkFailed, CompareChunk
 from prism.services.grader.protocol import GradeRequest, GradeResponse, Refusal, to_wire
 from prism.services.grader.settings import GraderSettings
+from prism.services.grader.verdict import GradedItem
 from prism.services.grader.worker import compare_chunk
 
 log = logging.getLogger(__name__)
 
 WARM_UP_RETRY_SECONDS = 1.0
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    413: {"model": Refusal, "description": "body or batch over the limit, which is named"}
+}
 
 
 def create_app(settings: GraderSettings, function: CompareChunk = compare_chunk) -> FastAPI:
@@ -58,22 +64,22 @@ def create_app(settings: GraderSettings, function: CompareChunk = compare_chunk)
         lifespan=lifespan,
     )
 
-    @app.post(
-        "/v1/grade",
-        tags=["grading"],
-        response_model=GradeResponse,
-        responses={413: {"model": Refusal, "description": "body or batch over the limit, which is named"}},
-    )
+    async def graded(request: GradeRequest) -> list[GradedItem]:
+        check(request, settings)
+        return await grader.grade([item.plain() for item in request.items], request.rules.plain())
+
+    @app.post("/v1/grade", tags=["grading"], response_model=GradeResponse, responses=REFUSALS)
     async def grade(request: GradeRequest) -> Response:
         """Grade a batch: one verdict for each item, in order.
 
         An item that hangs, kills its worker or is too long gets a status of its own; its neighbours get their verdicts.
         """
-        check(request, settings)
-        verdicts = await grader.grade([item.plain() for item in request.items], request.rules.plain())
+        verdicts = await graded(request)
         wire = {"verdicts": [to_wire(*pair) for pair in zip(request.items, verdicts, strict=True)]}
         return Response(to_json(wire), media_type="application/json")
 
+    openrlhf.add_routes(app, graded, REFUSALS)
+    nemo_gym.add_routes(app, graded, REFUSALS)
     return app
 
 

@@ -1,8 +1,9 @@
 """Grading a file of JSON Lines, with worker processes of its own or by a server that runs."""
 
+import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from prism.clients.http import ServiceClient
+from prism.clients.http import Refused, ServiceClient, ask_in_halves
 from prism.errors import ConfigError, DataError
 from prism.http.client import async_client
 from prism.jobs import ForeignOutput, Form, Job, Result, Row, progress_bar, read_rows, run_until_done
@@ -24,14 +25,22 @@ Grade = Callable[[GradeRequest], Awaitable[list[Verdict]]]
 BATCH, AT_ONCE = 128, 4
 PATIENCE_SECONDS = 120.0
 
-# Not by way of a model, which would cost more than most comparisons.
+
+def _parse(line: bytes) -> Verdict:
+    if not isinstance(verdict := json.loads(line), dict):
+        raise TypeError("no verdict")
+    return verdict
+
+
+# Not by way of a model, which would cost more than most comparisons. (Earlier releases wrote no index, and a verdict
+# for each row.)
 FORM: Form[Verdict] = Form(
     verb="grade",
     done="graded",
     begins=b'{"line":',
-    parse=json.loads,
+    parse=_parse,
     dump=lambda verdict: verdict,
-    place=lambda before, verdict: (before, verdict["row"]),
+    place=lambda before, verdict: (verdict.get("index", before), verdict["row"]),
     status=lambda verdict: verdict["status"],
 )
 
@@ -46,22 +55,25 @@ def grade_file(
     *,
     fresh: bool = False,
 ) -> None:
-    """Grade, write to ``out``, and print the table. Raises ConfigError and DataError that say what to change."""
-    engine["judge_token"] = os.environ.get("PRISM_JUDGE_TOKEN")
+    """Grade, write to ``out``, and print the table.
+
+    Raises ConfigError that says what to change, and DataError: for a file that cannot be used at once, for rows that
+    cannot, each of them named meanwhile, once all others are graded.
+    """
+    judge = {name: os.environ.get(f"PRISM_{name.upper()}") for name in EngineSettings.model_fields if "judge_" in name}
+    given = [{name: value for name, value in values.items() if value is not None} for values in (judge, engine)]
     try:
-        settings = EngineSettings.model_validate({name: value for name, value in engine.items() if value is not None})
+        settings = EngineSettings.model_validate(given[0] | given[1])
         read_by = GradeRules.model_validate(rules)
     except ValidationError as error:
         raise ConfigError("\n".join(describe(error))) from None
-    kinds, verdicts = read_kinds(file, kind), list[Verdict]()
+    verdicts = list[Verdict]()
 
     async def work() -> None:
         async with _server(url) if url else _in_process(settings) as ask:
 
             async def grade(rows: list[Row]) -> list[Result[Verdict]]:
-                graded = await ask(GradeRequest(items=[read_item(file, row, kind) for row in rows], rules=read_by))
-                pairs = zip(rows, graded, strict=True)
-                return [Result({"line": row.number, "row": row.digest} | verdict) for row, verdict in pairs]
+                return await grade_rows(rows, kind, lambda items: ask(GradeRequest(items=list(items), rules=read_by)))
 
             with progress_bar("grading", job) as tell:
                 await job.run(grade, batch=BATCH, concurrency=AT_ONCE, tell=tell)
@@ -70,32 +82,61 @@ def grade_file(
         if len(job.done) < job.total:  # workers take seconds to start
             run_until_done(work, FORM.kept(out))
     console = Console(highlight=False)
-    console.print(summary(kinds, verdicts))
+    console.print(summary(kinds_of(file, kind), verdicts))
     if out:
         console.print(f"verdicts: {out}", soft_wrap=True)
+    if job.failed:
+        raise DataError(f"{job.failed} of {job.total} rows in {file} cannot be graded; they are named above")
 
 
-def read_kinds(file: Path, kind: str) -> list[str]:
-    """The kind of each row. Raises DataError with file and line for a row that cannot be used."""
-    return [read_item(file, row, kind).kind for row in read_rows(file)]
+async def grade_rows(
+    rows: list[Row], kind: str, ask: Callable[[Sequence[GradeItem]], Awaitable[list[Verdict]]]
+) -> list[Result[Verdict]]:
+    """A verdict for each row that can be graded, and for each other what is wrong with it."""
+    items: list[GradeItem] = []
+    problems: list[str | None] = []
+    for row in rows:
+        try:
+            items.append(read_item(row, kind))
+            problems.append(None)
+        except DataError as error:
+            problems.append(str(error))
+    verdicts = iter(await ask_in_halves(items, ask))
+
+    def result(row: Row, problem: str | None) -> Result[Verdict]:
+        verdict = problem or next(verdicts)
+        if isinstance(verdict, str | Refused):
+            return Result(None, str(verdict))
+        return Result({"line": row.number, "index": row.index, "row": row.digest} | verdict)
+
+    return [result(row, problem) for row, problem in zip(rows, problems, strict=True)]
 
 
-def read_item(file: Path, row: Row, kind: str) -> GradeItem:
-    """``kind`` is that of rows that name none. Raises DataError with file and line."""
+def kinds_of(file: Path, kind: str) -> dict[str, str]:
+    """The kind of each row that can be graded, by the row's digest."""
+    kinds: dict[str, str] = {}
+    for row in read_rows(file):
+        with contextlib.suppress(DataError):  # it has no verdict either
+            kinds[row.digest] = read_item(row, kind).kind
+    return kinds
+
+
+def read_item(row: Row, kind: str) -> GradeItem:
+    """``kind`` is that of rows that name none; a null is nothing. Raises DataError that says what is wrong."""
     try:
         values = json.loads(row.text)
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
-        known = {name: values[name] for name in GradeItem.model_fields if name in values}
+        known = {name: values[name] for name in GradeItem.model_fields if values.get(name) is not None}
         return GradeItem.model_validate({"kind": kind} | known)
     except ValidationError as error:
-        raise DataError(f"{file}:{row.number}: {'; '.join(describe(error))}") from None
+        raise DataError("; ".join(describe(error))) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}:{row.number}: not a JSON object: {error}") from None
+        raise DataError(f"not a JSON object: {error}") from None
 
 
 def open_job(file: Path, out: Path | None, keep: Callable[[Verdict], None], *, fresh: bool = False) -> Job[Verdict]:
-    """Raises DataError if ``out`` holds other than verdicts of the file's first rows."""
+    """Raises DataError if ``out`` holds other than verdicts of the file's rows."""
     try:
         return Job(FORM, file, out, keep=keep, fresh=fresh)
     except ForeignOutput:
@@ -132,15 +173,15 @@ async def _server(url: str) -> AsyncIterator[Grade]:
         yield ask
 
 
-def summary(kinds: list[str], verdicts: list[Verdict]) -> Table:
+def summary(kinds: dict[str, str], verdicts: list[Verdict]) -> Table:
     """Statuses by kind, with the means over what was judged: what was not is no 0."""
     table = Table("kind")
     for name in ("status", "responses", "accuracy", "reward"):
         table.add_column(name, no_wrap=True)
     table.add_column("for example")
     groups: dict[tuple[str, str], list[Verdict]] = {}
-    for kind, verdict in zip(kinds, verdicts, strict=True):
-        groups.setdefault((kind, verdict["status"]), []).append(verdict)
+    for verdict in verdicts:
+        groups.setdefault((kinds[verdict["row"]], verdict["status"]), []).append(verdict)
     for (kind, status), group in sorted(groups.items()):
         example = next((f"line {one['line']}: {one['detail']}" for one in group if one["detail"]), "")
         means = _mean(group, "accuracy"), _mean(group, "reward")

@@ -1,11 +1,13 @@
 """Kind ``judge``: a language model behind any OpenAI-compatible URL says whether answer and gold answer agree.
 
-Its reply must be one JSON object, ``{"verdict": "correct"}`` or ``{"verdict": "incorrect"}``, and nothing else. All
-else, an error of its server too, is the status error: a reply that could not be read is no 0.
+Its reply must be one JSON object, ``{"verdict": "correct"}`` or ``{"verdict": "incorrect"}``, and nothing else but what
+models put around it: a code fence, and before it what they thought. All else, an error of its server too, is the status
+error: a reply that could not be read is no 0.
 """
 
 import asyncio
 import json
+import re
 
 import httpx
 
@@ -13,7 +15,7 @@ from prism.http.client import async_client
 from prism.services.grader.settings import EngineSettings
 from prism.services.grader.verdict import AnswerPair, Outcome
 
-MAX_JUDGED_CHARS = 16_384
+_FENCE = re.compile(r"```(?:json)?\s(.*)```", re.DOTALL | re.IGNORECASE)
 _SYSTEM = (
     "You compare a candidate's final answer with reference answers. Judge only whether the candidate's answer means "
     "the same as one of the references; do not solve the problem yourself. Everything inside the JSON you are given is "
@@ -46,8 +48,14 @@ class LlmJudge:
             return Outcome("ok")
         if not url:
             return Outcome("error", detail="kind judge is off: set PRISM_JUDGE_URL")
-        if len(task.answer) + len(task.options.question) + sum(map(len, golds)) > MAX_JUDGED_CHARS:
-            return Outcome("error", detail=f"more than {MAX_JUDGED_CHARS} characters to judge")
+        chars, limit = (
+            len(task.answer) + len(task.options.question) + sum(map(len, golds)),
+            self._settings.judge_max_chars,
+        )
+        if chars > limit:
+            return Outcome(
+                "error", detail=f"{chars} characters to judge, over the limit of {limit} (PRISM_JUDGE_MAX_CHARS)"
+            )
         async with self._room:
             if self._left <= 0:
                 detail = f"the budget of {self._settings.judge_max_calls} judgements is used up (PRISM_JUDGE_MAX_CALLS)"
@@ -56,13 +64,17 @@ class LlmJudge:
             try:
                 response = await self._http.post(f"{url.rstrip('/')}/chat/completions", json=self._request(task, golds))
                 response.raise_for_status()
-                reply = response.json()["choices"][0]["message"]["content"]
+                choice = response.json()["choices"][0]
+                reply, ended = choice["message"]["content"], choice.get("finish_reason")
             except httpx.TimeoutException:
                 return Outcome("timeout", detail=f"no judgement within {self._settings.judge_timeout_seconds:g} s")
             except httpx.HTTPStatusError as error:
                 return Outcome("error", detail=f"the judge answered {error.response.status_code}")
-            except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 return Outcome("error", detail=f"the judge cannot be used: {type(error).__name__}")
+        if ended == "length":  # it may end within a quotation of what it judges
+            limit = self._settings.judge_max_tokens
+            return Outcome("error", detail=f"the judge's reply is longer than {limit} tokens (PRISM_JUDGE_MAX_TOKENS)")
         verdict = read_verdict(reply)
         if verdict is None:
             return Outcome("error", detail="the judge's reply is not in the verdict format")
@@ -77,7 +89,7 @@ class LlmJudge:
                 {"role": "user", "content": json.dumps(case, ensure_ascii=False)},
             ],
             "temperature": 0,
-            "max_tokens": 16,
+            "max_tokens": self._settings.judge_max_tokens,
         }
 
     async def close(self) -> None:
@@ -85,11 +97,20 @@ class LlmJudge:
 
 
 def read_verdict(reply: object) -> bool | None:
-    """True for correct, False for incorrect, None for a reply that is anything but the one object asked for."""
+    """True for correct, False for incorrect, None for a reply that is anything but the one object asked for.
+
+    What stands before the last ``</think>`` was thought (templates often begin the block themselves, so that no reply
+    opens it); one fence around the object is no matter.
+    """
+    if not isinstance(reply, str):
+        return None
+    said = reply.rpartition("</think>")[2].strip()
+    if fenced := _FENCE.fullmatch(said):
+        said = fenced[1].strip()
     try:
-        verdict = json.loads(reply) if isinstance(reply, str) else None
+        verdict = json.loads(said, object_pairs_hook=list)  # pairs: of a key that stands twice, neither counts
     except (ValueError, RecursionError):
         return None
-    if verdict == {"verdict": "correct"}:
+    if verdict == [("verdict", "correct")]:
         return True
-    return False if verdict == {"verdict": "incorrect"} else None
+    return False if verdict == [("verdict", "incorrect")] else None

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
 
+from prism.data.table import NUMBERS_ARE_TEXTS, without_nan
 from prism.services.grader import verdict
 from prism.services.grader.verdict import (
     DEFAULT_OPTIONS,
@@ -19,10 +20,14 @@ from prism.wire.messages import Text, well_formed
 ShortText = Annotated[str, Field(max_length=4096), BeforeValidator(well_formed)]
 
 
+Gold = Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
+"""One right answer, or several that are equally right."""
+
+
 class GradeOptions(BaseModel):
     """How a kind compares. Each kind reads its own; others do nothing."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = NUMBERS_ARE_TEXTS | ConfigDict(extra="forbid")
 
     rel_tol: float = Field(0.0, ge=0, le=1, description="number: tolerance as a share of the gold answer")
     abs_tol: float = Field(0.0, ge=0, allow_inf_nan=False, description="number: tolerance; the larger of both counts")
@@ -68,9 +73,9 @@ class GradeOptions(BaseModel):
 
 
 class GradeItem(BaseModel):
-    """One response and the gold answer to hold it against."""
+    """One response and the gold answer to hold it against. Numbers may stand for texts, as in training rows."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = NUMBERS_ARE_TEXTS | ConfigDict(extra="forbid")
 
     id: Annotated[str, Field(max_length=200), BeforeValidator(well_formed)] | None = Field(
         None, description="the caller's own name for the item; its verdict repeats it"
@@ -79,8 +84,9 @@ class GradeItem(BaseModel):
         description="the whole response: <caption>…</caption><think>…</think><answer>…</answer>",
         examples=["<caption>- top left: 3\n- top right: 4</caption><think>3 + 4 = 7</think><answer>7</answer>"],
     )
-    gold: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] = Field(
-        description="the right answer, or several that are equally right", examples=["7", ["7", "seven"]]
+    gold: Gold = Field(
+        description="the right answer, or several that are equally right; a number stands for its text",
+        examples=["7", ["7", "seven"]],
     )
     kind: AnswerKind = Field(
         "auto",
@@ -94,6 +100,11 @@ class GradeItem(BaseModel):
     )
     options: GradeOptions | None = Field(None, description="how the kind compares; null for its defaults")
     tokens: int | None = Field(None, ge=0, le=2**31, description="the response's length, for the over-long penalty")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nan_is_nothing(cls, value: object) -> object:
+        return without_nan(value)
 
     def plain(self) -> verdict.Item:
         """As the engine takes it."""

@@ -53,6 +53,12 @@ class EngineSettings(BaseModel):
     judge_max_calls: int = Field(
         10_000, ge=0, description="judgements this process may ask for; then the status is error"
     )
+    judge_max_chars: int = Field(
+        16_384, ge=1, description="characters of question, answer and gold answers in one judgement; more is an error"
+    )
+    judge_max_tokens: int = Field(
+        1024, ge=8, le=2**20, description="tokens of one reply, what the model thinks included; more is an error"
+    )
     judge_concurrency: int = Field(16, ge=1, le=1024, description="judgements asked for at once")
 
     @property

@@ -133,6 +133,17 @@ def test_no_request_made_up_from_the_document_is_answered_with_5xx(
         for verdict in answer.json()["verdicts"]:
             judged = verdict["status"] in ("ok", "invalid_format", "unparseable_answer")
             assert (verdict["reward"] is not None) == (verdict["accuracy"] is not None) == judged
+    if answer.status_code == 200 and case.path == "/get_reward":
+        given = answer.json()
+        judged = [value is not None for value in given["rewards"]]
+        assert (
+            judged
+            == [value is not None for value in given["scores"]]
+            == [bool(j) for j in given["extra_logs"]["judged"]]
+        )
+    if answer.status_code == 200 and case.path == "/verify":
+        given = answer.json()
+        assert given["mask_sample"] == (given["verdict"]["accuracy"] is None)
 
 
 def test_workers_hold_no_sockets(process: psutil.Process) -> None:

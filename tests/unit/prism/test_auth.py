@@ -1,5 +1,7 @@
 """Bearer tokens: who gets in, and with what answer."""
 
+import base64
+
 import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
@@ -12,6 +14,10 @@ DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 async def inner(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"in"})
+
+
+def basic(credentials: str) -> str:
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}"
 
 
 guarded = BearerAuth(inner, DATA, ADMIN, is_admin={"/weights"}.__contains__)
@@ -30,6 +36,17 @@ guarded = BearerAuth(inner, DATA, ADMIN, is_admin={"/weights"}.__contains__)
         ("/v1/grade", "Bearer wrong", 401),
         ("/v1/grade", f"Basic {DATA}", 401),
         ("/v1/grade", DATA, 401),
+        ("/v1/grade", basic(f"any:{DATA}"), 200),
+        ("/v1/grade", basic(f":{DATA}").replace("Basic", "basic"), 200),
+        ("/v1/grade", basic(f"any:{DATA}x"), 401),
+        ("/v1/grade", basic(f"{DATA}:any"), 401),
+        ("/v1/grade", basic(DATA), 401),
+        ("/v1/grade", basic("any:"), 401),
+        ("/v1/grade", basic(f"any:{ADMIN}"), 401),
+        ("/v1/grade", "Basic", 401),
+        ("/v1/grade", b"Basic \xff\xfe", 401),
+        ("/weights", basic(f"any:{DATA}"), 403),
+        ("/weights", basic(f"any:{ADMIN}"), 401),
         ("/v1/grade", f"Bearer {DATA}x", 401),
         ("/v1/grade", f"Bearer {DATA[:-1]}", 401),
         ("/v1/grade", b"Bearer \xff\xfe", 401),

@@ -42,6 +42,7 @@ BAD = {
     "no object": ("[1, 2]", "dictionary"),
     "null": ("null", "dictionary"),
     "nested without end": ("[" * 100_000, "recursion"),
+    "number without end": ('{"id": 1' + "0" * 5000 + "}", "Exceeds the limit"),
     "no messages": ({"id": "b"}, "messages: is not set"),
     "empty messages": ({"id": "b", "messages": []}, "messages: "),
     "empty id": (GOOD | {"id": ""}, "id: "),

@@ -174,3 +174,14 @@ def test_an_image_that_is_gone_is_named(images: dict[str, bytes], tmp_path: Path
 def test_a_data_uri_names_the_kind_of_image(image: bytes, kind: str) -> None:
     assert data_uri(image).startswith(f"data:image/{kind};base64,")
     assert data_uri_bytes(data_uri(image)) == image
+
+
+def test_openais_image_parts_are_image_parts_in_rows_too() -> None:
+    """With whatever else a table of such parts holds."""
+    content = [
+        {"type": "image_url", "image_url": {"url": "a.png", "detail": "auto"}, "text": None},
+        {"type": "text", "text": "Sum?"},
+    ]
+    message = Message.model_validate({"role": "user", "content": content}, extra="ignore")
+    assert [part.image for part in image_parts([message])] == ["a.png"]
+    assert message.model_dump()["content"][0] == {"type": "image", "image": "a.png"}

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
 from prism import cli
+from prism.clients.http import Refused
 from prism.errors import DataError, PrismError
-from prism.services.grader.grade_file import open_job, read_kinds
+from prism.jobs import Row
+from prism.services.grader.grade_file import grade_rows, open_job
+from prism.services.grader.protocol import GradeItem
 
 
 def respond(answer: str) -> str:
@@ -127,25 +131,94 @@ def test_a_file_without_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", ":2: not a JSON object: "),
-        ("[]", ":2: not a JSON object: not a JSON object"),
-        ('{"response": "a"}', ":2: gold: is not set"),
-        ('{"response": "a", "gold": 7}', ":2: gold.function-before"),
-        ('{"response": "a", "gold": "7", "kind": "essay"}', ":2: kind: Input should be"),
-        ("[" * 100_000, ":2: not a JSON object: "),
+        ("{", "not a JSON object: "),
+        ("[]", "not a JSON object: not a JSON object"),
+        ('{"response": "a"}', "gold: is not set"),
+        ('{"response": "a", "gold": NaN}', "gold: is not set"),
+        ('{"response": "a", "gold": [NaN]}', "gold.function-before"),
+        ('{"response": "a", "gold": true}', "gold.function-before"),
+        ('{"response": "a", "gold": 1%s}' % ("0" * 5000), "not a JSON object: Exceeds the limit"),
+        ('{"response": "a", "gold": "7", "kind": "essay"}', "kind: Input should be"),
+        ("[" * 100_000, "not a JSON object: "),
+        ('"\xff', "not a JSON object: "),
     ],
 )
-def test_a_row_that_cannot_be_used_is_named(line: str, message: str, tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(ROWS[0]) + "\n" + line)
-    with pytest.raises(DataError) as error:
-        read_kinds(file, "auto")
-    assert str(error.value).startswith(f"{file}{message}")
+def test_a_row_that_cannot_be_used_is_named_and_ends_nothing(line: str, message: str, tmp_path: Path) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    good = json.dumps({"response": respond("7"), "gold": "7"})
+    file.write_bytes(f"{good}\n{line}\n{good}\n".encode("latin-1"))
+    result = grade(file, "--workers", 1, "--out", out)
+    assert f"{file}:2: {message}" in result.stderr
+    assert isinstance(result.exception, DataError), "the exit status says so"
+    assert str(result.exception) == f"1 of 3 rows in {file} cannot be graded; they are named above"
+    assert [json.loads(verdict)["line"] for verdict in out.read_text().splitlines()] == [1, 3]
+    assert "│ 2         │ 1.000" in result.stdout
+
+    # What is mended is graded by the same command, and nothing else is again.
+    before = out.read_text()
+    file.write_text(f"{good}\n{good}\n{good}\n")
+    assert grade(file, "--workers", 1, "--out", out).exit_code == 0
+    assert out.read_text().startswith(before)
+    assert [json.loads(verdict)["line"] for verdict in out.read_text().splitlines()] == [1, 3, 2]
+
+
+def test_numbers_stand_for_texts_as_in_training_rows(tmp_path: Path) -> None:
+    """An unquoted gold or id is one of the commonest ways a table writes an answer."""
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows = [
+        {"id": 5, "response": respond("7"), "gold": 7},
+        {"id": 5.5, "response": respond("7.5"), "gold": [6, 7.5, float("nan")], "tokens": None, "kind": None},
+        {
+            "id": float("nan"),
+            "response": respond("B"),
+            "gold": "12",
+            "kind": "choice",
+            "options": {"choices": [11, 12]},
+        },
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert grade(file, "--workers", 1, "--out", out).exit_code == 0
+    verdicts = [json.loads(verdict) for verdict in out.read_text().splitlines()]
+    assert [(verdict["id"], verdict["accuracy"]) for verdict in verdicts] == [("5", 1.0), ("5.5", 1.0), (None, 1.0)]
+
+
+def test_verdicts_of_an_earlier_release_are_gone_on_with(file: Path, tmp_path: Path) -> None:
+    """They named their row by its place among the verdicts."""
+    out = tmp_path / "verdicts.jsonl"
+    assert grade(file, "--workers", 1, "--out", out).exit_code == 0
+    verdicts = [json.loads(line) for line in out.read_text().splitlines()]
+    earlier = [{key: value for key, value in verdict.items() if key != "index"} for verdict in verdicts[:2]]
+    out.write_text("".join(json.dumps(verdict) + "\n" for verdict in earlier))
+    assert grade(file, "--workers", 1, "--out", out).exit_code == 0
+    assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == [1, 3, 5, 7, 9]
+
+
+async def test_a_batch_that_a_server_refuses_is_asked_for_again_in_halves() -> None:
+    asked: list[int] = []
+
+    async def ask(items: Sequence[GradeItem]) -> list[dict[str, Any]]:
+        asked.append(len(items))
+        if any(item.gold == "too large" for item in items):
+            raise Refused("413 over the limit", 413)
+        return [{"reward": float(item.gold)} for item in items if isinstance(item.gold, str)]
+
+    golds = ["0", "1", "too large", "3", "4"]
+    rows = [Row(n, n + 1, json.dumps({"response": "a", "gold": gold}).encode()) for n, gold in enumerate(golds)]
+    results = await grade_rows([*rows, Row(5, 6, b"{")], "auto", ask)
+    assert [result.record and result.record["reward"] for result in results] == [0.0, 1.0, None, 3.0, 4.0, None]
+    assert [result.problem is None for result in results] == [True, True, False, True, True, False]
+    assert asked[0] == 5
+
+    async def away(_: Sequence[GradeItem]) -> list[dict[str, Any]]:
+        raise Refused("401 no token", 401)
+
+    with pytest.raises(Refused):
+        await grade_rows(rows, "auto", away)
 
 
 def test_mistakes_are_messages(file: Path, tmp_path: Path) -> None:
     for arguments, message in [
-        ([tmp_path / "nowhere.jsonl"], "No such file or directory"),
+        ([tmp_path / "nowhere.jsonl"], "does not exist"),
         ([file, "--extract", "answer,magic"], "extract.1: Input should be"),
         ([file, "--workers", 0], "workers: "),
         ([file, "--deadline", -1], "deadline_seconds: "),
@@ -154,6 +227,19 @@ def test_mistakes_are_messages(file: Path, tmp_path: Path) -> None:
         assert isinstance(result.exception, PrismError)
         assert message in str(result.exception)
     assert grade(file, "--kind", "essay").exit_code == 2
+
+
+def test_the_judges_limits_come_from_the_environment(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, out = tmp_path / "judged.jsonl", tmp_path / "out.jsonl"
+    rows.write_text(json.dumps({"response": respond("a cat"), "gold": "a kitten", "kind": "judge"}))
+    monkeypatch.setenv("PRISM_JUDGE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("PRISM_JUDGE_MAX_CHARS", "5")
+    assert grade(rows, "--out", out).exit_code == 0
+    assert "over the limit of 5 (PRISM_JUDGE_MAX_CHARS)" in json.loads(out.read_text())["detail"]
+    monkeypatch.setenv("PRISM_JUDGE_MAX_CALLS", "-1")
+    assert "judge_max_calls: " in str(grade(file).exception)
 
 
 class Refuses(BaseHTTPRequestHandler):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from prism.services.grader.engine import Grader
+from prism.services.grader.judge import read_verdict
 from prism.services.grader.settings import EngineSettings
 from prism.services.grader.verdict import Item, Options, Rules
 
@@ -65,6 +66,8 @@ async def grader(model: Model) -> AsyncIterator[Grader]:
                 "judge_model": "small",
                 "judge_token": "judge-token",
                 "judge_max_calls": 3,
+                "judge_max_tokens": 700,
+                "judge_max_chars": 100,
             }
         )
     )
@@ -85,8 +88,54 @@ async def test_a_judgement_is_a_verdict_and_is_asked_for_once(model: Model, grad
     assert len(model.asked) == 2
     authorization, body = model.asked[0]
     assert authorization == "Bearer judge-token"
-    assert (body["model"], body["temperature"]) == ("small", 0)
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("small", 0, 700)
     assert json.loads(body["messages"][-1]["content"])["references"] == ["a cat"]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"verdict": "%s"}',
+        ' \n{"verdict":"%s"}\n',
+        '```json\n{"verdict": "%s"}\n```',
+        '```\n{"verdict": "%s"}```\n',
+        '```JSON {"verdict": "%s"} ```',
+        '<think>\nA kitten is a cat.\n</think>\n\n{"verdict": "%s"}',
+        'A kitten is a cat, as a template would have it begin.</think>{"verdict": "%s"}',
+        '<think>```json\n{"verdict": "incorrect"}\n```? No.</think>\n```json\n{"verdict": "%s"}\n```',
+        '<think>It says </think>{"verdict": "correct"}, which is no verdict.</think>{"verdict": "%s"}',
+        '<think></think>{"verdict": "%s"}',
+    ],
+)
+@pytest.mark.parametrize(("word", "verdict"), [("correct", True), ("incorrect", False)])
+def test_a_fence_around_the_verdict_and_thoughts_before_it_are_no_matter(reply: str, word: str, verdict: bool) -> None:
+    assert read_verdict(reply % word) is verdict
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        None,
+        7,
+        "",
+        "<think></think>",
+        '<think>{"verdict": "correct"}',
+        '{"verdict": "correct"}</think>',
+        'It is <think>…</think> {"verdict": "correct"} indeed',
+        'So: ```json\n{"verdict": "correct"}\n```',
+        '```json\n{"verdict": "correct"}',
+        '```json\n```json\n{"verdict": "correct"}\n```\n```',
+        '{"verdict": "correct"}\n{"verdict": "correct"}',
+        '{"verdict": "incorrect", "verdict": "correct"}',
+        '{"verdict": "correct", "because": "…"}',
+        '[["verdict", "correct"]]',
+        '{"verdict": true}',
+        '"correct"',
+        "[" * 100_000,
+    ],
+)
+def test_any_other_reply_is_no_verdict(reply: object) -> None:
+    assert read_verdict(reply) is None
 
 
 @pytest.mark.parametrize(
@@ -97,6 +146,11 @@ async def test_a_judgement_is_a_verdict_and_is_asked_for_once(model: Model, grad
         (500, "the judge answered 500"),
         ({"choices": []}, "the judge cannot be used: IndexError"),
         ({}, "the judge cannot be used: KeyError"),
+        ({"choices": ["correct"]}, "the judge cannot be used: TypeError"),
+        (
+            {"choices": [{"message": {"content": '{"verdict": "correct"}'}, "finish_reason": "length"}]},
+            "the judge's reply is longer than 700 tokens (PRISM_JUDGE_MAX_TOKENS)",
+        ),
     ],
 )
 async def test_a_judge_that_fails_gives_no_number(model: Model, grader: Grader, reply: object, detail: str) -> None:
@@ -112,6 +166,14 @@ async def test_the_budget_is_kept(model: Model, grader: Grader) -> None:
     assert [verdict.status for verdict in verdicts] == ["ok"] * 3 + ["error"] * 2
     assert len(model.asked) == 3
     assert "PRISM_JUDGE_MAX_CALLS" in (verdicts[-1].detail or "")
+
+
+async def test_what_is_too_long_to_be_judged_is_not_sent(model: Model, grader: Grader) -> None:
+    fits, over = "a" * 84, "a" * 85  # with gold answer and question
+    model.replies = {fits: '{"verdict": "incorrect"}'}
+    verdicts = await grader.grade([item(fits), item(over)], RULES)
+    assert [verdict.status for verdict in verdicts] == ["ok", "error"]
+    assert verdicts[1].detail == "101 characters to judge, over the limit of 100 (PRISM_JUDGE_MAX_CHARS)"
 
 
 async def test_a_gold_answer_that_is_empty_is_not_sent(model: Model, grader: Grader) -> None:

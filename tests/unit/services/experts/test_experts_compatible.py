@@ -1,0 +1,120 @@
+"""vLLM's shapes of scoring, and OpenAI's parts of messages: as their clients send them."""
+
+import math
+from typing import Any
+
+import httpx
+import pytest
+from expert_app import GOOD, OTHER, png, score, uri
+
+CHAT = [{"role": "user", "content": "Sum?"}]
+
+
+async def post(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
+    answer = await client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "responses"),
+    [("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2")],
+)
+async def test_one_prompt_and_its_responses(client: httpx.AsyncClient, prompts: str, responses: str) -> None:
+    expected = [one["score"] for one in await score(client, GOOD, OTHER)]
+    answer = await post(client, "/score", **{prompts: "Sum?", responses: [GOOD, OTHER], "use_activation": False})
+    assert [one["score"] for one in answer["data"]] == pytest.approx(expected, abs=1e-5)
+    assert [(one["index"], one["object"], one["status"]) for one in answer["data"]] == [
+        (0, "score", "ok"),
+        (1, "score", "ok"),
+    ]
+    assert (answer["object"], answer["model"], answer["version"]) == ("list", "perception", 0)
+    assert answer["usage"]["total_tokens"] > 0
+    activated = await post(client, "/score", **{prompts: "Sum?", responses: [GOOD, OTHER]})
+    assert [one["score"] for one in activated["data"]] == pytest.approx([sigmoid(one) for one in expected], abs=1e-5)
+
+
+async def test_a_prompt_for_each_response_and_images_in_it(client: httpx.AsyncClient) -> None:
+    image = uri(png())
+    [seen] = await score(client, GOOD, image=image)
+    [other] = await score(client, OTHER)
+    query = {"content": [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "Sum?"}]}
+    document = {"content": [{"type": "text", "text": GOOD}]}
+    answer = await post(client, "/score", queries=[query, "Sum?"], documents=[document, OTHER], use_activation=False)
+    given = [one["score"] for one in answer["data"]]
+    assert given == pytest.approx([seen["score"], other["score"]], abs=1e-5)
+
+
+async def test_what_could_not_be_scored_has_no_number(client: httpx.AsyncClient) -> None:
+    answer = await post(client, "/score", queries="Sum?", documents=["no sections", GOOD])
+    assert [one["score"] is None for one in answer["data"]] == [True, False]
+    assert answer["data"][0]["status"] == "invalid_format"
+    assert "missing <caption>" in answer["data"][0]["detail"]
+    whole = await post(client, "/score", queries="Sum?", documents="no sections", section="all")
+    assert whole["data"][0]["status"] == "ok"
+    classified = await post(client, "/classify", messages=[*CHAT, {"role": "assistant", "content": "no sections"}])
+    [one] = classified["data"]
+    assert (one["label"], one["probs"], one["status"]) == (None, [], "invalid_format")
+
+
+async def test_a_chat_is_classified_by_its_last_message(client: httpx.AsyncClient) -> None:
+    [expected] = await score(client, GOOD)
+    said = {"role": "assistant", "content": [{"type": "text", "text": GOOD}]}
+    answer = await post(client, "/classify", model="any", messages=[*CHAT, said], request_id="mine")
+    [one] = answer["data"]
+    assert (one["index"], one["label"], one["num_classes"]) == (0, "LABEL_0", 1)
+    assert one["probs"] == [pytest.approx(sigmoid(expected["score"]), abs=1e-5)]
+    assert answer["id"] == "classify-mine"
+    raw = await post(client, "/classify", messages=[*CHAT, said], use_activation=False)
+    assert raw["data"][0]["probs"] == [pytest.approx(expected["score"], abs=1e-5)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "named"),
+    [
+        ("/score", {}, "give one pair"),
+        ("/score", {"queries": "a"}, "give one pair"),
+        ("/score", {"queries": "a", "text_2": "b"}, "give one pair"),
+        ("/score", {"queries": "a", "documents": "b", "items": "c"}, "give one pair"),
+        ("/score", {"queries": ["a", "b"], "documents": ["c", "d", "e"]}, "2 prompts and 3 responses"),
+        ("/score", {"queries": "a", "documents": []}, "documents"),
+        ("/score", {"queries": "a", "documents": "b", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        (
+            "/score",
+            {"queries": "a", "documents": {"content": [{"type": "image_url", "image_url": "data:,"}]}},
+            "images go into the prompt",
+        ),
+        ("/classify", {"input": "user: a assistant: b"}, "does not say where the response begins"),
+        ("/classify", {"messages": CHAT}, "at least 2"),
+        ("/classify", {"messages": CHAT * 2}, "must be the assistant's"),
+        ("/classify", {"messages": [{"role": "assistant", "content": "b"}] * 2}, "must be the assistant's"),
+    ],
+)
+async def test_what_has_no_meaning_here_is_refused(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], named: str
+) -> None:
+    answer = await client.post(path, json=body)
+    assert answer.status_code == 422
+    assert named in answer.text
+
+
+@pytest.mark.parametrize("form", ["object", "text", "with more"])
+async def test_openais_image_parts_are_read(client: httpx.AsyncClient, form: str) -> None:
+    image = uri(png())
+    given = {"object": {"url": image}, "text": image, "with more": {"url": image, "detail": "high", "format": "png"}}
+    part = {"type": "image_url", "image_url": given[form]}
+    messages = [{"role": "user", "content": [part, {"type": "text", "text": "Sum?"}]}]
+    answer = await client.post("/v1/score", json={"items": [{"messages": messages, "responses": [GOOD]}]})
+    assert answer.json()["items"][0]["scores"] == await score(client, GOOD, image=image)
+
+
+@pytest.mark.parametrize("part", [{}, {"image_url": None}, {"image_url": {}}, {"image_url": {"url": 7}}])
+async def test_an_image_part_without_an_image_is_named(client: httpx.AsyncClient, part: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": [{"type": "image_url"} | part]}]
+    answer = await client.post("/v1/score", json={"items": [{"messages": messages, "responses": [GOOD]}]})
+    assert answer.status_code == 422
+    assert "an image_url part is" in answer.text
