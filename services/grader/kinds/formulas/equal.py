@@ -18,7 +18,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import And as AnyAnd
 
-from prism.services.grader.kinds.formulas.reader import Listed
+from prism.services.grader.kinds.formulas.reader import Congruence, Listed
 
 DIGITS = 50  # to which constants and expressions are computed
 _SAME = sympy.Float(10, DIGITS) ** -35  # relative difference that counts as none
@@ -42,6 +42,8 @@ def equal(gold: Any, answer: Any, terms: Terms) -> bool:
     if not terms.strict:
         answer = _renamed(gold, answer)
     gold, answer = _assigned(gold, answer)
+    if isinstance(gold, Congruence) or isinstance(answer, Congruence):
+        return type(gold) is type(answer) and _equal_congruences(gold.args, answer.args, terms)
     if _is_relation(gold) and isinstance(answer, sympy.Set):
         gold = _as_set(gold)
     if terms.set_relations and _is_relation(answer) and isinstance(gold, sympy.Set):
@@ -122,6 +124,12 @@ def _as_set(relation: Any) -> Any:
 
 
 # Relations
+
+
+def _equal_congruences(gold: Sequence[Any], answer: Sequence[Any], terms: Terms) -> bool:
+    if not (equal(gold[0], answer[0], terms) and equal(gold[2], answer[2], terms)):
+        return False
+    return equal(gold[1], answer[1], terms) or bool(((gold[1] - answer[1]) / gold[2]).doit().is_integer)
 
 
 def _equal_relations(gold: Any, answer: Any, terms: Terms) -> bool:

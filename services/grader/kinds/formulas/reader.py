@@ -16,17 +16,23 @@ from sympy.core.function import AppliedUndef
 
 from prism.services.grader.kinds.cost import too_costly
 from prism.services.grader.kinds.formulas.tex import TRIGONOMETRIC
+from prism.services.grader.kinds.formulas.units import JOINERS
 
 _CONFIG = ConversionConfig(lowercase_symbols=False)
 _INDEX_I = re.compile(r"[_,{]\s*i\s*(?:=|\\in|,)|_\{?\s*\w*i\b|\\(?:vec|hat|mathbf)\s*\{i\}")
 _DOUBLE_POWER = re.compile(r"\^\s*(?:\w|\{[^{}]*\})\s*\^")
 _CHAIN = re.compile(r"(?<![\\<>!:~=])=(?!=)|(?<!\\)[{}]")
+_CONGRUENT = re.compile(
+    r"(.+?)\\equiv(?![a-z])([^=<>]+?)\(?\s*(?:\\p?mod|\\(?:text|mathrm)\s*\{\s*mod\s*\}|mod)(?![a-z])"
+    r"\s*([^=<>()]+?)\s*\)?"
+)
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|leq|geq|lt|gt|ne|neq|approx|in)(?![a-z])")
 # What may hold a word of letters, and then a word that does not stand in one of them.
 _NAMED = re.compile(
     r"\\(?:text|math|mbox|operatorname|over|under|wide|bar|vec|hat|tilde|dot|begin|end)[a-z]*\s*\{[^{}]*\}"
     r"|\\[a-zA-Z]+|_\s*\{[^{}]*\}|\b(?:arsinh|arcosh|artanh|arcsinh|arccosh|arctanh|floor|ceil)\b"
 )
+_TEXT = re.compile(r"\\(?:text[a-z]*|mbox|mathrm)\s*\{([^{}]*)\}")
 _PROSE = re.compile(r"[a-zA-Z]{4,}|[a-zA-Z]{2,}\s+[a-zA-Z]{2,}")
 _PLAIN_FRACTION = re.compile(r"\\frac\{\d+\}\{\d+\}")
 # A letter before a bracket is a factor, unless it is one that functions are named by.
@@ -41,10 +47,18 @@ class Listed(sympy.Tuple):
     """Values with commas between and no bracket of their own: a set or a tuple, as whoever compares them takes it."""
 
 
+class Congruence(sympy.Basic):
+    """Of its args the first two are congruent modulo the third."""
+
+
 def read_formula(tex: str) -> Any:
     """The sympy value. Raises NotWhole, and whatever latex2sympy raises, where it cannot be read to its last token."""
     if _DOUBLE_POWER.search(tex):
         raise NotWhole("a power of a power without brackets")
+    if "'" in tex:
+        raise NotWhole("a prime of a number")
+    if congruent := _CONGRUENT.fullmatch(tex):
+        return Congruence(*(_read(part) for part in congruent.groups()))
     parts = _equated(tex)
     if len(parts) > 2 and not any(mark in tex for mark in ",;") and not _RELATION.search(tex):
         # Of a chain of equations the ends count: what is named, or reckoned, and what it comes to.
@@ -67,6 +81,10 @@ def _equated(tex: str) -> list[str]:
 
 
 def _read(tex: str) -> Any:
+    if any(
+        not JOINERS.isdisjoint(words.lower().split()) for words in _TEXT.findall(tex) if " " in words or len(words) > 2
+    ):
+        raise NotWhole("a text that joins, denies or multiplies")
     if _PROSE.search(_NAMED.sub(" ", tex)):
         raise NotWhole("words are no product of letters")
     value = _Reader(not _INDEX_I.search(tex), bool(TRIGONOMETRIC.search(tex))).parse(tex.strip())
@@ -166,6 +184,17 @@ class _Reader(_Latex2Sympy):
             base = sympy.I if text[0] == "i" and self.imaginary else sympy.Symbol(text[0], real=True)
             return sympy.Pow(base, exponent, evaluate=False)
         return super().convert_atom_expr(atom_expr)
+
+    def convert_postfix(self, postfix: Any) -> Any:
+        ops = postfix.postfix_op()
+        if not any(op.transpose() for op in ops):
+            return super().convert_postfix(postfix)
+        nested = postfix.exp() if hasattr(postfix, "exp") else postfix.exp_nofunc()
+        base = self.convert_exp(nested)
+        if len(ops) > 1:
+            raise NotWhole("more than a transposed matrix")
+        # Of what is no matrix, T is a power like others.
+        return base.T if getattr(base, "is_Matrix", False) else sympy.Pow(base, self._letter("T"), evaluate=False)
 
     def convert_binom(self, binom: Any) -> Any:
         above, below = (self.convert_expr(part) for part in (binom.upper, binom.lower))

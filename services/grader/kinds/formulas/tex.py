@@ -58,6 +58,7 @@ _PLAIN: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"(?<=\d),(?:,|\s*$)"), ","),
 ]
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[a-zA-Z])")
+_LEADING = re.compile(r"^(?:=|\\approx(?![a-z])|:)\s*")
 _SCIENTIFIC = re.compile(r"(?<![\w.\\}])(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d{1,4})(?![\w.])")
 _REPEATING = re.compile(
     r"(?<![\w.])(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d)))(?![\d.\\])|(?<![\w.])(\d+)\.(\d*)\((\d+)\)(?![\w.(])"
@@ -71,8 +72,8 @@ _BRACKETS = {"(": 1, "[": 1, ")": -1, "]": -1}
 
 # The unit at a formula's end, in text or upright letters; outside of them only a word that is known.
 _UPRIGHT_UNIT = re.compile(
-    r"^(.*[\d\w})\]])\s*\\(?:text(?:rm|bf|it|normal|up)?|math(?:rm|it|bf)|mbox)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
-    r"((?:\s*(?:\^\s*\{?-?\d\}?|/|\\cdot|\\(?:text|mathrm)\s*\{[^{}]*\}))*)\s*$",
+    r"^(.*[\d\w})\]%])(?:\s|~|\\[,;:! ])*\\(?:text(?:rm|bf|it|normal|up)?|math(?:rm|it|bf)|mbox)\s*"
+    r"\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}((?:\s*(?:\^\s*\{?-?\d\}?|/|\\cdot|\\(?:text|mathrm)\s*\{[^{}]*\}))*)\s*$",
     re.DOTALL,
 )
 _BARE_UNIT = re.compile(
@@ -140,7 +141,7 @@ def plain(formula: str) -> str:
         text = _PRIME.sub(lambda match: "_{" + "p" * len(match[1]) + "}", text)
     text = _POWER_SIGN.sub(r"^{\1}", text)
     text = _arguments(text)
-    return text.strip().rstrip(".,;").strip()
+    return _LEADING.sub("", text.strip().rstrip(".,;").strip())
 
 
 def _repeating(match: re.Match[str]) -> str:

@@ -16,8 +16,8 @@ _NAMES = {
 }  # fmt: skip
 _BY_WORD = {word: name for name, words in _NAMES.items() for word in (name, *words.split())}
 # What stands behind a number and is no unit of it: it joins, denies or multiplies.
-_OTHERS = frozenset(
-    {"or", "and", "not", "if", "when", "where", "for", "to", "of", "than", "otherwise", "else", "is", "are"}
+JOINERS = frozenset(
+    {"or", "and", "not", "if", "when", "where", "for", "to", "than", "otherwise", "else", "is", "are"}
     | {"hundred", "thousand", "million", "billion", "trillion", "dozen", "dozens", "half", "percent", "k", "bn", "mn"}
     | {"times", "plus", "minus", "mod", "modulo", "over", "factorial", "root", "pi", "e", "i", "x", "n", "y"}
 )
@@ -30,7 +30,7 @@ def unit_name(text: str) -> str | None:
     text = re.sub(r"\\(?:text|mathrm)(?![a-zA-Z])|[{}]", "", re.sub(r"\\cdot(?![a-zA-Z])|·", "*", text))
     text = " ".join(re.sub(r"(?<!\w)per(?!\w)", "/", text.replace(r"\,", " ").replace("~", " ")).split())
     words = [word for word in _PART.findall(text)]
-    if not words or len(words) > 4 or "_" in text or any(word.lower() in _OTHERS for word in words):
+    if not words or len(words) > 4 or "_" in text or any(word.lower() in JOINERS for word in words):
         return None
     if words[-1] in ("squared", "cubed"):
         if len(words) == 1:
