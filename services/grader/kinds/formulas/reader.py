@@ -190,7 +190,7 @@ class _Reader(_Latex2Sympy):
         if not any(op.transpose() for op in ops):
             return super().convert_postfix(postfix)
         nested = postfix.exp() if hasattr(postfix, "exp") else postfix.exp_nofunc()
-        base = self.convert_exp(nested)
+        base: Any = self.convert_exp(nested)
         if len(ops) > 1:
             raise NotWhole("more than a transposed matrix")
         # Of what is no matrix, T is a power like others.
