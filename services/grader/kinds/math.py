@@ -1,8 +1,7 @@
-"""Kind ``math``: LaTeX, expressions, sets, intervals, matrices, equations, by math-verify. Runs in workers alone.
+"""Kind ``math``: LaTeX, expressions, sets, intervals, matrices, equations. Runs in workers alone.
 
-``verify(gold, answer)`` is not symmetric (an interval answers an inequality, but not the other way round), so the gold
-answer always comes first. Its timeouts are off: they are signals that raise wherever the code is, and a failure in it
-is False; here a deadline ends the process, and a failure is a status.
+A formula is read wholly or not at all. One that sympy cannot hold (a congruence, a definition by cases, dots) is
+compared as it is written: it is right where it is the same, but for spacing and the like.
 """
 
 import functools
@@ -12,88 +11,67 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
-from latex2sympy2_extended.sets import FiniteSet
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from math_verify import ExprExtractionConfig, parse
 from sympy import MatrixBase, nan, zoo
 from sympy.core.basic import Basic
 
 from prism.services.grader.extract import last_boxed
 from prism.services.grader.kinds import arithmetic
 from prism.services.grader.kinds.cost import too_costly
+from prism.services.grader.kinds.formulas import find, tex
+from prism.services.grader.kinds.formulas.equal import Terms, equal
+from prism.services.grader.kinds.formulas.reader import NotWhole, read_formula
 from prism.services.grader.kinds.text import REPLACEMENT
 from prism.services.grader.verdict import GoldUnreadable, Match, Options, Unreadable, shown
 
 MAX_MATH_CHARS = 16_384
+MAX_FORMULA_CHARS = 4096
 MAX_NESTING = 40  # reading takes time that grows much faster than the depth
-_LATEX, _PLAIN = LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()
-_TARGETS = {"any": (_LATEX, _PLAIN), "latex": (_LATEX,), "plain": (_PLAIN,)}
-
-_SETS = (sympy.Set, sympy.Tuple, FiniteSet)
+_PLAIN = (ExprExtractionConfig(),)
 
 arithmetic.install()
 # It says at each start that its timeouts are off; they are meant to be.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
-_FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
-_UNICODE = str.maketrans(
-    _FULL_WIDTH
-    | {
-        "−": "-",
-        "–": "-",
-        "‒": "-",
-        "\u2010": "-",
-        "、": ",",
-        "\u00a0": " ",
-        "\u202f": " ",
-        "\u2009": " ",
-        "\u200b": "",
-    }
-    | {"×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt "}
-    | {
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "∪": r"\cup ",
-        "∩": r"\cap ",
-        "∈": r"\in ",
-        "±": r"\pm ",
-        "°": r"^{\circ}",
-    }
-    | {"α": r"\alpha ", "β": r"\beta ", "θ": r"\theta ", "λ": r"\lambda ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}"}
-    | {"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
-)
-_SUPERSCRIPTS = re.compile("[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿˣ]+")
-_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿˣ", "0123456789-+nx")
-_SUBSCRIPTS = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
-_SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
-_WORDS = [
-    (re.compile(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
-    (re.compile(r"(?<![\\a-zA-Z])(pi|sin|cos|tan|ln|log)(?![a-zA-Z])"), r"\\\1 "),
-]
-_ROOT = re.compile(r"\\sqrt (\d+|[a-z]|\([^()]*\))")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
-_TEX = re.compile(r"\$|\\\(|\\\[|\\f?box(?:ed)?\s*\{")
-_PROSE = re.compile(r"[A-Za-z]{2,}[ ,]+[A-Za-z]{2,}|\b(?:answer|percent|pct|percentage)\b", re.IGNORECASE)
-_PLAIN_NUMBER = re.compile(r"\s*-?(?:[1-9]\d{0,2}(?:[ ,]\d{3})+(?:\.\d+)?|\d+[.,]\d+|\d+)\s*")
-_MIXED = re.compile(r"^\s*(-?)(\d+)(?:\s+|\s*\\[,; ]\s*)?(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(?<=\s)(\d+)/(\d+))\s*$")
+_ARITHMETIC = re.compile(r"[\d\s.+*/()-]*\*\*[\d\s.+*/()-]*")
+_DECIMAL = re.compile(r"\d?\.\d|\d+[eE]-\d")
+_DECIMAL_PLACES = re.compile(r"[+-]?\d*\.(\d+)(?:\s*(?:\\times|\\cdot|\*|[eE])[^.]*)?")
+_COMMA_DECIMAL = re.compile(r"-?0,\d+")
+_WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[ '-](?=[^\W\d_]))*")
+_WRITTEN = re.compile(r"[\w\\]")
+_SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|(?<!\\)\\[,;:! ]|\$")
+_NEEDLESS = re.compile(r"\s+(?!\w)|(?<!\w)\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """``value`` is sympy's; None where the formula can only be compared as ``written``, or as words."""
+
+    value: Any
+    written: str
+    words: str | None = None  # it is nothing but words
+    quoted: bool = False  # it stood in \text{}
+    unit: str = ""
+    decimal: bool = False  # it has a decimal point
+    places: int | None = None  # after the decimal point, where it is one number and no more
+
+    @property
+    def is_list(self) -> bool:
+        return isinstance(self.value, sympy.Set | sympy.Tuple)
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What math-verify read: sympy values, and the text between the delimiters."""
+    """The formula of a text, and the last box alone where several of them make a list."""
 
-    values: tuple[Any, ...]
-    # Of several boxes, which math-verify makes a set of, the last: the answer, where the gold answer is no set.
-    last_box: tuple[Any, ...] = ()
+    formula: Formula
+    last_box: Formula | None = None
 
     @property
     def understood(self) -> bool:
-        """Whether there is a value with a meaning: ``12:00`` reads as a division by zero."""
-        return any(_meaningful(value) for value in self.values)
-
-    @property
-    def texts(self) -> set[str]:
-        return {value.strip() for value in self.values if isinstance(value, str)} - {""}
+        """Whether it has a meaning, and is not only so many characters."""
+        return self.formula.value is not None or self.formula.words is not None
 
 
 def read(text: str, options: Options) -> Parsed:
@@ -110,99 +88,168 @@ def _read(text: str, notation: str) -> Parsed:
         raise Unreadable("empty or not text")
     if _nesting(text) > MAX_NESTING:
         raise Unreadable(f"nested deeper than {MAX_NESTING} levels")
-    parsed = Parsed(())
-    for candidate in [text] if notation == "plain" else _candidates(to_tex(text)):
-        parsed = Parsed(tuple(parse(candidate, _TARGETS[notation], parsing_timeout=0)))
-        if parsed.understood:
-            break
-    if text.count("boxed{") > 1 and _is_set(parsed) and (box := last_boxed(text)):
-        parsed = Parsed(parsed.values, tuple(parse(f"${box}$", _TARGETS[notation], parsing_timeout=0)))
-    if not parsed.values:
-        raise Unreadable(f"not mathematics that can be parsed: {shown(text)!r}")
-    for value in parsed.values + parsed.last_box:
-        if reason := too_costly(value):
-            raise Unreadable(f"too large to compute with ({reason}): {shown(text)!r}")
-    return parsed
+    if notation == "plain":
+        return Parsed(_plain_number(text))
+    text = tex.from_unicode(text)
+    if (box := find.boxed(text)) is not None:
+        formula = _formula(box)
+        last = last_boxed(text) if formula.is_list and text.count("box") > 1 else None
+        return Parsed(formula, _formula(last) if last else None)
+    return Parsed(_found(find.MARKDOWN.sub(lambda match: match[1] or match[2], text), notation == "any"))
+
+
+def _found(text: str, in_prose: bool) -> Formula:
+    """The formula of a text without boxes; ``in_prose`` it may be a number among words. Raises Unreadable."""
+    try:
+        alone = _alone(text)
+        if alone is not None and (formula := _try(alone)) and (formula.value is not None or formula.words is not None):
+            return formula
+        for candidate in find.answer_phrase(text, in_prose):
+            if (formula := _try(candidate)) and formula.value is not None:
+                return formula
+        for candidate in find.conclusion(text) if in_prose else ():
+            if (formula := _try(candidate)) and formula.value is not None:
+                return formula
+        if alone is None and (candidate := find.delimited(text)):
+            return _formula(candidate)
+    except ValueError as why:
+        raise Unreadable(str(why)) from None
+    return _formula(text if alone is None else alone)
+
+
+def _alone(text: str) -> str | None:
+    """The formula that the text is, without its delimiters; None where there is more than that."""
+    text = text.strip()
+    for opening, closing in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        bare = text.rstrip(".。")
+        inner = bare[len(opening) : -len(closing)]
+        if bare.startswith(opening) and bare.endswith(closing) and len(bare) > len(opening + closing):
+            return (
+                None if opening in inner or closing in inner or (opening in ("$", r"\(") and "\n" in inner) else inner
+            )
+    return text if "$" not in text.replace("\\$", "")[1:-1] and r"\(" not in text and r"\[" not in text else None
+
+
+def _try(candidate: str) -> Formula | None:
+    try:
+        return _formula(candidate)
+    except Unreadable:
+        return None
+
+
+def _formula(source: str) -> Formula:
+    """Raises Unreadable."""
+    if len(source) > MAX_FORMULA_CHARS:
+        raise Unreadable(f"a formula of more than {MAX_FORMULA_CHARS} characters")
+    source = source.strip()
+    written = _NEEDLESS.sub("", _SPACING.sub(" ", source))
+    words = tex.quoted(source)
+    if words is not None and not re.fullmatch(r"[-\d.,/ ]+|[a-zA-Z]", words):
+        return Formula(None, written, _folded(words), quoted=True)
+    if (bare := source.rstrip(".").strip("$")) and _WORDS.fullmatch(bare) and (" " in bare or len(bare) > 3):
+        return Formula(None, written, _folded(bare))
+    bare_formula, unit = tex.split_unit(source if words is None else words)
+    try:
+        value = _value(bare_formula)
+    except RecursionError:
+        raise Unreadable("nested too deep") from None
+    except Exception as why:
+        if not _may_be_written(source):
+            raise Unreadable(f"not mathematics that can be parsed: {shown(source)!r}") from why
+        return Formula(None, written)
+    if reason := too_costly(value):
+        raise Unreadable(f"too large to compute with ({reason}): {shown(source)!r}")
+    if not _meaningful(value):
+        return Formula(None, written)
+    letters = _folded(source) if source.isalpha() else words and _folded(words)
+    number = _DECIMAL_PLACES.fullmatch(bare_formula.strip().strip("$"))
+    decimal = bool(_DECIMAL.search(bare_formula))
+    return Formula(value, written, letters, words is not None, unit, decimal, len(number[1]) if number else None)
+
+
+def _value(formula: str) -> Any:
+    text = formula.strip().strip("$").strip()
+    if "**" in text and _ARITHMETIC.fullmatch(text):
+        return arithmetic.parse_arithmetic(text)
+    if _COMMA_DECIMAL.fullmatch(text):
+        text = text.replace(",", ".")
+    value = read_formula(tex.plain(text))
+    if isinstance(value, bool) or not isinstance(value, Basic | MatrixBase):
+        raise NotWhole("it is neither a value nor a relation")
+    return value
+
+
+def _plain_number(text: str) -> Formula:
+    """The number, or the arithmetic, that stands last in a text without TeX. Raises Unreadable."""
+    values = [value for value in parse(text, _PLAIN, parsing_timeout=0) if isinstance(value, Basic)]
+    if not values:
+        raise Unreadable(f"no number that can be parsed: {shown(text)!r}")
+    if reason := too_costly(values[0]):
+        raise Unreadable(f"too large to compute with ({reason}): {shown(text)!r}")
+    value = values[0].xreplace({number: sympy.Rational(str(number)) for number in values[0].atoms(sympy.Float)})
+    return Formula(value, text.strip(), decimal=bool(values[0].atoms(sympy.Float)))
 
 
 def same(gold: Parsed, answer: Parsed, options: Options) -> Match:
-    """Raises whatever math-verify and sympy raise: a comparison that failed is not "different".
-
-    What could only be read as a text is right if it is the same text. An answer is wrong if it is another one and the
-    gold answer is understood; if the gold answer is not, GoldUnreadable is raised, for then nobody knows.
-    """
-    if not (gold.understood and answer.understood):
-        if gold.texts & answer.texts:
-            return Match(True, "math: the same text")
-        if gold.understood:
-            raise Unreadable(f"not mathematics that can be parsed: {shown(str(sorted(answer.texts)))}")
-        if any(isinstance(value, Basic) for value in gold.values) and answer.texts:
-            return Match(False, "math: not the same text")
-        raise GoldUnreadable(f"not mathematics that can be parsed: {shown(str(sorted(gold.texts)))}")
-
-    values = answer.last_box if answer.last_box and not _is_set(gold) else answer.values
-
-    def equal(raise_on_error: bool) -> bool:
-        return verify(
-            list(gold.values),
-            list(values),
-            float_rounding=options.float_rounding,
-            strict=options.strict,
-            allow_set_relation_comp=options.set_relations,
-            timeout_seconds=0,
-            raise_on_error=raise_on_error,
-        )
-
-    try:
-        right = equal(raise_on_error=True)
-    except Exception:
-        # One of several readings could not be compared; another may still be equal.
-        if not equal(raise_on_error=False):
-            raise
-        right = True
-    right = right or any(map(_equal_symbol, gold.values, values))
-    return Match(right, "math: equal by math-verify" if right else "math: different by math-verify")
+    """Raises whatever sympy raises: a comparison that failed is not "different"."""
+    one, other = gold.formula, answer.formula
+    if answer.last_box and not one.is_list:
+        other = answer.last_box
+    if one.written == other.written and not (one.quoted and not other.quoted):
+        return Match(True, "math: the same formula")
+    if one.words and other.words:
+        if one.words == other.words or (one.words.strip("()") == other.words.strip("()")):
+            return Match(True, "math: the same words")
+        if one.value is None or other.value is None:
+            return Match(False, "math: other words")
+    if one.quoted and not other.quoted and one.value is not None and one.value.is_number:
+        return Match(False, "math: the gold answer is a text")
+    if other.value is None:
+        if one.value is None and other.words is None and one.words is None:
+            return Match(False, "math: not the same formula as written")
+        if other.words:
+            return Match(False, "math: words are no formula")
+        raise Unreadable(f"not mathematics that can be parsed: {shown(other.written)!r}")
+    if one.value is None:
+        if one.words:
+            return Match(False, "math: a formula is no word")
+        raise GoldUnreadable(f"not mathematics that can be parsed: {shown(one.written)!r}")
+    return _same_values(one, other, options)
 
 
-def _equal_symbol(gold: Any, answer: Any) -> bool:
-    """Whether an expression comes to the one symbol on the other side: math-verify compares a symbol by its name."""
-    if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
-        return False
-    return isinstance(gold, sympy.Symbol) != isinstance(answer, sympy.Symbol) and sympy.simplify(gold - answer) == 0
+def _same_values(gold: Formula, answer: Formula, options: Options) -> Match:
+    if gold.unit != answer.unit:
+        if gold.unit and answer.unit:
+            return Match(False, f"math: {gold.unit} and {answer.unit} are different units")
+        if options.units == "strict":
+            return Match(False, f"math: the unit ({gold.unit or answer.unit}) is missing on one side")
+    # Two decimals of one length are no roundings of each other.
+    roundings = gold.places is None or gold.places != answer.places or options.float_rounding < 6
+    terms = Terms(
+        options.float_rounding, (gold.decimal or answer.decimal) and roundings, options.strict, options.set_relations
+    )
+    right = equal(gold.value, answer.value, terms)
+    return Match(right, "math: equal" if right else "math: different")
 
 
-def _is_set(parsed: Parsed) -> bool:
-    return any(isinstance(value, _SETS) for value in parsed.values)
+def _folded(words: str) -> str:
+    return re.sub(r"[\s()]+", "", words).casefold()
+
+
+def _may_be_written(source: str) -> bool:
+    """Whether what cannot be read is a formula at least, of letters or digits, with all its brackets closed."""
+    opened: list[str] = []
+    for char in source:
+        if char in "({[":
+            opened.append(char)
+        # An interval may be closed by the other bracket.
+        elif char in ")}]" and (not opened or (opened.pop() == "{") != (char == "}")):
+            return False
+    return not opened and bool(_WRITTEN.search(source)) and not re.search(r"[\^_/+*=<>\\-]\s*$", source)
 
 
 def _meaningful(value: Any) -> bool:
-    return isinstance(value, MatrixBase) or (isinstance(value, Basic) and not value.has(zoo, nan))
-
-
-def to_tex(text: str) -> str:
-    """Unicode's mathematics as TeX."""
-    if text.isascii():
-        return text
-    text = _SUPERSCRIPTS.sub(lambda match: "^{" + match[0].translate(_SUPERSCRIPT) + "}", text)
-    text = _SUBSCRIPTS.sub(lambda match: "_{" + match[0].translate(_SUBSCRIPT) + "}", text)
-    return _ROOT.sub(lambda match: rf"\sqrt{{{match[1]}}}", text.translate(_UNICODE)).replace("。", ".")
-
-
-def _candidates(text: str) -> list[str]:
-    """Ways to hand ``text`` to math-verify, best first: it looks for TeX only between delimiters."""
-    if _TEX.search(text):
-        return [text]
-    if _PLAIN_NUMBER.fullmatch(text) or "**" in text:  # TeX has no **
-        return [text]
-    bare = text.strip().rstrip(".") if not text.strip().endswith("..") else text.strip()
-    if mixed := _MIXED.fullmatch(bare):
-        sign, whole, *parts = mixed.groups()
-        above, below = parts[0] or parts[2], parts[1] or parts[3]
-        return [rf"${sign}({whole}+\frac{{{above}}}{{{below}}})$"]
-    for pattern, tex in _WORDS:
-        bare = pattern.sub(tex, bare)
-    inline = f"${bare}$" if "\n" not in bare else f"$${bare}$$"
-    return [text, inline] if _PROSE.search(bare) and "\\" not in bare else [inline, text]
+    return isinstance(value, MatrixBase) or not value.has(zoo, nan)
 
 
 def _nesting(text: str) -> int:

@@ -1,7 +1,7 @@
 """The table: every line of ``cases/*.jsonl`` is a gold answer, an answer, and what must be said of them.
 
 A file's name is the kind its lines are graded as; ``math_verify.jsonl`` holds the pairs that math-verify publishes in
-its own tests (0.9.0, Apache 2.0), with the verdicts they expect.
+its own tests (0.9.0, Apache 2.0), with the verdicts they expect, but that 1 + 1/e is not 1 - 1/e.
 """
 
 import json

@@ -1,0 +1,1 @@
+"""Right answers with one thing changed, given to the grader: ``python -m bench.mutants``."""

@@ -1,0 +1,1 @@
+"""Formulas of kind ``math``: where one stands in a text, its TeX, what it says, and when two say the same."""
