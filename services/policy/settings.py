@@ -32,6 +32,8 @@ RESERVED_FLAGS = frozenset(
         "--port",
         "--root-path",
         "--served-model-name",
+        "--tokenizer",
+        "--trust-request-chat-template",
         "--uds",
         "--worker-extension-cls",
     }
