@@ -4,17 +4,22 @@ SFT, expert scoring, expert learning and policy learning all come through here, 
 and end token are the same wherever a text is looked at, and whoever wrote it.
 """
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 from uuid import uuid4
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
 from PIL import Image
+from tokenizers.normalizers import NFC
 
 from prism import logs
 from prism.errors import ConfigError, DataError
@@ -26,6 +31,7 @@ from prism.wire.v1 import rollout_pb2 as pb
 torchvision_cpu.install()
 
 from transformers import AutoProcessor  # noqa: E402  (torchvision must find its operators declared)
+from transformers.convert_slow_tokenizer import bytes_to_unicode  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 transformers_logging.disable_progress_bar()  # a bar for each load and save would bury the run's own
@@ -195,6 +201,39 @@ class InputBuilder:
         for token in raw:
             ids.extend([token] * next(placeholders) if token == self.image_token_id else [token])
         return Example(ids, len(ids), pixel_values, grid)
+
+    def image_bytes(self, width: int, height: int) -> int:
+        """Of the pixel_values that ``images`` makes of an image of this size. Raises DataError as it does."""
+        processor = self.processor.image_processor
+        values = 3 * processor.temporal_patch_size * processor.patch_size**2
+        return self.image_tokens(width, height) * self._merge * values * torch.float32.itemsize
+
+    def least_tokens(self, text: str) -> int:
+        """A number of tokens that ``text_ids`` cannot come below, a hundred times sooner than it is done.
+
+        Each byte takes a share of its token, no less than one by the length of the longest token that holds such a
+        byte; the shares of a token's bytes come to one at most.
+        """
+        normalizer = self._encoder.normalizer
+        if isinstance(normalizer, NFC):
+            text = normalize("NFC", text)
+        elif normalizer is not None:
+            text = normalizer.normalize_str(text)
+        counts = np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=256)
+        return math.ceil(float(counts @ self._byte_shares) - 1e-6)
+
+    @cached_property
+    def _byte_shares(self) -> "np.ndarray[Any, Any]":
+        """[256], 0 for a byte that no token holds."""
+        letters = {letter: byte for byte, letter in bytes_to_unicode().items()}  # of a byte-level vocabulary
+        added = {token.content for token in self._encoder.get_added_tokens_decoder().values()}
+        longest = np.zeros(256)
+        for token in self._encoder.get_vocab().keys() - self.control.ids.keys():
+            is_bytes = token not in added and letters.keys() >= set(token)
+            spelled = [letters[letter] for letter in token] if is_bytes else list(token.encode())
+            held = list(set(spelled))
+            longest[held] = np.maximum(longest[held], len(spelled))
+        return np.divide(1, longest, out=np.zeros(256), where=longest > 0)
 
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a response's text. Special tokens written out in it are text like any other."""

@@ -210,3 +210,32 @@ def test_an_example_with_another_response_keeps_the_prompt_alone(inputs: InputBu
     first = inputs.with_text(prompt, "one")
     assert inputs.with_text(first, "two") == inputs.with_text(prompt, "two")
     assert prompt.response_ids == []
+
+
+TEXTS = {
+    "words": "What is the sum of the first row? " * 9,
+    "spaces and lines": " \n\t  \r\n" * 40,
+    "tags": TEACHER * 3,
+    "composed and not": "e\u0301\u00e9 \u1100\u1161\u11a8\uac01 a\u0323\u0307" * 9,
+    "emoji, Chinese, zero bytes": "🙂字\x00" * 20,
+    "special tokens": "<|im_end|><|image_pad|>" * 9,
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+def test_a_text_has_no_fewer_tokens_than_the_least(inputs: InputBuilder, text: str) -> None:
+    assert inputs.least_tokens(text) <= len(inputs.text_ids(text))
+
+
+def test_the_least_is_reached_and_is_worth_asking_for(inputs: InputBuilder) -> None:
+    longest = max(inputs.tokenizer.get_vocab().keys() - inputs.control.ids.keys(), key=len)
+    assert inputs.least_tokens(longest * 50) == len(inputs.text_ids(longest * 50)) == 50
+    words = "the sum of a row " * 1000
+    assert inputs.least_tokens(words) > len(inputs.text_ids(words)) / 8
+
+
+@pytest.mark.parametrize("size", [(64, 64), (97, 31), (300, 200)])
+def test_the_memory_of_an_image_is_known_before_it_is_decoded(inputs: InputBuilder, size: tuple[int, int]) -> None:
+    values, _ = inputs.images([picture(*size)])
+    assert inputs.image_bytes(*size) == values.nbytes

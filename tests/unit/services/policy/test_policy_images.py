@@ -144,7 +144,7 @@ async def test_every_reader_sees_the_same_pixels(service: Service, planner: Plan
         expected = planner.inputs.prompt(prompt.messages, [decode_image(blob)])
         group = pb.RolloutGroup(request=pb.RolloutRequest(prompt=prompt), prompt_token_ids=expected.input_ids)
         learners = GroupExamples(planner.inputs, blobs).prompt(group)
-        judged = planner._made_ready("", raw)
+        judged = planner._made_ready(raw)
         assert isinstance(judged, Pixels), name
         assert learners.pixel_values is not None
         assert learners.pixel_values.equal(judged.values), name
@@ -159,7 +159,7 @@ async def test_what_one_reader_refuses_all_refuse(service: Service, planner: Pla
             canonical_image(raw)
         status, text = await ask(service, {"url": uri(raw)})
         assert (status, service.vllm.request) == (413 if name == "huge" else 422, {}), (name, text)
-        assert isinstance(planner._made_ready("", raw), DataError), name
+        assert isinstance(planner._made_ready(raw), DataError), name
     assert "PRISM_MAX_IMAGE_PIXELS" in (await ask(service, {"url": uri(REFUSED["huge"])}))[1]
     assert service.middleware.gate.in_flight == 0
 
