@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from prism.config import LimitsConfig
 from prism.errors import DataError
-from prism.wire.messages import data_uri_bytes
+from prism.wire.messages import data_uri_bytes, is_data_uri
 
 # What users bring; Pillow reads many more, some by starting other programs.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
@@ -32,7 +32,7 @@ def read_image(name: str | Path, folder: Path) -> bytes:
     Raises DataError that names the image.
     """
     with naming_image(name):
-        if isinstance(name, str) and name.startswith("data:"):
+        if isinstance(name, str) and is_data_uri(name):
             return data_uri_bytes(name)
         return (folder / name).read_bytes()
 

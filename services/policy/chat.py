@@ -18,7 +18,7 @@ from prism.data.images import OverLimit, canonical_image
 from prism.errors import DataError
 from prism.model.control import ControlTokens
 from prism.services.policy.settings import PolicySettings
-from prism.wire.messages import data_uri, data_uri_bytes
+from prism.wire.messages import data_uri, data_uri_bytes, is_data_uri
 
 CHAT_PATHS = frozenset({"/v1/chat/completions", "/tokenize"})  # of those that a data token opens
 
@@ -82,7 +82,7 @@ def as_learner_sees(body: bytes, settings: PolicySettings, control: ControlToken
     for part in parts:
         image = part["image_url"]
         url = image.get("url") if isinstance(image, dict) else image
-        if not isinstance(url, str) or url[:5].lower() != "data:":
+        if not isinstance(url, str) or not is_data_uri(url):
             continue
         made = _canonical(url, settings)
         if made != url:
@@ -134,4 +134,4 @@ def _canonical(url: str, settings: PolicySettings) -> str:
         raise BadChat(413, f"{error}: PRISM_MAX_IMAGE_PIXELS") from None
     except DataError as error:
         raise BadChat(422, f"Failed to load image: {error}") from None
-    return url if made is data else data_uri(made)
+    return data_uri(made)  # as vLLM takes it, however it was written

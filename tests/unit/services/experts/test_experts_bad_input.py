@@ -83,6 +83,20 @@ async def test_a_blob_store_that_cannot_be_read_costs_the_item(
     assert [one["scores"][0]["status"] for one in answer] == ["error", "ok"]
 
 
+async def test_a_data_uri_may_be_written_as_browsers_take_it(client: httpx.AsyncClient) -> None:
+    plain = uri(IMAGE)
+    head, _, data = plain.partition(",")
+    written = [
+        plain.replace("data:image/png;base64", "DATA:IMAGE/PNG;BASE64"),
+        f" {head},\n" + "\r\n".join(data[at : at + 76] for at in range(0, len(data), 76)),
+        f"{head},{data.replace('+', '%2B').replace('/', '%2F').replace('=', '%3D')}",
+        f"{head}, {data.replace('+', '-').replace('/', '_').rstrip('=')}",
+    ]
+    answer = (await ask(client, *(item(image=image) for image in (plain, *written))))["items"]
+    assert len({one["scores"][0]["score"] for one in answer}) == 1
+    assert answer[0]["scores"][0]["status"] == "ok"
+
+
 def upright() -> Image.Image:
     return Image.fromarray(np.linspace(0, 255, 64 * 96).reshape(64, 96).astype(np.uint8)).convert("RGB")
 

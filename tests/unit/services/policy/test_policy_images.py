@@ -150,6 +150,17 @@ async def test_every_reader_sees_the_same_pixels(service: Service, planner: Plan
         assert learners.pixel_values.equal(judged.values), name
 
 
+async def test_vllm_is_given_a_plain_data_uri_however_it_was_written(service: Service) -> None:
+    plain = uri(canonical_image(SEEN["photo"]))
+    data = plain.partition(",")[2]
+    for written in (
+        f"DATA:IMAGE/PNG;BASE64,\n{data[:76]}\n{data[76:]}",
+        f" data:image/png; base64, {data.rstrip('=')}",
+    ):
+        assert (await ask(service, {"url": written}))[0] == 200
+        assert service.vllm.request["messages"][0]["content"][0]["image_url"]["url"] == plain
+
+
 async def test_what_one_reader_refuses_all_refuse(service: Service, planner: Planner, tmp_path: Path) -> None:
     for name, raw in REFUSED.items():
         (tmp_path / "rows.jsonl").write_text(json.dumps(row(uri(raw))))
