@@ -109,7 +109,7 @@ MATH = [
     Form(
         draw(left, rising, right),
         lambda a, bounds, b: f"{a}{bounds[0]},{bounds[1]}{b}",
-        lambda a, bounds, b: interval(a, *bounds, b),
+        lambda a, bounds, b: interval(a, bounds[0], bounds[1], b),
     ),
     Form(
         draw(left, number(1, 9), number(10, 19), right, left, number(20, 29), number(30, 39), right),

@@ -94,19 +94,18 @@ def _other_letter(word: str, rng: random.Random) -> str:
     return word[:place] + rng.choice(string.ascii_lowercase) + word[place + 1 :]
 
 
-def free(one: sympy.Basic, other: sympy.Basic) -> set[sympy.Basic]:
-    return one.free_symbols | other.free_symbols
-
-
 def mean_the_same(one: Any, other: Any) -> bool:
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(mean_the_same, one, other))
     if isinstance(one, sympy.Basic) and isinstance(other, sympy.Basic):
-        if one == other:
-            return True
-        # A point at which they differ settles it; simplifying is slow.
-        point = {symbol: sympy.Rational(7 + index, 5) for index, symbol in enumerate(sorted(free(one, other), key=str))}
-        if abs((one - other).subs(point).evalf(30)) > sympy.Float("1e-20") * abs(one.subs(point).evalf(30)):
-            return False
-        return sympy.simplify(one - other) == 0
+        return one == other or _vanishes(one - other)  # pyright: ignore[reportOperatorIssue]
     return bool(one == other)
+
+
+def _vanishes(difference: Any) -> bool:
+    # A point at which it is not 0 settles it; simplifying is slow.
+    symbols = sorted(difference.free_symbols, key=str)
+    point = {symbol: sympy.Rational(7 + index, 5) for index, symbol in enumerate(symbols)}
+    if abs(difference.subs(point).evalf(30)) > sympy.Float("1e-60"):
+        return False
+    return sympy.simplify(difference) == 0

@@ -42,12 +42,12 @@ from prism.wire.experts import (
     ScoreItem,
     ScoreRequest,
 )
-from prism.wire.messages import data_uri, image_parts
+from prism.wire.messages import data_uri, image_parts, is_data_uri
 from prism.wire.response import Expert
 
 SectionChoice = Literal["own", "all"]
 ImageSource = str | Path | bytes | Image.Image
-WIRE_IMAGES = ("data:", "sha256:", "http://", "https://")
+WIRE_IMAGES = ("sha256:", "http://", "https://")  # and data URIs
 
 
 class Experts:
@@ -232,10 +232,18 @@ def item(
     return parse_item({**value, "images": sources, "responses": list(responses)}, folder, image_root)
 
 
-def parse_item(value: Mapping[str, Any], folder: Path | str = "", image_root: Path | str | None = None) -> ScoreItem:
-    """An item as JSON has it, its images as paths in ``image_root`` too. Raises DataError that says what is wrong."""
+def parse_item(
+    value: Mapping[str, Any],
+    folder: Path | str = "",
+    image_root: Path | str | None = None,
+    extra: Literal["forbid", "ignore"] = "forbid",
+) -> ScoreItem:
+    """An item as JSON has it, its images as paths in ``image_root`` too; ``extra``: unknown keys.
+
+    Raises DataError that says what is wrong.
+    """
     try:
-        parsed = ScoreItem.model_validate(value)
+        parsed = ScoreItem.model_validate(value, extra=extra)
     except ValidationError as error:
         raise DataError("; ".join(describe(error))) from None
     for part in image_parts(parsed.messages or []):
@@ -250,7 +258,7 @@ def image_uri(image: ImageSource, folder: Path | str = "", image_root: Path | st
         return data_uri(_png(image))
     if isinstance(image, bytes):
         return data_uri(image)
-    if isinstance(image, str) and image.startswith(WIRE_IMAGES):
+    if isinstance(image, str) and (is_data_uri(image) or image.startswith(WIRE_IMAGES)):
         return image
     if isinstance(image, str):
         return data_uri(_read_inside(image, Path(folder), Path(folder if image_root is None else image_root)))

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from prism.config import LimitsConfig
 from prism.errors import DataError
-from prism.wire.messages import data_uri_bytes
+from prism.wire.messages import data_uri_bytes, is_data_uri
 
 # What users bring; Pillow reads many more, some by starting other programs.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
@@ -32,7 +32,7 @@ def read_image(name: str | Path, folder: Path) -> bytes:
     Raises DataError that names the image.
     """
     with naming_image(name):
-        if isinstance(name, str) and name.startswith("data:"):
+        if isinstance(name, str) and is_data_uri(name):
             return data_uri_bytes(name)
         return (folder / name).read_bytes()
 
@@ -56,12 +56,33 @@ def decode_image(data: bytes, max_pixels: int | None = MAX_PIXELS) -> Image.Imag
     ``max_pixels`` is None for what was let in before. Raises OverLimit for an image that holds more pixels, DataError
     if the bytes are no image, have no agreed meaning as colours, or a shape that no model takes.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(*image.size, max_pixels)
+    with _reading():
+        image = _open(data, max_pixels)
         if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
             raise DataError("pixels of 32 bits have no agreed range: convert the image to 8 or 16 bits")
         return _rgb(ImageOps.exif_transpose(image))
+
+
+def image_size(data: bytes, max_pixels: int | None = MAX_PIXELS) -> tuple[int, int]:
+    """The sides of an image, by its header alone; which is its width depends on its EXIF.
+
+    Raises as ``decode_image`` does, which also finds what is wrong with pixels.
+    """
+    with _reading():
+        return _open(data, max_pixels).size
+
+
+def _open(data: bytes, max_pixels: int | None) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(*image.size, max_pixels)
+    return image
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What goes wrong in reading an image becomes a DataError."""
+    try:
+        yield
     except DataError:
         raise
     except UnidentifiedImageError:

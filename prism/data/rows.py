@@ -27,7 +27,14 @@ from prism.data.row_files import LazyRows, open_lines
 from prism.data.table import NUMBERS_ARE_TEXTS, without_nan
 from prism.errors import DataError
 from prism.settings import describe
-from prism.wire.messages import Message, from_json, image_parts, place_images, take_demonstration
+from prism.wire.messages import (
+    Message,
+    from_json,
+    image_parts,
+    is_data_uri,
+    place_images,
+    take_demonstration,
+)
 from prism.wire.response import parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -90,7 +97,7 @@ class DataRow(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _demonstration_in_messages(cls, value: object) -> object:
-        return take_demonstration(place_images(without_nan(value)))
+        return row_fields(value)
 
     @model_validator(mode="after")
     def _ends_with_user(self) -> "DataRow":
@@ -103,6 +110,11 @@ class DataRow(BaseModel):
     @property
     def image_paths(self) -> list[str]:
         return [part.image for part in image_parts(self.messages)]
+
+
+def row_fields(value: object) -> object:
+    """A row's fields by their names, however they were given; what is no row is left as it is. Raises ValueError."""
+    return take_demonstration(place_images(without_nan(value)))
 
 
 RowCheck = Callable[[DataRow, Sequence[Size]], None]
@@ -247,14 +259,14 @@ def _image_check(data: DataFile, *, decode: bool) -> Callable[[str], Size | None
     """What raises DataError for a bad image and gives a good one's size, if it is decoded; the last are remembered."""
 
     def look(name: str) -> Size | None:
-        if decode or name.startswith("data:"):
+        if decode or is_data_uri(name):
             return data.decode_image(name).size
         with naming_image(name):
             (data.path.parent / name).stat()
         return None
 
     remembering = lru_cache(CHECKED_IMAGES)(look)
-    return lambda name: look(name) if name.startswith("data:") else remembering(name)
+    return lambda name: look(name) if is_data_uri(name) else remembering(name)
 
 
 def _check_request(row: DataRow, sizes: Sequence[Size], data: DataFile) -> None:
@@ -305,4 +317,4 @@ class Prompts(Sequence[pb.Prompt]):
         return _to_prompt(self._rows[index], self._name)
 
     def _name(self, image: str) -> str:
-        return self._stored(image) if image.startswith("data:") else self._remembered(image)
+        return self._stored(image) if is_data_uri(image) else self._remembered(image)

@@ -3,12 +3,12 @@
 import asyncio
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -20,6 +20,8 @@ from prism.errors import ServiceError
 from prism.http.auth import OPEN_PATHS, BearerAuth
 from prism.settings import AdminSettings, ServiceSettings
 from prism.wire.messages import well_formed
+
+T = TypeVar("T")
 
 ADMIN_PATHS = frozenset({"/weights", "/v1/calibration"})
 
@@ -94,12 +96,14 @@ def create_app(
     settings: ServiceSettings,
     *,
     not_ready: Callable[[], str | None],
+    unhealthy: Callable[[], str | None] | None = None,
     body_limit: int = 32 * 2**20,
     **fastapi: Any,
 ) -> FastAPI:
     """A FastAPI app with ``/healthz``, ``/readyz``, ``/metrics`` and bearer tokens.
 
-    ``not_ready()`` returns why the service cannot serve yet, or None once it can.
+    ``not_ready()`` returns why the service cannot serve yet, or None once it can; ``unhealthy()``, of services that
+    know, why only a new process could.
     """
     app = FastAPI(title=title, docs_url="/docs", redoc_url=None, **fastapi)
     telemetry.start(title.lower().replace(" ", "-"))
@@ -119,9 +123,14 @@ def create_app(
     documented = app.openapi
     app.openapi = lambda: with_tokens(documented())  # as FastAPI's own documentation has it done
 
-    @app.get("/healthz", tags=["health"])
-    async def healthz() -> dict[str, str]:
+    broken: dict[int | str, dict[str, Any]] = {503: {"description": "only a new process would help, with the reason"}}
+
+    @app.get("/healthz", tags=["health"], responses=broken if unhealthy else None)
+    async def healthz(response: Response) -> dict[str, str]:
         """The process answers."""
+        if unhealthy and (reason := unhealthy()):
+            response.status_code = 503
+            return {"status": "unhealthy", "reason": reason}
         return {"status": "ok"}
 
     @app.get("/readyz", tags=["health"], responses={503: {"description": "not ready yet, with the reason"}})
@@ -172,6 +181,26 @@ async def refuse(_: Request, error: Exception) -> JSONResponse:
         for problem in error.errors()[:20]
     ]
     return JSONResponse({"detail": problems}, 422)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` gives; it is cancelled when the client closes the connection, and HTTPException 499 raised."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise HTTPException(499, "the client has closed the connection")  # as nginx says it, in metrics alone
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def end(app: FastAPI, error: Exception) -> None:

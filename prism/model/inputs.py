@@ -4,25 +4,34 @@ SFT, expert scoring, expert learning and policy learning all come through here, 
 and end token are the same wherever a text is looked at, and whoever wrote it.
 """
 
-import threading
+import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
+from uuid import uuid4
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
 from PIL import Image
+from tokenizers.normalizers import NFC
 
 from prism import logs
 from prism.errors import ConfigError, DataError
 from prism.model import torchvision_cpu
+from prism.model.control import ControlTokens
 from prism.wire.messages import image_sha256s, to_template
 from prism.wire.v1 import rollout_pb2 as pb
 
 torchvision_cpu.install()
 
 from transformers import AutoProcessor  # noqa: E402  (torchvision must find its operators declared)
+from transformers.convert_slow_tokenizer import bytes_to_unicode  # noqa: E402
 from transformers.image_utils import SizeDict  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
@@ -86,7 +95,14 @@ class InputBuilder:
             self.processor.chat_template = self.tokenizer.chat_template
         if pixel_bounds:
             self.processor.image_processor.size = SizeDict(shortest_edge=pixel_bounds[0], longest_edge=pixel_bounds[1])
-        self._tokenizing = threading.Lock()
+        # A tokenizer of our own, for which a special token that is written out is text: transformers switches that on
+        # and off in one that all threads share. What is a control token in a prompt is found before, in `_pieces`.
+        self._encoder = deepcopy(self.tokenizer.backend_tokenizer)
+        self._encoder.encode_special_tokens = True
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        added = self._encoder.get_added_tokens_decoder().items()
+        self.control = ControlTokens({token.content: number for number, token in added if token.special})
         self.end_token_id: int = self.tokenizer.eos_token_id
         self.image_token_id: int = self.processor.image_token_id
         self._merge: int = self.processor.image_processor.merge_size**2
@@ -121,16 +137,51 @@ class InputBuilder:
         Raises DataError for a prompt that the chat template does not take.
         """
         images = sum(self.image_tokens(*size) for size in sizes)
-        text = self._rendered(messages)
-        if images + len(text.encode()) <= room:  # no token is less than a byte: most prompts need not be tokenised
-            return images + len(text.encode())
-        return images + len(self._tokens(text, split_special_tokens=False)) - len(sizes)
+        pieces = self._pieces(messages)
+        size = sum(len(piece.encode()) for piece in pieces)
+        if images + size <= room:  # no token is less than a byte: most prompts need not be tokenised
+            return images + size
+        return images + len(self._ids(pieces)) - len(sizes)
 
-    def _rendered(self, messages: Sequence[pb.Message]) -> str:
+    def refuse_control(self, messages: Sequence[pb.Message]) -> None:
+        """Raises DataError for a prompt with a control token written out in its texts.
+
+        Here it is text, yet the policy server refuses it: vLLM tokenises a whole chat, and could not tell them apart.
+        """
+        for message in messages:
+            if token := self.control.find("".join(part.text for part in message.parts)):
+                raise DataError(f"the prompt writes out {token}, a control token, which the policy server refuses")
+
+    def _pieces(self, messages: Sequence[pb.Message]) -> list[str]:
+        """The prompt as the chat template renders it, split at the template's own control tokens as by ``split``.
+
+        What the messages write out stays in its piece: a mask keeps it from being taken for the template's.
+        Raises DataError for a prompt that the template does not take.
+        """
+        mask = ""
+        if any(self.control.find("".join(part.text for part in message.parts)) for message in messages):
+            mask = uuid4().hex  # which no text can hold, since nobody knows it
+            messages = [self._masked(message, mask) for message in messages]
         try:
-            return self.processor.apply_chat_template(to_template(messages), tokenize=False, add_generation_prompt=True)
+            rendered = self.processor.apply_chat_template(
+                to_template(messages), tokenize=False, add_generation_prompt=True
+            )
         except TemplateError as error:
             raise DataError(f"the chat template does not take the prompt: {error}") from None
+        pieces = self.control.split(rendered)
+        if mask:
+            pieces[::2] = [text.replace(mask, "") for text in pieces[::2]]
+        return pieces
+
+    def _masked(self, message: pb.Message, mask: str) -> pb.Message:
+        """Texts that follow one another as one: a template may write them so, and halves would make a whole."""
+        parts: list[pb.Part] = []
+        for is_image, run in groupby(message.parts, lambda part: part.HasField("image_sha256")):
+            if is_image:
+                parts.extend(run)
+            else:
+                parts.append(pb.Part(text=self.control.masked("".join(part.text for part in run), mask)))
+        return pb.Message(role=message.role, parts=parts)
 
     def prompt(self, messages: Sequence[pb.Message], images: Sequence[Image.Image]) -> Example:
         """The prompt alone, ready for a response. Raises DataError if it does not name exactly these images."""
@@ -141,30 +192,67 @@ class InputBuilder:
         self, messages: Sequence[pb.Message], pixel_values: torch.Tensor | None, grid: torch.Tensor | None
     ) -> Example:
         """As ``prompt``, from images that are processed already."""
-        text = self._rendered(messages)
-        ids: list[int] = []
+        raw = self._ids(self._pieces(messages))
         counts = [] if grid is None else (grid.prod(-1) // self._merge).tolist()
         named = len(image_sha256s(messages))
-        raw = self._tokens(text, split_special_tokens=False)
         if named != len(counts) or raw.count(self.image_token_id) != len(counts):
             raise DataError(
                 f"the prompt names {named} images and holds {raw.count(self.image_token_id)} placeholders, "
                 f"{len(counts)} images were given"
             )
         placeholders = iter(counts)
+        ids: list[int] = []
         for token in raw:
             ids.extend([token] * next(placeholders) if token == self.image_token_id else [token])
         return Example(ids, len(ids), pixel_values, grid)
 
+    def image_bytes(self, width: int, height: int) -> int:
+        """Of the pixel_values that ``images`` makes of an image of this size. Raises DataError as it does."""
+        processor = self.processor.image_processor
+        values = 3 * processor.temporal_patch_size * processor.patch_size**2
+        return self.image_tokens(width, height) * self._merge * values * torch.float32.itemsize
+
+    def least_tokens(self, text: str) -> int:
+        """A number of tokens that ``text_ids`` cannot come below, a hundred times sooner than it is done.
+
+        Each byte takes a share of its token, no less than one by the length of the longest token that holds such a
+        byte; the shares of a token's bytes come to one at most.
+        """
+        normalizer = self._encoder.normalizer
+        if isinstance(normalizer, NFC):
+            text = normalize("NFC", text)
+        elif normalizer is not None:
+            text = normalizer.normalize_str(text)
+        counts = np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=256)
+        return math.ceil(float(counts @ self._byte_shares) - 1e-6)
+
+    @cached_property
+    def _byte_shares(self) -> "np.ndarray[Any, Any]":
+        """[256], 0 for a byte that no token holds."""
+        letters = {letter: byte for byte, letter in bytes_to_unicode().items()}  # of a byte-level vocabulary
+        added = {token.content for token in self._encoder.get_added_tokens_decoder().values()}
+        longest = np.zeros(256)
+        for token in self._encoder.get_vocab().keys() - self.control.ids.keys():
+            is_bytes = token not in added and letters.keys() >= set(token)
+            spelled = [letters[letter] for letter in token] if is_bytes else list(token.encode())
+            held = list(set(spelled))
+            longest[held] = np.maximum(longest[held], len(spelled))
+        return np.divide(1, longest, out=np.zeros(256), where=longest > 0)
+
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a response's text. Special tokens written out in it are text like any other."""
-        return self._tokens(text, split_special_tokens=True)
+        return self._encode([text])[0]
 
-    def _tokens(self, text: str, *, split_special_tokens: bool) -> list[int]:
-        # The option is set on the tokenizer itself: a call in another thread would get the wrong one.
-        with self._tokenizing:
-            tokens = self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
-            return tokens["input_ids"]
+    def _ids(self, pieces: Sequence[str]) -> list[int]:
+        """Of what ``_pieces`` gives."""
+        texts = self._encode(pieces[::2])
+        tokens = [[self.control.ids[token]] for token in pieces[1::2]]
+        between = [*tokens, list[int]()]
+        return list(chain.from_iterable(chain.from_iterable(zip(texts, between, strict=True))))
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """As a batch, even of one: that alone lets other threads run meanwhile."""
+        return [text.ids for text in self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def with_text(self, prompt: Example, text: str) -> Example:
         """The prompt answered by ``text`` and ended: how every text, teacher's or student's, is looked at."""

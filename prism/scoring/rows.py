@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from prism.clients.experts import parse_item
-from prism.data.rows import parse_line
+from prism.data.rows import parse_line, row_fields
 from prism.errors import DataError
 from prism.jobs import Row
 from prism.wire.experts import ScoreItem
-from prism.wire.messages import take_demonstration
-
-PROMPT_KEYS = ("messages", "prompt", "images")
 
 
 @dataclass(frozen=True)
@@ -24,14 +21,15 @@ class ScoringRow:
 
 
 def score_row(row: Row, folder: Path, image_root: Path | None = None) -> ScoringRow:
-    """A row with ``response`` or ``responses``; its images lie in ``image_root``, without it in ``folder``.
+    """A row with ``response`` or ``responses``, else with the ``teacher``'s; a row of training data is one.
 
-    Raises DataError that says what is wrong with it.
+    Its images lie in ``image_root``, without it in ``folder``. Raises DataError that says what is wrong with it.
     """
     value = _parse(row)
     if value.get("response") is not None and value.get("responses") is not None:
         raise DataError("give response or responses, not both (an assistant's last message is a response too)")
-    return _scoring_row(row, value, (folder, image_root), [], _texts(value, "responses", "response"))
+    keys = ("responses", "response") if value.get("teacher") is None else ("responses", "response", "teacher")
+    return _scoring_row(row, value, (folder, image_root), [], _texts(value, *keys))
 
 
 def reference_row(row: Row, folder: Path, image_root: Path | None = None) -> ScoringRow:
@@ -43,7 +41,7 @@ def reference_row(row: Row, folder: Path, image_root: Path | None = None) -> Sco
 
 def _parse(row: Row) -> dict[str, Any]:
     try:
-        value = take_demonstration(parse_line(row.text))
+        value = row_fields(parse_line(row.text))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
         raise DataError(str(error)) from None
     if not isinstance(value, dict):
@@ -54,18 +52,27 @@ def _parse(row: Row) -> dict[str, Any]:
 def _scoring_row(
     row: Row, value: dict[str, Any], images: tuple[Path, Path | None], teacher: list[str], policy: list[str]
 ) -> ScoringRow:
-    prompt = {key: value[key] for key in PROMPT_KEYS if value.get(key) is not None}
+    # Of a chat, images stand in its messages by now; what else a training row has beside them is let through, as there.
+    keys = ("messages",) if value.get("messages") is not None else ("prompt", "images")
+    prompt = {key: value[key] for key in keys if value.get(key) is not None}
     given = value.get("id")
-    item = parse_item({**prompt, "responses": teacher + policy}, *images)
+    item = parse_item({**prompt, "responses": teacher + policy}, *images, extra="ignore")
     return ScoringRow(row, str(row.index if given is None else given), item, len(teacher))
 
 
 def _texts(value: dict[str, Any], *keys: str) -> list[str]:
-    """The text or list of texts under the first of the keys that is there."""
-    key = next((key for key in keys if value.get(key) is not None), None)
-    if key is None:
+    """The text or list of texts under the first of the keys that is there; a blank one if all that are there are."""
+    there = [key for key in keys if value.get(key) is not None]
+    if not there:
         raise DataError(f"{' or '.join(keys)} is missing")
-    texts = [value[key]] if isinstance(value[key], str) else value[key]
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+    key = next((key for key in there if not isinstance(value[key], str) or value[key].strip()), there[0])
+    given = value[key]
+    texts = given if isinstance(given, list) else [str(given) if _is_number(given) else given]
+    if not texts or not all(isinstance(text, str) for text in texts):
         raise DataError(f"{key} must be a text or a list of texts")
     return texts
+
+
+def _is_number(value: object) -> bool:
+    """Which rows may have for a text, as in training data."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

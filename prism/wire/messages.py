@@ -15,12 +15,15 @@ A text is carried as it is in every form. ``prism.model.inputs`` decides which t
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from prism.wire.v1 import rollout_pb2 as pb
 
 IMAGE = "`data:image/...;base64,...`, `sha256:...` of an image in the blob store, or an http(s) URL where allowed"
+
+_URL_SAFE, _WHITE_SPACE = bytes.maketrans(b"-_", b"+/"), b" \t\n\f\r"
 
 
 def well_formed(value: Any) -> Any:
@@ -168,9 +171,20 @@ def data_uri(image: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
+def is_data_uri(text: str) -> bool:
+    return text[:64].lstrip()[:5].lower() == "data:"
+
+
 def data_uri_bytes(uri: str) -> bytes:
-    """Raises ValueError if what follows the comma is no base64."""
-    return base64.b64decode(uri.partition(",")[2], validate=True)
+    """What a data URI holds, as browsers read it, and url-safe base64 too: wrapped, spaced, percent-encoded, unpadded.
+
+    Raises ValueError if it is no base64.
+    """
+    head, _, data = uri.partition(",")
+    if not head.replace(" ", "").lower().endswith(";base64"):
+        raise ValueError("it is not given as base64")
+    plain = (unquote(data) if "%" in data else data).encode("ascii").translate(_URL_SAFE, _WHITE_SPACE).rstrip(b"=")
+    return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
 
 
 def take_demonstration(row: object) -> object:

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import torch
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
 
 from prism.errors import PrismError, ServiceError, WeightsError
 from prism.http.app import create_app as create_service
-from prism.http.app import end
+from prism.http.app import end, unless_gone
 from prism.services.experts import compatible, metrics
 from prism.services.experts.engine import Overloaded
 from prism.services.experts.mixture import Peer
@@ -31,7 +31,7 @@ from prism.wire.experts import (
     ScoreRequest,
     SwapAnswer,
 )
-from prism.wire.weights import Manifest, note_newest
+from prism.wire.weights import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def refusals(**more: str) -> dict[int | str, dict[str, Any]]:
         400: "the body cannot be parsed",
         413: "the body or its items are over a limit, which is named",
         422: "something about the request is wrong; what and where is named",
-        503: "the model is loading",
+        503: "the model is loading, or waits for weights",
     }
     whys = common | {int(code.removeprefix("code_")): why for code, why in more.items()}
     return {code: {"model": Refusal, "description": why} for code, why in sorted(whys.items())}
@@ -63,6 +63,9 @@ def create_app(settings: ExpertSettings) -> FastAPI:
             scorer = await asyncio.to_thread(Scorer, settings)
         except PrismError as error:
             end(app, error)
+        except Exception as error:  # out of memory, for one: to say "loading" for ever would hide it
+            log.exception("the model cannot be loaded")
+            end(app, ServiceError(f"{settings.model} cannot be loaded: {type(error).__name__}: {error}"))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -78,8 +81,11 @@ def create_app(settings: ExpertSettings) -> FastAPI:
     def not_ready() -> str | None:
         return "the model is loading" if scorer is None else scorer.not_ready()
 
-    def ready_scorer() -> Scorer:
-        reason = not_ready()
+    def unhealthy() -> str | None:
+        return scorer.unhealthy() if scorer else None
+
+    def ready_scorer(*, without_weights: bool = False) -> Scorer:
+        reason = unhealthy() if scorer and without_weights else not_ready()
         if scorer is None or reason:
             raise HTTPException(503, reason, headers={"Retry-After": "2"})
         return scorer
@@ -115,22 +121,23 @@ def create_app(settings: ExpertSettings) -> FastAPI:
         f"PRISM {settings.expert} expert",
         settings,
         not_ready=not_ready,
+        unhealthy=unhealthy,
         body_limit=settings.max_body_bytes,
         lifespan=lifespan,
         description="Scores responses to a prompt; part of the discriminator of a response-level adversarial game.",
     )
 
     @app.post("/v1/score", tags=["scoring"], responses=refusals(code_409=OLD, code_429=FULL))
-    async def score(request: ScoreRequest) -> ScoreAnswer:
+    async def score(request: ScoreRequest, http: Request) -> ScoreAnswer:
         """Judge the responses of each item. A response that cannot be judged gets a status, never a number."""
         with admitted("score", sum(len(item.responses) for item in request.items)) as scorer:
-            return await scorer.score(request)
+            return await unless_gone(http, scorer.score(request))
 
     @app.post("/v1/compare", tags=["scoring"], responses=refusals(code_409=OLD, code_429=FULL))
-    async def compare(request: CompareRequest) -> CompareAnswer:
+    async def compare(request: CompareRequest, http: Request) -> CompareAnswer:
         """The probability that the first of two responses to one prompt is the teacher's."""
         with admitted("compare", 2) as scorer:
-            return await scorer.compare(request)
+            return await unless_gone(http, scorer.compare(request))
 
     @app.post(
         "/v1/mixture",
@@ -143,10 +150,10 @@ def create_app(settings: ExpertSettings) -> FastAPI:
             code_503="the model is loading, or the other expert cannot be reached",
         ),
     )
-    async def mixture(request: MixtureRequest) -> MixtureAnswer:
+    async def mixture(request: MixtureRequest, http: Request) -> MixtureAnswer:
         """Score by both experts at once. Only a response that both could judge has a number."""
         with admitted("mixture", sum(len(item.responses) for item in request.items)) as scorer:
-            return await peer.mixture(request, scorer.score)
+            return await unless_gone(http, peer.mixture(request, scorer.score))
 
     compatible.add_routes(app, admitted, refusals(code_409=OLD, code_429=FULL))
 
@@ -174,13 +181,12 @@ def create_app(settings: ExpertSettings) -> FastAPI:
     )
     async def weights(manifest: Manifest) -> SwapAnswer:
         """Verify and load weights beside those in use, then switch between two batches. Needs the admin token."""
-        engine = ready_scorer().engine
+        scorer = ready_scorer(without_weights=True)
         started = time.perf_counter()
         try:
-            paused = await asyncio.to_thread(engine.swap, settings.weights_root, manifest)
+            paused = await asyncio.to_thread(scorer.take, manifest)
         except WeightsError as error:
             raise HTTPException(409, str(error)) from None
-        await asyncio.to_thread(note_newest, settings.state_dir, manifest)
         total = time.perf_counter() - started
         metrics.SYNC_SECONDS.labels(settings.expert).observe(total)
         metrics.SYNC_PAUSED_SECONDS.labels(settings.expert).observe(paused)

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from pydantic import BaseModel, Field, model_validator
 
+from prism.http.app import unless_gone
 from prism.services.experts.calibration import sigmoid
 from prism.services.experts.scorer import Scorer
 from prism.wire.experts import JudgingOptions, ResponseScore, ScoreAnswer, ScoreItem, ScoreRequest, ScoreStatus
@@ -170,11 +171,11 @@ def add_routes(
     refusals: dict[int | str, dict[str, Any]],
 ) -> None:
     @app.post("/score", tags=["vLLM's shapes"], responses=refusals)
-    async def score_pairs(request: PairsRequest) -> PairsAnswer:
+    async def score_pairs(request: PairsRequest, http: Request) -> PairsAnswer:
         """vLLM's Score API: a score for each pair of a prompt and a response."""
         asked = request.request()
         with admitted("pairs", sum(len(item.responses) for item in asked.items)) as scorer:
-            answer = await scorer.score(asked)
+            answer = await unless_gone(http, scorer.score(asked))
         scores = _scores(answer)
         data = [
             PairScore(
@@ -188,10 +189,10 @@ def add_routes(
         return PairsAnswer(**_common("score", request, answer), data=data)
 
     @app.post("/classify", tags=["vLLM's shapes"], responses=refusals)
-    async def classify(request: ClassifyRequest) -> ClassifyAnswer:
+    async def classify(request: ClassifyRequest, http: Request) -> ClassifyAnswer:
         """vLLM's Classification API: one class, whose probability is the sigmoid of the response's score."""
         with admitted("classify", 1) as scorer:
-            answer = await scorer.score(request.request())
+            answer = await unless_gone(http, scorer.score(request.request()))
         data = [
             Classified(
                 index=index,

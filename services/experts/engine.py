@@ -4,14 +4,17 @@ Two threads. One packs waiting requests into batches by tokens, the other has th
 one is in flight. Everything passes them in order, so all of a request is judged by one version of the weights.
 """
 
+import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from prism import logs
 from prism.errors import ConfigError, ServiceError, WeightsError
@@ -20,6 +23,8 @@ from prism.model.inputs import Example, InputBuilder
 from prism.services.experts import metrics
 from prism.services.experts.scoring import Branches, PrefixScorer
 from prism.wire.weights import Manifest, verify
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,26 @@ class ScoringJob:
         self.texts = {(group.key, tuple(ids)): group for group in groups for ids in group.responses}
         self.scores: dict[tuple[str, tuple[int, ...]], float] = {}
         self.result: Future[ScoredGroups] = Future()
+        self._claimed = threading.Lock()
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more, or it has failed."""
+        return self.result.done()
 
     def finish(self, version: Version) -> None:
         """Answer, if every response has its score."""
-        if len(self.scores) == len(self.texts) and not self.result.done():
+        if len(self.scores) == len(self.texts) and self._claim():
             scores = [[self.scores[group.key, tuple(ids)] for ids in group.responses] for group in self.groups]
             self.result.set_result(ScoredGroups(scores, version))
+
+    def fail(self, reason: str) -> None:
+        if self._claim():
+            self.result.set_exception(ServiceError(reason))
+
+    def _claim(self) -> bool:
+        """For one answer, once. Until then whoever asked may cancel it, also while it is computed."""
+        return self._claimed.acquire(blocking=False) and self.result.set_running_or_notify_cancel()
 
 
 @dataclass
@@ -83,12 +102,12 @@ class ForwardBatch:
         entry.responses.append(text)
         self.owners.append((job, group.key, text))
 
-    def alone(self, job: ScoringJob) -> "ForwardBatch":
-        """The part that one request has in this batch."""
+    def of(self, *jobs: ScoringJob) -> "ForwardBatch":
+        """The part that these requests have in this batch."""
         part = ForwardBatch()
         for owner, key, text in self.owners:
-            if owner is job:
-                part.add(job, job.texts[key, text], text)
+            if owner in jobs:
+                part.add(owner, owner.texts[key, text], text)
         return part
 
 
@@ -123,14 +142,18 @@ class ScoringEngine:
         self._image_token_id, self._cache_tokens = inputs.image_token_id, cache_tokens
         self._scorer = self._new_scorer(model)
         self._max_batch_tokens, self._max_queue = max_batch_tokens, max_queue
-        self._waiting = 0
         self._count = threading.Lock()
         self._requests: queue.Queue[ScoringJob | Swap | None] = queue.Queue()
         self._batches: queue.Queue[ForwardBatch | Swap | None] = queue.Queue(maxsize=1)
         self._swap_lock = threading.Lock()
+        self._jobs: set[ScoringJob] = set()  # that are not over
+        self.failure: str | None = None
+        """Why nothing can be scored any more, unless the process is started again."""
         self._threads = [
-            threading.Thread(target=target, name=f"{name}-{target.__name__.strip('_')}", daemon=True)
-            for target in (self._build, self._run)
+            threading.Thread(
+                target=self._outlived, args=(work,), name=f"{name}-{work.__name__.strip('_')}", daemon=True
+            )
+            for work in (self._build, self._run)
         ]
         for thread in self._threads:
             thread.start()
@@ -144,16 +167,21 @@ class ScoringEngine:
         return self._scorer.model
 
     def submit(self, groups: Sequence[ScoringGroup]) -> Future[ScoredGroups]:
-        """Scores of one request and the version that gave them. Raises Overloaded if the queue is full."""
+        """Scores of one request and the version that gave them; what is cancelled is not computed any further.
+
+        Raises Overloaded if the queue is full, ServiceError once nothing can be scored.
+        """
         job = ScoringJob(groups)
         if not job.texts:
             job.finish(self.version)
             return job.result
         with self._count:
-            if self._waiting >= self._max_queue:
+            if self.failure:
+                raise ServiceError(self.failure)
+            if len(self._jobs) >= self._max_queue:
                 raise Overloaded(f"{self._max_queue} requests are waiting already")
-            self._waiting += 1
-        job.result.add_done_callback(self._done)
+            self._jobs.add(job)
+        job.result.add_done_callback(lambda _: self._done(job))
         self._requests.put(job)
         return job.result
 
@@ -177,8 +205,8 @@ class ScoringEngine:
             swap = Swap(scorer, Version(manifest.version, manifest.attempt))
             self._requests.put(swap)
             while not swap.paused.done():
-                if not self.alive:
-                    raise ServiceError("the scoring thread has died")
+                if self.failure or not self.alive:
+                    raise ServiceError(self.failure or "the scoring thread has died")
                 wait([swap.paused], timeout=1)
             logs.about(expert_version=manifest.version, attempt=manifest.attempt)
             metrics.VERSION.labels(self.name).set(manifest.version)
@@ -205,9 +233,30 @@ class ScoringEngine:
             self.name, place(model, self.device).eval(), self._image_token_id, cache_tokens=self._cache_tokens
         )
 
-    def _done(self, _: Future[ScoredGroups]) -> None:
+    def _done(self, job: ScoringJob) -> None:
         with self._count:
-            self._waiting -= 1
+            self._jobs.discard(job)
+
+    def _outlived(self, work: Callable[[], None]) -> None:
+        """A thread's work. Whatever ends it fails those who wait for it, and those who come later."""
+        try:
+            work()
+        except BaseException as error:
+            log.exception("the thread that scores has died")
+            self._give_up(f"the scoring thread has died: {type(error).__name__}: {error}")
+            if work == self._build:
+                self._batches.put(None)
+            else:
+                self._requests.put(None)
+                while self._batches.get() is not None:  # or the other would wait for ever to hand its batch on
+                    pass
+
+    def _give_up(self, reason: str) -> None:
+        with self._count:
+            self.failure = self.failure or reason
+            jobs = list(self._jobs)
+        for job in jobs:
+            job.fail(reason)
 
     def _build(self) -> None:
         """Pack requests into batches. While the model is busy requests gather, and the next batch holds more."""
@@ -231,9 +280,9 @@ class ScoringEngine:
 
     def _pack(self, job: ScoringJob, batch: ForwardBatch) -> ForwardBatch:
         """Add the request to the batch, and to new ones whenever one is full. Returns the last, not yet sent."""
-        if not job.result.set_running_or_notify_cancel():
-            return batch  # nobody waits for it any more
         for (_, text), group in job.texts.items():
+            if job.over:
+                break
             if batch.owners and batch.tokens + batch.cost(group, text) > self._max_batch_tokens:
                 self._batches.put(batch)
                 batch = ForwardBatch()
@@ -250,15 +299,24 @@ class ScoringEngine:
                 self._score(work)
 
     def _score(self, batch: ForwardBatch) -> None:
-        jobs = {id(owner): owner for owner, _, _ in batch.owners}
+        jobs = list(dict.fromkeys(owner for owner, _, _ in batch.owners))
+        wanted = [job for job in jobs if not job.over]
+        if len(wanted) < len(jobs):
+            jobs, batch = wanted, batch.of(*wanted)
+        if not jobs:
+            return
         try:
             scores = self._scorer.score(list(batch.entries.values()))
         except Exception as error:
-            if len(jobs) > 1:  # one of them may be to blame: the others must not suffer
-                for job in jobs.values():
-                    self._score(batch.alone(job))
-            elif not (job := next(iter(jobs.values()))).result.done():
-                job.result.set_exception(ServiceError(f"scoring failed: {type(error).__name__}: {error}"))
+            reason = f"scoring failed: {type(error).__name__}: {error}"
+            if broken := why_broken(self.device):
+                log.error("%s; %s", reason, broken)
+                self._give_up(f"{reason}; {broken}")
+            elif len(jobs) > 1:  # one of them may be to blame: the others must not suffer
+                for job in jobs:
+                    self._score(batch.of(job))
+            else:
+                jobs[0].fail(reason)
             return
         metrics.BATCH_SEQUENCES.labels(self.name).observe(len(batch.owners))
         metrics.BATCH_TOKENS.labels(self.name).observe(batch.tokens)
@@ -269,8 +327,19 @@ class ScoringEngine:
         }
         for job, key, text in batch.owners:
             job.scores[key, text] = given[key, text]
-        for job in jobs.values():
+        for job in jobs:
             job.finish(self.version)
+
+
+def why_broken(device: str) -> str | None:
+    """After an error: whether the device is lost to this process, as after an illegal access on a GPU; None if not."""
+    try:
+        torch.zeros(1, device=device).add(1).item()
+    except torch.OutOfMemoryError:
+        return None  # which passes
+    except Exception as error:
+        return f"{device} cannot be used by this process any more: {str(error).splitlines()[0]}"
+    return None
 
 
 def _shape(model: ExpertModel, *, mlps: bool) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from prism.services.experts.settings import ExpertSettings
 from prism.tasks import together
 from prism.wire.messages import data_uri_bytes
 
-_DATA_URI = re.compile("data:image/[^,]*;base64,")
+_DATA_URI = re.compile(r"\s*data:\s*image/[^,]*;\s*base64\s*,", re.IGNORECASE)
 
 
 class ImageSources:

@@ -2,13 +2,14 @@
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from fastapi import HTTPException
 
-from prism.data.images import decode_image
+from prism.data.images import decode_image, image_size
 from prism.errors import DataError
 from prism.model.inputs import Example, InputBuilder
 from prism.services.experts.engine import ScoringGroup
@@ -17,21 +18,35 @@ from prism.wire.experts import JudgedText, JudgingOptions, ResponseScore, ScoreI
 from prism.wire.messages import Message, from_json, image_parts
 from prism.wire.response import parse_response
 
+T = TypeVar("T")
+
 
 class TooLong(Exception):
     """A text or prompt over the limits; the message names them."""
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """An image made ready for the model. sha256 is of its bytes."""
+class Sized:
+    """An image whose header was read. ``tokens`` in a prompt; ``nbytes`` of memory once it is decoded."""
 
+    data: bytes
     sha256: str
+    tokens: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images made ready for the model."""
+
     values: torch.Tensor  # [patches, patch size]
-    grid: torch.Tensor  # [1, 3]
+    grid: torch.Tensor  # [images, 3]
 
 
-Readied = Pixels | DataError | TooLong
+Measured = Sized | DataError | TooLong
+Readied = Pixels | DataError
+Steps = Generator[None, None, T]
+"""Work that may be left off at each step."""
 
 
 @dataclass(frozen=True)
@@ -61,37 +76,78 @@ class Planner:
             if count > limit:
                 raise HTTPException(413, f"{count} {what} are over the limit of {limit} (PRISM_{name.upper()})")
 
-    def plan(self, request: ScoreRequest, sources: dict[str, bytes | DataError]) -> list[ItemPlan]:
-        """One for each item. ``sources`` holds the images by the names that the request has for them."""
-        images: dict[str, Readied] = {}
+    def measure(self, sources: Mapping[str, bytes | DataError]) -> dict[str, Measured]:
+        """The images by the names that a request has for them, none decoded, or what is wrong with them."""
+        return {name: self._measured(data) for name, data in sources.items()}
+
+    def _measured(self, data: bytes | DataError) -> Measured:
+        if isinstance(data, DataError):
+            return data
+        try:
+            size = image_size(data, self.settings.max_image_pixels)
+            tokens, nbytes = self.inputs.image_tokens(*size), self.inputs.image_bytes(*size)
+        except DataError as error:
+            return error
+        if tokens > self.settings.max_tokens:
+            return self._too_long(f"an image of {tokens} tokens", "max_tokens")
+        return Sized(data, hashlib.sha256(data).hexdigest(), tokens, nbytes)
+
+    def pixel_bytes(self, items: Sequence[ScoreItem], images: Mapping[str, Measured]) -> int:
+        """That the items' images take once they are decoded. Raises HTTPException 413 if that is too much."""
+        sizes: dict[tuple[str, ...], int] = {}  # of images, and of those that one prompt holds together
+        for item in items:
+            found = [images[part.image] for part in image_parts(item.chat())]
+            used = [image for image in found if isinstance(image, Sized)]
+            if len(used) == len(found) and sum(image.tokens for image in used) <= self.settings.max_tokens:
+                sizes |= {(image.sha256,): image.nbytes for image in used}
+                sizes |= {tuple(image.sha256 for image in used): sum(image.nbytes for image in used)}
+        size, limit = sum(sizes.values()), self.settings.max_request_pixel_bytes
+        if size > limit:
+            raise HTTPException(
+                413,
+                f"the images of this request take {size} bytes once they are decoded, over the limit of {limit} "
+                "(PRISM_MAX_REQUEST_PIXEL_BYTES): send fewer or smaller ones at a time",
+            )
+        return size
+
+    def plan(self, request: ScoreRequest, images: Mapping[str, Measured]) -> Steps[list[ItemPlan]]:
+        """One for each item. ``images`` is what ``measure`` gave."""
+        readied: dict[tuple[str, ...], Readied] = {}
         plans: list[ItemPlan] = []
         for item in request.items:
             try:
-                plans.append(self._plan_item(item, request.section == "all", sources, images))
+                plans.append((yield from self._plan_item(item, request.section == "all", images, readied)))
             except DataError as error:
                 plans.append(self._all(item, "error", f"the prompt cannot be used: {error}", request))
             except TooLong as error:
                 plans.append(self._all(item, "too_long", f"the prompt alone: {error}", request))
+            yield
         return plans
 
     def _plan_item(
-        self,
-        item: ScoreItem,
-        whole: bool,
-        sources: dict[str, bytes | DataError],
-        images: dict[str, Readied],
-    ) -> ItemPlan:
+        self, item: ScoreItem, whole: bool, images: Mapping[str, Measured], readied: dict[tuple[str, ...], Readied]
+    ) -> Steps[ItemPlan]:
         """Raises DataError or TooLong for a prompt that cannot be used.
 
-        ``images`` holds those of earlier items.
+        ``readied`` holds the images of earlier items, alone and together.
         """
         chat = item.chat()
-        pixels = [self._pixels(sources[part.image], images) for part in image_parts(chat)]
-        prompt = self._prompt(chat, pixels)
+        sized = [_usable(images[part.image]) for part in image_parts(chat)]
+        self._check_text("".join(part.text for message in chat for part in message.parts if part.type == "text"))
+        self._check_tokens(sum(image.tokens for image in sized), "of images")
+        for image in sized:
+            if (image.sha256,) not in readied:
+                readied[image.sha256,] = self._made_ready(image.data)
+                yield
+        names = tuple(image.sha256 for image in sized)
+        if names and names not in readied:
+            readied[names] = _together([_usable(readied[name,]) for name in names])
+        prompt = self._prompt(chat, _usable(readied[names]) if names else None)
         section = self.judged(whole)
         answers: list[ResponseScore | None] = []
         responses: list[list[int]] = []
         for text in item.responses:
+            yield
             parsed = parse_response(text)
             if not whole and not parsed.valid:
                 answers.append(unscored("invalid_format", section, "; ".join(parsed.problems)))
@@ -105,57 +161,40 @@ class Planner:
             responses.append(ids)
         if not responses:
             return ItemPlan(answers, None)
-        image_keys = tuple(image.sha256 for image in pixels)
-        key = hashlib.sha256(array("q", prompt.input_ids).tobytes() + "".join(image_keys).encode()).hexdigest()
-        return ItemPlan(answers, ScoringGroup(prompt, key, image_keys, responses))
+        key = hashlib.sha256(array("q", prompt.input_ids).tobytes() + "".join(names).encode()).hexdigest()
+        return ItemPlan(answers, ScoringGroup(prompt, key, names, responses))
 
-    def _pixels(self, data: bytes | DataError, images: dict[str, Readied]) -> Pixels:
-        """An image, made ready once a request. Raises DataError or TooLong."""
-        if isinstance(data, DataError):
-            raise data
-        sha256 = hashlib.sha256(data).hexdigest()
-        if sha256 not in images:
-            images[sha256] = self._made_ready(sha256, data)
-        made = images[sha256]
-        if not isinstance(made, Pixels):
-            raise made
-        return made
-
-    def _made_ready(self, sha256: str, data: bytes) -> Readied:
+    def _made_ready(self, data: bytes) -> Readied:
         try:
-            image = decode_image(data, self.settings.max_image_pixels)
-            tokens = self.inputs.image_tokens(*image.size)
-            if tokens > self.settings.max_tokens:  # found out before its pixels are unfolded into hundreds of megabytes
-                return self._too_long(f"an image of {tokens} tokens", "max_tokens")
-            return Pixels(sha256, *self.inputs.images([image]))
+            return Pixels(*self.inputs.images([decode_image(data, self.settings.max_image_pixels)]))
         except DataError as error:
             return error
 
-    def _prompt(self, chat: Sequence[Message], pixels: Sequence[Pixels]) -> Example:
+    def _prompt(self, chat: Sequence[Message], pixels: Pixels | None) -> Example:
         """Raises DataError or TooLong."""
-        names = (image.sha256 for image in pixels)
-        messages = from_json(chat, lambda _: next(names))
-        self._check_chars(sum(len(part.text) for message in messages for part in message.parts))
-        values = torch.cat([image.values for image in pixels]) if pixels else None
-        grid = torch.cat([image.grid for image in pixels]) if pixels else None
-        prompt = self.inputs.prompt_of(messages, values, grid)
+        messages = from_json(chat, lambda _: "image")
+        prompt = self.inputs.prompt_of(messages, pixels and pixels.values, pixels and pixels.grid)
         if len(prompt.input_ids) >= self.settings.max_tokens:
             raise self._too_long(f"{len(prompt.input_ids)} tokens", "max_tokens")
         return prompt
 
     def _ids(self, text: str, prompt_tokens: int) -> list[int]:
         """Raises TooLong."""
-        self._check_chars(len(text))
+        self._check_text(text, prompt_tokens)
         ids = [*self.inputs.text_ids(text), self.inputs.end_token_id]
-        tokens = prompt_tokens + len(ids)
-        if tokens > self.settings.max_tokens:
-            raise self._too_long(f"{tokens} tokens with the prompt", "max_tokens")
+        self._check_tokens(prompt_tokens + len(ids), "with the prompt")
         return ids
 
-    def _check_chars(self, count: int) -> None:
-        """Before a text is tokenised, which of a body full of one word takes minutes."""
-        if count > self.settings.max_text_chars:
-            raise self._too_long(f"{count} characters", "max_text_chars")
+    def _check_text(self, text: str, more_tokens: int = 0) -> None:
+        """Before a text is tokenised, which of a million characters takes a second. Raises TooLong."""
+        if len(text) > self.settings.max_text_chars:
+            raise self._too_long(f"{len(text)} characters", "max_text_chars")
+        self._check_tokens(more_tokens + self.inputs.least_tokens(text), "at least")
+
+    def _check_tokens(self, tokens: int, what: str) -> None:
+        """Raises TooLong."""
+        if tokens > self.settings.max_tokens:
+            raise self._too_long(f"{tokens} tokens {what}", "max_tokens")
 
     def _too_long(self, what: str, limit: str) -> TooLong:
         return TooLong(f"{what}, over the limit of {self.settings.limits[limit]} (PRISM_{limit.upper()})")
@@ -166,6 +205,20 @@ class Planner:
     def _all(self, item: ScoreItem, status: ScoreStatus, detail: str, request: JudgingOptions) -> ItemPlan:
         section = self.judged(request.section == "all")
         return ItemPlan([unscored(status, section, detail) for _ in item.responses], None)
+
+
+def _together(images: Sequence[Pixels]) -> Pixels:
+    """One prompt's. A single image is not copied."""
+    if len(images) == 1:
+        return images[0]
+    return Pixels(torch.cat([image.values for image in images]), torch.cat([image.grid for image in images]))
+
+
+def _usable(image: T | DataError | TooLong) -> T:
+    """The image; raises what is wrong with it."""
+    if isinstance(image, DataError | TooLong):
+        raise image
+    return image
 
 
 def unscored(status: ScoreStatus, section: JudgedText, detail: str) -> ResponseScore:

@@ -1,14 +1,17 @@
 """Requests turned into groups of token ids, scores turned into answers."""
 
 import asyncio
+import logging
 import math
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import torch
 from fastapi import HTTPException
 
-from prism.errors import ConfigError
+from prism.errors import ConfigError, WeightsError
 from prism.model.expert import load_expert
 from prism.model.inputs import InputBuilder
 from prism.services.experts import metrics
@@ -17,6 +20,7 @@ from prism.services.experts.engine import ScoringEngine, Version
 from prism.services.experts.images import ImageSources
 from prism.services.experts.planner import ItemPlan, Planner, unscored
 from prism.services.experts.settings import ExpertSettings
+from prism.services.experts.turns import ByteBudget, in_turns
 from prism.wire.experts import (
     CalibrationRequest,
     CalibrationState,
@@ -32,7 +36,11 @@ from prism.wire.experts import (
     ScoreRequest,
 )
 from prism.wire.messages import image_parts
-from prism.wire.weights import read_newest
+from prism.wire.weights import Manifest, note_newest, read_newest
+
+log = logging.getLogger(__name__)
+
+PLANNING_THREADS = 8  # more than most hosts' cores: a long text that one request has may keep one busy for a second
 
 
 class Scorer:
@@ -45,6 +53,13 @@ class Scorer:
             torch.empty(0, device=settings.device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
             raise ConfigError(f"PRISM_DEVICE: {settings.device!r} cannot be used: {error}") from None
+        try:
+            noted = read_newest(settings.state_dir)
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"{settings.state_dir}/newest.json, the note of the newest weights, cannot be read; remove it to start "
+                f"from {settings.model}: {str(error)[:500]}"
+            ) from None
         self.inputs = InputBuilder(settings.model, settings.pixel_bounds)
         self.planner = Planner(settings, self.inputs)
         self.images = ImageSources(settings)
@@ -59,14 +74,44 @@ class Scorer:
             cache_tokens=settings.cache_tokens,
         )
         self._calibrating = asyncio.Lock()
-        newest = read_newest(settings.state_dir)
-        if newest:
-            self.engine.swap(settings.weights_root, newest)
+        self._pixels = ByteBudget(settings.max_pixel_bytes)
+        self._planning = ThreadPoolExecutor(PLANNING_THREADS, thread_name_prefix=f"{settings.expert}-plan")
+        self._taking = threading.Lock()
+        self._noted = noted
+        self._unloaded: str | None = None
+        if noted:
+            try:
+                self.engine.swap(settings.weights_root, noted)
+            except WeightsError as error:
+                # To score by the base as if nothing had been learned would be worse than to wait for a push.
+                self._unloaded = f"the newest weights cannot be loaded again, push weights: {error}"
+                log.error(self._unloaded)
+
+    def take(self, manifest: Manifest) -> float:
+        """Score by pushed weights from now on, and after a restart. Blocks; returns the seconds scoring was paused.
+
+        Raises WeightsError, as for weights older than those that were noted.
+        """
+        with self._taking:
+            if self._noted and manifest.order < self._noted.order:
+                attempt, version = self._noted.order
+                raise WeightsError(
+                    f"attempt {manifest.attempt} version {manifest.version} is older than attempt {attempt} version "
+                    f"{version}, the newest this service was given"
+                )
+            paused = self.engine.swap(self.settings.weights_root, manifest)
+            note_newest(self.settings.state_dir, manifest)
+            self._noted, self._unloaded = manifest, None
+            return paused
+
+    def unhealthy(self) -> str | None:
+        """Why nothing will be scored by this process any more; None if all is well."""
+        return self.engine.failure or (None if self.engine.alive else "the scoring thread has died")
 
     def not_ready(self) -> str | None:
         """Why nothing can be scored, or not where it was asked for; None if all is well."""
-        if not self.engine.alive:
-            return "the scoring thread has died"
+        if reason := self.unhealthy() or self._unloaded:
+            return reason
         asked, actual = torch.device(self.settings.device), next(self.engine.model.parameters()).device
         if asked.type != actual.type or asked.index not in (None, actual.index):
             return f"the model is on {actual}, PRISM_DEVICE asks for {asked}"
@@ -75,19 +120,22 @@ class Scorer:
     async def close(self) -> None:
         await asyncio.to_thread(self.engine.close)
         await self.images.close()
+        self._planning.shutdown(wait=False, cancel_futures=True)
 
     async def score(self, request: ScoreRequest) -> ScoreAnswer:
         """Raises HTTPException for a request over the limits or ahead of the weights, Overloaded if too many wait."""
         self.planner.check_limits(request.items)
         self._check_version(self.engine.version, request)
         sources = await self.images.read(part.image for item in request.items for part in image_parts(item.chat()))
-        plans = await asyncio.to_thread(self.planner.plan, request, sources)
-        groups = [plan.group for plan in plans if plan.group]
-        version, values = self.engine.version, iter(())
-        if groups:
-            scored = await asyncio.wrap_future(self.engine.submit(groups))
-            version, values = scored.version, chain.from_iterable(scored.scores)
-            self._check_version(version, request)
+        images = await asyncio.to_thread(self.planner.measure, sources)
+        async with self._pixels.taken(self.planner.pixel_bytes(request.items, images)):
+            plans = await in_turns(self._planning, self.planner.plan(request, images))
+            groups = [plan.group for plan in plans if plan.group]
+            version, values = self.engine.version, iter(())
+            if groups:
+                scored = await asyncio.wrap_future(self.engine.submit(groups))
+                version, values = scored.version, chain.from_iterable(scored.scores)
+                self._check_version(version, request)
         return ScoreAnswer(
             expert=self.settings.expert,
             version=version.version,

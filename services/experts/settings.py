@@ -1,8 +1,8 @@
 """Settings of one expert's scoring API (``PRISM_*``)."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, IPvAnyNetwork
+from pydantic import Field, IPvAnyNetwork, model_validator
 
 from prism.config import LimitedSettings
 from prism.settings import CommaSeparated
@@ -32,11 +32,26 @@ class ExpertSettings(LimitedSettings):
     max_responses: int = Field(1024, ge=1, description="responses of one item")
     max_request_responses: int = Field(4096, ge=1, description="responses of one request")
     max_request_images: int = Field(64, ge=0, description="images of one request")
+    max_request_pixel_bytes: int = Field(
+        2**29, ge=1, description="bytes of one request's images once they are decoded to float32 (413)"
+    )
+    max_pixel_bytes: int = Field(
+        2**30, ge=1, description="bytes of decoded images of all requests at work; those that would be over it wait"
+    )
     max_text_chars: int = Field(1_000_000, ge=1, description="characters of a prompt or a response; more is too_long")
     max_tokens: int = Field(8192, ge=1, description="tokens of prompt and section together; more is too_long")
     max_batch_tokens: int = Field(16_384, ge=1, description="tokens that go through the model together")
     cache_tokens: int = Field(16_384, ge=0, description="tokens of prompts, and of images, whose states are kept")
     max_queue: int = Field(256, ge=1, description="requests being worked on or waiting; one more gets 429")
+
+    @model_validator(mode="after")
+    def _one_request_fits(self) -> Self:
+        if self.max_request_pixel_bytes > self.max_pixel_bytes:
+            raise ValueError(
+                f"PRISM_MAX_REQUEST_PIXEL_BYTES ({self.max_request_pixel_bytes}) is over PRISM_MAX_PIXEL_BYTES "
+                f"({self.max_pixel_bytes}): such a request would wait for ever"
+            )
+        return self
 
     @property
     def limits(self) -> dict[str, int]:

@@ -21,10 +21,11 @@ from prism import logs, telemetry
 from prism.errors import ServiceError
 from prism.http.app import BodyLimit, traced
 from prism.http.auth import OPEN_PATHS, refusal
+from prism.model.control import control_tokens
 from prism.services.policy import metrics
+from prism.services.policy.chat import CHAT_PATHS, BadChat, as_learner_sees, replayed
 from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, NotServing, Phase
-from prism.services.policy.images import CHAT_PATHS, BadImage, replayed, with_canonical_images
 from prism.services.policy.push import PushRefused, ServedWeights
 from prism.services.policy.refusals import Translate, status_of
 from prism.services.policy.settings import PolicySettings
@@ -75,6 +76,7 @@ class PolicyMiddleware:
         self.weights = ServedWeights(self.settings, self.engine, self.gate, self._progress)
         telemetry.start("prism-policy")
         logs.about(run=self.settings.run)
+        self._control = control_tokens(self.settings.model)
         self._limited = BodyLimit(traced(self._route), self.settings.body_limit, "PRISM_BODY_LIMIT")
         self._commented = WithComments(self._vllm, self._progress, self.settings.comment_interval)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -182,8 +184,8 @@ class PolicyMiddleware:
             return
         if method == "POST" and path in CHAT_PATHS:
             try:
-                receive = await replayed(receive, lambda body: with_canonical_images(body, self.settings))
-            except BadImage as error:
+                receive = await replayed(receive, lambda body: as_learner_sees(body, self.settings, self._control))
+            except BadChat as error:
                 await error.answer()(scope, receive, send)
                 return
         if method != "POST" or path in UNGATED_PATHS:

@@ -30,6 +30,8 @@ RESERVED_FLAGS = frozenset(
         "--port",
         "--root-path",
         "--served-model-name",
+        "--tokenizer",
+        "--trust-request-chat-template",
         "--uds",
         "--worker-extension-cls",
     }

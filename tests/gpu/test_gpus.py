@@ -56,7 +56,7 @@ with Sender(("127.0.0.1", server.server_port), "cuda", deadline) as sender:
     print(sender.offer(tensors).model_dump_json(), flush=True)
     started = time.monotonic()
     try:
-        sender.send(tensors[:sent], lambda: False)
+        sender.send(tensors[:sent], lambda: False, lambda: False)
         torch.cuda.synchronize()
         print(f"sent in {time.monotonic() - started:.3f}", flush=True)
         sys.stdin.readline()  # until the receiver has it

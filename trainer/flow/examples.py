@@ -44,12 +44,17 @@ class GroupExamples:
         return self.inputs.with_ids(prompt, sample.token_ids)
 
 
-def refuse_long(inputs: InputBuilder, max_model_len: int, max_tokens: int) -> RowCheck:
-    """What raises DataError for a prompt that leaves the policy server no room for a response of ``max_tokens``."""
+def refuse_unservable(inputs: InputBuilder, max_model_len: int, max_tokens: int) -> RowCheck:
+    """What raises DataError for a prompt that the policy server refuses.
+
+    It leaves no room for a response of ``max_tokens``, or writes out a control token.
+    """
     room = max_model_len - max_tokens
 
     def check(row: DataRow, sizes: Sequence[Size]) -> None:
-        tokens = inputs.prompt_tokens(from_json(row.messages, str), sizes, room=room)
+        messages = from_json(row.messages, str)
+        inputs.refuse_control(messages)
+        tokens = inputs.prompt_tokens(messages, sizes, room=room)
         if tokens > room:
             raise DataError(
                 f"a prompt of {tokens} tokens, over the limit of {room}: stack.max_model_len ({max_model_len}) less "

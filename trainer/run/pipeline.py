@@ -149,10 +149,10 @@ def _run_script(config: RunConfig, settings: PrepareConfig, console: Console) ->
 def question_check(config: RunConfig, model: Path | str) -> RowCheck:
     """What refuses a held-out question that leaves no room for its response, as training's check does its prompts."""
     from prism.model.inputs import InputBuilder  # the learner's own, and with it torch
-    from prism.trainer.flow.examples import refuse_long
+    from prism.trainer.flow.examples import refuse_unservable
 
     inputs = InputBuilder(model, config.limits.pixel_bounds)
-    return refuse_long(inputs, config.stack.max_model_len, config.evaluate.max_tokens)
+    return refuse_unservable(inputs, config.stack.max_model_len, config.evaluate.max_tokens)
 
 
 def refuse_missing_script(config: RunConfig) -> None:

@@ -130,7 +130,7 @@ def _model(plan: Plan) -> Path | None:
 
 
 def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
-    from prism.trainer.flow.examples import refuse_long
+    from prism.trainer.flow.examples import refuse_unservable
 
     for name, stage in plan.pending.items():
         if isinstance(stage, SftConfig):
@@ -149,7 +149,7 @@ def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
                 response = "teacher"
             elif stage.dynamic_sampling:
                 most = f", up to {stage.max_sampling_rounds} times that with dynamic sampling"
-            check = refuse_long(inputs, plan.config.stack.max_model_len, rollouts.max_tokens) if inputs else None
+            check = refuse_unservable(inputs, plan.config.stack.max_model_len, rollouts.max_tokens) if inputs else None
             files = [_read(plan, rollouts.data, name, response or "gold", check=check)]
             rows = len(files[0].rows) if files[0] else 0
             plan.say(name, f"{responses:,} responses to {groups:,} prompts{_epochs(groups, rows)}{most}")
@@ -157,7 +157,7 @@ def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
             if file and inputs:
                 _lengths(plan, file, inputs, response)
     asked = plan.config.evaluate
-    check = refuse_long(inputs, plan.config.stack.max_model_len, asked.max_tokens) if inputs else None
+    check = refuse_unservable(inputs, plan.config.stack.max_model_len, asked.max_tokens) if inputs else None
     if file := _read(plan, asked.data, "evaluate", "gold", check=check):
         plan.say("evaluate", f"{min(asked.questions, len(file.rows)):,} questions after each stage")
 

@@ -16,7 +16,7 @@ from prism.streams.patience import Patience
 from prism.streams.trainer import TrainerStream, connect, newest_attempt
 from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.flow.demonstrations import report_problems
-from prism.trainer.flow.examples import GroupExamples, refuse_long
+from prism.trainer.flow.examples import GroupExamples, refuse_unservable
 from prism.trainer.flow.intake import Intake, PromptSequence
 from prism.trainer.learn import ranks
 from prism.trainer.run.result import next_attempt
@@ -72,7 +72,7 @@ class Context:
             require=require,
             say=self.say,
             limits=config.limits,
-            check=refuse_long(self.inputs, config.stack.max_model_len, rollouts.max_tokens),
+            check=refuse_unservable(self.inputs, config.stack.max_model_len, rollouts.max_tokens),
         )
         report_problems(file, self.console)
         self.data = [file]

@@ -432,7 +432,7 @@ def test_a_learner_that_is_lost_in_the_middle_of_a_broadcast_leaves_no_mixture(
         ):
             assert post(wrong).status_code == 422
         answer = thread.submit(post, offer)
-        sender.send(tensors[:5], answer.done)
+        sender.send(tensors[:5], answer.done, lambda: False)
     assert answer.result().status_code == 500, answer.result().text
     while policy.is_ready():
         time.sleep(0.1)

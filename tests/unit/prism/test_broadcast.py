@@ -91,11 +91,11 @@ def test_either_side_hears_that_the_other_is_lost() -> None:
         thread.submit(take_one)
         large = [*TENSORS[:1], *(("much", torch.zeros(2**22)) for _ in range(8))]
         with pytest.raises(WeightsError, match="the other side was lost"):
-            sending.send(large, nobody)
+            sending.send(large, nobody, nobody)
     with ThreadPoolExecutor(1) as thread:
         with sender(3) as sending:
             received = thread.submit(receive, sending.offer(TENSORS), 0, 1, 3)
-            sending.send(TENSORS[:1], nobody)
+            sending.send(TENSORS[:1], nobody, nobody)
         with pytest.raises(WeightsError, match="the other side was lost"):
             received.result()
 

@@ -1,11 +1,13 @@
 """A chat message through every form and back: roles, texts and the order of parts and images stay what they are."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -24,6 +26,7 @@ from prism.wire.messages import (
     from_json,
     image_parts,
     image_sha256s,
+    is_data_uri,
     to_json,
     to_openai,
     to_template,
@@ -185,3 +188,32 @@ def test_openais_image_parts_are_image_parts_in_rows_too() -> None:
     message = Message.model_validate({"role": "user", "content": content}, extra="ignore")
     assert [part.image for part in image_parts([message])] == ["a.png"]
     assert message.model_dump()["content"][0] == {"type": "image", "image": "a.png"}
+
+
+BYTES = bytes(range(256)) + b"\xfb\xff\xfe"
+PLAIN = base64.b64encode(BYTES).decode()
+WRITTEN = {
+    "plain": f"data:image/png;base64,{PLAIN}",
+    "upper case": f"DATA:IMAGE/PNG;BASE64,{PLAIN}",
+    "wrapped": "data:image/png;base64,\r\n" + "\n".join(PLAIN[at : at + 76] for at in range(0, len(PLAIN), 76)) + "\n",
+    "spaced": f" data: image/png; base64, {PLAIN[:9]} \t{PLAIN[9:]} ",
+    "percent-encoded": f"data:image/png;base64,{quote(PLAIN, safe='')}",
+    "percent-encoded line ends": f"data:image/png;base64,{PLAIN[:76]}%0D%0A{PLAIN[76:]}",
+    "url-safe": f"data:image/png;base64,{base64.urlsafe_b64encode(BYTES).decode()}",
+    "not padded": f"data:image/png;base64,{PLAIN.rstrip('=')}",
+    "with parameters": f"data:image/png;charset=utf-8;base64,{PLAIN}",
+}
+
+
+@pytest.mark.parametrize("uri", WRITTEN.values(), ids=WRITTEN.keys())
+def test_data_uris_are_read_as_browsers_do(uri: str) -> None:
+    assert is_data_uri(uri)
+    assert data_uri_bytes(uri) == BYTES
+
+
+@pytest.mark.parametrize(
+    "uri", ["data:image/png;base64,###", "data:image/png;base64,A", "data:image/png,abcd", "data:,é"]
+)
+def test_what_is_no_base64_is_a_value_error(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        data_uri_bytes(uri)

@@ -12,7 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from prism.cli import app
+from prism.data.rows import read_rows
 from prism.errors import PrismError
+from prism.wire.messages import image_parts
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 Command = Callable[..., Result]
@@ -111,6 +113,30 @@ def test_rows_come_in_every_form_of_training_data(prism: Command, fake: Any) -> 
     assert [line["responses"][0]["experts"]["perception"]["score"] for line in lines()] == [3.0, 4.0, 5.0]
     sent = [item.model_dump_json() for request in fake.requests for item in request.items]
     assert all("data:image/png;base64," in one for one in sent)
+
+
+def test_rows_that_training_takes_are_taken(prism: Command, fake: Any) -> None:
+    """Whatever a training file has beside what is scored: images aside, keys of others, NaN, blanks and numbers."""
+    Image.new("RGB", (8, 8)).save("a.png")
+    picture = {"type": "image", "text": None, "source": "web"}
+    asked = {"role": "user", "content": [picture, {"type": "text", "text": "?", "bbox": [1]}], "name": "me"}
+    given: list[dict[str, Any]] = [
+        {"messages": [asked], "images": ["a.png"], "response": "aa"},
+        {"messages": [{"role": "user", "content": "?"}], "images": ["a.png"], "prompt": "else", "response": "aa"},
+        {"messages": [asked, {"role": "assistant", "content": "aa", "weight": 1}], "images": ["a.png"]},
+        {"messages": [{"role": "user", "content": "?"}], "response": 77, "gold": 7, "meta": {"a": 1}},
+        {"messages": [{"role": "user", "content": "?"}], "response": float("nan"), "teacher": "aa", "gold": "7"},
+        {"messages": [{"role": "user", "content": "?"}], "response": " ", "teacher": "aa"},
+    ]
+    file = write([row | {"id": index} for index, row in enumerate(given)])
+    assert [row.id for row in read_rows(file, "fail").rows] == [*"012345"]
+    result = prism("score", file, "--out", "out.jsonl", "--expert", "perception")
+    assert result.exit_code == 0, result.output
+    assert [(line["id"], [one["score"] for one in line["responses"]]) for line in lines()] == [
+        (str(index), [2.0]) for index in range(6)
+    ]
+    images = [len(image_parts(item.chat())) for request in fake.requests for item in request.items]
+    assert sorted(images) == [0, 0, 0, 0, 1, 1]
 
 
 def test_a_bad_row_is_named_with_its_line_and_costs_no_other_its_score(prism: Command, fake: Any) -> None:

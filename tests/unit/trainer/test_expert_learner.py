@@ -1,7 +1,9 @@
 """An expert's learner on a real model: teacher and student are told apart by their words alone."""
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import Batch, pack
 from prism.services.experts.planner import Planner
 from prism.services.experts.settings import ExpertSettings
+from prism.services.experts.turns import in_turns
 from prism.trainer.checkpoint.tensors import read_tensors, write_tensors
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.learn.expert_learner import ExpertLearner, _Pairs, _with_mismatches
@@ -394,7 +397,10 @@ def test_what_is_learnt_from_is_what_is_served(
     (sha256,) = image_sha256s(messages)
     item = ScoreItem(messages=to_json(messages), responses=[as_student.samples[0].text, WRONG])
     sources: dict[str, Any] = {"sha256:" + sha256: blobs.get(sha256)}
-    (plan,) = Planner(settings, examples.inputs).plan(ScoreRequest(items=[item]), sources)
+    planner = Planner(settings, examples.inputs)
+    with ThreadPoolExecutor(1) as thread:
+        steps = planner.plan(ScoreRequest(items=[item]), planner.measure(sources))
+        (plan,) = asyncio.run(in_turns(thread, steps))
     assert plan.group is not None
     assert [plan.group.prompt.input_ids + list(response) for response in plan.group.responses] == counter.seen[:2]
     assert plan.group.prompt.pixel_values is not None

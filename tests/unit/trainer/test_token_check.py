@@ -15,7 +15,7 @@ from prism.data.blobs import BlobStore
 from prism.data.rows import read_rows
 from prism.errors import ConfigError, DataError
 from prism.model.inputs import InputBuilder
-from prism.trainer.flow.examples import GroupExamples, refuse_long
+from prism.trainer.flow.examples import GroupExamples, refuse_unservable
 from prism.trainer.run import compare, pipeline, plan
 from prism.trainer.stages.context import Context
 from prism.wire.messages import from_json
@@ -57,13 +57,13 @@ def test_a_prompt_may_fill_what_the_response_leaves_and_no_more(config: RunConfi
     fits = file.rows[0]
     image = file.decode_image("picture.png")
     tokens = len(inputs.prompt(from_json(fits.messages, str), [image]).input_ids)
-    refuse_long(inputs, tokens + 40, 40)(fits, [image.size])
+    refuse_unservable(inputs, tokens + 40, 40)(fits, [image.size])
     with pytest.raises(DataError, match=rf"a prompt of {tokens} tokens, over the limit of {tokens - 1}: "):
-        refuse_long(inputs, tokens + 39, 40)(fits, [image.size])
+        refuse_unservable(inputs, tokens + 39, 40)(fits, [image.size])
     scaled = InputBuilder(tiny_model, (64 * 64, 64 * 64))  # 4 tokens instead of 9
-    refuse_long(scaled, tokens + 35, 40)(fits, [image.size])
+    refuse_unservable(scaled, tokens + 35, 40)(fits, [image.size])
     with pytest.raises(DataError):
-        refuse_long(scaled, tokens + 34, 40)(fits, [image.size])
+        refuse_unservable(scaled, tokens + 34, 40)(fits, [image.size])
 
 
 def test_a_stages_prompts_are_checked(config: RunConfig, tiny_model: Path, tmp_path: Path) -> None:

@@ -144,10 +144,21 @@ async def test_every_reader_sees_the_same_pixels(service: Service, planner: Plan
         expected = planner.inputs.prompt(prompt.messages, [decode_image(blob)])
         group = pb.RolloutGroup(request=pb.RolloutRequest(prompt=prompt), prompt_token_ids=expected.input_ids)
         learners = GroupExamples(planner.inputs, blobs).prompt(group)
-        judged = planner._made_ready("", raw)
+        judged = planner._made_ready(raw)
         assert isinstance(judged, Pixels), name
         assert learners.pixel_values is not None
         assert learners.pixel_values.equal(judged.values), name
+
+
+async def test_vllm_is_given_a_plain_data_uri_however_it_was_written(service: Service) -> None:
+    plain = uri(canonical_image(SEEN["photo"]))
+    data = plain.partition(",")[2]
+    for written in (
+        f"DATA:IMAGE/PNG;BASE64,\n{data[:76]}\n{data[76:]}",
+        f" data:image/png; base64, {data.rstrip('=')}",
+    ):
+        assert (await ask(service, {"url": written}))[0] == 200
+        assert service.vllm.request["messages"][0]["content"][0]["image_url"]["url"] == plain
 
 
 async def test_what_one_reader_refuses_all_refuse(service: Service, planner: Planner, tmp_path: Path) -> None:
@@ -159,7 +170,7 @@ async def test_what_one_reader_refuses_all_refuse(service: Service, planner: Pla
             canonical_image(raw)
         status, text = await ask(service, {"url": uri(raw)})
         assert (status, service.vllm.request) == (413 if name == "huge" else 422, {}), (name, text)
-        assert isinstance(planner._made_ready("", raw), DataError), name
+        assert isinstance(planner._made_ready(raw), DataError), name
     assert "PRISM_MAX_IMAGE_PIXELS" in (await ask(service, {"url": uri(REFUSED["huge"])}))[1]
     assert service.middleware.gate.in_flight == 0
 

@@ -1,0 +1,178 @@
+"""What one request may cost, in time and memory, and that it costs no other's."""
+
+import asyncio
+import io
+import threading
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from expert_app import GOOD, ask, item, png, score, serving, uri
+from PIL import Image
+
+from prism.errors import ConfigError
+from prism.model.inputs import InputBuilder
+from prism.services.experts.scoring import PrefixScorer
+from prism.services.experts.settings import ExpertSettings
+from prism.services.experts.turns import ByteBudget, in_turns
+
+MILLION = GOOD.replace("one", "a word " * 142_000)
+LARGE = uri(png(640, 480))
+
+
+async def test_texts_of_a_million_characters_are_refused_before_they_are_tokenised(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenised, encode = list[int](), InputBuilder._encode
+
+    def counting(inputs: InputBuilder, texts: Any) -> Any:
+        tokenised.append(sum(map(len, texts)))
+        return encode(inputs, texts)
+
+    monkeypatch.setattr(InputBuilder, "_encode", counting)
+    answer = await ask(client, item(*[MILLION] * 5, GOOD), item(prompt=MILLION), item(image=LARGE, prompt=MILLION))
+    (*long, good), (of_prompt,), (beside_image,) = (one["scores"] for one in answer["items"])
+    assert {one["status"] for one in long} == {of_prompt["status"], beside_image["status"]} == {"too_long"}
+    assert all("tokens at least, over the limit of 8192 (PRISM_MAX_TOKENS)" in one["detail"] for one in long)
+    assert good["status"] == "ok"
+    assert max(tokenised) < 200
+
+
+async def test_long_texts_that_are_being_tokenised_hold_no_other_request_up(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is short enough not to be refused unseen. Here their tokens take until the short request is answered."""
+    answered, begun, encode = threading.Event(), list[int](), InputBuilder._encode
+
+    def slowly(inputs: InputBuilder, texts: Any) -> Any:
+        if sum(map(len, texts)) > 10_000:
+            begun.append(1)
+            assert answered.wait(30)
+        return encode(inputs, texts)
+
+    monkeypatch.setattr(InputBuilder, "_encode", slowly)
+    long = [asyncio.create_task(score(client, f"{turn} a word " * 2_000, section="all")) for turn in range(5)]
+    async with asyncio.timeout(20):
+        while len(begun) < 5:  # noqa: ASYNC110  (threads append)
+            await asyncio.sleep(0.01)
+        assert (await score(client))[0]["status"] == "ok"
+    answered.set()
+    assert {one[0]["status"] for one in await asyncio.gather(*long)} == {"too_long"}
+
+
+async def test_turns_are_taken_by_slices() -> None:
+    ended: list[str] = []
+
+    def work(name: str, steps: int) -> Generator[None, None, str]:
+        for _ in range(steps):
+            time.sleep(0.01)
+            yield
+        ended.append(name)
+        return name
+
+    with ThreadPoolExecutor(1) as executor:
+        long = asyncio.create_task(in_turns(executor, work("long", 40)))
+        short = [asyncio.create_task(in_turns(executor, work(f"short {i}", 2))) for i in range(3)]
+        assert await asyncio.gather(*short) == ["short 0", "short 1", "short 2"]
+        assert "long" not in ended
+        assert await long == "long"
+        gone = asyncio.create_task(in_turns(executor, work("gone", 1000)))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        assert await in_turns(executor, work("after it", 1)) == "after it"
+
+
+# --------------------------------------------------------------------------------------------------- decoded images
+
+
+def flat(width: int, height: int, shade: int = 0) -> str:
+    """A small file of many pixels."""
+    file = io.BytesIO()
+    Image.new("L", (width, height), shade).save(file, "PNG")
+    return uri(file.getvalue())
+
+
+async def test_the_pixels_of_one_request_are_bounded_before_any_is_decoded(
+    settings: Callable[..., ExpertSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, images = list[int](), InputBuilder.images
+
+    def counting(inputs: InputBuilder, given: Any) -> Any:
+        values, grid = images(inputs, given)
+        decoded.append(values.nbytes)
+        return values, grid
+
+    monkeypatch.setattr(InputBuilder, "images", counting)
+    one = flat(96, 96)
+    async with serving(settings()) as client:
+        await score(client, image=one)
+    (size,) = decoded
+    limit = {"max_request_pixel_bytes": 3 * size, "max_pixel_bytes": 3 * size}
+    two = item() | {"images": [one, flat(96, 96, 9)]}  # which one prompt also holds together: once more their size
+    async with serving(settings(**limit)) as client:
+        await ask(client, *[item(image=one)] * 20)  # the same image, once
+        await ask(client, item(image=flat(96, 96, 1)), item(image=flat(96, 96, 2)), item(image=flat(96, 96, 3)))
+        assert decoded == [size] * 5
+        for items in ([item(image=flat(96, 96, shade)) for shade in range(4)], [two]):
+            answer = await client.post("/v1/score", json={"items": items})
+            assert answer.status_code == 413
+            assert f"{4 * size} bytes once they are decoded, over the limit of {3 * size}" in answer.json()["detail"]
+            assert "(PRISM_MAX_REQUEST_PIXEL_BYTES)" in answer.json()["detail"]
+        assert len(decoded) == 5
+    with pytest.raises(ConfigError, match="would wait for ever"):
+        settings(max_request_pixel_bytes=2, max_pixel_bytes=1)
+
+
+async def test_images_of_all_requests_wait_for_memory_and_texts_do_not(
+    settings: Callable[..., ExpertSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, images, forward, gate = list[int](), InputBuilder.images, PrefixScorer.score, threading.Event()
+
+    def counting(inputs: InputBuilder, given: Any) -> Any:
+        values, grid = images(inputs, given)
+        decoded.append(values.nbytes)
+        return values, grid
+
+    def held(scorer: PrefixScorer, batch: Any) -> Any:
+        if any(entry.image_keys for entry in batch):
+            gate.wait(30)
+        return forward(scorer, batch)
+
+    monkeypatch.setattr(InputBuilder, "images", counting)
+    monkeypatch.setattr(PrefixScorer, "score", held)
+    patches = 36 * 1536 * torch.float32.itemsize
+    async with serving(settings(max_request_pixel_bytes=patches, max_pixel_bytes=2 * patches)) as client:
+        waiting = [asyncio.create_task(score(client, image=flat(96, 96, shade))) for shade in range(5)]
+        async with asyncio.timeout(30):
+            while len(decoded) < 2:  # noqa: ASYNC110  (a thread appends)
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+        assert decoded == [patches] * 2
+        gate.set()
+        assert [one[0]["status"] for one in await asyncio.gather(*waiting)] == ["ok"] * 5
+
+
+async def test_bytes_are_given_first_come_first_served() -> None:
+    budget, took = ByteBudget(10), list[int]()
+    leave = asyncio.Event()
+
+    async def take(size: int) -> None:
+        async with budget.taken(size):
+            took.append(size)
+            if size == 6:
+                await leave.wait()
+
+    tasks = [asyncio.create_task(take(size)) for size in (6, 5, 1, 0)]
+    await asyncio.sleep(0.01)
+    assert took == [6, 0]  # the 1 would fit, and would let the 5 wait for ever
+    tasks[1].cancel()
+    await asyncio.sleep(0.01)
+    assert took == [6, 0, 1]
+    leave.set()
+    await asyncio.gather(tasks[0], tasks[2], tasks[3])
+    async with asyncio.timeout(1), budget.taken(10):
+        pass
