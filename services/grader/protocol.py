@@ -95,7 +95,7 @@ class GradeItem(BaseModel):
         "a letter or the option's text, or several letters where the gold answer is several. "
         "text: equal once normalised (Unicode, case, white space, trailing full stop), "
         "or an alias. math: LaTeX and expressions, by math-verify. multi: several parts. box: a bounding box by IoU, a "
-        "point by distance. judge: a language model, if the service has one. auto: date, number, choice, math or "
+        "point by distance. judge: a language model, if the service has one. auto: date, number, choice, box, math or "
         "text, whichever the gold answer is; scores, ranges and ratios too.",
     )
     options: GradeOptions | None = Field(None, description="how the kind compares; null for its defaults")

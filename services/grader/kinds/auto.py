@@ -2,9 +2,10 @@
 
 import re
 from math import gcd
+from types import ModuleType
 from typing import Literal
 
-from prism.services.grader.kinds import choice, date, number, short
+from prism.services.grader.kinds import box, choice, date, number, short
 from prism.services.grader.kinds.spelling.units import NONE
 from prism.services.grader.verdict import Options, Unreadable
 
@@ -13,6 +14,7 @@ _CANDIDATE = re.compile(r"[0-9\\$xynπ∞]")
 _CHOICE = re.compile(r"\s*(?:[A-Z]|\([A-Ja-j]\)|\([K-Z]\)|[A-Z][.)])\s*")
 _CHOICES = re.compile(r"\s*[A-J](?:\s*(?:,\s*and\b|[,;、&]|\band\b|和)\s*[A-J])+\s*\.?\s*")
 _FRACTION = re.compile(r"\s*([0-9]+) ?/ ?([0-9]+)\s*")
+_BOX = re.compile(r"\b(?:bbox|box|point)_2d\b|<\|?box(?:_start\|)?>|<points?\b")
 _MATH = re.compile(
     r"\\[a-zA-Z]+|[\^√π∞∪∩±×÷≤≥≠∈]|\$.*\$"
     r"|(?<![<>!])[=<>](?!=)"
@@ -23,18 +25,15 @@ _MATH = re.compile(
     r"|\b(?:sqrt|sin|cos|tan|log|ln|pi)\b\s*\("
 )
 
-Resolved = Literal["number", "choice", "math", "text", "date", "short"]
+Resolved = Literal["number", "choice", "math", "text", "date", "short", "box"]
 
 
 def resolve(gold: str, options: Options) -> Resolved:
     """choice if the gold answer is letters or an option's text, number if it is one, math if it looks like it."""
-    if options.choices:
-        try:
-            choice.read(gold, options)
-        except Unreadable:
-            pass
-        else:
-            return "choice"
+    if options.choices and _reads(choice, gold, options):
+        return "choice"
+    if _BOX.search(gold) and _reads(box, gold, options):
+        return "box"
     moment = date.parse_moment(gold)
     if moment is not None and not moment.is_month:
         return "date"
@@ -43,7 +42,7 @@ def resolve(gold: str, options: Options) -> Resolved:
     if short.is_figures(gold):
         return "short"
     if len(gold) <= MAX_RESOLVED_CHARS and (_CHOICE.fullmatch(gold) or _CHOICES.fullmatch(gold)):
-        return _choice_or_text(gold, options)
+        return "choice" if _reads(choice, gold, options) else "text"
     if len(gold) <= MAX_RESOLVED_CHARS and _CANDIDATE.search(gold) and _MATH.search(gold):
         return "math"
     return "text"
@@ -64,9 +63,9 @@ def is_number(gold: str) -> bool:
     return quantity.noun == quantity.noun.lower() or quantity.unit is not NONE
 
 
-def _choice_or_text(gold: str, options: Options) -> Literal["choice", "text"]:
+def _reads(kind: ModuleType, gold: str, options: Options) -> bool:
     try:
-        choice.read(gold, options)
+        kind.read(gold, options)
     except Unreadable:
-        return "text"
-    return "choice"
+        return False
+    return True
