@@ -33,7 +33,8 @@ from typing import Literal
 from pebble import ProcessExpired, ProcessPool
 from pebble.common.types import CONSTS
 
-from prism.services.grader import forking, metrics
+from prism.services.grader import metrics
+from prism.services.grader.sandbox import STARTED_BY
 from prism.services.grader.settings import EngineSettings
 from prism.services.grader.verdict import AnswerPair, Outcome
 from prism.services.grader.worker import compare_chunk, set_up
@@ -58,7 +59,7 @@ def preload(*modules: str) -> None:
 
     Each worker imports that one as well. (Python 3.11 ignores "__main__" in this list.)
     """
-    os.environ[forking.STARTED_BY] = str(os.getpid())
+    os.environ[STARTED_BY] = str(os.getpid())
     ours = "prism.services.grader."
     FORK_SERVER.set_forkserver_preload([f"{ours}forking", *modules, f"{ours}kinds.warm"])
 

@@ -17,6 +17,8 @@ try:
 except RuntimeError:  # libseccomp is not on this machine
     pyseccomp = None
 
+STARTED_BY = "GRADER_PROCESS"
+"""Tells the fork server whose it is. Every process that the grader's starts inherits it."""
 PR_SET_PDEATHSIG = 1
 # What opens a connection (io_uring can, by itself), starts a program, or reaches into another process.
 DENIED = (
@@ -32,6 +34,12 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
+
+
+def outlive_thread() -> None:
+    """Take ``die_with_parent`` back, whose signal also comes when the thread ends that started this process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
 
 
 def limit_memory(mib: int) -> None:

@@ -3,8 +3,9 @@
 (sympy imports much of itself, and fills its caches, only at the first comparisons.)
 """
 
-from prism.services.grader import forking, worker
+from prism.services.grader import worker
 from prism.services.grader.kinds import compare
+from prism.services.grader.sandbox import outlive_thread
 from prism.services.grader.verdict import AnswerPair
 
 __all__ = ["worker"]
@@ -19,4 +20,4 @@ for gold, answer in [
 ]:
     compare(AnswerPair("math", answer, (gold,)))
 
-forking.outlive_thread()
+outlive_thread()
