@@ -19,6 +19,8 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 
+from prism.services.grader.sandbox import STARTED_BY
+
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 GOOD = {"response": "<caption>- a</caption><think>b</think><answer>7</answer>", "gold": "7", "kind": "math"}
 HANG = GOOD | {"response": GOOD["response"].replace("7", "hang")}
@@ -37,6 +39,7 @@ def grader(*command: str, **values: Any) -> Iterator[tuple[psutil.Process, httpx
         port = free.getsockname()[1]
     settings = {"port": port, "token": DATA, "workers": 2, "deadline_seconds": 2} | values
     environment = os.environ | {f"PRISM_{name.upper()}": str(value) for name, value in settings.items()}
+    environment |= {STARTED_BY: str(os.getpid())}  # as below a process that has workers of its own
     started = subprocess.Popen([sys.executable, *(command or ("-m", "prism.services.grader"))], env=environment)
     process = psutil.Process(started.pid)
     family: list[psutil.Process] = []
