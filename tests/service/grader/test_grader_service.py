@@ -133,7 +133,8 @@ def test_no_request_made_up_from_the_document_is_answered_with_5xx(
     answer = case.call(base_url=str(running[1].base_url), headers={"Authorization": f"Bearer {DATA}"})
     case.validate_response(answer, checks=[not_a_server_error])
     if answer.status_code == 200 and case.path == "/v1/grade":
-        rules: Any = case.body.get("rules") or {}  # pyright: ignore[reportAttributeAccessIssue]
+        body: Any = case.body
+        rules = body.get("rules") or {}
         masked = rules.get("unparseable") == "masked"
         numbers = ("ok", "invalid_format") if masked else ("ok", "invalid_format", "unparseable_answer")
         for verdict in answer.json()["verdicts"]:
