@@ -41,7 +41,7 @@ SETTINGS = [
 ]
 VICTIMS = ("policy", "perception", "reasoning", "grader", "rollouts", "redis", "trainer")
 PORTS = ("POLICY", "PERCEPTION", "REASONING", "GRADER")
-DEADLINE = 420  # seconds for any one thing that is waited for
+DEADLINE = 900  # seconds for any one thing that is waited for: a machine may be busy with other work
 SCRAPE = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())"
 
 
