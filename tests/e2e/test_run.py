@@ -46,7 +46,7 @@ def test_every_step_was_made_and_versions_count_its_updates(run: Run) -> None:
     assert [line["step"] for line in rlvr] == list(range(1, RLVR_STEPS + 1))
     updates = accumulate(line["policy_grad_norm"] is not None for line in rlvr)
     assert [line["policy_version"] for line in rlvr] == [ALIGN_STEPS + count for count in updates]
-    assert newest_version(run) > ALIGN_STEPS + RLVR_STEPS // 2, "few steps teach nothing"
+    assert newest_version(run) > ALIGN_STEPS + 1, "no step of RLVR taught anything"
 
 
 def newest_version(run: Run) -> int:
@@ -149,10 +149,12 @@ def test_every_line_of_the_trainer_can_be_json_and_says_what_it_is_about(run: Ru
     lines = log_lines(run.second_output)
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
     trained = [line for line in lines if line["message"] == "group trained on" and line["stage"] == "rlvr"]
-    assert len(trained) >= RLVR_STEPS
     for line in trained:
         assert {"run", "stage", "attempt", "step", "position", "prompt_id", "policy_version"} <= line.keys()
     steps = [line for line in lines if "figures" in line and line["stage"] == "rlvr"]
+    assert len(steps) == RLVR_STEPS
+    # Whose answers are all right or all wrong teaches nothing.
+    assert 0 < len(trained) <= sum(step["groups"] - step["undecided_groups"] for step in run.steps("rlvr"))
     assert [line["figures"]["policy_version"] for line in steps] == [line["policy_version"] for line in steps]
     assert {line["run"] for line in lines if "run" in line} == {"e2e"}
 
