@@ -14,6 +14,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from prism.services.grader.kinds.multi import most_pairs
 from prism.services.grader.verdict import GoldUnreadable, Match, Options, Unreadable, shown
 
 MAX_BOX_CHARS = 4096
@@ -139,7 +140,7 @@ def _same_sets(golds: Shapes, answers: Shapes, options: Options) -> Match:
         return Match(False, "box: boxes and points")
     fits = [[_closeness(gold, answer, options) for answer in answers] for gold in golds]
     most = max(len(golds), len(answers))
-    met = _pairs([[fit >= 0 for fit in row] for row in fits])
+    met = most_pairs([[fit >= 0 for fit in row] for row in fits])
     how = f"box: {met} of {len(golds)} met, {len(answers)} given"
     components = (("parts", met / most),)
     if not isinstance(golds[0], Box):
@@ -163,22 +164,6 @@ def _closeness(gold: Box | Point, answer: Box | Point, options: Options) -> floa
     if isinstance(gold, Point) and isinstance(answer, Point):
         return options.distance - math.hypot(gold.x - answer.x, gold.y - answer.y)
     return -1.0
-
-
-def _pairs(fits: list[list[bool]]) -> int:
-    """The most that can be paired up, by augmenting paths."""
-    taken: dict[int, int] = {}
-
-    def place(gold: int, tried: set[int]) -> bool:
-        for answer, fit in enumerate(fits[gold]):
-            if fit and answer not in tried:
-                tried.add(answer)
-                if answer not in taken or place(taken[answer], tried):
-                    taken[answer] = gold
-                    return True
-        return False
-
-    return sum(place(gold, set()) for gold in range(len(fits)))
 
 
 def _factors(options: Options) -> tuple[float, float] | None:

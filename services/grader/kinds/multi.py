@@ -5,7 +5,7 @@ gold answer numbers its parts, (1) red; (2) blue, an answer's numbers say which 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prism.services.grader.verdict import Match, Options, Unreadable
 
@@ -56,14 +56,16 @@ def match_parts(golds: Parts, answers: Parts, equal: PartEqual, options: Options
     if ordered:
         met = sum(equal(gold, answer) for gold, answer in zip(golds, answers, strict=True))
     else:
-        met = _pairs(golds, answers, equal)
+        met = most_pairs([[equal(gold, answer) for answer in answers] for gold in golds])
     order = "in order" if ordered else "in any order"
     return Match(met == len(golds), f"multi: {met} of {len(golds)} parts {order}", (("parts", met / len(golds)),))
 
 
-def _pairs(golds: tuple[str, ...], answers: tuple[str, ...], equal: PartEqual) -> int:
-    """The most parts that can be paired up, by augmenting paths: with a tolerance, first come would not be best."""
-    fits = [[equal(gold, answer) for answer in answers] for gold in golds]
+def most_pairs(fits: Sequence[Sequence[bool]]) -> int:
+    """The most gold parts (rows) that fit an answer's part (column) of their own.
+
+    By augmenting paths: with a tolerance, first come would not be best.
+    """
     taken: dict[int, int] = {}
 
     def place(gold: int, tried: set[int]) -> bool:
@@ -75,7 +77,7 @@ def _pairs(golds: tuple[str, ...], answers: tuple[str, ...], equal: PartEqual) -
                     return True
         return False
 
-    return sum(place(gold, set()) for gold in range(len(golds)))
+    return sum(place(gold, set()) for gold in range(len(fits)))
 
 
 def _split(text: str) -> Parts:
