@@ -118,9 +118,12 @@ def split_unit(formula: str) -> tuple[str, Quantity | None]:
         power = written.strip() == "T" and upright[1].rstrip().endswith("^")
         if not power and (unit := read_unit(written)):
             return upright[1], unit
-    elif (bare := _BARE_UNIT.match(text)) and all(map(is_bare_unit, re.findall("[a-zA-Z]+", bare[2]))):
-        if unit := read_unit(bare[2] + bare[3]):
-            return bare[1], unit
+    elif (
+        (bare := _BARE_UNIT.match(text))
+        and all(map(is_bare_unit, re.findall("[a-zA-Z]+", bare[2])))
+        and (unit := read_unit(bare[2] + bare[3]))
+    ):
+        return bare[1], unit
     return text, None
 
 

@@ -4,11 +4,11 @@ from prism.services.grader.kinds.number import Quantity, parse_quantity
 from prism.services.grader.kinds.spelling.units import PERCENT, is_word
 
 # Symbols that are units without upright letters too; of all others, cd and kn, somebody makes a product.
-_BARE = frozenset(
-    ("km cm mm dm nm in ft yd mi kg mg lb lbs ms min hr mph ml mL kJ kW Hz kHz MHz GHz Pa kPa MPa atm mol eV rad usd "
-     "USD ton tonne")
-    .split()
-)  # fmt: skip
+_BARE_TEXT = """
+    km cm mm dm nm in ft yd mi kg mg lb lbs ton tonne ms min hr mph ml mL kJ kW Hz kHz MHz GHz Pa kPa MPa atm mol eV rad
+    usd USD
+"""
+_BARE = frozenset(_BARE_TEXT.split())
 
 
 def read_unit(tex: str) -> Quantity | None:
