@@ -8,6 +8,7 @@ import functools
 import logging
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import sympy
@@ -16,11 +17,12 @@ from sympy import MatrixBase, nan, zoo
 from sympy.core.basic import Basic
 
 from prism.services.grader.extract import last_boxed
-from prism.services.grader.kinds import arithmetic
+from prism.services.grader.kinds import arithmetic, number
 from prism.services.grader.kinds.cost import too_costly
 from prism.services.grader.kinds.formulas import find, tex
 from prism.services.grader.kinds.formulas.equal import Terms, equal
 from prism.services.grader.kinds.formulas.reader import NotWhole, read_formula
+from prism.services.grader.kinds.spelling.units import PI
 from prism.services.grader.kinds.text import REPLACEMENT
 from prism.services.grader.verdict import GoldUnreadable, Match, Options, Unreadable, shown
 
@@ -28,6 +30,7 @@ MAX_MATH_CHARS = 16_384
 MAX_FORMULA_CHARS = 4096
 MAX_NESTING = 40  # reading takes time that grows much faster than the depth
 _PLAIN = (ExprExtractionConfig(),)
+_NO_UNIT = number.Quantity(1)
 
 arithmetic.install()
 # It says at each start that its timeouts are off; they are meant to be.
@@ -52,7 +55,7 @@ class Formula:
     written: str
     words: str | None = None  # it is nothing but words
     quoted: bool = False  # it stood in \text{}
-    unit: str = ""
+    unit: number.Quantity | None = None  # one of the unit, or of what is counted
     decimal: bool = False  # it has a decimal point
     places: int | None = None  # after the decimal point, where it is one number and no more
 
@@ -162,9 +165,9 @@ def _formula(source: str) -> Formula:
     if not _meaningful(value):
         return Formula(None, written)
     letters = _folded(source) if source.isalpha() else words and _folded(words)
-    number = _DECIMAL_PLACES.fullmatch(bare_formula.strip().strip("$"))
+    one = _DECIMAL_PLACES.fullmatch(bare_formula.strip().strip("$"))
     decimal = bool(_DECIMAL.search(bare_formula))
-    return Formula(value, written, letters, words is not None, unit, decimal, len(number[1]) if number else None)
+    return Formula(value, written, letters, words is not None, unit, decimal, len(one[1]) if one else None)
 
 
 def _value(formula: str) -> Any:
@@ -186,7 +189,7 @@ def _plain_number(text: str) -> Formula:
         raise Unreadable(f"no number that can be parsed: {shown(text)!r}")
     if reason := too_costly(values[0]):
         raise Unreadable(f"too large to compute with ({reason}): {shown(text)!r}")
-    value = values[0].xreplace({number: sympy.Rational(str(number)) for number in values[0].atoms(sympy.Float)})
+    value = values[0].xreplace({real: sympy.Rational(str(real)) for real in values[0].atoms(sympy.Float)})
     return Formula(value, text.strip(), decimal=bool(values[0].atoms(sympy.Float)))
 
 
@@ -218,18 +221,39 @@ def same(gold: Parsed, answer: Parsed, options: Options) -> Match:
 
 
 def _same_values(gold: Formula, answer: Formula, options: Options) -> Match:
+    value = answer.value
     if gold.unit != answer.unit:
-        if gold.unit and answer.unit:
-            return Match(False, f"math: {gold.unit} and {answer.unit} are different units")
-        if options.units == "strict":
-            return Match(False, f"math: the unit ({gold.unit or answer.unit}) is missing on one side")
+        units = number.comparable(gold.unit or _NO_UNIT, answer.unit or _NO_UNIT, options.units == "strict")
+        if isinstance(units, str):
+            return Match(False, f"math: {units}")
+        there, here = units[0]
+        if there != here and (value := _times(value, Fraction(here) / there)) is None:
+            return Match(False, "math: not in the same unit")
     # Two decimals of one length are no roundings of each other.
     roundings = gold.places is None or gold.places != answer.places or options.float_rounding < 6
     terms = Terms(
         options.float_rounding, (gold.decimal or answer.decimal) and roundings, options.strict, options.set_relations
     )
-    right = equal(gold.value, answer.value, terms)
+    right = equal(gold.value, value, terms)
     return Match(right, "math: equal" if right else "math: different")
+
+
+def _times(value: Any, factor: Fraction) -> Any:
+    """A number, several, or what a letter equals, in a unit of which ``factor`` make one; None for all else."""
+    match value:
+        case sympy.Eq():
+            right = _times(value.rhs, factor)
+            return None if right is None else sympy.Eq(value.lhs, right, evaluate=False)
+        case sympy.Tuple():
+            values = [_times(part, factor) for part in value]
+            return None if None in values else value.func(*values)
+        case sympy.Expr():
+            # An angle's 180°/π is a fraction of many digits by which kind number reckons.
+            by_pi = factor * PI
+            exact = sympy.Rational(by_pi) / sympy.pi if by_pi.denominator < factor.denominator else factor
+            return value * sympy.sympify(exact)
+        case _:
+            return None
 
 
 def _folded(words: str) -> str:

@@ -76,12 +76,7 @@ def read(text: str, options: Options) -> Quantity:
 def same(gold: Quantity, answer: Quantity, options: Options) -> Match:
     if gold.name and answer.name and gold.name != answer.name:
         return Match(False, f"number: {gold.name} and {answer.name} are different names")
-    strict = options.units == "strict"
-    if gold.noun != answer.noun:
-        one_sided = not (gold.noun and answer.noun)
-        if strict or (not one_sided and not same_nouns(gold.noun, answer.noun)):
-            return Match(False, f"number: {gold.noun or 'none'} and {answer.noun or 'none'} are counted")
-    pairs = _comparable(gold, answer, strict)
+    pairs = comparable(gold, answer, options.units == "strict")
     if isinstance(pairs, str):
         return Match(False, f"number: {pairs}")
     if any(one == other for one, other in pairs):
@@ -91,8 +86,12 @@ def same(gold: Quantity, answer: Quantity, options: Options) -> Match:
     return _DIFFERENT
 
 
-def _comparable(gold: Quantity, answer: Quantity, strict: bool) -> list[Pair] | str:
+def comparable(gold: Quantity, answer: Quantity, strict: bool) -> list[Pair] | str:
     """The values of gold answer and answer in one unit, in each way that they may be meant; or why there is none."""
+    if gold.noun != answer.noun:
+        one_sided = not (gold.noun and answer.noun)
+        if strict or (not one_sided and not same_nouns(gold.noun, answer.noun)):
+            return f"{gold.noun or 'none'} and {answer.noun or 'none'} are counted"
     there, here = gold.unit, answer.unit
     if answer.also and there.dimension == answer.also.dimension:
         here = answer.also

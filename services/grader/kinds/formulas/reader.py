@@ -16,7 +16,6 @@ from sympy.core.function import AppliedUndef
 
 from prism.services.grader.kinds.cost import too_costly
 from prism.services.grader.kinds.formulas.tex import TRIGONOMETRIC
-from prism.services.grader.kinds.formulas.units import JOINERS
 
 _CONFIG = ConversionConfig(lowercase_symbols=False)
 _INDEX_I = re.compile(r"[_,{]\s*i\s*(?:=|\\in|,)|_\{?\s*\w*i\b|\\(?:vec|hat|mathbf)\s*\{i\}")
@@ -33,6 +32,12 @@ _NAMED = re.compile(
     r"|\\[a-zA-Z]+|_\s*\{[^{}]*\}|\b(?:arsinh|arcosh|artanh|arcsinh|arccosh|arctanh|floor|ceil)\b"
 )
 _TEXT = re.compile(r"\\(?:text[a-z]*|mbox|mathrm)\s*\{([^{}]*)\}")
+# What stands behind a number and is no unit of it: it joins, denies or multiplies.
+_JOINERS = frozenset(
+    {"or", "and", "not", "if", "when", "where", "for", "to", "than", "otherwise", "else", "is", "are"}
+    | {"hundred", "thousand", "million", "billion", "trillion", "dozen", "dozens", "half", "percent", "k", "bn", "mn"}
+    | {"times", "plus", "minus", "mod", "modulo", "over", "factorial", "root", "pi", "e", "i", "x", "n", "y"}
+)
 _PROSE = re.compile(r"[a-zA-Z]{4,}|[a-zA-Z]{2,}\s+[a-zA-Z]{2,}")
 _PLAIN_FRACTION = re.compile(r"\\frac\{\d+\}\{\d+\}")
 # A letter before a bracket is a factor, unless it is one that functions are named by.
@@ -82,7 +87,7 @@ def _equated(tex: str) -> list[str]:
 
 def _read(tex: str) -> Any:
     if any(
-        not JOINERS.isdisjoint(words.lower().split()) for words in _TEXT.findall(tex) if " " in words or len(words) > 2
+        not _JOINERS.isdisjoint(words.lower().split()) for words in _TEXT.findall(tex) if " " in words or len(words) > 2
     ):
         raise NotWhole("a text that joins, denies or multiplies")
     if _PROSE.search(_NAMED.sub(" ", tex)):

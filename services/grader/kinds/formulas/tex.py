@@ -6,7 +6,8 @@ powers of ten, thousands) is spelt out here, and what it cannot know is left for
 
 import re
 
-from prism.services.grader.kinds.formulas.units import known, unit_name
+from prism.services.grader.kinds.formulas.units import is_bare_unit, read_unit
+from prism.services.grader.kinds.number import Quantity
 
 _FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 _UNICODE = str.maketrans(
@@ -102,23 +103,28 @@ def quoted(formula: str) -> str | None:
     return match[1].strip() if match else None
 
 
-def split_unit(formula: str) -> tuple[str, str]:
-    """The formula without its unit, and the unit, empty without one. What multiplies is no unit: ``million``."""
+def split_unit(formula: str) -> tuple[str, Quantity | None]:
+    """The formula without its unit, and one of the unit, None without one. What multiplies is no unit: ``million``."""
     text = formula.strip().rstrip(".").strip()
     if money := _MONEY.search(text):
         sign = (money[2] or money[3]).replace("\\", "")
-        return (money[1] or "") + _MONEY.sub("", text, count=1), sign
+        return (money[1] or "") + _MONEY.sub("", text, count=1), read_unit(sign)
     if degrees := _DEGREES.match(text):
         if TRIGONOMETRIC.search(text):
-            return text, ""
-        return degrees[1], "°" + re.sub(r"\\[a-z]+|[{}\s]", "", degrees[2] or "")
+            return text, None
+        return degrees[1], read_unit("°" + re.sub(r"\\[a-z]+|[{}\s]", "", degrees[2] or ""))
     if upright := _UPRIGHT_UNIT.match(text):
-        name = unit_name(upright[2] + upright[3])
-        if name and not (name == "T" and upright[1].rstrip().endswith("^")):
-            return upright[1], name
-    elif (bare := _BARE_UNIT.match(text)) and all(known(word) for word in re.findall("[a-zA-Z]+", bare[2])):
-        return bare[1], unit_name(bare[2] + bare[3]) or ""
-    return text, ""
+        written = upright[2] + upright[3]
+        power = written.strip() == "T" and upright[1].rstrip().endswith("^")
+        if not power and (unit := read_unit(written)):
+            return upright[1], unit
+    elif (
+        (bare := _BARE_UNIT.match(text))
+        and all(map(is_bare_unit, re.findall("[a-zA-Z]+", bare[2])))
+        and (unit := read_unit(bare[2] + bare[3]))
+    ):
+        return bare[1], unit
+    return text, None
 
 
 def plain(formula: str) -> str:

@@ -1,47 +1,24 @@
-"""Units at the end of formulas, by one name each: ``metres`` and ``m`` are the same, ``m/s`` and ``m/s^2`` are not."""
+"""The unit at a formula's end, or what is counted: what kind ``number`` makes of the same words."""
 
-import re
+from prism.services.grader.kinds.number import Quantity, parse_quantity
+from prism.services.grader.kinds.spelling.units import PERCENT, is_word
 
-# The name, then words for it; a word may have an s at its end. Symbols of one letter are none outside of \text{}.
-_NAMES = {
-    "m": "meter metre", "km": "kilometer kilometre", "cm": "centimeter centimetre", "mm": "millimeter millimetre",
-    "dm": "", "nm": "nanometer nanometre", "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile",
-    "g": "gram", "kg": "kilogram", "mg": "milligram", "lb": "lbs pound", "oz": "ounce", "ton": "tonne",
-    "s": "sec second", "ms": "millisecond", "min": "minute", "h": "hr hour", "day": "", "week": "", "month": "",
-    "year": "yr", "mph": "", "L": "l liter litre", "mL": "ml milliliter millilitre", "N": "newton", "J": "joule",
-    "kJ": "kilojoule", "W": "watt", "kW": "kilowatt", "V": "volt", "A": "ampere amp", "Hz": "hertz", "kHz": "",
-    "MHz": "", "GHz": "", "Pa": "pascal", "kPa": "", "MPa": "", "atm": "", "mol": "mole", "eV": "", "K": "kelvin",
-    "°": "degree deg", "°C": "", "°F": "", "rad": "radian", "$": "dollar usd USD", "cent": "", "€": "euro", "£": "",
-    "unit": "",
-}  # fmt: skip
-_BY_WORD = {word: name for name, words in _NAMES.items() for word in (name, *words.split())}
-# What stands behind a number and is no unit of it: it joins, denies or multiplies.
-JOINERS = frozenset(
-    {"or", "and", "not", "if", "when", "where", "for", "to", "than", "otherwise", "else", "is", "are"}
-    | {"hundred", "thousand", "million", "billion", "trillion", "dozen", "dozens", "half", "percent", "k", "bn", "mn"}
-    | {"times", "plus", "minus", "mod", "modulo", "over", "factorial", "root", "pi", "e", "i", "x", "n", "y"}
-)
-_POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
-_PART = re.compile(r"[^\W\d_]+|°[CF]?|[$€£¥]")
+# Symbols that are units without upright letters too; of all others, cd and kn, somebody makes a product.
+_BARE_TEXT = """
+    km cm mm dm nm in ft yd mi kg mg lb lbs ton tonne ms min hr mph ml mL kJ kW Hz kHz MHz GHz Pa kPa MPa atm mol eV rad
+    usd USD
+"""
+_BARE = frozenset(_BARE_TEXT.split())
 
 
-def unit_name(text: str) -> str | None:
-    """One name for the unit that TeX between ``\\text{`` and ``}`` says; None where it says none."""
-    text = re.sub(r"\\(?:text|mathrm)(?![a-zA-Z])|[{}]", "", re.sub(r"\\cdot(?![a-zA-Z])|·", "*", text))
-    text = " ".join(re.sub(r"(?<!\w)per(?!\w)", "/", text.replace(r"\,", " ").replace("~", " ")).split())
-    words = [word for word in _PART.findall(text)]
-    if not words or len(words) > 4 or "_" in text or any(word.lower() in JOINERS for word in words):
+def read_unit(tex: str) -> Quantity | None:
+    """One of what TeX, as between ``\\text{`` and ``}``, says; None where it is no unit: ``million``, ``percent``."""
+    quantity = parse_quantity(f"1 {tex}")
+    if quantity is None or quantity.value != 1 or quantity.name or quantity.unit == PERCENT:
         return None
-    if words[-1] in ("squared", "cubed"):
-        if len(words) == 1:
-            return None
-        text = text.removesuffix(words[-1]).rstrip() + ("^2" if words[-1] == "squared" else "^3")
-    elif len(words) == 2 and words[0].lower() in _POWERS:
-        text = words[1] + _POWERS[words[0].lower()]
-    named = _PART.sub(lambda match: known(match[0]) or match[0], text)
-    return re.sub(r"\s*([/*^])\s*", r"\1", named).replace(" ", "*")
+    return quantity
 
 
-def known(word: str) -> str | None:
-    """The name of a unit that we know by this word or symbol."""
-    return _BY_WORD.get(word) or _BY_WORD.get(word.removesuffix("s")) or _BY_WORD.get(word.lower().removesuffix("s"))
+def is_bare_unit(word: str) -> bool:
+    """Whether the word is a unit even where letters are variables."""
+    return word in _BARE or is_word(word)

@@ -1,4 +1,4 @@
-"""Units of the number kind: what each measures, and how many of its base units it is. Exact, and case counts.
+"""Units of the kinds number and math: what each measures, and how many of its base units it is. Exact, and case counts.
 
 A table of our own rather than pint 0.25.3: that reads ``2 pi``, ``2 e`` and ``2 k`` as constants and ``hats`` as a
 hundred technical atmospheres, knows neither money nor 厘米, takes two seconds to start, and minutes for "mmmm…".
@@ -81,6 +81,7 @@ _TABLE = [
     ("base", "ppb", "", ""),
     ("base", "fps", "", ""),
     ("base", "px", "", "pixel"),
+    ("base", "", "", "unit"),
     ("base", "lm", "", "lumen"),
     ("base", "Bq", "si", "becquerel"),
     ("base", "Gy", "si", ""),
