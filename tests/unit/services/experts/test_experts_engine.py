@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,32 @@ def test_requests_that_wait_share_a_batch(
     for future, group in zip(futures, [g for g in groups for _ in range(2)], strict=True):
         assert len(future.result(60).scores[0]) == len(group.responses)
     assert len(batches) < len(futures)
+
+
+def test_a_request_delays_another_by_one_batch_however_large_it_is(
+    plain: ExpertModel, groups: list[ScoringGroup], engine: Callable[..., ScoringEngine]
+) -> None:
+    running = engine(plain, max_batch_tokens=1)  # so that each response is a batch
+    scored, score = list[str](), running._scorer.score  # keys of prompts, batch by batch
+    begun, hold = threading.Event(), threading.Event()
+
+    def held(batch: Any) -> Any:
+        scored.append(batch[0].key)
+        begun.set()
+        assert hold.wait(30)
+        return score(batch)
+
+    running._scorer.score = held
+    large = [replace(groups[1], key=key, responses=[[token] for token in range(5, 15)]) for key in ("large", "larger")]
+    futures = [running.submit([group]) for group in large]
+    assert begun.wait(30)
+    futures += [running.submit([replace(groups[1], key=key)]) for key in ("small", "other")]
+    hold.set()
+    for future in futures:
+        future.result(60)
+    turns = ["larger", "small", "other", "large"]
+    assert scored == ["large", *turns * 3, *turns[::3] * 6, "larger"]
+    assert [len(future.result().scores[0]) for future in futures] == [10, 10, 3, 3]
 
 
 def test_one_request_that_fails_spares_those_beside_it(

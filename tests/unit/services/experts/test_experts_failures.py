@@ -19,7 +19,7 @@ from prism.errors import PrismError, ServiceError
 from prism.services.experts import engine as engine_module
 from prism.services.experts import scorer as scorer_module
 from prism.services.experts.app import create_app
-from prism.services.experts.engine import ForwardBatch, ScoringEngine
+from prism.services.experts.engine import ForwardBatch, Packing, ScoringEngine
 from prism.services.experts.scoring import PrefixScorer
 from prism.services.experts.settings import ExpertSettings
 
@@ -159,7 +159,7 @@ async def test_a_scoring_thread_that_dies_fails_its_requests_and_makes_the_servi
     monkeypatch.setattr(thread, name, dies)
     if name == "of":  # asked for when a request is alone to blame, or gone
         monkeypatch.setattr(PrefixScorer, "score", dies)
-        monkeypatch.setattr(ScoringEngine, "_pack", two_at_once(ScoringEngine._pack))
+        monkeypatch.setattr(ScoringEngine, "_next_batch", two_at_once(ScoringEngine._next_batch))
     async with asyncio.timeout(20):
         failed = await asyncio.gather(
             *(client.post("/v1/score", json={"items": [item(text)]}) for text in (GOOD, OTHER))
@@ -169,11 +169,13 @@ async def test_a_scoring_thread_that_dies_fails_its_requests_and_makes_the_servi
     await assert_unhealthy(client, "the scoring thread has died: MemoryError: nothing left")
 
 
-def two_at_once(pack: Any) -> Any:
+def two_at_once(next_batch: Any) -> Any:
     """Packs a request together with the one after it."""
 
-    def packing(engine: ScoringEngine, job: Any, batch: Any) -> Any:
-        return pack(engine, engine._requests.get(timeout=20), pack(engine, job, batch))
+    def packing(engine: ScoringEngine, waiting: Any) -> Any:
+        if len(waiting) < 2:
+            waiting.append(Packing(engine._requests.get(timeout=20)))  # pyright: ignore[reportArgumentType]
+        return next_batch(engine, waiting)
 
     return packing
 
