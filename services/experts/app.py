@@ -155,7 +155,7 @@ def create_app(settings: ExpertSettings) -> FastAPI:
         with admitted("mixture", sum(len(item.responses) for item in request.items)) as scorer:
             return await unless_gone(http, peer.mixture(request, scorer.score))
 
-    compatible.add_routes(app, admitted, refusals(code_409=OLD, code_429=FULL))
+    compatible.add_routes(app, settings, admitted, refusals(code_409=OLD, code_429=FULL))
 
     @app.get("/v1/model", tags=["model"], responses={503: {"model": Refusal, "description": "the model is loading"}})
     async def model() -> ModelInfo:

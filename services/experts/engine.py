@@ -1,7 +1,7 @@
 """The scoring engine: requests in, scores out; batches by tokens, weights swapped between two of them.
 
-One thread has the model. Before each batch it looks at what waits: a request delays another by one batch at most, however
-large it is. New weights wait for all that was asked before them, so all of a request is judged by one version.
+One thread has the model. Before each batch it looks at what waits: a request delays another by one batch at most,
+however large it is. New weights wait for all that was asked before them, so all of a request is judged by one version.
 """
 
 import logging
@@ -103,11 +103,11 @@ class ForwardBatch:
         entry.responses.append(text)
         self.owners.append((job, group.key, text))
 
-    def of(self, *jobs: ScoringJob) -> "ForwardBatch":
-        """The part that these requests have in this batch."""
+    def of(self, job: ScoringJob) -> "ForwardBatch":
+        """The part that a request has in this batch."""
         part = ForwardBatch()
         for owner, key, text in self.owners:
-            if owner in jobs:
+            if owner == job:
                 part.add(owner, owner.texts[key, text], text)
         return part
 
@@ -287,7 +287,7 @@ class ScoringEngine:
             work.paused.set_result(time.perf_counter() - started)
 
     def _next_batch(self, waiting: deque[Packing]) -> ForwardBatch:
-        """Requests in their order, as far as there is room; one that had its turn stands behind those that came since."""
+        """Requests in their order, as far as there is room; behind all others one that had its turn just now."""
         if waiting[0].had_turn:
             waiting.rotate(-1)
         batch = ForwardBatch()
@@ -297,10 +297,7 @@ class ScoringEngine:
 
     def _score(self, batch: ForwardBatch) -> None:
         jobs = list(dict.fromkeys(owner for owner, _, _ in batch.owners))
-        wanted = [job for job in jobs if not job.over]
-        if len(wanted) < len(jobs):
-            jobs, batch = wanted, batch.of(*wanted)
-        if not jobs:
+        if not jobs:  # all that waited were over
             return
         try:
             scores = self._scorer.score(list(batch.entries.values()))

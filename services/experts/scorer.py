@@ -74,7 +74,7 @@ class Scorer:
             cache_tokens=settings.cache_tokens,
         )
         self._calibrating = asyncio.Lock()
-        self._pixels = ByteBudget(settings.max_pixel_bytes)
+        self._pixels = ByteBudget(self.planner.max_pixel_bytes)
         self._planning = ThreadPoolExecutor(PLANNING_THREADS, thread_name_prefix=f"{settings.expert}-plan")
         self._taking = threading.Lock()
         self._noted = noted
@@ -192,13 +192,13 @@ class Scorer:
             version=version.version,
             attempt=version.attempt,
             architecture=type(model).__name__,
-            base=settings.model.name if settings.model.is_dir() else str(settings.model),
+            base=settings.base,
             parameters=sum(each.numel() for each in model.parameters()),
             experts=experts,
             experts_per_token=experts_per_token,
             dtype=str(parameter.dtype).removeprefix("torch."),
             device=str(parameter.device),
-            limits=settings.limits,
+            limits=self.planner.limits,
             urls=settings.allow_urls,
             calibration=calibration,
         )

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,9 +17,11 @@ from PIL import Image
 
 from prism.errors import ConfigError
 from prism.model.inputs import InputBuilder
+from prism.services.experts.planner import Measured, Planner, Sized
 from prism.services.experts.scoring import PrefixScorer
 from prism.services.experts.settings import ExpertSettings
 from prism.services.experts.turns import ByteBudget, in_turns
+from prism.wire.experts import ScoreItem
 
 MILLION = GOOD.replace("one", "a word " * 142_000)
 LARGE = uri(png(640, 480))
@@ -111,20 +114,61 @@ async def test_the_pixels_of_one_request_are_bounded_before_any_is_decoded(
     async with serving(settings()) as client:
         await score(client, image=one)
     (size,) = decoded
-    limit = {"max_request_pixel_bytes": 3 * size, "max_pixel_bytes": 3 * size}
-    two = item() | {"images": [one, flat(96, 96, 9)]}  # which one prompt also holds together: once more their size
-    async with serving(settings(**limit)) as client:
+    limits = {"max_images": 1, "max_image_pixels": 96 * 96, "max_request_pixel_bytes": 6 * size}
+    async with serving(settings(**limits)) as client:
         await ask(client, *[item(image=one)] * 20)  # the same image, once
-        await ask(client, item(image=flat(96, 96, 1)), item(image=flat(96, 96, 2)), item(image=flat(96, 96, 3)))
-        assert decoded == [size] * 5
-        for items in ([item(image=flat(96, 96, shade)) for shade in range(4)], [two]):
-            answer = await client.post("/v1/score", json={"items": items})
-            assert answer.status_code == 413
-            assert f"{4 * size} bytes once they are decoded, over the limit of {3 * size}" in answer.json()["detail"]
-            assert "(PRISM_MAX_REQUEST_PIXEL_BYTES)" in answer.json()["detail"]
-        assert len(decoded) == 5
-    with pytest.raises(ConfigError, match="would wait for ever"):
-        settings(max_request_pixel_bytes=2, max_pixel_bytes=1)
+        await ask(client, *(item(image=flat(96, 96, shade)) for shade in range(6)))
+        assert decoded == [size] * 8
+        answer = await client.post("/v1/score", json={"items": [item(image=flat(96, 96, n)) for n in range(7)]})
+        assert answer.status_code == 413
+        assert f"{7 * size} bytes once they are decoded, over the limit of {6 * size}" in answer.json()["detail"]
+        assert "(PRISM_MAX_REQUEST_PIXEL_BYTES)" in answer.json()["detail"]
+        assert len(decoded) == 8
+        shown = (await client.get("/v1/model")).json()["limits"]
+        assert (shown["max_request_pixel_bytes"], shown["max_pixel_bytes"]) == (6 * size, 12 * size)
+
+
+QWEN = {"min_pixels": 2**16, "max_pixels": 2**24}  # as Qwen3-VL's processor has them
+PROMPTS = {
+    "defaults": {},
+    "a long context": {"max_tokens": 2**18},
+    "four large photos": {"max_tokens": 2**17, "max_images": 4},
+    "one image": {"max_images": 1},
+    "small images": {"max_image_pixels": 10_000, "max_tokens": 2**18},
+    "scaled down": {"max_pixels": 2**20, "max_tokens": 2**15},
+    "no images": {"max_images": 0},
+}
+
+
+@pytest.mark.parametrize("limits", PROMPTS.values(), ids=PROMPTS.keys())
+def test_no_limit_of_bytes_refuses_a_prompt_that_the_other_limits_allow(
+    settings: Callable[..., ExpertSettings], tiny_model: Path, limits: dict[str, int]
+) -> None:
+    """By arithmetic, at the sizes that the processor scales to: as many images as fit, each of them the largest."""
+    made = settings(**QWEN | limits)
+    inputs = InputBuilder(tiny_model, made.pixel_bounds)
+    planner = Planner(made, inputs)
+    largest = 0
+    for ratio in (1, 1.5, 3, 20, 150):
+        short = int((made.max_image_pixels / ratio) ** 0.5)
+        tokens = inputs.image_tokens(made.max_image_pixels // short, short)
+        count = min(made.max_images, made.max_tokens // tokens)
+        images: dict[str, Measured] = {
+            f"sha256:{number}": Sized(b"", str(number), tokens, tokens * inputs.image_token_bytes)
+            for number in range(count)
+        }
+        prompt = ScoreItem(prompt="?", images=list(images), responses=["x"])
+        largest = max(largest, planner.pixel_bytes([prompt], images))
+    assert largest <= planner.max_request_pixel_bytes <= planner.max_pixel_bytes
+    if limits.keys() == {"max_tokens", "max_images"}:
+        assert largest == 2 * 4 * 2**24 * 3 * 2 * 4  # pixels of three colours, twice for time, float32: both copies
+    least = planner.max_request_pixel_bytes
+    Planner(settings(**QWEN | limits, max_request_pixel_bytes=max(1, least)), inputs)
+    if least:
+        with pytest.raises(ConfigError, match=r"PRISM_MAX_REQUEST_PIXEL_BYTES: .* lower one of those"):
+            Planner(settings(**QWEN | limits, max_request_pixel_bytes=least - 1), inputs)
+        with pytest.raises(ConfigError, match="would wait for ever"):
+            Planner(settings(**QWEN | limits, max_pixel_bytes=least - 1), inputs)
 
 
 async def test_images_of_all_requests_wait_for_memory_and_texts_do_not(
@@ -144,14 +188,15 @@ async def test_images_of_all_requests_wait_for_memory_and_texts_do_not(
 
     monkeypatch.setattr(InputBuilder, "images", counting)
     monkeypatch.setattr(PrefixScorer, "score", held)
-    patches = 36 * 1536 * torch.float32.itemsize
-    async with serving(settings(max_request_pixel_bytes=patches, max_pixel_bytes=2 * patches)) as client:
-        waiting = [asyncio.create_task(score(client, image=flat(96, 96, shade))) for shade in range(5)]
+    size = 32 * 32 * 1536 * torch.float32.itemsize  # patches, and values of each
+    limits = {"max_images": 1, "max_image_pixels": 512 * 512, "min_pixels": 32 * 32, "max_pixels": 512 * 512}
+    async with serving(settings(**limits, max_pixel_bytes=2 * size)) as client:
+        waiting = [asyncio.create_task(score(client, image=flat(512, 512, shade))) for shade in range(5)]
         async with asyncio.timeout(30):
             while len(decoded) < 2:  # noqa: ASYNC110  (a thread appends)
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.2)
-        assert decoded == [patches] * 2
+        assert decoded == [size] * 2
         gate.set()
         assert [one[0]["status"] for one in await asyncio.gather(*waiting)] == ["ok"] * 5
 
