@@ -20,6 +20,8 @@ from prism.wire.response import parse_response
 
 T = TypeVar("T")
 
+REQUEST_PIXEL_BYTES = 2**29  # where no setting says another
+
 
 class TooLong(Exception):
     """A text or prompt over the limits; the message names them."""
@@ -62,10 +64,11 @@ class Planner:
 
     def __init__(self, settings: ExpertSettings, inputs: InputBuilder) -> None:
         self.settings, self.inputs = settings, inputs
-        prompt = self._largest_prompt()
-        given, given_in_all = settings.max_request_pixel_bytes, settings.max_pixel_bytes
-        self.max_request_pixel_bytes = prompt if given is None else given
-        self.max_pixel_bytes = 2 * self.max_request_pixel_bytes if given_in_all is None else given_in_all
+        prompt = self.largest_prompt()
+        request, in_all = settings.max_request_pixel_bytes, settings.max_pixel_bytes
+        if request is None:
+            request = max(prompt, min(REQUEST_PIXEL_BYTES, in_all or REQUEST_PIXEL_BYTES))
+        self.max_request_pixel_bytes, self.max_pixel_bytes = request, in_all or 2 * request
         if self.max_request_pixel_bytes < prompt:
             raise ConfigError(
                 f"PRISM_MAX_REQUEST_PIXEL_BYTES: {self.max_request_pixel_bytes} is less than the {prompt} bytes that "
@@ -78,7 +81,7 @@ class Planner:
                 "that one request may take (PRISM_MAX_REQUEST_PIXEL_BYTES), which would wait for ever"
             )
 
-    def _largest_prompt(self) -> int:
+    def largest_prompt(self) -> int:
         """Bytes of the decoded images of one prompt, at most, whatever their shapes."""
         settings, inputs = self.settings, self.inputs
         images = settings.max_images * inputs.most_image_tokens(settings.max_image_pixels)

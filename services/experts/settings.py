@@ -27,7 +27,7 @@ class ExpertSettings(LimitedSettings):
     url_max_request_bytes: int | None = Field(
         None,
         ge=1,
-        description="bytes of one request's fetched images (413); unset: max_images of the largest",
+        description="bytes of one request's fetched images (413); unset: 256 MiB, or max_images of the largest",
     )
     url_max_redirects: int = Field(3, ge=0, description="redirects followed for one image, each checked like the URL")
     url_timeout_seconds: float = Field(10, gt=0, description="of one image, redirects included")
@@ -40,14 +40,14 @@ class ExpertSettings(LimitedSettings):
     max_request_pixel_bytes: int | None = Field(
         None,
         ge=1,
-        description="bytes of one request's images once they are decoded to float32 (413); unset: those of the largest "
-        "prompt that max_images, max_image_pixels, max_pixels and max_tokens allow, which is the least it may be",
+        description="bytes of one request's images once they are decoded to float32 (413); unset: 512 MiB. It is no "
+        "less than the largest prompt takes that max_images, max_image_pixels, max_pixels and max_tokens allow",
     )
     max_pixel_bytes: int | None = Field(
         None,
         ge=1,
         description="bytes of decoded images of all requests at work; those that would be over it wait; "
-        "unset: twice max_request_pixel_bytes; it may not be less than once",
+        "unset: twice max_request_pixel_bytes, of which it must hold one",
     )
     max_text_chars: int = Field(1_000_000, ge=1, description="characters of a prompt or a response; more is too_long")
     max_tokens: int = Field(8192, ge=1, description="tokens of prompt and section together; more is too_long")
@@ -68,7 +68,7 @@ class ExpertSettings(LimitedSettings):
     @property
     def fetched_bytes(self) -> int:
         """That the images of one request which are fetched may have together."""
-        return self.url_max_request_bytes or self.max_images * self.url_max_bytes
+        return self.url_max_request_bytes or max(2**28, self.max_images * self.url_max_bytes)
 
     @property
     def base(self) -> str:

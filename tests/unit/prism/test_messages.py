@@ -205,6 +205,7 @@ WRITTEN = {
     "wrapped anywhere": f"da\nta:image/png;ba\r\nse64\t,{PLAIN}",
     "without a type": f"data:;base64,{PLAIN}",
     "percent-encoded bytes": "data:image/png," + "".join(f"%{byte:02x}" for byte in BYTES),
+    "percent-encoded bytes, wrapped": "data:image/png,\n" + "\r\n".join(f"%{byte:02x}" for byte in BYTES),
     "with a fragment": f"data:image/png;base64,{PLAIN}#top",
 }
 

@@ -162,7 +162,10 @@ def test_no_limit_of_bytes_refuses_a_prompt_that_the_other_limits_allow(
     assert largest <= planner.max_request_pixel_bytes <= planner.max_pixel_bytes
     if limits.keys() == {"max_tokens", "max_images"}:
         assert largest == 2 * 4 * 2**24 * 3 * 2 * 4  # pixels of three colours, twice for time, float32: both copies
-    least = planner.max_request_pixel_bytes
+    least = planner.largest_prompt()
+    assert planner.max_request_pixel_bytes == max(2**29, least)
+    tight = Planner(settings(**QWEN | limits, max_pixel_bytes=max(1, least)), inputs)
+    assert largest <= tight.max_request_pixel_bytes <= max(1, least)
     Planner(settings(**QWEN | limits, max_request_pixel_bytes=max(1, least)), inputs)
     if least:
         with pytest.raises(ConfigError, match=r"PRISM_MAX_REQUEST_PIXEL_BYTES: .* lower one of those"):
@@ -190,7 +193,7 @@ async def test_images_of_all_requests_wait_for_memory_and_texts_do_not(
     monkeypatch.setattr(PrefixScorer, "score", held)
     size = 32 * 32 * 1536 * torch.float32.itemsize  # patches, and values of each
     limits = {"max_images": 1, "max_image_pixels": 512 * 512, "min_pixels": 32 * 32, "max_pixels": 512 * 512}
-    async with serving(settings(**limits, max_pixel_bytes=2 * size)) as client:
+    async with serving(settings(**limits, max_request_pixel_bytes=2 * size, max_pixel_bytes=2 * size)) as client:
         waiting = [asyncio.create_task(score(client, image=flat(512, 512, shade))) for shade in range(5)]
         async with asyncio.timeout(30):
             while len(decoded) < 2:  # noqa: ASYNC110  (a thread appends)
