@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import httpx
@@ -15,12 +15,12 @@ from pydantic import SecretStr
 from prism.clients.http import Refused, ServiceClient, Unavailable
 from prism.http.app import create_app
 from prism.http.client import async_client
-from prism.settings import ServiceSettings
+from prism.settings import ServiceSettings, load_settings
 
 SILENCE, INTERVAL, PATIENCE = 0.6, 0.1, 0.4  # a fiftieth of what they are by default, or less
 SLOW = 1.0
 TOKEN = "data-token-0123456789"
-Plan = Callable[[], Awaitable[Any]]
+Plan = Callable[[], Coroutine[Any, Any, Any]]
 
 
 class Slow:
@@ -29,7 +29,7 @@ class Slow:
     def __init__(self) -> None:
         self.plans: list[Plan] = []
         self.asked, self.url, self.stuck = 0, "", False
-        settings = ServiceSettings(port=1, token=SecretStr(TOKEN), comment_interval=INTERVAL)
+        settings = load_settings(ServiceSettings, port=1, token=SecretStr(TOKEN), comment_interval=INTERVAL)
         self.app = create_app("slow", settings, not_ready=lambda: None, progress=self.progress)
         self.app.post("/v1/x")(self.answer)
 
@@ -102,7 +102,8 @@ async def test_a_refusal_that_took_long_is_one_and_what_may_pass_is_asked_again(
 
 
 async def test_a_service_that_is_stuck_is_given_up_soon(slow: Slow) -> None:
-    slow.stuck, slow.plans = True, [slowly]
+    slow.stuck = True
+    slow.plans = [slowly]
     began = time.monotonic()
     with pytest.raises(Unavailable, match="ReadTimeout") as given_up:
         await ask(slow, patience=0)
