@@ -122,6 +122,7 @@ def create_app(settings: ExpertSettings) -> FastAPI:
         settings,
         not_ready=not_ready,
         unhealthy=unhealthy,
+        progress=lambda: scorer.progress() if scorer else None,
         body_limit=settings.max_body_bytes,
         lifespan=lifespan,
         description="Scores responses to a prompt; part of the discriminator of a response-level adversarial game.",

@@ -168,6 +168,7 @@ class ScoringEngine:
         self._requests: queue.Queue[ScoringJob | Swap | None] = queue.Queue()
         self._swap_lock = threading.Lock()
         self._jobs: set[ScoringJob] = set()  # that are not over
+        self.batches_done = 0
         self.failure: str | None = None
         """Why nothing can be scored any more, unless the process is started again."""
         self._thread = threading.Thread(target=self._outlived, name=f"{name}-scoring", daemon=True)
@@ -312,6 +313,7 @@ class ScoringEngine:
             else:
                 jobs[0].fail(reason)
             return
+        self.batches_done += 1
         metrics.BATCH_SEQUENCES.labels(self.name).observe(len(batch.owners))
         metrics.BATCH_TOKENS.labels(self.name).observe(batch.tokens)
         given = {

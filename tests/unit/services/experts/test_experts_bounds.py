@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -87,6 +88,34 @@ async def test_turns_are_taken_by_slices() -> None:
         await asyncio.sleep(0.05)
         gone.cancel()
         assert await in_turns(executor, work("after it", 1)) == "after it"
+
+
+async def test_a_request_shows_that_batches_get_done_and_not_that_one_hangs(
+    settings: Callable[..., ExpertSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own batches, or those of others before it."""
+    forward, seconds = PrefixScorer.score, [0.0]
+
+    def slowly(scorer: PrefixScorer, batch: Any) -> Any:
+        time.sleep(seconds[0])
+        return forward(scorer, batch)
+
+    monkeypatch.setattr(PrefixScorer, "score", slowly)
+    async with serving(settings(comment_interval=0.25, max_batch_tokens=1)) as client:
+
+        async def streamed(*responses: str) -> httpx.Response:
+            body = {"items": [item(*responses)]}
+            return await client.post("/v1/score", json=body, headers={"Accept": "text/event-stream"})
+
+        many = [GOOD.replace("a one", f"a {number}") for number in range(12)]
+        seconds[0] = 0.15
+        answer = await streamed(*many)
+        head, scores = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data")]
+        assert answer.text.count(": waiting") >= 5
+        assert json.loads(head)["status"] == 200
+        assert json.loads(scores)["items"][0]["scores"] == await score(client, *many)
+        seconds[0] = 1.5
+        assert (await streamed(GOOD)).text.count(": waiting") <= 2  # of what came before the model
 
 
 # --------------------------------------------------------------------------------------------------- decoded images
