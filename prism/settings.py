@@ -21,6 +21,7 @@ COMMENT_SECONDS = 10.0  # a client bears five times as long a silence
 GONE = {
     "PRISM_IMAGE_DOMAINS": "the policy server fetches no images any more; send them as data URIs, or ask the experts, "
     "which fetch with PRISM_ALLOW_URLS",
+    "PRISM_MAX_TOKENS": "an expert's longest text is the policy's, a run's stack.max_model_len, or PRISM_MAX_MODEL_LEN",
     "PRISM_CACHE_ITEMS": "the grader's cache is bounded by memory: set PRISM_CACHE_BYTES",
 }
 """Variables that did something once, and what does it now. To ignore them would leave someone believing in them."""

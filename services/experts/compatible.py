@@ -228,7 +228,7 @@ def add_routes(
             id=settings.expert,
             created=int(time.time()),
             root=settings.base,
-            max_model_len=settings.max_tokens,
+            max_model_len=settings.max_model_len,
         )
         return ServedModels(data=[model])
 

@@ -73,7 +73,7 @@ class Planner:
             raise ConfigError(
                 f"PRISM_MAX_REQUEST_PIXEL_BYTES: {self.max_request_pixel_bytes} is less than the {prompt} bytes that "
                 "images of one prompt may take by PRISM_MAX_IMAGES, PRISM_MAX_IMAGE_PIXELS, PRISM_MAX_PIXELS and "
-                "PRISM_MAX_TOKENS: lower one of those"
+                "PRISM_MAX_MODEL_LEN: lower one of those"
             )
         if self.max_pixel_bytes < self.max_request_pixel_bytes:
             raise ConfigError(
@@ -86,7 +86,7 @@ class Planner:
         settings, inputs = self.settings, self.inputs
         images = settings.max_images * inputs.most_image_tokens(settings.max_image_pixels)
         copies = 2 if settings.max_images > 1 else 1  # each alone, and all of them together
-        return copies * min(images, settings.max_tokens) * inputs.image_token_bytes
+        return copies * min(images, settings.max_model_len) * inputs.image_token_bytes
 
     @property
     def limits(self) -> dict[str, int]:
@@ -121,8 +121,8 @@ class Planner:
             tokens = self.inputs.image_tokens(*size)
         except DataError as error:
             return error
-        if tokens > self.settings.max_tokens:
-            return self._too_long(f"an image of {tokens} tokens", "max_tokens")
+        if tokens > self.settings.max_model_len:
+            return self._too_long(f"an image of {tokens} tokens", "max_model_len")
         return Sized(data, hashlib.sha256(data).hexdigest(), tokens, tokens * self.inputs.image_token_bytes)
 
     def pixel_bytes(self, items: Sequence[ScoreItem], images: Mapping[str, Measured]) -> int:
@@ -131,7 +131,7 @@ class Planner:
         for item in items:
             found = [images[part.image] for part in image_parts(item.chat())]
             used = [image for image in found if isinstance(image, Sized)]
-            if len(used) == len(found) and sum(image.tokens for image in used) <= self.settings.max_tokens:
+            if len(used) == len(found) and sum(image.tokens for image in used) <= self.settings.max_model_len:
                 sizes |= {(image.sha256,): image.nbytes for image in used}
                 sizes |= {tuple(image.sha256 for image in used): sum(image.nbytes for image in used)}
         size, limit = sum(sizes.values()), self.max_request_pixel_bytes
@@ -207,8 +207,8 @@ class Planner:
         """Raises DataError or TooLong."""
         messages = from_json(chat, lambda _: "image")
         prompt = self.inputs.prompt_of(messages, pixels and pixels.values, pixels and pixels.grid)
-        if len(prompt.input_ids) >= self.settings.max_tokens:
-            raise self._too_long(f"{len(prompt.input_ids)} tokens", "max_tokens")
+        if len(prompt.input_ids) >= self.settings.max_model_len:
+            raise self._too_long(f"{len(prompt.input_ids)} tokens", "max_model_len")
         return prompt
 
     def _ids(self, text: str, prompt_tokens: int) -> list[int]:
@@ -226,8 +226,8 @@ class Planner:
 
     def _check_tokens(self, tokens: int, what: str) -> None:
         """Raises TooLong."""
-        if tokens > self.settings.max_tokens:
-            raise self._too_long(f"{tokens} tokens {what}", "max_tokens")
+        if tokens > self.settings.max_model_len:
+            raise self._too_long(f"{tokens} tokens {what}", "max_model_len")
 
     def _too_long(self, what: str, limit: str) -> TooLong:
         return TooLong(f"{what}, over the limit of {self.settings.limits[limit]} (PRISM_{limit.upper()})")

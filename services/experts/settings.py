@@ -41,7 +41,7 @@ class ExpertSettings(LimitedSettings):
         None,
         ge=1,
         description="bytes of one request's images once they are decoded to float32 (413); unset: 512 MiB. It is no "
-        "less than the largest prompt takes that max_images, max_image_pixels, max_pixels and max_tokens allow",
+        "less than the largest prompt takes that max_images, max_image_pixels, max_pixels and max_model_len allow",
     )
     max_pixel_bytes: int | None = Field(
         None,
@@ -50,7 +50,7 @@ class ExpertSettings(LimitedSettings):
         "unset: twice max_request_pixel_bytes, of which it must hold one",
     )
     max_text_chars: int = Field(1_000_000, ge=1, description="characters of a prompt or a response; more is too_long")
-    max_tokens: int = Field(8192, ge=1, description="tokens of prompt and section together; more is too_long")
+    max_model_len: int = Field(8192, ge=1, description="tokens of prompt and section together; more is too_long")
     max_batch_tokens: int = Field(16_384, ge=1, description="tokens that go through the model together")
     cache_tokens: int = Field(16_384, ge=0, description="tokens of prompts, and of images, whose states are kept")
     max_queue: int = Field(256, ge=1, description="requests being worked on or waiting; one more gets 429")

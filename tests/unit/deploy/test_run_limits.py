@@ -68,8 +68,9 @@ def test_one_setting_rules_every_part(name: str, service: dict[str, Any], monkey
         load_settings(kind, **service)
 
 
-def test_a_runs_longest_text_is_the_policys(service: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    (kind,) = SETTINGS["policy"]
+@pytest.mark.parametrize("name", sorted(LOOKING))
+def test_a_runs_longest_text_is_everyones(name: str, service: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    (kind,) = SETTINGS[name]
     settings: Any = load_settings(kind, **service)
     assert settings.max_model_len == 300
     monkeypatch.setenv("PRISM_MAX_MODEL_LEN", "256")

@@ -223,11 +223,11 @@ async def test_what_is_too_long_is_found_out_before_it_costs_anything(
     assert of_text["detail"] == "501 characters, over the limit of 500 (PRISM_MAX_TEXT_CHARS)"
 
     monkeypatch.delattr(InputBuilder, "images")
-    async with serving(settings(max_tokens=3)) as client:
+    async with serving(settings(max_model_len=3)) as client:
         (of_image,) = await score(client, image=uri(IMAGE))
     assert of_image["status"] == "too_long"
     assert of_image["detail"].startswith("the prompt alone: an image of")
-    assert of_image["detail"].endswith("over the limit of 3 (PRISM_MAX_TOKENS)")
+    assert of_image["detail"].endswith("over the limit of 3 (PRISM_MAX_MODEL_LEN)")
 
 
 async def test_turns_that_a_prompt_writes_out_are_no_turns(client: httpx.AsyncClient) -> None:

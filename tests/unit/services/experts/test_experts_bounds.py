@@ -41,7 +41,7 @@ async def test_texts_of_a_million_characters_are_refused_before_they_are_tokenis
     answer = await ask(client, item(*[MILLION] * 5, GOOD), item(prompt=MILLION), item(image=LARGE, prompt=MILLION))
     (*long, good), (of_prompt,), (beside_image,) = (one["scores"] for one in answer["items"])
     assert {one["status"] for one in long} == {of_prompt["status"], beside_image["status"]} == {"too_long"}
-    assert all("tokens at least, over the limit of 8192 (PRISM_MAX_TOKENS)" in one["detail"] for one in long)
+    assert all("tokens at least, over the limit of 8192 (PRISM_MAX_MODEL_LEN)" in one["detail"] for one in long)
     assert good["status"] == "ok"
     assert max(tokenised) < 200
 
@@ -160,11 +160,11 @@ async def test_the_pixels_of_one_request_are_bounded_before_any_is_decoded(
 QWEN = {"min_pixels": 2**16, "max_pixels": 2**24}  # as Qwen3-VL's processor has them
 PROMPTS = {
     "defaults": {},
-    "a long context": {"max_tokens": 2**18},
-    "four large photos": {"max_tokens": 2**17, "max_images": 4},
+    "a long context": {"max_model_len": 2**18},
+    "four large photos": {"max_model_len": 2**17, "max_images": 4},
     "one image": {"max_images": 1},
-    "small images": {"max_image_pixels": 10_000, "max_tokens": 2**18},
-    "scaled down": {"max_pixels": 2**20, "max_tokens": 2**15},
+    "small images": {"max_image_pixels": 10_000, "max_model_len": 2**18},
+    "scaled down": {"max_pixels": 2**20, "max_model_len": 2**15},
     "no images": {"max_images": 0},
 }
 
@@ -181,7 +181,7 @@ def test_no_limit_of_bytes_refuses_a_prompt_that_the_other_limits_allow(
     for ratio in (1, 1.5, 3, 20, 150):
         short = int((made.max_image_pixels / ratio) ** 0.5)
         tokens = inputs.image_tokens(made.max_image_pixels // short, short)
-        count = min(made.max_images, made.max_tokens // tokens)
+        count = min(made.max_images, made.max_model_len // tokens)
         images: dict[str, Measured] = {
             f"sha256:{number}": Sized(b"", str(number), tokens, tokens * inputs.image_token_bytes)
             for number in range(count)
@@ -189,7 +189,7 @@ def test_no_limit_of_bytes_refuses_a_prompt_that_the_other_limits_allow(
         prompt = ScoreItem(prompt="?", images=list(images), responses=["x"])
         largest = max(largest, planner.pixel_bytes([prompt], images))
     assert largest <= planner.max_request_pixel_bytes <= planner.max_pixel_bytes
-    if limits.keys() == {"max_tokens", "max_images"}:
+    if limits.keys() == {"max_model_len", "max_images"}:
         assert largest == 2 * 4 * 2**24 * 3 * 2 * 4  # pixels of three colours, twice for time, float32: both copies
     least = planner.largest_prompt()
     assert planner.max_request_pixel_bytes == max(2**29, least)
