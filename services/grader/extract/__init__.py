@@ -9,7 +9,7 @@ right; and one that names two answers ends the search, so that no hedged answer 
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prism.services.grader.extract.sentences import HEDGE, first_sentence, taken_back, without_explanation
 from prism.services.grader.extract.sources import (
@@ -28,6 +28,7 @@ __all__ = ["Reading", "last_boxed", "read_gold", "read_item", "read_response"]
 
 # What only the second candidate or a later one holds: longer texts are no number, letter or box.
 MAX_OTHER_CHARS = 400
+MIN_SENTENCE_CHARS = 8
 # A judge reads prose. Nobody else does.
 _JSON = re.compile(r"\s*(?:```\w*\s*)?\{.*\}(?:\s*```)?\s*", re.DOTALL)
 _READS_PROSE = frozenset({"judge"})
@@ -55,7 +56,20 @@ def read_item(item: Item, rules: Rules) -> tuple[Reading, AnswerPair]:
     golds = item.golds if item.kind in _READS_PROSE else tuple(map(read_gold, item.golds))
     if reading.format == 0.0:
         return reading, AnswerPair(item.kind, None, golds, item.options)
+    if item.kind not in _READS_PROSE:
+        for raw, gold in zip(item.golds, golds, strict=True):
+            if _repeated(raw, item.response):  # whatever its sentences are cut into, a gold answer is right for itself
+                return replace(reading, answer=gold, others=()), AnswerPair(item.kind, gold, golds, item.options)
     return reading, AnswerPair(item.kind, reading.answer, golds, item.options, reading.others)
+
+
+def _repeated(gold: str, response: str) -> bool:
+    """Whether the response is the gold answer itself, of which a sentence was made."""
+    wanted = gold.strip()
+    if len(wanted) < MIN_SENTENCE_CHARS or wanted not in response:
+        return False
+    section = answer_section(response)
+    return wanted == (section[0] if section else response.strip())
 
 
 def read_response(text: str, kind: AnswerKind, rules: Rules) -> Reading:
