@@ -94,7 +94,8 @@ class GradeItem(BaseModel):
         "date: a date, a time of day or both, in any spelling. choice: "
         "a letter or the option's text, or several letters where the gold answer is several. "
         "text: equal once normalised (Unicode, case, white space, trailing full stop), "
-        "or an alias. math: LaTeX and expressions, by math-verify. multi: several parts. box: a bounding box by IoU, a "
+        "or an alias. math: LaTeX and expressions, read whole by latex2sympy2_extended and compared by sympy. "
+        "multi: several parts. box: a bounding box by IoU, a "
         "point by distance. judge: a language model, if the service has one. auto: date, number, choice, box, math or "
         "text, whichever the gold answer is; scores, ranges and ratios too.",
     )

@@ -97,7 +97,7 @@ async def test_a_batch_is_graded_in_order(client: httpx.AsyncClient) -> None:
         {"id": "one", "response": RESPONSE, "gold": "7", "kind": "number"},
         {"response": RESPONSE, "gold": ["8", "\\frac{16}{2}"]},
         {"response": "7", "gold": "7", "kind": "auto"},
-        {"response": RESPONSE, "gold": "seven", "kind": "number"},
+        {"response": RESPONSE, "gold": "several", "kind": "number"},
         {"response": RESPONSE, "gold": "\\frac{14}{2}", "kind": "math"},
         {"response": RESPONSE, "gold": "7", "kind": "judge"},
     ]
@@ -116,7 +116,7 @@ async def test_a_batch_is_graded_in_order(client: httpx.AsyncClient) -> None:
         | {"detail": "missing <caption>; missing <think>; missing <answer>"},
         base
         | {"status": "unparseable_gold", **dict.fromkeys(right)}
-        | {"detail": "the gold answer is not a number: 'seven'"},
+        | {"detail": "the gold answer is not a number: 'several'"},
         base | right | {"status": "ok", "compared": "math: equal"},
         base | {"status": "error", **dict.fromkeys(right), "detail": "kind judge is off: set PRISM_JUDGE_URL"},
     ]

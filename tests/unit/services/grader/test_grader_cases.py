@@ -57,6 +57,27 @@ def test_what_math_verify_intends(case: dict[str, Any]) -> None:
     assert outcome.accuracy == float(case["right"]), outcome
 
 
+@pytest.mark.parametrize(
+    "why",
+    [
+        "read wholly or not at all",
+        "what follows a number is read",
+        "scores, ranges and codes are no arithmetic",
+        "tolerance is relative",
+        "units as they are written",
+        "powers of ten, and e",
+        "sets, tuples and lists",
+        "emphasis is no power",
+        "notations of numbers",
+        "yes and no, letters, parts",
+        "notations of formulas",
+        "dates and times",
+    ],
+)
+def test_each_kind_of_fault_has_twenty_pairs_of_its_own(why: str) -> None:
+    assert sum(case.get("why") == why for _, case in OURS) >= 20
+
+
 def test_there_are_enough_pairs() -> None:
     assert len(OURS) >= 400
     assert len(lines("math_verify")) >= 250

@@ -77,7 +77,7 @@ def test_a_bad_format_earns_nothing_even_if_the_answer_is_right(
 
 
 @pytest.mark.parametrize("response", ["no format", respond("7")])
-@pytest.mark.parametrize(("gold", "kind"), [("seven", "number"), ("", "text"), ("?", "math"), ("\ufffd", "auto")])
+@pytest.mark.parametrize(("gold", "kind"), [("several", "number"), ("", "text"), ("?", "math"), ("\ufffd", "auto")])
 def test_where_the_gold_is_broken_no_response_earns_anything(response: str, gold: str, kind: AnswerKind) -> None:
     verdict = grade(Item(response, (gold,), kind))
     assert verdict.status == "unparseable_gold"
@@ -144,7 +144,7 @@ def test_no_answer_is_no_failure_but_wrong() -> None:
     assert verdict.detail == "no answer found (looked for: answer, boxed, phrase): counted as wrong"
 
 
-@pytest.mark.parametrize("response", ["I do not know", "The answer is seven.", "\\boxed{7} or \\boxed{8}"])
+@pytest.mark.parametrize("response", ["I do not know", "The answer is several.", "\\boxed{7} or \\boxed{8}"])
 def test_what_cannot_be_read_is_masked_if_the_rules_say_so(response: str) -> None:
     item = Item(response, ("7",))
     verdict = grade(item, replace(IGNORED, unparseable="masked"))
