@@ -26,8 +26,11 @@ def grade(
         bool, typer.Option("--any-format", help="do not require <caption>, <think> and <answer>")
     ] = False,
     extract: Annotated[
-        str, typer.Option(help="where the answer is, first match first, of: answer, boxed, phrase, whole")
+        str, typer.Option(help="where the answer is, first match first, of: answer, boxed, phrase, whole, tag:NAME")
     ] = "answer,boxed,phrase",
+    mask_unparseable: Annotated[
+        bool, typer.Option("--mask-unparseable", help="give an answer that cannot be read no numbers, not 0")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="worker processes; one for each core by default")] = None,
     deadline: Annotated[float, typer.Option(help="seconds one comparison may take")] = 5.0,
     url: Annotated[str | None, typer.Option(help="a running grader; its token is read from PRISM_TOKEN")] = None,
@@ -70,5 +73,6 @@ def grade(
     rules = {
         "format": "ignored" if any_format else "required",
         "extract": [part.strip() for part in extract.split(",")],
+        "unparseable": "masked" if mask_unparseable else "wrong",
     }
     grade_file(file, kind.value, out, url, engine, rules, fresh=fresh)

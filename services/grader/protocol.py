@@ -1,8 +1,10 @@
 """The grader's HTTP messages."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic_core import PydanticCustomError
 
 from prism.data.table import NUMBERS_ARE_TEXTS, without_nan
 from prism.services.grader import verdict
@@ -22,6 +24,18 @@ ShortText = Annotated[str, Field(max_length=4096), BeforeValidator(well_formed)]
 
 Gold = Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
 """One right answer, or several that are equally right."""
+
+
+_SOURCE = r"^(?:answer|boxed|phrase|whole|tag:[A-Za-z][A-Za-z0-9_-]{0,63})$"
+
+
+def _known_source(value: str) -> str:
+    if not re.fullmatch(_SOURCE, value):
+        raise PydanticCustomError("source", "Input should be answer, boxed, phrase, whole or tag:NAME")
+    return value
+
+
+CheckedSource = Annotated[Source, AfterValidator(_known_source), Field(json_schema_extra={"pattern": _SOURCE})]
 
 
 class GradeOptions(BaseModel):
@@ -131,12 +145,13 @@ class GradeRules(BaseModel):
         "required",
         description="required: a response that breaks the response format earns 0. ignored: any text will do",
     )
-    extract: list[Source] = Field(
+    extract: list[CheckedSource] = Field(
         ["answer", "boxed", "phrase"],
         min_length=1,
         max_length=4,
         description="where the answer is, first match first. answer: the last <answer>. boxed: the last \\boxed{}. "
-        'phrase: after the last "the answer is". whole: all of it. Inside <answer>, boxed and phrase apply too. With '
+        'phrase: after the last "the answer is". whole: all of it. tag:NAME: the last <NAME>…</NAME>. '
+        "Inside <answer>, boxed and phrase apply too. With "
         "the required format it is always <answer>.",
     )
     overlong: Overlong | None = Field(None, description="adds the soft over-long penalty; items then need tokens")

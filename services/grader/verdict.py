@@ -6,7 +6,7 @@ from typing import Literal, get_args
 AnswerKind = Literal["auto", "math", "number", "choice", "text", "date", "multi", "box", "judge"]
 PartKind = Literal["auto", "math", "number", "choice", "text", "date", "box"]
 VerdictStatus = Literal["ok", "invalid_format", "unparseable_answer", "unparseable_gold", "timeout", "error"]
-Source = Literal["answer", "boxed", "phrase", "whole"]
+Source = str  # answer, boxed, phrase, whole or tag:NAME, as the protocol checks
 BoxOrder = Literal["xyxy", "xywh", "yxyx"]
 
 KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)

@@ -18,7 +18,7 @@ class Reading(BaseModel):
     extract: str = Field(
         "answer,boxed,phrase",
         max_length=100,
-        description="where the answer is, first match first, by commas: answer, boxed, phrase, whole",
+        description="where the answer is, first match first, by commas: answer, boxed, phrase, whole, tag:NAME",
     )
     value: Literal["accuracy", "reward"] = Field(
         "accuracy", description="accuracy: 1 right, 0 wrong. reward: by the service's formula, format included"
@@ -29,7 +29,7 @@ class Reading(BaseModel):
         try:
             self.rules()
         except ValidationError:
-            raise ValueError("extract: some of answer, boxed, phrase, whole, by commas") from None
+            raise ValueError("extract: some of answer, boxed, phrase, whole, tag:NAME, by commas") from None
         return self
 
     def rules(self) -> GradeRules:

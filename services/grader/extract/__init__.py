@@ -10,7 +10,14 @@ import functools
 from dataclasses import dataclass
 
 from prism.services.grader.extract.sentences import HEDGE, first_sentence, without_explanation
-from prism.services.grader.extract.sources import after_phrase, answer_section, boxed_answer, last_boxed
+from prism.services.grader.extract.sources import (
+    after_phrase,
+    answer_section,
+    boxed_answer,
+    last_boxed,
+    last_tag,
+    named_tags,
+)
 from prism.services.grader.verdict import AnswerKind, AnswerPair, Item, Rules
 from prism.wire.response import parse_response
 
@@ -67,6 +74,8 @@ def read_response(text: str, kind: AnswerKind, rules: Rules) -> Reading:
                 candidates.phrase(text, rules)
             case "whole":
                 candidates.narrow(text.strip(), rules)
+            case tag:
+                candidates.narrow(last_tag(text, named_tags(tag.removeprefix("tag:"))), rules)
     return candidates.reading(None, f"no answer found (looked for: {', '.join(rules.extract)})")
 
 

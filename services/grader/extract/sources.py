@@ -1,5 +1,6 @@
 """Where a response may hold its answer: tags, boxes, "the answer is", ``####``. Linear in the text."""
 
+import functools
 import re
 
 _ANSWER = re.compile(r"<(/?)(?:final[_ -]?)?answer>", re.IGNORECASE)
@@ -49,6 +50,12 @@ def last_tag(text: str, tags: re.Pattern[str]) -> str | None:
         elif begin is not None and end == len(text):
             end = tag.start()
     return None if begin is None else text[begin:end].strip()
+
+
+@functools.lru_cache(maxsize=64)
+def named_tags(name: str) -> re.Pattern[str]:
+    """The tags of a caller's own, for ``last_tag``."""
+    return re.compile(rf"<(/?){re.escape(name)}\s*>", re.IGNORECASE)
 
 
 def last_boxed(text: str) -> str | None:

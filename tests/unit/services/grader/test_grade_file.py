@@ -120,6 +120,26 @@ def test_responses_of_another_format(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["reward"] == 1.0
 
 
+def test_what_cannot_be_read_is_wrong_or_masked(tmp_path: Path) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows = [{"response": respond(answer), "gold": "7", "kind": "number"} for answer in ("7", "no idea")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for flags, expected in (((), [1.0, 0.2]), (("--mask-unparseable",), [1.0, None])):
+        result = grade(file, "--workers", 1, "--out", out, "--fresh", "--yes", *flags)
+        verdicts = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [verdict["reward"] for verdict in verdicts] == expected
+        assert verdicts[1]["status"] == "unparseable_answer"
+    assert "not judged" in result.stdout, "a masked answer is in no mean"
+
+
+def test_a_tag_of_ones_own(tmp_path: Path) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    file.write_text(json.dumps({"response": "<answer>8</answer> <final>7</final>", "gold": "7"}))
+    grade(file, "--any-format", "--extract", "tag:final,answer", "--out", out)
+    assert json.loads(out.read_text())["accuracy"] == 1.0
+    assert "extract.0: Input should be" in str(grade(file, "--extract", "tag:a b").exception)
+
+
 def test_a_file_without_rows(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("\n")
