@@ -140,6 +140,20 @@ def test_a_tag_of_ones_own(tmp_path: Path) -> None:
     assert "extract.0: Input should be" in str(grade(file, "--extract", "tag:a b").exception)
 
 
+def test_a_pattern_of_ones_own(tmp_path: Path) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows = [{"response": response, "gold": "7"} for response in ("\\boxed{8} ANSWER: 7, I think", "\\boxed{7}")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert (
+        grade(file, "--any-format", "--extract", r"pattern:R: (\d{1,3}),", "--extract", "boxed", "--out", out).exit_code
+        == 0
+    )
+    assert [json.loads(line)["accuracy"] for line in out.read_text().splitlines()] == [1.0, 1.0]
+    assert "extract.1: the pattern is none of RE2's: missing )" in str(
+        grade(file, "--extract", "boxed,pattern:(").exception
+    )
+
+
 def test_a_file_without_rows(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("\n")
@@ -268,7 +282,7 @@ class Refuses(BaseHTTPRequestHandler):
         self.send_error(401)
 
 
-@pytest.mark.parametrize("missing", ["pebble", "math_verify"])
+@pytest.mark.parametrize("missing", ["pebble", "math_verify", "re2"])
 def test_asking_a_server_needs_none_of_what_the_server_does(file: Path, missing: str) -> None:
     """A worker's image holds the core alone, and `helm test` grades from one."""
     # In a process of its own: modules that were imported here before would hide what a fresh one needs.
