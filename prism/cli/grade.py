@@ -65,8 +65,8 @@ def grade(
         prism grade answers.jsonl --url http://127.0.0.1:8104
 
     --any-format grades responses without PRISM's sections.
-    pattern: is a regular expression in RE2's syntax, which takes all that follows it, commas too. Of its last match
-    the group named answer, else the first group, else all of it is the answer.
+    pattern: is a regular expression in RE2's syntax, which takes all that follows it, commas too.
+    Of its last match the group named answer, else the first group, else all of it is the answer.
     --mask-unparseable leaves an answer that cannot be read out of the means, instead of counting it as wrong.
     --url asks a running grader, whose token is in PRISM_TOKEN.
     PRISM_JUDGE_* variables set the judge's limits (of calls, tokens, characters, seconds), as they do for the service.

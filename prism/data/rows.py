@@ -74,7 +74,7 @@ def _grade_options(value: object) -> object:
         return value
     given = {name: one for name, one in value.items() if one is not None}
     try:
-        return GradeOptions.model_validate(without_nan(given), extra="forbid") if given else None
+        return GradeOptions.model_validate(without_nan(given)) if given else None
     except ValidationError as error:
         raise ValueError("; ".join(describe(error))) from None
 
