@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import httpx
 from pydantic import ValidationError
 
 from prism.clients.completion import read_completion
@@ -43,19 +42,13 @@ class WrongService(Refused):
 
 
 class PolicyClient(ServiceClient):
-    def __init__(
-        self, http: httpx.AsyncClient, url: str, token: str, patience_seconds: float, silence_seconds: float
-    ) -> None:
-        super().__init__(http, url, token, patience_seconds)
-        self._silence = silence_seconds
-
     async def sample(
         self, messages: Sequence[pb.Message], images: dict[str, bytes], sampling: pb.Sampling, min_version: int
     ) -> PolicyAnswer:
         """``sampling.n`` responses with token ids and the sampler's own logprobs. top_p stays 1: see TRL#6789.
 
         An answer that is being made is waited for, however long it takes; it is given up, and asked for again while
-        there is patience, after ``silence_seconds`` without a sign of it.
+        there is patience, after a silence.
         """
         response, completion = await self.stream(
             "/v1/chat/completions",
@@ -74,7 +67,6 @@ class PolicyClient(ServiceClient):
             # The server may then answer with comments before there are tokens, and does not let a push keep us silent.
             {MIN_VERSION_HEADER: str(min_version), "Accept": "text/event-stream"},
             partial(read_completion, n=sampling.n),
-            self._silence,
         )
         samples = [
             pb.Sample(

@@ -10,7 +10,7 @@ from prism.config.learners import (
     PolicyLearnerConfig,
 )
 from prism.config.limited import LimitedSettings
-from prism.config.limits import LIMITS_FILE, LimitsConfig, read_limits
+from prism.config.limits import LIMITS_FILE, LimitsConfig, RunLimits, read_limits
 from prism.config.load import as_toml, load_config, load_saved, load_toml, save_resolved, toml_value
 from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
@@ -37,6 +37,7 @@ __all__ = [
     "RlvrConfig",
     "RolloutConfig",
     "RunConfig",
+    "RunLimits",
     "SftConfig",
     "StackConfig",
     "Stage",

@@ -33,8 +33,13 @@ _KNOWN = re.compile(
     r"|bounding[ _]box(?:es)?|bbox(?:es)?|points?|box(?:es)?|coordinates|```(?:json)?|\bjson\b",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})")
-_FILLING = re.compile(r"(?:[\s,;:()\[\]{}\"'`=]|and\b)*", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(?:e[+-]?[0-9]{1,2}(?![0-9]))?", re.IGNORECASE
+)
+_FILLING = re.compile(r"(?:[\s,;:()\[\]{}\"'`=*$]|and\b)*", re.IGNORECASE)
+_LEADS = re.compile(
+    r"\s*(?:the )?(?:bounding[ _]box(?:es)?|bbox(?:es)?|box(?:es)?|points?|coordinates|it) (?:is|are)\b", re.IGNORECASE
+)
 _NAMES = re.compile(
     r"\b(?:(x_?min|x1|left)|(y_?min|y1|top)|(x_?max|x2|right)|(y_?max|y2|bottom)|(width|w)|(height|h)|(x)|(y))"
     r"\s*[\"']?\s*[:=]\s*[\"']?(?=[-+.0-9])",
@@ -91,6 +96,7 @@ def _raw(text: str) -> Raw:
     if len(text) > MAX_BOX_CHARS:
         raise Unreadable(f"longer than the {MAX_BOX_CHARS} characters of any box")
     plain = unicodedata.normalize("NFKC", text).translate(_WRAPPING)
+    plain = _LEADS.sub("", plain, count=1) if _LEADS.match(plain) else plain
     plain = _POINT_TAG.sub(_point_tag, _LABEL.sub(" ", _REF.sub(" ", plain)))
     raw = _named(plain) or _grouped(plain, text)
     if not raw or len(raw[0]) > MAX_SHAPES:

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from prism.errors import ConfigError
 from prism.services.grader import sandbox
 from prism.services.grader.app import create_app
+from prism.services.grader.engine import Grader
 from prism.services.grader.protocol import GradeVerdict
 from prism.services.grader.settings import GraderSettings
 from prism.settings import load_settings
@@ -31,6 +32,7 @@ def make_app() -> FastAPI:
             workers=1,
             deadline_seconds=2.0,
             max_items=50,
+            comment_interval=0.1,
             max_text_chars=1000,
             max_body_bytes=200_000,
         )
@@ -70,6 +72,24 @@ async def test_a_grader_without_seccomp_says_so_and_goes_on(
     monkeypatch.setattr(sandbox, "pyseccomp", None)
     async with ready_client(make_app()):
         assert "workers may open sockets and start programs" in caplog.text
+
+
+async def test_a_batch_that_takes_long_shows_that_it_is_at_work(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grade = Grader.grade
+
+    async def thinking(grader: Grader, items: Any, rules: Any) -> Any:
+        await asyncio.sleep(0.5)
+        return await grade(grader, items, rules)
+
+    monkeypatch.setattr(Grader, "grade", thinking)
+    body = {"items": [{"response": RESPONSE, "gold": "7", "kind": "number"}]}
+    answer = await client.post("/v1/grade", json=body, headers={"Accept": "text/event-stream"})
+    assert answer.content.startswith(b": waiting\n\n: waiting\n\n")
+    head, verdicts = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if "data" in line]
+    assert head["status"] == 200
+    assert verdicts["verdicts"][0]["accuracy"] == 1
 
 
 async def test_a_batch_is_graded_in_order(client: httpx.AsyncClient) -> None:

@@ -12,7 +12,8 @@ from prism.services.grader import kinds
 from prism.services.grader.engine import compare_here, conclude, content_key
 from prism.services.grader.extract import last_boxed, read_item, read_response
 from prism.services.grader.extract.sentences import first_sentence, without_explanation
-from prism.services.grader.extract.sources import after_phrase, answer_section, boxed_answer
+from prism.services.grader.extract.sources import after_phrase, answer_section, boxed_answer, json_answer
+from prism.services.grader.extract.thinking import without_thinking
 from prism.services.grader.judge import read_verdict
 from prism.services.grader.verdict import (
     DEFAULT_OPTIONS,
@@ -187,13 +188,23 @@ def test_what_is_shown_is_cut() -> None:
         "$$" * 30_000,
         "B because " * 6_000,
         "<caption>" * 7_000,
+        "<think>" * 9_000,
+        "</think><think>" * 4_000,
+        "a wrong answer is 7. " * 3_000,
+        "*x* " * 15_000,
+        '{"answer": ' * 5_000,
+        '{"answer": ' + "[" * 60_000,
+        "\\boxed{7} wait, " * 4_000,
+        "<answer>7</answer> is wrong " * 2_000,
     ],
 )
 def test_reading_is_linear(text: str) -> None:
     """Each of these would take seconds if it were not, and the event loop would stand still."""
     start = time.process_time()
-    for find in (last_boxed, boxed_answer, after_phrase, answer_section, first_sentence, without_explanation):
+    for find in (last_boxed, boxed_answer, after_phrase, answer_section, first_sentence):
         find(text)
+    for read in (without_explanation, without_thinking, json_answer):
+        read(text)
     for kind in FAST_KINDS:
         for rules in (RULES, Rules("ignored", ("answer", "boxed", "phrase", "whole"))):
             read_response(text, kind, rules)
