@@ -1,6 +1,7 @@
 """One request, sampled and judged: what a rollout worker does with a prompt, and an evaluation with a question."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -82,7 +83,10 @@ class RolloutServices:
         texts = [sample.text for sample in group.samples]
         try:
             gold = [prompt.gold, *prompt.equivalent_answers] if prompt.equivalent_answers else prompt.gold
-            verdicts = await self._grader.grade(texts, gold, prompt.kind)
+            options, rules = (
+                json.loads(said) if said else None for said in (prompt.options_json, group.request.rules_json)
+            )
+            verdicts = await self._grader.grade(texts, gold, prompt.kind, options, rules)
             if len(verdicts) != len(texts):
                 raise Refused(f"{self._grader.url} gave {len(verdicts)} verdicts for {len(texts)} responses")
         except (Refused, Unavailable) as error:

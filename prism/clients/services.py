@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -118,10 +119,18 @@ class ExpertClient(ServiceClient):
 
 
 class GraderClient(ServiceClient):
-    async def grade(self, responses: list[str], gold: str | list[str], kind: str) -> list[pb.Verdict]:
-        """One verdict per response. Of several gold answers each is right."""
-        items = [{"response": response, "gold": gold, "kind": kind} for response in responses]
-        answer = (await self.post("/v1/grade", {"items": items})).json()
+    async def grade(
+        self,
+        responses: list[str],
+        gold: str | list[str],
+        kind: str,
+        options: dict[str, Any] | None = None,
+        rules: dict[str, Any] | None = None,
+    ) -> list[pb.Verdict]:
+        """One verdict per response. Of several gold answers each is right; ``options`` and ``rules`` are the API's."""
+        how = {"gold": gold, "kind": kind} | ({"options": options} if options else {})
+        request = {"items": [{"response": response} | how for response in responses]}
+        answer = (await self.post("/v1/grade", request | ({"rules": rules} if rules else {}))).json()
         return [
             pb.Verdict(
                 status=PB_STATUS[verdict["status"]],

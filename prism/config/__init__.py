@@ -1,6 +1,7 @@
 """A run as written in TOML (``configs/*.toml``): every key, its unit, and why its default is what it is. (No torch.)"""
 
 from prism.config.alerts import AlertsConfig
+from prism.config.grader import GraderConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
     GroundingConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "DisentangleConfig",
     "EvaluateConfig",
     "ExpertLearnerConfig",
+    "GraderConfig",
     "GroundingConfig",
     "LimitedSettings",
     "LimitsConfig",

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from prism.config.alerts import AlertsConfig
+from prism.config.grader import GraderConfig
 from prism.config.limits import LimitsConfig, RunLimits, place_of
 from prism.config.services import EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import RlvrConfig, SftConfig, Stage
@@ -56,6 +57,8 @@ class RunConfig(ConfigModel):
     bad rows, and each is named with file and line."""
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     """What a prompt may hold, for data and services alike."""
+    grader: GraderConfig = Field(default_factory=GraderConfig)
+    """How responses are graded."""
     stages: dict[str, Stage] = Field(min_length=1)
     """By a name of your choice; they run in the order of the file, each from the weights of the one before."""
     evaluate: EvaluateConfig

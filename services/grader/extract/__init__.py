@@ -18,13 +18,17 @@ from prism.services.grader.extract.sources import (
     boxed_answer,
     json_answer,
     last_boxed,
+    last_tag,
+    named_tags,
     says_value,
 )
 from prism.services.grader.extract.thinking import without_thinking
 from prism.services.grader.verdict import AnswerKind, AnswerPair, Item, Rules
+from prism.wire.grading import PATTERN
+from prism.wire.patterns import compiled
 from prism.wire.response import parse_response
 
-__all__ = ["Reading", "last_boxed", "read_gold", "read_item", "read_response"]
+__all__ = ["Reading", "last_boxed", "pattern_steps", "read_gold", "read_item", "read_response"]
 
 # What only the second candidate or a later one holds: longer texts are no number, letter or box.
 MAX_OTHER_CHARS = 400
@@ -92,7 +96,14 @@ def read_response(text: str, kind: AnswerKind, rules: Rules) -> Reading:
                 candidates.phrase(said, rules)
             case "whole":
                 candidates.narrow(said.strip(), rules)
+            case own:
+                candidates.own(own, said, rules)
     return candidates.reading(None, f"no answer found (looked for: {', '.join(rules.extract)})")
+
+
+def pattern_steps(rules: Rules) -> int:
+    """How many steps a character of a response may cost, for the caller's own patterns; 0 without any."""
+    return sum(compiled(source.removeprefix(PATTERN)).steps for source in rules.extract if source.startswith(PATTERN))
 
 
 @functools.lru_cache(maxsize=8192)  # a group of responses has one gold answer
@@ -139,8 +150,11 @@ class _Candidates:
             section, end = found
             self._unless_taken_back(text, end, rules, lambda: self.narrow(section, rules))
 
-    def narrow(self, section: str | None, rules: Rules) -> None:
-        """The answer inside an answer section: its last box, or what follows "the answer is", or all of it."""
+    def narrow(self, section: str | None, rules: Rules, *, own: bool = True) -> None:
+        """The answer inside an answer section: its last box, or what follows "the answer is", or all of it.
+
+        ``own``: tags and patterns of the caller's own are looked for in it too.
+        """
         if not section:
             return
         if self._kind not in _READS_PROSE:
@@ -149,7 +163,15 @@ class _Candidates:
                     self.boxed(section, rules)
                 elif source == "phrase":
                     self.phrase(section, rules)
+                elif own and source not in ("answer", "whole"):
+                    self.own(source, section, rules)
         self._add(section)
+
+    def own(self, source: str, text: str, rules: Rules) -> None:
+        """A tag or a pattern of the caller's own. Neither is looked for again in what it holds."""
+        kind, _, rest = source.partition(":")
+        found = last_tag(text, named_tags(rest)) if kind == "tag" else compiled(rest).answer(text)
+        self.narrow(found, rules, own=False)
 
     def boxed(self, text: str, rules: Rules) -> None:
         if not (found := boxed_answer(text)):

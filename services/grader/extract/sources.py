@@ -1,5 +1,6 @@
 """Where a response may hold its answer: tags, boxes, "the answer is", ``####``. Linear in the text."""
 
+import functools
 import json
 import re
 
@@ -68,6 +69,12 @@ def _last_tag(text: str, tags: re.Pattern[str]) -> tuple[str, int] | None:
         elif begin is not None and end == len(text):
             end, after = tag.start(), tag.end()
     return None if begin is None else (text[begin:end].strip(), after)
+
+
+@functools.lru_cache(maxsize=64)
+def named_tags(name: str) -> re.Pattern[str]:
+    """The tags of a caller's own, for ``last_tag``."""
+    return re.compile(rf"<(/?){re.escape(name)}\s*>", re.IGNORECASE)
 
 
 def last_boxed(text: str) -> str | None:

@@ -364,3 +364,10 @@ def test_a_bug_in_a_comparison_costs_its_item_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kinds, "compare", fail)
     outcome = compare_here(AnswerPair("number", "7", ("7",)))
     assert (outcome.status, outcome.accuracy, outcome.detail) == ("error", None, "comparing raised ZeroDivisionError")
+
+
+def test_a_tag_of_ones_own() -> None:
+    rules = Rules(format="ignored", extract=("tag:final", "boxed"))
+    reading = read_response("<final>3</final> no: <FINAL>it is 7</Final> \\boxed{9}", "number", rules)
+    assert reading.answer == "it is 7"
+    assert read_response("<finally>3</finally> \\boxed{9}", "number", rules).answer == "9"
