@@ -8,8 +8,8 @@ import re
 
 # An answer that leaves open which it is.
 HEDGE = re.compile(
-    r"\b(?:or|maybe|perhaps|possibly|probably|either|alternatively|unsure|uncertain|guess(?:ing)?|might|"
-    r"not (?:sure|certain|quite)|could be|can(?:no|')t tell|actually|wait|hmm+|instead|rather than that)\b"
+    r"\b(?=[aceghimnopruw])(?:or|maybe|perhaps|possibly|probably|either|alternatively|unsure|uncertain|guess(?:ing)?"
+    r"|might|not (?:sure|certain|quite)|could be|can(?:no|')t tell|actually|wait|hmm+|instead|rather than that)\b"
     r"|\w\s*\?|或|可能|也许|不确定",
     re.IGNORECASE,
 )
@@ -41,14 +41,15 @@ _EXPLAINS = (
     r"|they|we|i|the|in\s+(?:total|all|sum|the|this|our)|total|altogether|overall|making|meaning|based|according|see"
     r"|considering|using"
 )
-# The first of these begins the explanation.
+# The first of these begins the explanation. Each begins with a character that few others are, and looks at one letter
+# before it looks for words: every answer is searched.
 _REST = re.compile(
-    rf"(?:\s*[,;，；]|\s+[-–—]{{1,3}}|\s*[(（])\s*(?=(?:{_EXPLAINS})\b)"
-    r"|\s+(?=(?:because|since|so|which|hence|thus|therefore|due\s+to|given\s+that|based\s+on|according\s+to"
-    r"|as\s+(?:the|it|this|they|there|all|we|both|each|that))\b)"
-    r"|\s*[,;，；。]?\s*(?=因为|所以|因此|由于|故|理由)",
+    rf"[,;，；(（\s](?:(?:(?<=[,;，；(（])|(?<=\s)[-–—]{{1,3}})\s*(?=[a-z])(?=(?:{_EXPLAINS})\b)"
+    r"|(?<=\s)(?=[abdghstw])(?=(?:because|since|so|which|hence|thus|therefore|due\s+to|given\s+that|based\s+on"
+    r"|according\s+to|as\s+(?:the|it|this|they|there|all|we|both|each|that))\b))",
     re.IGNORECASE,
 )
+_CHINESE_REST = re.compile(r"(?:[,;，；。]\s*)?(?=因为|所以|因此|由于|故|理由)")
 _REASON = re.compile(
     r"(?:because|since|as|given|by|due|based|according|using|considering|因为|由于|理由)", re.IGNORECASE
 )
@@ -101,9 +102,11 @@ def _ends(text: str, stop: int) -> bool:
 def without_explanation(text: str) -> str | None:
     """``7`` of "7, so B is right", "7 because …", "7 (from …)"; None where nothing can be given up."""
     rest = _REST.search(text)
-    if not rest or not rest.start():
+    if not text.isascii() and (chinese := _CHINESE_REST.search(text)):
+        rest = min(rest or chinese, chinese, key=re.Match.start)
+    if not rest:
         return None
-    head, tail = text[: rest.start()].strip(_OUTER), text[rest.end() :]
+    head, tail = text[: rest.start()].rstrip().strip(_OUTER), text[rest.end() :]
     if not head or HEDGE.search(tail) or _DENIED.match(tail):
         return None
     if not _REASON.match(tail) and _GOES_ON.search(tail):
