@@ -135,13 +135,14 @@ class _Candidates:
         self._kind = kind
         self._found: dict[str, None] = {}
         self._closed = False
+        self._last = ""  # whether it hedges is looked at when another one comes, which is seldom
 
     def reading(self, format_: float | None, problem: str | None = None) -> Reading:
         if not self._found:
             return Reading(None, format_, problem)
         first, *others = self._found
-        if self._kind in _READS_PROSE:
-            others = []
+        if not others or self._kind in _READS_PROSE:
+            return Reading(first, format_)
         return Reading(first, format_, None, tuple(other for other in others if len(other) <= MAX_OTHER_CHARS))
 
     def section(self, text: str, rules: Rules) -> None:
@@ -214,12 +215,14 @@ class _Candidates:
         self._closed = True
 
     def _add(self, candidate: str) -> None:
+        if self._last and HEDGE.search(self._last[-MAX_OTHER_CHARS:]):
+            self._closed = True
         if self._closed or (self._found and len(candidate) > MAX_OTHER_CHARS):
             return
         self._found.setdefault(candidate)
-        if len(candidate) <= 2:  # most answers are that short
+        # Most answers are that short, or one word.
+        self._last = candidate if len(candidate) > 2 else ""
+        if len(candidate) <= 2 or (candidate.isascii() and candidate.isalnum()):
             return
         if len(candidate) <= MAX_OTHER_CHARS and (shorter := without_explanation(candidate)):
             self._found.setdefault(shorter)
-        if HEDGE.search(candidate[-MAX_OTHER_CHARS:]):
-            self._closed = True

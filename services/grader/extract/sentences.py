@@ -60,6 +60,7 @@ _EXPLAINS = (
     r"|they|we|i|the|in\s+(?:total|all|sum|the|this|our)|total|altogether|overall|making|meaning|based|according|see"
     r"|considering|using"
 )
+_LETTER = re.compile(r"[^\W\d_]")  # an explanation has words
 # The first of these begins the explanation.
 _REST = re.compile(
     rf"(?:\s*[,;，；]|\s+[-–—]{{1,3}}|\s*[(（])\s*(?=(?:{_EXPLAINS})\b)"
@@ -141,7 +142,7 @@ def _ends(text: str, stop: int) -> bool:
 
 def without_explanation(text: str) -> str | None:
     """``7`` of "7, so B is right", "7 because …", "7 (from …)"; None where nothing can be given up."""
-    rest = _REST.search(text)
+    rest = _LETTER.search(text) and _REST.search(text)
     if not rest or not rest.start():
         return None
     head, tail = text[: rest.start()].strip(_OUTER), text[rest.end() :]

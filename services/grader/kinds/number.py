@@ -90,6 +90,8 @@ def same(gold: Quantity, answer: Quantity, options: Options) -> Match:
 
 def comparable(gold: Quantity, answer: Quantity, strict: bool) -> list[Pair] | str:
     """The values of gold answer and answer in one unit, in each way that they may be meant; or why there is none."""
+    if gold.unit is answer.unit and gold.noun == answer.noun:  # most often both have none
+        return [(gold.value, answer.value)]
     if gold.noun != answer.noun:
         one_sided = not (gold.noun and answer.noun)
         if strict or (not one_sided and not same_nouns(gold.noun, answer.noun)):
