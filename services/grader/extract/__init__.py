@@ -32,6 +32,7 @@ __all__ = ["Reading", "last_boxed", "pattern_steps", "read_gold", "read_item", "
 
 # What only the second candidate or a later one holds: longer texts are no number, letter or box.
 MAX_OTHER_CHARS = 400
+MAX_KEPT_CHARS = 128
 MIN_SENTENCE_CHARS = 8
 # A judge reads prose. Nobody else does.
 _JSON = re.compile(r"\s*(?:```\w*\s*)?\{.*\}(?:\s*```)?\s*", re.DOTALL)
@@ -82,9 +83,8 @@ def read_response(text: str, kind: AnswerKind, rules: Rules) -> Reading:
         parsed = parse_response(text)
         if not parsed.valid:
             return Reading(parsed.answer or None, 0.0, "; ".join(parsed.problems))
-        candidates = _Candidates(kind)
-        candidates.narrow(without_thinking(parsed.answer), rules)
-        return candidates.reading(1.0)
+        read = _read_section if len(parsed.answer) <= MAX_KEPT_CHARS else _read_section.__wrapped__
+        return read(parsed.answer, kind, rules)
     candidates, said = _Candidates(kind), without_thinking(text)
     for source in rules.extract:
         match source:
@@ -99,6 +99,14 @@ def read_response(text: str, kind: AnswerKind, rules: Rules) -> Reading:
             case own:
                 candidates.own(own, said, rules)
     return candidates.reading(None, f"no answer found (looked for: {', '.join(rules.extract)})")
+
+
+@functools.lru_cache(maxsize=8192)  # the responses of a group often give the same answer
+def _read_section(text: str, kind: AnswerKind, rules: Rules) -> Reading:
+    """Of a response that keeps the format. ``text`` is the answer's."""
+    candidates = _Candidates(kind)
+    candidates.narrow(without_thinking(text), rules)
+    return candidates.reading(1.0)
 
 
 def pattern_steps(rules: Rules) -> int:

@@ -39,6 +39,8 @@ def same(gold: str, answer: str, options: Options) -> Match:
         names = {_spelt(name) for name in map(normalise, group) if name}
         if _spelt(gold) in names and spelt in names:
             return Match(True, "text: an alias")
+    if answer.isalnum():  # nor is it explained
+        return Match(False, "text: different")
     reason = _REASON.search(answer)
     sure = reason and not HEDGE.search(answer) and not _TURNS.search(answer, reason.end())
     if reason and sure and _spelt(gold) == _spelt(answer[: reason.start()]):
@@ -63,6 +65,8 @@ _TURNS = re.compile(r"[;.]|\b(?:but|however|not|so|thus|hence|therefore)\b")
 
 def _spelt(text: str) -> str:
     """A normalised text without what spellings of the same answer differ in."""
+    if text.isalnum():  # one word, as most answers are
+        return text
     text = _INITIALS.sub(lambda initials: initials[0].replace(".", ""), _TITLE.sub(r"\1", text))
     text = _RATIO.sub(":", _HYPHEN.sub(" ", text)).rstrip(",;") or text
     article = _ARTICLE.match(text)
