@@ -176,7 +176,7 @@ async def test_workers_are_recycled(pool: WorkerPool) -> None:
 
 async def test_a_stopped_worker_is_given_up(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     await pool.warm_up()
-    monkeypatch.setattr("prism.services.grader.pool.START_GRACE_SECONDS", 2.0)
+    monkeypatch.setattr("prism.services.grader.pool.START_GRACE_SECONDS", 6.0)
     for worker in workers():
         worker.suspend()
     assert [(outcome.status, outcome.detail) for outcome in await pool.compare([GOOD] * 4)] == [("ok", None)] * 4
