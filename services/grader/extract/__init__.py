@@ -34,8 +34,8 @@ __all__ = ["Reading", "last_boxed", "pattern_steps", "read_gold", "read_item", "
 MAX_OTHER_CHARS = 400
 MAX_KEPT_CHARS = 128
 MIN_SENTENCE_CHARS = 8
-# A judge reads prose. Nobody else does.
 _JSON = re.compile(r"\s*(?:```\w*\s*)?\{.*\}(?:\s*```)?\s*", re.DOTALL)
+# A judge reads prose. Nobody else does.
 _READS_PROSE = frozenset({"judge"})
 
 
