@@ -1,16 +1,15 @@
 """How long an answer of a service takes does not matter, only silence does: the client over a service of ours."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import HTTPException, Response
 from pydantic import SecretStr
+from served import serving
 
 from prism.clients.http import Refused, ServiceClient, Unavailable
 from prism.http.app import create_app
@@ -67,16 +66,8 @@ async def slowly_breaking() -> Any:
 @pytest.fixture
 async def slow() -> AsyncIterator[Slow]:
     service = Slow()
-    server = uvicorn.Server(uvicorn.Config(service.app, port=0, log_level="critical", lifespan="off"))
-    server.config.timeout_graceful_shutdown = 1
-    with contextlib.suppress(SystemExit):
-        task = asyncio.create_task(server.serve())
-        while not server.started:  # noqa: ASYNC110  (watched from outside)
-            await asyncio.sleep(0.01)
-        service.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    async with serving(service.app, log_level="critical") as service.url:
         yield service
-        server.should_exit = True
-        await task
 
 
 async def ask(slow: Slow, patience: float = PATIENCE) -> httpx.Response:

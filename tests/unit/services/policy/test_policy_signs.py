@@ -1,15 +1,14 @@
 """How long an answer takes does not matter, only silence does: the client over the middleware and a told engine."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
-import uvicorn
 from fake_vllm import DATA_TOKEN, FakeVllm, Service
 from policy_events import DONE, opening, piece, policy_events
 from prometheus_client import REGISTRY, Counter
+from served import serving
 from starlette.types import Send
 
 from prism.clients.http import Unavailable
@@ -75,17 +74,9 @@ async def engine(settings: PolicySettings) -> AsyncIterator[Streaming]:
     service.vllm = engine = Streaming()
     service.start()
     await service.settled()
-    server = uvicorn.Server(uvicorn.Config(service.middleware, port=0, log_level="error", lifespan="off"))
-    server.config.timeout_graceful_shutdown = 1
-    with contextlib.suppress(SystemExit):
-        task = asyncio.create_task(server.serve())
-        while not server.started:  # noqa: ASYNC110  (watched from outside)
-            await asyncio.sleep(0.01)
-        engine.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    async with serving(service.middleware) as engine.url:
         engine.gate = service.middleware.gate
         yield engine
-        server.should_exit = True
-        await task
 
 
 @pytest.fixture
