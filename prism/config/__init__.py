@@ -1,6 +1,7 @@
 """A run as written in TOML (``configs/*.toml``): every key, its unit, and why its default is what it is. (No torch.)"""
 
 from prism.config.alerts import AlertsConfig
+from prism.config.data import DataConfig, DataName, FormatName, data_config
 from prism.config.learners import (
     ExpertLearnerConfig,
     GroundingConfig,
@@ -21,9 +22,12 @@ __all__ = [
     "AlertsConfig",
     "AlignConfig",
     "ConfigModel",
+    "DataConfig",
+    "DataName",
     "DisentangleConfig",
     "EvaluateConfig",
     "ExpertLearnerConfig",
+    "FormatName",
     "GroundingConfig",
     "LimitedSettings",
     "LimitsConfig",
@@ -39,6 +43,7 @@ __all__ = [
     "StackConfig",
     "Stage",
     "as_toml",
+    "data_config",
     "load_config",
     "load_saved",
     "load_toml",
