@@ -82,6 +82,8 @@ def own_row(value: Any, form: Format, tags: Tags | None = None) -> dict[str, Any
     messages, images = place_images(draft)
     refuse_unused(row, draft.used, images)
     own = passed_on(row, form)
+    if "response" in draft.used:
+        own.pop("response", None)  # it is a turn by now
     learnt = [i for i, turn in enumerate(draft.turns) if turn.role == "assistant" and turn.trained]
     if messages[-1]["role"] == "assistant" and own.get("response") is None:
         own["response"] = messages.pop()["content"]

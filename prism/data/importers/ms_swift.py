@@ -3,7 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prism.data.importers.draft import Draft, Format, Tags, Turn, images_of, one_text, pairs, read_turns, with_system
+from prism.data.importers.draft import (
+    Draft,
+    Format,
+    Tags,
+    Turn,
+    images_of,
+    is_blank,
+    one_text,
+    pairs,
+    read_turns,
+    with_system,
+)
 from prism.errors import DataError
 
 MEDIA = ("<image>", "<video>", "<audio>")
@@ -29,11 +40,13 @@ def read(row: Mapping[str, Any], tags: Tags | None = None) -> Draft:
         turns, where = read_turns(row["messages"], "messages", tags), "messages"
     elif row.get("query") is not None:
         turns, where = [*pairs(row.get("history")), Turn("user", one_text(row, "query"))], "query"
+        if not is_blank(row.get("response")):
+            turns.append(Turn("assistant", one_text(row, "response")))
     elif row.get("conversation") is not None:
         turns, where = _conversation(row["conversation"]), "conversation"
     else:
         raise DataError("messages: is not set (nor query, nor conversation)")
-    used = KEYS | {where} if where == "query" else (KEYS - {"history"}) | {where}
+    used = KEYS | {where, "response"} if where == "query" else (KEYS - {"history"}) | {where}
     return Draft(with_system(row, turns), used, where, images_of(row, "images", "image"))
 
 

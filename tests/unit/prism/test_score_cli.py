@@ -116,7 +116,7 @@ def test_rows_come_in_every_form_of_training_data(prism: Command, fake: Any) -> 
 
 
 def test_rows_that_training_takes_are_taken(prism: Command, fake: Any) -> None:
-    """Whatever a training file has beside what is scored: images beside messages, others' keys, NaN, blanks, numbers."""
+    """Whatever a training file has beside what is scored: images beside messages, NaN, blanks, numbers."""
     Image.new("RGB", (8, 8)).save("a.png")
     picture = {"type": "image", "text": None, "source": "web"}
     asked = {"role": "user", "content": [picture, {"type": "text", "text": "?", "bbox": [1]}], "name": "me"}
