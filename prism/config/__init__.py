@@ -1,7 +1,7 @@
 """A run as written in TOML (``configs/*.toml``): every key, its unit, and why its default is what it is. (No torch.)"""
 
 from prism.config.alerts import AlertsConfig
-from prism.config.data import DataConfig, DataName, FormatName, data_config
+from prism.config.data import DataConfig, DataName, DataNames, FormatName, data_configs
 from prism.config.learners import (
     ExpertLearnerConfig,
     GroundingConfig,
@@ -24,6 +24,7 @@ __all__ = [
     "ConfigModel",
     "DataConfig",
     "DataName",
+    "DataNames",
     "DisentangleConfig",
     "EvaluateConfig",
     "ExpertLearnerConfig",
@@ -43,7 +44,7 @@ __all__ = [
     "StackConfig",
     "Stage",
     "as_toml",
-    "data_config",
+    "data_configs",
     "load_config",
     "load_saved",
     "load_toml",

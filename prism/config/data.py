@@ -39,5 +39,11 @@ DataName = str | DataConfig
 """A path, or a table with more."""
 
 
-def data_config(entry: DataName) -> DataConfig:
-    return DataConfig(path=entry) if isinstance(entry, str) else entry
+DataNames = DataName | list[DataName]
+"""One of them, or several, whose rows are mixed."""
+
+
+def data_configs(names: DataNames) -> list[DataConfig]:
+    """What a configuration says of its data, each entry as a table."""
+    entries = names if isinstance(names, list) else [names]
+    return [DataConfig(path=entry) if isinstance(entry, str) else entry for entry in entries]

@@ -7,9 +7,11 @@ or ``equivalent_answers`` beside one, are equally right. A text that is null, Na
 
 import json
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -279,21 +281,70 @@ def _to_prompt(row: DataRow, name_image: Callable[[str], str]) -> pb.Prompt:
     )
 
 
+class Mixture:
+    """The rows of several files, by one number each."""
+
+    def __init__(self, files: Sequence[DataFile]) -> None:
+        self.files = list(files)
+        self._ends = list(accumulate(len(file.rows) for file in files))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def at(self, index: int) -> tuple[DataFile, DataRow]:
+        """Raises what reading a row raises."""
+        number = bisect_right(self._ends, index)
+        file = self.files[number]
+        return file, file.rows[index - self._ends[number] + len(file.rows)]
+
+    def number(self, index: int) -> int:
+        """Of the file that a row stands in, from 0."""
+        return bisect_right(self._ends, index)
+
+    @property
+    def parts(self) -> list[tuple[int, float]]:
+        """Rows and weight of each file."""
+        return [(len(file.rows), file.weight) for file in self.files]
+
+    @property
+    def bad_rows(self) -> int:
+        return sum(file.bad_rows for file in self.files)
+
+    @property
+    def problems(self) -> list[str]:
+        return [problem for file in self.files for problem in file.problems]
+
+
 class Prompts(Sequence[pb.Prompt]):
-    """The rows of a file as they travel, each made when it is asked for; its images are stored then, once."""
+    """Rows as they travel, each made when it is asked for; its images are stored then, once.
 
-    def __init__(self, data: DataFile, blobs: BlobStore) -> None:
-        def stored(name: str) -> str:
-            return blobs.put(data.canonical_image(name))
+    An id names one prompt: where there are several files, their numbers stand before the ids.
+    """
 
-        self._rows, self._stored, self._remembered = data.rows, stored, lru_cache(CHECKED_IMAGES)(stored)
+    def __init__(self, data: DataFile | Sequence[DataFile], blobs: BlobStore) -> None:
+        self._rows = Mixture([data] if isinstance(data, DataFile) else data)
+
+        def stored(number: int, name: str) -> str:
+            return blobs.put(self._rows.files[number].canonical_image(name))
+
+        self._stored, self._remembered = stored, lru_cache(CHECKED_IMAGES)(stored)
+
+    @property
+    def parts(self) -> list[tuple[int, float]]:
+        """Rows and weight of each file, for their order."""
+        return self._rows.parts
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> pb.Prompt:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Raises DataError for an image that has gone since it was checked, ServiceError where the store is away."""
-        return _to_prompt(self._rows[index], self._name)
+        number, (_, row) = self._rows.number(index), self._rows.at(index)
 
-    def _name(self, image: str) -> str:
-        return self._stored(image) if is_data_uri(image) else self._remembered(image)
+        def name(image: str) -> str:
+            return self._stored(number, image) if is_data_uri(image) else self._remembered(number, image)
+
+        prompt = _to_prompt(row, name)
+        if len(self._rows.files) > 1:
+            prompt.id = f"{number + 1}:{prompt.id}"
+        return prompt
