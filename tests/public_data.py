@@ -59,7 +59,7 @@ def table(file: Path, *rows: dict[str, Any]) -> Path:
 
 def shown(row: DataRow, data: DataFile) -> list[str]:
     """Each message as its role and content, a picture by its colour; then the response."""
-    names = {colour: name for name, colour in COLOURS.items()}
+    names: dict[Any, str] = {colour: name for name, colour in COLOURS.items()}
 
     def content(message: Any) -> str:
         parts = message.parts

@@ -2,6 +2,7 @@
 
 from prism.config.alerts import AlertsConfig
 from prism.config.data import DataConfig, DataName, DataNames, FormatName, data_configs
+from prism.config.grader import GraderConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
     GroundingConfig,
@@ -10,7 +11,7 @@ from prism.config.learners import (
     PolicyLearnerConfig,
 )
 from prism.config.limited import LimitedSettings
-from prism.config.limits import LIMITS_FILE, LimitsConfig, read_limits
+from prism.config.limits import LIMITS_FILE, LimitsConfig, RunLimits, read_limits
 from prism.config.load import as_toml, load_config, load_saved, load_toml, save_resolved, toml_value
 from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
@@ -29,6 +30,7 @@ __all__ = [
     "EvaluateConfig",
     "ExpertLearnerConfig",
     "FormatName",
+    "GraderConfig",
     "GroundingConfig",
     "LimitedSettings",
     "LimitsConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "RlvrConfig",
     "RolloutConfig",
     "RunConfig",
+    "RunLimits",
     "SftConfig",
     "StackConfig",
     "Stage",

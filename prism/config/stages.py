@@ -19,8 +19,8 @@ class SftConfig(ConfigModel):
     directory, each a path or a table (``{ path = "…", weight = 2 }``). Their rows, of any format that docs/data.md
     names, are mixed; they stay on disk until a step needs them."""
     max_tokens: int | None = Field(default=None, gt=0)
-    """Tokens of prompt and response together at most; a longer row is refused by name, with its length, when the data is
-    read. By default what the model has positions for."""
+    """Tokens of prompt and response together at most; a longer row is refused by name, with its length, when the data
+    is read. By default what the model has positions for."""
     check_images: Literal["decode", "exist"] = "decode"
     """What is done with every image before training starts: it is opened, or only looked for. Opening is the default
     because it names every broken image at once; for millions of them ``exist`` saves hours, and one that turns out to

@@ -20,7 +20,7 @@ class ImageFolder:
         """``root`` is the folder they must lie in, by default ``folder``: names are relative to that, or else to it."""
         self.folder, self.root = folder, root
         self._bases = [str(folder)] if root is None else [str(folder), str(root)]
-        self._true_path: Callable[[str], str] = lru_cache(FOLDERS)(os.path.realpath)
+        self._true_path: Callable[[str], str] = lru_cache(FOLDERS)(lambda path: os.path.realpath(path))
 
     def __reduce__(self) -> tuple[type["ImageFolder"], tuple[Path, Path | None]]:
         return ImageFolder, (self.folder, self.root)

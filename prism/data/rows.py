@@ -1,8 +1,9 @@
 """Data rows: what PRISM knows of a row, whichever format and file it came from.
 
 A row's ``messages`` end with the user's turn, or with the assistant's, which is then the demonstration ``response``.
-``teacher`` is the closed teacher's text, ``gold`` the answer a grader compares with; both are optional. Several golds,
-or ``equivalent_answers`` beside one, are equally right. A text that is null, NaN or blank is not there.
+``teacher`` is the closed teacher's text, ``gold`` the answer that a grader compares with, by ``kind`` and ``options``;
+all are optional. Several golds, or ``equivalent_answers`` beside one, are equally right. A text that is null, NaN or
+blank is not there.
 """
 
 import json
@@ -30,6 +31,7 @@ from prism.data.index import LazyRows, RowIndex, at_turn, id_digest, learnt_turn
 from prism.data.table import NUMBERS_ARE_TEXTS, without_nan
 from prism.errors import DataError
 from prism.settings import describe
+from prism.wire.grading import AnswerKind, GradeOptions
 from prism.wire.messages import (
     Message,
     from_json,
@@ -63,6 +65,17 @@ READ: dict[str, Any] = {}
 """The context of validation for what a reader has made: its images are in place, its demonstration is apart."""
 
 
+def _grade_options(value: object) -> object:
+    """Strictly, unlike all else of a row: a key that nobody reads would change what is right without a word."""
+    if not isinstance(value, dict):
+        return value
+    given = {name: one for name, one in value.items() if one is not None}
+    try:
+        return GradeOptions.model_validate(without_nan(given)) if given else None
+    except ValidationError as error:
+        raise ValueError("; ".join(describe(error))) from None
+
+
 class DataRow(BaseModel):
     """One line. Unknown keys are let through: data sets carry more than a trainer reads.
 
@@ -79,7 +92,8 @@ class DataRow(BaseModel):
     equivalent_answers: Annotated[list[str], Field(max_length=MAX_EQUIVALENT), BeforeValidator(_without_blanks)] = (
         Field(default_factory=list)
     )
-    kind: Literal["auto", "math", "number", "choice", "text", "date", "multi", "box", "judge"] = "auto"
+    kind: AnswerKind = "auto"
+    options: Annotated[GradeOptions | None, BeforeValidator(_grade_options)] = None
     meta: dict[str, object] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -278,6 +292,7 @@ def _to_prompt(row: DataRow, name_image: Callable[[str], str]) -> pb.Prompt:
         kind=row.kind,
         teacher=row.teacher or "",
         meta_json=json.dumps(row.meta),
+        options_json=row.options.model_dump_json(exclude_unset=True) if row.options else "",
     )
 
 

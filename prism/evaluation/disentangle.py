@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 
 from prism.clients.endpoints import load_endpoints
@@ -94,7 +93,7 @@ def summary(changes: Sequence[float | None]) -> dict[str, float | int | None]:
 def _texts(
     config: RunConfig, settings: DisentangleConfig
 ) -> tuple[Mixture, list[tuple[pb.Prompt, dict[str, str]]], list[Unasked]]:
-    """The files; their prompts, each with its corrupted responses by section, those that hold a number there; bad rows."""
+    """The files; their prompts, each with its corrupted responses by section that holds a number; bad rows."""
     blobs = BlobStore(load_endpoints(config.run_dir / "stack.json").blobs)
     rows = Mixture(
         [
@@ -136,8 +135,7 @@ async def _changes(
     endpoints = load_endpoints(config.run_dir / "stack.json")
     patience = config.push.deadline_seconds
     room = asyncio.Semaphore(CONCURRENCY)
-    limits = httpx.Timeout(patience, connect=5)
-    async with async_client(timeout=limits) as http:
+    async with async_client() as http:
         clients: dict[Expert, ExpertClient] = {
             expert: ExpertClient(http, endpoints.expert_url(expert), endpoints.token.get_secret_value(), patience)
             for expert in EXPERTS

@@ -5,6 +5,7 @@ the staleness bound admits it, and is complete when each of them has come back a
 nothing comes for a while, what a lost answer or a failover of Redis took away is looked for, and asked for again.
 """
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,8 @@ class Intake:
     seed: int
     position: int = 0
     """The first position that no step was admitted for."""
+    rules_json: str = ""
+    """How responses are read by the grader, as in a request."""
     _asked: dict[int, list[int]] = field(default_factory=dict)  # step -> positions not yet trained or dropped
     _asked_as: dict[int, tuple[Admission, int]] = field(
         default_factory=dict
@@ -151,6 +154,7 @@ class Intake:
             min_expert_version=expert_version,
             experts=admission.experts,
             grade=admission.grade,
+            rules_json=self.rules_json,
             traceparent=telemetry.begin_trace("request", stage=self.stage, position=position),
         )
 

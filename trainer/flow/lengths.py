@@ -24,16 +24,15 @@ def max_positions(model: Path | str) -> int:
 
 
 def refuse_overlong(inputs: InputBuilder, limit: int, target: str) -> RowCheck:
-    """What raises DataError for a row whose prompt and ``target`` have more than ``limit`` tokens, end token included."""
+    """What raises DataError for a row whose prompt and ``target`` come to more than ``limit`` tokens, end included."""
 
     def check(row: DataRow, sizes: Sequence[Size]) -> None:
         response: str = getattr(row, target)
         images = sum(inputs.image_tokens(*size) for size in sizes)
-        texts = sum(
-            len(part.text.encode()) for message in row.messages for part in message.parts if part.type == "text"
-        )
+        parts = [part for message in row.messages for part in message.parts]
+        texts = [response, *(part.text for part in parts if part.type == "text")]
         frame = TEMPLATE_START + TEMPLATE_BYTES * (1 + len(row.messages))
-        if images + texts + len(response.encode()) + frame <= limit:  # no token is less than a byte
+        if images + sum(len(text.encode()) for text in texts) + frame <= limit:  # no token is less than a byte
             return
         prompt = inputs.prompt_tokens(from_json(row.messages, str), sizes, room=-1)
         if (tokens := prompt + len(inputs.text_ids(response)) + 1) > limit:

@@ -7,12 +7,13 @@ import json
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, get_args
 
 from prism.data.importers.draft import TOOLS, Format, Tags, is_blank, is_chat
 from prism.data.importers.media import place_images
 from prism.data.table import without_nan
 from prism.errors import DataError
+from prism.wire.grading import AnswerKind, GradeOptions
 
 # At the level of the row. Each changes what a model is shown, in some tool.
 PROMPT_KEYS = frozenset(
@@ -61,10 +62,10 @@ PLAIN_KEYS = frozenset(
 IMAGE_KEYS = re.compile(
     r"(decoded_)?(image|img|picture|photo)s?([ _-]?\d+|_(path|file|url|name|bytes|data|base64|list)s?)", re.IGNORECASE
 )
-TABLES = ("messages", "conversations", "images", "meta", "reward_model", "extra_info")
+TABLES = ("messages", "conversations", "images", "meta", "options", "reward_model", "extra_info")
 """What columns of a table may hold as JSON."""
 CHAT_AS_TEXT = re.compile(r"\s*\[\s*\{")
-KINDS = frozenset(("auto", "math", "number", "choice", "text", "date", "multi", "box", "judge"))
+KINDS = frozenset(get_args(AnswerKind))
 GOLD_KEYS = ("gold", "ground_truth", "answer", "solution", "reference_answer", "final_answer")
 MAIN_KEYS = ("conversations", "messages", "prompt", "problem", "instruction", "query", "conversation")
 """Where the formats have a prompt."""
@@ -166,9 +167,11 @@ def passed_on(row: Mapping[str, Any], form: Format) -> dict[str, Any]:
     # In public data these names may stand for anything.
     if own.get("kind") not in KINDS:
         own.pop("kind", None)
-    for key in ("meta", "options"):
-        if not isinstance(own.get(key), dict):
-            own.pop(key, None)
+    if not isinstance(own.get("meta"), dict):
+        own.pop("meta", None)
+    options = own.get("options")
+    if not isinstance(options, dict) or not options.keys() <= GradeOptions.model_fields.keys():
+        own.pop("options", None)
     if not isinstance(own.get("tokens"), int):
         own.pop("tokens", None)
     return own
