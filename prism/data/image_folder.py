@@ -42,10 +42,9 @@ class ImageFolder:
 
     def read(self, name: str) -> bytes:
         """The bytes of an image, by its path or of a data: URL. Raises DataError that names it."""
+        path = None if is_data_uri(name) else self.find(name)
         with naming_image(name):
-            if is_data_uri(name):
-                return data_uri_bytes(name)
-            return Path(self.find(name)).read_bytes()
+            return data_uri_bytes(name) if path is None else Path(path).read_bytes()
 
     def _there(self, name: str) -> tuple[str, bool]:
         *others, last = (os.path.join(base, name) for base in self._bases)

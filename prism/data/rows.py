@@ -181,7 +181,8 @@ def read_rows(
     check: RowCheck | None = None,
     entry: DataConfig | None = None,
     every_turn: bool = False,
-    tell: Callable[[DataRow, Sequence[Size]], None] = lambda *_: None,
+    tell: Callable[[int, DataRow, Sequence[Size]], None] = lambda *_: None,
+    refused: Callable[[str], None] = lambda _: None,
 ) -> DataFile:
     """Check every row and keep where it stands: 8 bytes a row, which is read again when it is asked for.
 
@@ -190,7 +191,8 @@ def read_rows(
     that is needed must be in the response format, or nobody can learn from it. ``say`` is told of progress, where it
     takes long. ``limits`` are of every prompt; ``check`` is this use's own; with ``images="exist"`` it is given no
     sizes. ``entry`` says what the configuration says of the file. With ``every_turn`` a row stands there once for each
-    assistant's turn that is learnt from, as its format or ``entry.turns`` has it. ``tell`` is told each good one.
+    assistant's turn that is learnt from, as its format or ``entry.turns`` has it. ``tell`` is told each good one with
+    its line, ``refused`` what is wrong with each other.
     Raises DataError if the file is missing, holds no good row or, with ``on_bad_row="fail"``, a bad one.
     """
     if not path.is_file():
@@ -200,6 +202,7 @@ def read_rows(
 
     def bad(number: int, text: str) -> None:
         result.bad_rows += 1
+        refused(f"{path}:{number}: {text}")
         if len(result.problems) < KEPT_PROBLEMS:
             result.problems.append(f"{path}:{number}: {text}")
         if on_bad_row == "fail":
@@ -230,7 +233,7 @@ def read_rows(
                 check_request(row, sizes, result)
                 if check:
                     check(row, sizes)
-                tell(row, sizes)
+                tell(found.number, row, sizes)
         except ROW_ERRORS as error:
             bad(found.number, found.note + what_is_wrong(error))
             continue

@@ -1,6 +1,6 @@
 """Demonstrations that are longer than a model has positions for: refused by name, with their length."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prism.data.checks import Size
@@ -27,7 +27,7 @@ def refuse_overlong(inputs: InputBuilder, limit: int, target: str) -> RowCheck:
     """What raises DataError for a row whose prompt and ``target`` come to more than ``limit`` tokens, end included."""
 
     def check(row: DataRow, sizes: Sequence[Size]) -> None:
-        response: str = getattr(row, target)
+        response: str = getattr(row, target) or ""
         images = sum(inputs.image_tokens(*size) for size in sizes)
         parts = [part for message in row.messages for part in message.parts]
         texts = [response, *(part.text for part in parts if part.type == "text")]
@@ -43,3 +43,13 @@ def refuse_overlong(inputs: InputBuilder, limit: int, target: str) -> RowCheck:
 
 def too_long(tokens: int, limit: int) -> str:
     return f"{tokens:,} tokens of prompt and response, over the limit of {limit:,} (max_tokens, by default the model's)"
+
+
+def count_tokens(inputs: InputBuilder) -> Callable[[DataRow, Sequence[Size]], tuple[int, int]]:
+    """What gives the tokens of a row's prompt, images of these sizes included, and of its response with its end."""
+
+    def count(row: DataRow, sizes: Sequence[Size]) -> tuple[int, int]:
+        prompt = inputs.prompt_tokens(from_json(row.messages, str), sizes, room=-1)
+        return prompt, 0 if row.response is None else len(inputs.text_ids(row.response)) + 1
+
+    return count

@@ -175,5 +175,7 @@ def test_pictures_stay_in_the_folder_of_their_file_unless_another_is_named(folde
             rows("b.jsonl", *outside), "fail", images=images, entry=DataConfig(path="x", image_root=folder)
         )
         assert {shown(row, data)[0][:11] for row in data.rows} == {"user: [red]"}
+    with pytest.raises(DataError, match=r"d\.jsonl:1: image 'none.png': No such file or directory$"):
+        read_rows(rows("d.jsonl", "none.png"), "skip")
     elsewhere = DataConfig(path="x", image_root=folder / "pictures")
     assert len(read_rows(rows("c.jsonl", "red.png"), "fail", entry=elsewhere).rows) == 1
