@@ -31,7 +31,7 @@ ROWS: list[dict[str, Any]] = [
     {"response": respond("\\sqrt{4}"), "gold": "2", "kind": "math"},
     {"response": respond("3"), "gold": "2"},
     {"response": "no format", "gold": "2"},
-    {"response": respond("2"), "gold": "two", "kind": "number"},
+    {"response": respond("2"), "gold": "several", "kind": "number"},
 ]
 
 
@@ -61,7 +61,7 @@ def test_a_table_counts_what_was_not_judged_apart(file: Path) -> None:
             "1",
             "not judged",
             "not judged",
-            "line 9: the gold answer is not a number: 'two'",
+            "line 9: the gold answer is not a number: 'several'",
         ],
         ["all", "", "5", "0.500", "0.550", ""],
     ]

@@ -237,7 +237,7 @@ HOSTILE_MATH = [
     ("().__class__.__base__.__subclasses__()", "unparseable_answer"),
     (
         "\\det\\begin{pmatrix}"
-        + "\\\\".join("&".join(f"x_{{{i}{j}}}" for i in range(8)) for j in range(8))
+        + "\\\\".join("&".join(f"x_{{{i}{j}}}" for i in range(11)) for j in range(11))
         + "\\end{pmatrix}",
         "timeout",
     ),
