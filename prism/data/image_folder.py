@@ -5,7 +5,6 @@ import stat
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from prism.data.images import naming_image
 from prism.wire.messages import data_uri_bytes, is_data_uri
@@ -28,7 +27,7 @@ class ImageFolder:
     def find(self, name: str) -> str:
         """The file. Raises DataError that names the image: there is none, or it lies elsewhere."""
         with naming_image(name):
-            if urlsplit(name).scheme in ("http", "https"):
+            if name[:8].lower().startswith(("http://", "https://")):
                 raise ValueError("is an address, and nothing is fetched: download it, and name its file")
             path, is_link = self._there(name)
             true = self._inside(path, is_link)

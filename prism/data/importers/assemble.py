@@ -115,8 +115,8 @@ def object_of(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError("a row is a JSON object (a dictionary)")
     row: dict[str, Any] = without_nan(value)  # pyright: ignore[reportAssignmentType]  (a dictionary gives one)
-    for key in TABLES:
-        if isinstance(text := row.get(key), str) and text.lstrip()[:1] in ("[", "{"):
+    for key, text in row.items():
+        if isinstance(text, str) and key in TABLES and text.lstrip()[:1] in ("[", "{"):
             try:
                 row = {**row, key: json.loads(text)}
             except (ValueError, RecursionError):
@@ -221,6 +221,19 @@ def _is_number(value: Any) -> bool:
 
 def content_id(own: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that differ where the prompt or a text differs."""
-    content = [own.get(key) for key in ("messages", "response", "responses", "teacher", "policy", "gold")]
-    text = json.dumps(content, ensure_ascii=False, default=str)
-    return blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    digest = blake2b(digest_size=8)
+
+    def add(text: object) -> None:
+        given = str(text).encode(errors="surrogatepass")
+        digest.update(b"%d:" % len(given) + given)
+
+    for message in own["messages"]:
+        content = message["content"]
+        add(message["role"])
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            add(part["type"])
+            add(part[part["type"]])
+    for key in ("response", "responses", "teacher", "policy", "gold"):
+        add(key)
+        add(own.get(key))
+    return digest.hexdigest()

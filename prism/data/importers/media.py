@@ -75,7 +75,8 @@ def place_images(draft: Draft) -> tuple[list[dict[str, Any]], int]:
         return [{"role": turn.role, "content": turn.content} for turn in draft.turns], 0
     given = [reference(image, f"images.{i}") for i, image in enumerate(draft.images)]
     texts = [_texts(turn, f"{draft.where}.{i}") for i, turn in enumerate(draft.turns)]
-    own, empty = _own_images(draft)
+    as_parts = any(isinstance(turn.content, list) for turn in draft.turns)
+    own, empty = _own_images(draft) if as_parts else ([], 0)
     asked = 0
     if not (draft.literal and (own or empty)):
         for i, (turn, of_turn) in enumerate(zip(draft.turns, texts, strict=True)):
@@ -125,7 +126,11 @@ def _texts(turn: Turn, where: str) -> list[str]:
 
 
 def _has_sign(text: str) -> bool:
-    return "<" in text and any(sign in text for sign in SIGNS)
+    if "<" in text:
+        for sign in SIGNS:
+            if sign in text:
+                return True
+    return False
 
 
 def _refuse_others(turn: Turn, texts: list[str], where: str) -> None:
