@@ -15,6 +15,7 @@ turn comes again with the next run. (No torch.)
 import asyncio
 import fcntl
 import hashlib
+import json
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -28,12 +29,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from prism.clients.http import Unavailable
-from prism.data.row_files import numbered_lines
+from prism.data.files import ROW_ERRORS, open_rows, parse_line
+from prism.data.importers import FORMATS, Reader, find_reader
 from prism.errors import DataError, ServiceError
 from prism.files import append_json, cut_torn_tail, make_folder
 
 Record = TypeVar("Record")
 Value = TypeVar("Value")
+OWN = Reader(FORMATS["prism"])
 Tell = Callable[[str | None], None]
 
 
@@ -43,18 +46,37 @@ class ForeignOutput(DataError):
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a job's input that is not empty, its text not looked at yet."""
+    """A row of a job's input, not looked at yet."""
 
     index: int
     """Among the rows, from 0."""
     number: int
-    """Of the line in its file, from 1."""
+    """Of its line in the file, from 1."""
     text: bytes
+    """As JSON."""
+    reader: Reader = OWN
+    note: str = ""
+    """What the line alone does not say."""
 
     @property
     def digest(self) -> str:
         """Of the row as it stands in the file; what files it names hold is not in it."""
         return hashlib.sha256(self.text.strip()).hexdigest()[:16]
+
+    def value(self) -> Any:
+        """Raises DataError for what is no JSON, no UTF-8, nested without end."""
+        try:
+            return parse_line(self.text)
+        except ROW_ERRORS as error:
+            raise DataError(f"{self.note}{error}") from None
+
+    def own(self) -> dict[str, Any]:
+        """As PRISM's own row, of whatever format. Raises DataError that says what is wrong with it."""
+        return self.reader.own(self.value())
+
+    def answer(self) -> dict[str, Any]:
+        """What there is to grade: response, gold and what goes with them. Raises DataError."""
+        return self.reader.answer(self.value())
 
 
 def require_file(file: Path) -> None:
@@ -64,10 +86,13 @@ def require_file(file: Path) -> None:
 
 
 def read_rows(file: Path) -> Iterator[Row]:
-    """The rows of JSON Lines or Parquet. Raises DataError if the file cannot be read."""
+    """The rows of a file, in whatever format. Raises DataError if the file cannot be read."""
     try:
-        for index, (number, text) in enumerate(numbered_lines(file)):
-            yield Row(index, number, text)
+        rows = open_rows(file)
+        reader = find_reader(file, (found.value for found in rows))
+        for index, found in enumerate(rows):
+            text = json.dumps(found.value, default=str).encode() if found.text is None else found.text
+            yield Row(index, found.number, text, reader, found.note)
     except OSError as error:
         raise DataError(f"data file {file}: {error.strerror}") from None
 

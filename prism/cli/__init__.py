@@ -6,7 +6,7 @@ import sys
 import typer
 
 from prism import logs
-from prism.cli import demo, experts, export, grade, prepare, report, run, score, secrets, serve, train, up
+from prism.cli import data, demo, experts, export, grade, prepare, report, run, score, secrets, serve, train, up
 from prism.errors import PrismError
 from prism.stack.ending import end_on_sigterm, leave
 
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(serve.app, name="serve")
 app.add_typer(experts.experts, name="experts")
+app.add_typer(data.data, name="data")
 app.command()(score.score)
 app.command()(score.calibrate)
 app.command()(grade.grade)

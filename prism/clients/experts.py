@@ -27,7 +27,8 @@ from pydantic import ValidationError
 from prism.clients.endpoints import ExpertEndpoints, admin_url, load_endpoints, replica_urls
 from prism.clients.http import SILENCE_SECONDS
 from prism.clients.services import ExpertClient
-from prism.data.images import naming_image, read_image
+from prism.data.image_folder import ImageFolder
+from prism.data.images import read_image
 from prism.errors import ConfigError, DataError
 from prism.http.client import async_client
 from prism.settings import describe
@@ -259,20 +260,8 @@ def image_uri(image: ImageSource, folder: Path | str = "", image_root: Path | st
     if isinstance(image, str) and (is_data_uri(image) or image.startswith(WIRE_IMAGES)):
         return image
     if isinstance(image, str):
-        return data_uri(_read_inside(image, Path(folder), Path(folder if image_root is None else image_root)))
+        return data_uri(ImageFolder(Path(folder), None if image_root is None else Path(image_root)).read(image))
     return data_uri(read_image(image, Path(folder)))
-
-
-def _read_inside(image: str, folder: Path, root: Path) -> bytes:
-    """The file that a text names. Raises DataError where it lies outside of ``root``, links followed."""
-    with naming_image(image):
-        file = (folder / image).resolve()
-        if not file.is_relative_to(root.resolve()):
-            raise ValueError(
-                f"lies outside of {root.resolve()}, and rows are not trusted to name other files; if these are, "
-                "name the folder of their images: --image-root (image_root)"
-            )
-        return file.read_bytes()
 
 
 def _png(image: Image.Image) -> bytes:

@@ -1,6 +1,7 @@
 """A run as written in TOML (``configs/*.toml``): every key, its unit, and why its default is what it is. (No torch.)"""
 
 from prism.config.alerts import AlertsConfig
+from prism.config.data import DataConfig, DataName, DataNames, FormatName, data_configs
 from prism.config.grader import GraderConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
@@ -22,9 +23,13 @@ __all__ = [
     "AlertsConfig",
     "AlignConfig",
     "ConfigModel",
+    "DataConfig",
+    "DataName",
+    "DataNames",
     "DisentangleConfig",
     "EvaluateConfig",
     "ExpertLearnerConfig",
+    "FormatName",
     "GraderConfig",
     "GroundingConfig",
     "LimitedSettings",
@@ -42,6 +47,7 @@ __all__ = [
     "StackConfig",
     "Stage",
     "as_toml",
+    "data_configs",
     "load_config",
     "load_saved",
     "load_toml",

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from prism.config.data import DataNames
 from prism.config.strict import ConfigModel
 
 
@@ -30,9 +31,9 @@ class DisentangleConfig(ConfigModel):
 class EvaluateConfig(ConfigModel):
     """Measured through the live policy server after each stage, greedily."""
 
-    data: str
-    """JSON Lines or Parquet of held-out questions with gold answers, in the run's folder or relative to the working
-    directory."""
+    data: DataNames
+    """Held-out questions with gold answers: a path as in ``data`` of SFT, a table, or a list of them, one after the
+    other."""
     questions: int = Field(256, gt=0)
     """Questions asked: the first of the file, or all if it has fewer. With 256 an accuracy is known to about 3 points
     (one standard error)."""

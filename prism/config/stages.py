@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from prism.config.data import DataName, DataNames
 from prism.config.learners import ExpertLearnerConfig, OptimizerConfig, PolicyLearnerConfig
 from prism.config.strict import ConfigModel
 
@@ -13,9 +14,13 @@ class SftConfig(ConfigModel):
 
     kind: Literal["sft"]
     """Says that this stage is supervised fine-tuning."""
-    data: list[str] = Field(min_length=1)
-    """JSON Lines or Parquet files, in the run's folder or relative to the working directory. Rows stay on disk until a
-    step needs them."""
+    data: list[DataName] = Field(min_length=1)
+    """Files, folders or patterns of JSON Lines, JSON arrays or Parquet, in the run's folder or relative to the working
+    directory, each a path or a table (``{ path = "…", weight = 2 }``). Their rows, of any format that docs/data.md
+    names, are mixed; they stay on disk until a step needs them."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Tokens of prompt and response together at most; a longer row is refused by name, with its length, when the data
+    is read. By default what the model has positions for."""
     check_images: Literal["decode", "exist"] = "decode"
     """What is done with every image before training starts: it is opened, or only looked for. Opening is the default
     because it names every broken image at once; for millions of them ``exist`` saves hours, and one that turns out to
@@ -43,9 +48,9 @@ class SftConfig(ConfigModel):
 class RolloutConfig(ConfigModel):
     """What is sampled for each step of the learner."""
 
-    data: str
-    """JSON Lines or Parquet of prompts, in the run's folder or relative to the working directory. Alignment needs a
-    teacher's response in each row, RLVR a gold answer."""
+    data: DataNames
+    """Prompts: a path as in ``data`` of SFT, a table, or a list of them. Alignment needs a teacher's response in each
+    row, RLVR a gold answer."""
     prompts: int = Field(gt=0)
     """Prompts (groups) a step. Published: 4 in alignment, 32 in RLVR."""
     n: int = Field(ge=2)

@@ -1,4 +1,4 @@
-"""Data rows as users bring them: JSON Lines or Parquet of chat messages, images by path.
+"""Data rows: what PRISM knows of a row, whichever format and file it came from.
 
 A row's ``messages`` end with the user's turn, or with the assistant's, which is then the demonstration ``response``.
 ``teacher`` is the closed teacher's text, ``gold`` the answer that a grader compares with, by ``kind`` and ``options``;
@@ -6,25 +6,28 @@ all are optional. Several golds, or ``equivalent_answers`` beside one, are equal
 blank is not there.
 """
 
-import io
 import json
 import time
-from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from hashlib import blake2b
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
-from prism.config import LimitsConfig
+from prism.config import DataConfig, LimitsConfig
 from prism.data.blobs import BlobStore
-from prism.data.images import canonical_image, decode_image, encode_canonical, naming_image, read_image
-from prism.data.row_files import LazyRows, open_lines
+from prism.data.checks import CHECKED_IMAGES, Size, check_request, image_check
+from prism.data.files import ROW_ERRORS, open_rows
+from prism.data.image_folder import ImageFolder
+from prism.data.images import canonical_image, decode_image, naming_image
+from prism.data.importers import Reader, find_reader
+from prism.data.importers.assemble import content_id
+from prism.data.index import LazyRows, RowIndex, at_turn, id_digest, learnt_turns
 from prism.data.table import NUMBERS_ARE_TEXTS, without_nan
 from prism.errors import DataError
 from prism.settings import describe
@@ -42,17 +45,7 @@ from prism.wire.v1 import rollout_pb2 as pb
 
 MAX_EQUIVALENT = 63  # beside the gold answer: a grader takes 64
 KEPT_PROBLEMS = 1_000  # texts; beyond them problems are counted
-CHECKED_IMAGES = 16_384  # names of images known to be good: rows that share one mostly stand together
 SAY_SECONDS = 10
-BYTES_PER_PIXEL = 4.1  # three of a PNG that could not be compressed, in base64
-REQUEST_BYTES = 64 * 1024  # of a request, beside texts and images
-
-Size = tuple[int, int]
-"""Width and height."""
-
-
-# What reading a row raises, if something is wrong with it. (A number of 5,000 digits is a plain ValueError.)
-ROW_ERRORS = (ValueError, RecursionError)
 
 
 def _blank_is_none(value: object) -> object:
@@ -66,6 +59,10 @@ def _without_blanks(value: object) -> list[object]:
     """Texts and numbers of a list, without what is null, NaN or blank; a value alone is a list of one."""
     values = value if isinstance(value, list) else [value]
     return [v for v in values if _blank_is_none(v) is not None and not (isinstance(v, float) and v != v)]
+
+
+READ: dict[str, Any] = {}
+"""The context of validation for what a reader has made: its images are in place, its demonstration is apart."""
 
 
 def _grade_options(value: object) -> object:
@@ -92,10 +89,12 @@ class DataRow(BaseModel):
     response: OptionalText = None
     teacher: OptionalText = None
     gold: OptionalText = None
-    equivalent_answers: Annotated[list[str], Field(max_length=MAX_EQUIVALENT), BeforeValidator(_without_blanks)] = []
+    equivalent_answers: Annotated[list[str], Field(max_length=MAX_EQUIVALENT), BeforeValidator(_without_blanks)] = (
+        Field(default_factory=list)
+    )
     kind: AnswerKind = "auto"
     options: Annotated[GradeOptions | None, BeforeValidator(_grade_options)] = None
-    meta: dict[str, object] = {}
+    meta: dict[str, object] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -110,8 +109,10 @@ class DataRow(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _demonstration_in_messages(cls, value: object) -> object:
-        return row_fields(value)
+    def _demonstration_in_messages(cls, value: object, info: ValidationInfo) -> object:
+        if info.context is READ:
+            return value
+        return take_demonstration(place_images(without_nan(value)))
 
     @model_validator(mode="after")
     def _ends_with_user(self) -> "DataRow":
@@ -124,11 +125,6 @@ class DataRow(BaseModel):
     @property
     def image_paths(self) -> list[str]:
         return [part.image for part in image_parts(self.messages)]
-
-
-def row_fields(value: object) -> object:
-    """A row's fields by their names, however they were given; what is no row is left as it is. Raises ValueError."""
-    return take_demonstration(place_images(without_nan(value)))
 
 
 RowCheck = Callable[[DataRow, Sequence[Size]], None]
@@ -145,10 +141,21 @@ class DataFile:
     """Of the first rows that cannot be used."""
     bad_rows: int = 0
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    image_root: Path | None = None
+    """Folder that images must lie in; None: the file's."""
+    format: str = ""
+    """Of its rows, and how the file holds them."""
+    container: str = ""
+    weight: float = 1.0
+    """How often an epoch sees each row."""
+
+    @cached_property
+    def images(self) -> ImageFolder:
+        return ImageFolder(self.path.parent, self.image_root)
 
     def image(self, name: str) -> bytes:
         """Raises DataError that names the image."""
-        return read_image(name, self.path.parent)
+        return self.images.read(name)
 
     def decode_image(self, name: str) -> Image.Image:
         """Raises DataError that names the image."""
@@ -172,6 +179,10 @@ def read_rows(
     say: Callable[[str], None] = lambda _: None,
     limits: LimitsConfig | None = None,
     check: RowCheck | None = None,
+    entry: DataConfig | None = None,
+    every_turn: bool = False,
+    tell: Callable[[int, DataRow, Sequence[Size]], None] = lambda *_: None,
+    refused: Callable[[str], None] = lambda _: None,
 ) -> DataFile:
     """Check every row and keep where it stands: 8 bytes a row, which is read again when it is asked for.
 
@@ -179,60 +190,60 @@ def read_rows(
     missing one does. ``require`` names optional keys that this use needs, such as ``("teacher",)``; a teacher's text
     that is needed must be in the response format, or nobody can learn from it. ``say`` is told of progress, where it
     takes long. ``limits`` are of every prompt; ``check`` is this use's own; with ``images="exist"`` it is given no
-    sizes.
+    sizes. ``entry`` says what the configuration says of the file. With ``every_turn`` a row stands there once for each
+    assistant's turn that is learnt from, as its format or ``entry.turns`` has it. ``tell`` is told each good one with
+    its line, ``refused`` what is wrong with each other.
     Raises DataError if the file is missing, holds no good row or, with ``on_bad_row="fail"``, a bad one.
     """
     if not path.is_file():
         raise DataError(f"data file {path} does not exist")
-    result = DataFile(path, limits=limits or LimitsConfig())
-    offsets, numbers, ids = array("q"), array("q"), array("Q")  # of the good rows
+    entry = entry or DataConfig(path=str(path))
+    result = DataFile(path, limits=limits or LimitsConfig(), image_root=entry.image_root, weight=entry.weight)
 
     def bad(number: int, text: str) -> None:
         result.bad_rows += 1
+        refused(f"{path}:{number}: {text}")
         if len(result.problems) < KEPT_PROBLEMS:
             result.problems.append(f"{path}:{number}: {text}")
         if on_bad_row == "fail":
             raise DataError(f'{path}:{number}: {text}\n(set on_bad_row = "skip" to count and skip such rows)')
 
-    size_of = _image_check(result, decode=images == "decode")
-    lines = open_lines(path)
-    size, offset, said = lines.seek(0, io.SEEK_END), 0, time.monotonic()
-    lines.seek(0)
-    for number, line in enumerate(lines, 1):
-        start, offset = offset, offset + len(line)
-        if not line.strip():
-            continue
+    size_of = image_check(result, decode=images == "decode")
+    file = open_rows(path)
+    reader = find_reader(path, (found.value for found in file), entry.format, entry.columns, entry.dataset)
+    result.format, result.container = reader.format.name, file.container
+    turns = (reader.format.turns if entry.turns == "format" else entry.turns) if every_turn else None
+    index, said = RowIndex(RowParser(reader)), time.monotonic()
+    for found in file:
         if time.monotonic() - said > SAY_SECONDS:
             said = time.monotonic()
-            say(f"checking {path}: {number:,} rows, {offset / size:.0%}")
+            say(f"checking {path}: {found.number:,} rows, {file.progress:.0%}")
         try:
-            row = _parse_row(line)
-            _refuse_unusable(row, require)
-            if len(row.image_paths) > result.limits.max_images:
-                raise DataError(
-                    f"{len(row.image_paths)} images, over the limit of {result.limits.max_images} (max_images)"
-                )
-            sizes = [found for name in row.image_paths if (found := size_of(name))]
-            _check_request(row, sizes, result)
-            if check:
-                check(row, sizes)
+            if found.problem:
+                raise found.problem
+            own = reader.own(found.value)
+            learnt = learnt_turns(own, turns)
+            for turn in learnt:
+                row = validated(at_turn(own, turn))
+                _refuse_unusable(row, require)
+                names = row.image_paths
+                if len(names) > result.limits.max_images:
+                    raise DataError(f"{len(names)} images, over the limit of {result.limits.max_images} (max_images)")
+                sizes = [size for name in names if (size := size_of(name))]
+                check_request(row, sizes, result)
+                if check:
+                    check(row, sizes)
+                tell(found.number, row, sizes)
         except ROW_ERRORS as error:
-            bad(number, what_is_wrong(error))
+            bad(found.number, found.note + what_is_wrong(error))
             continue
-        offsets.append(start)
-        numbers.append(number)
-        ids.append(int.from_bytes(blake2b(row.id.encode(), digest_size=8).digest()))
-    again = _repeated(ids)
-    for index in again:
-        lines.seek(offsets[index])
-        bad(numbers[index], f"id {_parse_row(lines.readline()).id!r} stands twice in this file")
-    if again:
-        kept = np.delete(np.array(offsets), again)
-        offsets = array("q", kept.tobytes())
-    if not offsets:
+        index.add(found, own["id"], learnt)
+    for number, problem in index.repeated(file):
+        bad(number, problem)
+    if not len(index):
         first = f"; the first problem: {result.problems[0]}" if result.problems else ""
         raise DataError(f"data file {path} holds no usable row{first}")
-    result.rows = LazyRows(path, offsets, _parse_row, lines)
+    result.rows = LazyRows(file, index.examples, index.parser)
     return result
 
 
@@ -249,52 +260,25 @@ def what_is_wrong(error: Exception) -> str:
     return "; ".join(describe(error)) if isinstance(error, ValidationError) else str(error)
 
 
-def _parse_row(line: bytes) -> DataRow:
-    """Raises one of ROW_ERRORS."""
-    return DataRow.model_validate(parse_line(line), extra="ignore")  # in the messages too, which HTTP takes strictly
+@dataclass(frozen=True)
+class RowParser:
+    """A row again, from its file's value. May be sent to another process."""
+
+    reader: Reader
+    shared: frozenset[int] = frozenset()
+    """Digests of ids that several rows have."""
+
+    def __call__(self, value: Any, turn: int) -> DataRow:
+        """Raises one of ROW_ERRORS."""
+        own = self.reader.own(value)
+        if self.shared and id_digest(own["id"]) in self.shared:
+            own["id"] = f"{own['id']}-{content_id(own)}"
+        return validated(at_turn(own, turn))
 
 
-def parse_line(line: bytes) -> object:
-    """Raises UnicodeError for what is no text: bytes that are no UTF-8, or half a surrogate pair in an escape."""
-    value = json.loads(line.decode())
-    if b"\\ud" in line.lower():
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
-
-
-def _repeated(ids: array) -> list[int]:
-    """Places at which stands what stood before, in order; ``ids`` are 64-bit digests, which differ if ids do."""
-    values = np.frombuffer(ids, np.uint64)
-    order = np.argsort(values, kind="stable")
-    return sorted(order[1:][values[order[1:]] == values[order[:-1]]].tolist())
-
-
-def _image_check(data: DataFile, *, decode: bool) -> Callable[[str], Size | None]:
-    """What raises DataError for a bad image and gives a good one's size, if it is decoded; the last are remembered."""
-
-    def look(name: str) -> Size | None:
-        if decode or is_data_uri(name):
-            return data.decode_image(name).size
-        with naming_image(name):
-            (data.path.parent / name).stat()
-        return None
-
-    remembering = lru_cache(CHECKED_IMAGES)(look)
-    return lambda name: look(name) if is_data_uri(name) else remembering(name)
-
-
-def _check_request(row: DataRow, sizes: Sequence[Size], data: DataFile) -> None:
-    """Raises DataError for a prompt that is too large to be sent; sizes that cannot be are found without encoding."""
-    texts = sum(len(part.text.encode()) for message in row.messages for part in message.parts if part.type == "text")
-    room = data.limits.body_limit - REQUEST_BYTES - texts
-    if sum(BYTES_PER_PIXEL * width * height for width, height in sizes) <= room:
-        return
-    sent = sum(4 * len(encode_canonical(data.decode_image(name))) // 3 for name in row.image_paths)
-    if sent > room:
-        raise DataError(
-            f"texts of {texts} bytes and images of {sent} as PNG in base64, over the limit of "
-            f"{data.limits.body_limit} (body_limit)"
-        )
+def validated(own: dict[str, Any]) -> DataRow:
+    """Of what a reader has made. Raises ValidationError. (In messages, HTTP takes no unknown key.)"""
+    return DataRow.model_validate(own, extra="ignore", context=READ)
 
 
 def to_prompt(row: DataRow, data: DataFile, blobs: BlobStore) -> pb.Prompt:
@@ -315,21 +299,70 @@ def _to_prompt(row: DataRow, name_image: Callable[[str], str]) -> pb.Prompt:
     )
 
 
+class Mixture:
+    """The rows of several files, by one number each."""
+
+    def __init__(self, files: Sequence[DataFile]) -> None:
+        self.files = list(files)
+        self._ends = list(accumulate(len(file.rows) for file in files))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def at(self, index: int) -> tuple[DataFile, DataRow]:
+        """Raises what reading a row raises."""
+        number = bisect_right(self._ends, index)
+        file = self.files[number]
+        return file, file.rows[index - self._ends[number] + len(file.rows)]
+
+    def number(self, index: int) -> int:
+        """Of the file that a row stands in, from 0."""
+        return bisect_right(self._ends, index)
+
+    @property
+    def parts(self) -> list[tuple[int, float]]:
+        """Rows and weight of each file."""
+        return [(len(file.rows), file.weight) for file in self.files]
+
+    @property
+    def bad_rows(self) -> int:
+        return sum(file.bad_rows for file in self.files)
+
+    @property
+    def problems(self) -> list[str]:
+        return [problem for file in self.files for problem in file.problems]
+
+
 class Prompts(Sequence[pb.Prompt]):
-    """The rows of a file as they travel, each made when it is asked for; its images are stored then, once."""
+    """Rows as they travel, each made when it is asked for; its images are stored then, once.
 
-    def __init__(self, data: DataFile, blobs: BlobStore) -> None:
-        def stored(name: str) -> str:
-            return blobs.put(data.canonical_image(name))
+    An id names one prompt: where there are several files, their numbers stand before the ids.
+    """
 
-        self._rows, self._stored, self._remembered = data.rows, stored, lru_cache(CHECKED_IMAGES)(stored)
+    def __init__(self, data: DataFile | Sequence[DataFile], blobs: BlobStore) -> None:
+        self._rows = Mixture([data] if isinstance(data, DataFile) else data)
+
+        def stored(number: int, name: str) -> str:
+            return blobs.put(self._rows.files[number].canonical_image(name))
+
+        self._stored, self._remembered = stored, lru_cache(CHECKED_IMAGES)(stored)
+
+    @property
+    def parts(self) -> list[tuple[int, float]]:
+        """Rows and weight of each file, for their order."""
+        return self._rows.parts
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> pb.Prompt:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Raises DataError for an image that has gone since it was checked, ServiceError where the store is away."""
-        return _to_prompt(self._rows[index], self._name)
+        number, (_, row) = self._rows.number(index), self._rows.at(index)
 
-    def _name(self, image: str) -> str:
-        return self._stored(image) if is_data_uri(image) else self._remembered(image)
+        def name(image: str) -> str:
+            return self._stored(number, image) if is_data_uri(image) else self._remembered(number, image)
+
+        prompt = _to_prompt(row, name)
+        if len(self._rows.files) > 1:
+            prompt.id = f"{number + 1}:{prompt.id}"
+        return prompt

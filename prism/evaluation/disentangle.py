@@ -19,7 +19,8 @@ from prism.clients.http import Refused, Unavailable
 from prism.clients.services import ExpertClient
 from prism.config import DisentangleConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import DataFile, read_rows, to_prompt
+from prism.data.mixture import data_files
+from prism.data.rows import Mixture, read_rows, to_prompt
 from prism.errors import DataError, ServiceError
 from prism.evaluation import corrupt
 from prism.evaluation.corrupt import Lies
@@ -91,13 +92,19 @@ def summary(changes: Sequence[float | None]) -> dict[str, float | int | None]:
 
 def _texts(
     config: RunConfig, settings: DisentangleConfig
-) -> tuple[DataFile, list[tuple[pb.Prompt, dict[str, str]]], list[Unasked]]:
-    """The file; its prompts, each with its corrupted responses by section, those that hold a number there; bad rows."""
+) -> tuple[Mixture, list[tuple[pb.Prompt, dict[str, str]]], list[Unasked]]:
+    """The files; their prompts, each with its corrupted responses by section that holds a number; bad rows."""
     blobs = BlobStore(load_endpoints(config.run_dir / "stack.json").blobs)
-    file = read_rows(config.path(config.evaluate.data), config.on_bad_row, require=("teacher",), limits=config.limits)
+    rows = Mixture(
+        [
+            read_rows(path, config.on_bad_row, require=("teacher",), limits=config.limits, entry=entry)
+            for path, entry in data_files(config.evaluate.data, config.path)
+        ]
+    )
     lies = Lies(settings.words, settings.share)
     made = [
         (
+            file,
             row,
             {
                 s: text
@@ -105,17 +112,17 @@ def _texts(
                 if (text := lies.corrupt(row.teacher or "", s, row.id)) is not None
             },
         )
-        for row in file.rows[: settings.rows]
+        for file, row in map(rows.at, range(min(settings.rows, len(rows))))
     ]
     prompts: list[tuple[pb.Prompt, dict[str, str]]] = []
     unasked: list[Unasked] = []
-    for row, texts in made:
+    for file, row, texts in made:
         try:
             if texts:
                 prompts.append((to_prompt(row, file, blobs), texts))
         except DataError as error:
             unasked.append(why_unasked(row.id, error))
-    return file, prompts, unasked
+    return rows, prompts, unasked
 
 
 async def _changes(

@@ -14,9 +14,10 @@ from rich.console import Console
 from prism.clients.endpoints import load_endpoints
 from prism.clients.http import Refused, Unavailable
 from prism.clients.rollout import RolloutServices, open_services
-from prism.config import EvaluateConfig, RunConfig
+from prism.config import DataConfig, DataNames, EvaluateConfig, RunConfig
 from prism.data.blobs import BlobStore
-from prism.data.rows import DataFile, RowCheck, read_rows, to_prompt
+from prism.data.mixture import data_files
+from prism.data.rows import DataFile, Mixture, RowCheck, read_rows, to_prompt
 from prism.errors import DataError, ServiceError
 from prism.evaluation.unasked import Unasked, print_unasked, unasked_figures, why_unasked
 from prism.files import append_json, read_jsonl
@@ -52,7 +53,7 @@ def evaluate(
     other = {"data": data or config.evaluate.data, "questions": questions or config.evaluate.questions}
     settings = config.evaluate.model_copy(update=other)
     started = time.perf_counter()
-    file, groups, unasked = asyncio.run(_ask(config, settings, version, temperature, check))
+    rows, groups, unasked = asyncio.run(_ask(config, settings, version, temperature, check))
     versions = {group.policy_version for group in groups}
     if groups and versions != {version}:
         raise ServiceError(f"stage {stage} ended with policy version {version}, the server answered with {versions}")
@@ -62,7 +63,7 @@ def evaluate(
         "policy_version": version,
         "temperature": temperature,
         **_figures(groups),
-        **unasked_figures(file, unasked),
+        **unasked_figures(rows, unasked),
         "by_level": {level: _figures(of_level) for level, of_level in _by_level(groups).items()},
         "seconds": time.perf_counter() - started,
         "time": time.time(),
@@ -97,21 +98,24 @@ def refuse_bad_rows(config: RunConfig, check: RowCheck | None = None) -> None:
     _read(config, config.evaluate.data, check)
 
 
-def _read(config: RunConfig, data: str, check: RowCheck | None) -> DataFile:
-    return read_rows(config.path(data), config.on_bad_row, require=("gold",), limits=config.limits, check=check)
+def _read(config: RunConfig, data: DataNames, check: RowCheck | None) -> Mixture:
+    def read(path: Path, entry: DataConfig) -> DataFile:
+        return read_rows(path, config.on_bad_row, ("gold",), limits=config.limits, check=check, entry=entry)
+
+    return Mixture([read(*one) for one in data_files(data, config.path)])
 
 
 async def _ask(
     config: RunConfig, settings: EvaluateConfig, version: int, temperature: float, check: RowCheck | None
-) -> tuple[DataFile, list[pb.RolloutGroup], list[Unasked]]:
-    """The file, the groups of its questions in order, and the questions of which none could be made."""
+) -> tuple[Mixture, list[pb.RolloutGroup], list[Unasked]]:
+    """The files, the groups of its questions in order, and the questions of which none could be made."""
     endpoints = load_endpoints(config.run_dir / "stack.json")
     blobs = BlobStore(endpoints.blobs)
-    file = _read(config, settings.data, check)
+    rows = _read(config, settings.data, check)
     room = asyncio.Semaphore(CONCURRENCY)
 
     async def ask(judges: RolloutServices, index: int) -> pb.RolloutGroup | Unasked:
-        row = file.rows[index]
+        file, row = rows.at(index)
         try:
             request = pb.RolloutRequest(
                 prompt=to_prompt(row, file, blobs),
@@ -130,9 +134,9 @@ async def _ask(
     async with open_services(
         endpoints, connections=CONCURRENCY, patience_seconds=config.push.deadline_seconds
     ) as judges:
-        asked = await together(*(ask(judges, i) for i in range(min(settings.questions, len(file.rows)))))
+        asked = await together(*(ask(judges, i) for i in range(min(settings.questions, len(rows)))))
     groups = [one for one in asked if not isinstance(one, Unasked)]
-    return file, groups, [one for one in asked if isinstance(one, Unasked)]
+    return rows, groups, [one for one in asked if isinstance(one, Unasked)]
 
 
 def _figures(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:

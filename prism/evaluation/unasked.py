@@ -8,7 +8,7 @@ from rich.console import Console
 
 from prism.clients.http import Refused, Unavailable
 from prism.clients.services import WrongService
-from prism.data.rows import DataFile
+from prism.data.rows import DataFile, Mixture
 from prism.errors import DataError, ServiceError
 
 NAMED = 100  # rows whose reasons are kept in the figures
@@ -38,7 +38,7 @@ def why_unasked(row: str, error: Exception) -> Unasked:
     raise ServiceError(f"the measurement could not be finished, the same command goes on: {error}") from None
 
 
-def unasked_figures(file: DataFile, unasked: Sequence[Unasked]) -> dict[str, Any]:
+def unasked_figures(file: DataFile | Mixture, unasked: Sequence[Unasked]) -> dict[str, Any]:
     """``unasked``: rows that no service took; ``skipped_rows``: rows of the file that cannot be used at all."""
     return {
         "unasked": len(unasked),

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from prism.clients.experts import parse_item
-from prism.data.rows import parse_line, row_fields
 from prism.errors import DataError
 from prism.jobs import Row
 from prism.wire.experts import ScoreItem
@@ -25,7 +24,7 @@ def score_row(row: Row, folder: Path, image_root: Path | None = None) -> Scoring
 
     Its images lie in ``image_root``, without it in ``folder``. Raises DataError that says what is wrong with it.
     """
-    value = _parse(row)
+    value = row.own()
     if value.get("response") is not None and value.get("responses") is not None:
         raise DataError("give response or responses, not both (an assistant's last message is a response too)")
     keys = ("responses", "response") if value.get("teacher") is None else ("responses", "response", "teacher")
@@ -34,30 +33,30 @@ def score_row(row: Row, folder: Path, image_root: Path | None = None) -> Scoring
 
 def reference_row(row: Row, folder: Path, image_root: Path | None = None) -> ScoringRow:
     """As ``score_row``, with ``teacher`` and ``policy`` (else ``responses`` or ``response``). Raises DataError."""
-    value = _parse(row)
+    value = row.own()
     teacher = _texts(value, "teacher")
     return _scoring_row(row, value, (folder, image_root), teacher, _texts(value, "policy", "responses", "response"))
-
-
-def _parse(row: Row) -> dict[str, Any]:
-    try:
-        value = row_fields(parse_line(row.text))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
-        raise DataError(str(error)) from None
-    if not isinstance(value, dict):
-        raise DataError("a row is a JSON object")
-    return value
 
 
 def _scoring_row(
     row: Row, value: dict[str, Any], images: tuple[Path, Path | None], teacher: list[str], policy: list[str]
 ) -> ScoringRow:
-    # Of a chat, images stand in its messages by now; what else a training row has beside them is let through, as there.
-    keys = ("messages",) if value.get("messages") is not None else ("prompt", "images")
-    prompt = {key: value[key] for key in keys if value.get(key) is not None}
-    given = value.get("id")
-    item = parse_item({**prompt, "responses": teacher + policy}, *images, extra="ignore")
-    return ScoringRow(row, str(row.index if given is None else given), item, len(teacher))
+    item = parse_item({**_prompt(value), "responses": teacher + policy}, *images, extra="ignore")
+    name = str(row.index) if value.get("made_id") else str(value["id"])
+    return ScoringRow(row, name, item, len(teacher))
+
+
+def _prompt(value: dict[str, Any]) -> dict[str, Any]:
+    """A prompt of text with images before it goes as that, as it was given."""
+    messages = value["messages"]
+    if not value.get("plain") or len(messages) != 1:
+        return {"messages": messages}
+    content = messages[0]["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    *images, last = parts
+    if any(part["type"] != "image" for part in images) or last["type"] != "text":
+        return {"messages": messages}
+    return {"prompt": last["text"], "images": [part["image"] for part in images]}
 
 
 def _texts(value: dict[str, Any], *keys: str) -> list[str]:

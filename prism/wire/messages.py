@@ -110,7 +110,8 @@ def plain_message(text: str, images: Sequence[str]) -> Message:
 
 def image_parts(messages: Sequence[Message]) -> list[ImagePart]:
     """In the order of the messages."""
-    return [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
+    with_parts = (message.content for message in messages if not isinstance(message.content, str))
+    return [part for parts in with_parts for part in parts if isinstance(part, ImagePart)]
 
 
 def image_sha256s(messages: Sequence[pb.Message]) -> list[str]:

@@ -124,15 +124,26 @@ def kinds_of(file: Path, kind: str) -> dict[str, str]:
 def read_item(row: Row, kind: str) -> GradeItem:
     """``kind`` is that of rows that name none; a null is nothing. Raises DataError that says what is wrong."""
     try:
-        values = json.loads(row.text)
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
+        if not isinstance(_object(row), dict):
+            raise DataError("not a JSON object: not a JSON object")
+        values = row.answer()
         known = {name: values[name] for name in GradeItem.model_fields if values.get(name) is not None}
+        if others := values.get("equivalent_answers"):
+            known["gold"] = [*_as_list(known.get("gold")), *_as_list(others)]
         return GradeItem.model_validate({"kind": kind} | known)
     except ValidationError as error:
         raise DataError("; ".join(describe(error))) from None
-    except (ValueError, RecursionError) as error:
+
+
+def _object(row: Row) -> Any:
+    try:
+        return row.value()
+    except DataError as error:
         raise DataError(f"not a JSON object: {error}") from None
+
+
+def _as_list(gold: Any) -> list[Any]:
+    return gold if isinstance(gold, list) else [] if gold is None else [gold]
 
 
 def open_job(file: Path, out: Path | None, keep: Callable[[Verdict], None], *, fresh: bool = False) -> Job[Verdict]:

@@ -1,20 +1,19 @@
 """Demonstrations: rows from disk, in an order of the seed's own, as examples that are made when they are needed."""
 
-import random
 from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import accumulate
 from typing import Literal
 
 from cachetools import LRUCache
 from rich.console import Console
 from rich.markup import escape
 
-from prism.data.rows import ROW_ERRORS, DataFile, DataRow, what_is_wrong
+from prism.data.mixture import Epochs
+from prism.data.rows import ROW_ERRORS, DataFile, DataRow, Mixture, what_is_wrong
 from prism.errors import DataError
 from prism.model.inputs import Example, InputBuilder
+from prism.trainer.flow.lengths import too_long
 from prism.wire.messages import from_json
 
 
@@ -30,9 +29,10 @@ class Demonstrations:
         cache_bytes: int,
         on_bad_row: Literal["skip", "fail"],
         say: Callable[[str], None],
+        max_tokens: int | None = None,
     ) -> None:
-        self.files, self._target, self._inputs = files, target, inputs
-        self._ends = list(accumulate(len(file.rows) for file in files))
+        self.files, self._target, self._inputs, self._max_tokens = files, target, inputs, max_tokens
+        self._rows = Mixture(files)
         self._cache: LRUCache[int, Example] = LRUCache(cache_bytes, getsizeof=lambda example: example.nbytes)
         self._on_bad_row, self._say = on_bad_row, say
         self._said: set[int] = set()
@@ -40,7 +40,12 @@ class Demonstrations:
         self._ahead: tuple[list[int], Future[list[Example]]] = [], self._background.submit(self._make, [])
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._rows)
+
+    @property
+    def parts(self) -> list[tuple[int, float]]:
+        """Rows and weight of each file, for their order."""
+        return self._rows.parts
 
     @property
     def bad_rows(self) -> int:
@@ -61,13 +66,8 @@ class Demonstrations:
 
     def source(self, index: int) -> dict[str, str]:
         """Where an example comes from."""
-        file, row = self._row(index)
+        file, row = self._rows.at(index)
         return {"file": str(file.path), "id": row.id}
-
-    def _row(self, index: int) -> tuple[DataFile, DataRow]:
-        number = bisect_right(self._ends, index)
-        file = self.files[number]
-        return file, file.rows[index - self._ends[number] + len(file.rows)]
 
     def _make(self, indices: list[int]) -> list[Example]:
         return [example for index in indices if (example := self._example(index)) is not None]
@@ -76,8 +76,10 @@ class Demonstrations:
         if (known := self._cache.get(index)) is not None:
             return known
         try:
-            file, row = self._row(index)
+            file, row = self._rows.at(index)
             example = self._inputs.with_text(prompt_of(row, file, self._inputs), getattr(row, self._target))
+            if self._max_tokens and len(example.input_ids) > self._max_tokens:
+                raise DataError(f"row {row.id} of {file.path}: {too_long(len(example.input_ids), self._max_tokens)}")
         except ROW_ERRORS as error:
             if self._on_bad_row == "fail":
                 raise DataError(what_is_wrong(error)) from None
@@ -93,18 +95,18 @@ class Demonstrations:
 class Order:
     """Which examples a step sees: shuffled anew each epoch, a function of seed and step alone, so resume is exact."""
 
-    def __init__(self, count: int, batch: int, seed: int) -> None:
-        self._count, self._batch, self._seed = count, batch, seed
+    def __init__(self, rows: int | Sequence[tuple[int, float]], batch: int, seed: int) -> None:
+        """``rows``: how many there are, or those of each file with their weight."""
+        self._epochs, self._batch = Epochs([(rows, 1.0)] if isinstance(rows, int) else rows, f"{seed}"), batch
         self._epoch, self._shuffled = -1, array("q")
 
     def at(self, step: int) -> list[int]:
         return [self._one(position) for position in range(step * self._batch, (step + 1) * self._batch)]
 
     def _one(self, position: int) -> int:
-        epoch, offset = divmod(position, self._count)
+        epoch, offset = divmod(position, len(self._epochs))
         if epoch != self._epoch:
-            self._epoch, self._shuffled = epoch, array("q", range(self._count))
-            random.Random(f"{self._seed}/{epoch}").shuffle(self._shuffled)
+            self._epoch, self._shuffled = epoch, self._epochs.order(epoch)
         return self._shuffled[offset]
 
 

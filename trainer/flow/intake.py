@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from prism import telemetry
 from prism.config import RolloutConfig
+from prism.data.mixture import Epochs
 from prism.errors import ServiceError, StreamError
 from prism.streams.keys import DeadLetter, parse_group
 from prism.streams.trainer import TrainerStream
@@ -30,15 +31,18 @@ SAY_SECONDS = 30
 class PromptSequence:
     """Prompts by position: epochs over all of them, each shuffled anew; a function of the seed alone."""
 
-    def __init__(self, prompts: Sequence[pb.Prompt], seed: int) -> None:
-        self._prompts, self._seed = prompts, seed
-        self._orders: dict[int, list[int]] = {}
+    def __init__(
+        self, prompts: Sequence[pb.Prompt], seed: int, parts: Sequence[tuple[int, float]] | None = None
+    ) -> None:
+        """``parts``: rows and weight of each file, where they are of several."""
+        self._prompts = prompts
+        self._epochs = Epochs(parts or [(len(prompts), 1.0)], f"{seed}/prompts")
+        self._orders: dict[int, Sequence[int]] = {}
 
     def at(self, position: int) -> pb.Prompt:
-        epoch, offset = divmod(position, len(self._prompts))
+        epoch, offset = divmod(position, len(self._epochs))
         if epoch not in self._orders:
-            order = list(range(len(self._prompts)))
-            random.Random(f"{self._seed}/prompts/{epoch}").shuffle(order)
+            order = self._epochs.order(epoch)
             self._orders = {epoch - 1: self._orders.get(epoch - 1, []), epoch: order}
             if not self._orders[epoch - 1]:
                 del self._orders[epoch - 1]

@@ -14,7 +14,19 @@ from typing import Any
 from pydantic import Field
 from rich.console import Console
 
-from prism.config import AlignConfig, ConfigModel, RunConfig, SftConfig, load_config, load_toml, toml_value
+from prism.config import (
+    AlignConfig,
+    ConfigModel,
+    DataName,
+    DataNames,
+    RunConfig,
+    SftConfig,
+    load_config,
+    load_toml,
+    toml_value,
+)
+from prism.data.files import open_rows
+from prism.data.mixture import data_files
 from prism.errors import ConfigError
 from prism.evaluation.held_out import evaluate
 from prism.files import sealed_folder, write_json
@@ -156,16 +168,15 @@ def _train_arm(
 
 def teacher_texts(config: RunConfig) -> int:
     """Distinct teacher responses the arm has seen: rows are taken in shuffled epochs."""
-    seen: dict[str, int] = {}
+    seen: dict[Path, int] = {}
     for stage in config.stages.values():
         if isinstance(stage, AlignConfig):
             taken = stage.warmup_steps * stage.warmup_prompts + stage.steps * stage.rollouts.prompts
-            seen[stage.rollouts.data] = max(taken, seen.get(stage.rollouts.data, 0))
+            names: DataNames | list[DataName] = stage.rollouts.data
         elif isinstance(stage, SftConfig) and stage.target == "teacher":
-            for name in stage.data:
-                seen[name] = max(stage.steps * stage.batch, seen.get(name, 0))
-    return sum(min(taken, _rows(config.path(name))) for name, taken in seen.items())
-
-
-def _rows(file: Path) -> int:
-    return sum(1 for line in file.read_text().splitlines() if line.strip())
+            taken, names = stage.steps * stage.batch, stage.data
+        else:
+            continue
+        for path, _ in data_files(names, config.path):
+            seen[path] = max(taken, seen.get(path, 0))
+    return sum(min(taken, sum(1 for _ in open_rows(path))) for path, taken in seen.items())

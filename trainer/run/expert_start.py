@@ -35,7 +35,12 @@ def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Exper
             | learner.model_dump(include={"load_balance", "dropout", "micro_batch_tokens"})
             | config.model_dump(include={"on_bad_row", "seed", "device", "dtype"})
         )
-        start = _made(made, ["warmup", str(start), str(config.path(stage.rollouts.data)), str(made)], options)
+        if not isinstance(file := stage.rollouts.data, str):
+            raise ConfigError(
+                f"stages.{name}.experts.grounding: learns from one file that is named by its path alone; "
+                "prism data convert makes one of many"
+            )
+        start = _made(made, ["warmup", str(start), str(config.path(file)), str(made)], options)
     return start
 
 

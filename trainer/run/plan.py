@@ -4,7 +4,7 @@ Models are sized and data is checked as the run would; what a preparation has ye
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 from rich.filesize import decimal
 
 from prism.clients.endpoints import Endpoints
-from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, Stage
-from prism.data.rows import DataFile, RowCheck, read_rows
+from prism.config import AlignConfig, DataConfig, DataName, DataNames, RlvrConfig, RunConfig, SftConfig, Stage
+from prism.data.mixture import Epochs, data_files
+from prism.data.rows import DataFile, Mixture, RowCheck, read_rows
 from prism.errors import PrismError
 from prism.evaluation.held_out import evaluated_stages
 from prism.settings import load_settings
@@ -131,13 +132,18 @@ def _model(plan: Plan) -> Path | None:
 
 def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
     from prism.trainer.flow.examples import refuse_unservable
+    from prism.trainer.flow.lengths import max_positions, refuse_overlong
 
     for name, stage in plan.pending.items():
         if isinstance(stage, SftConfig):
             taken = stage.steps * stage.batch
-            files = [_read(plan, file, name, stage.target, stage.check_images) for file in stage.data]
-            rows = sum(len(file.rows) for file in files if file)
-            plan.say(name, f"{taken:,} examples{_epochs(taken, rows)}")
+            check = None
+            if inputs:
+                with plan.refusing():
+                    check = refuse_overlong(inputs, stage.max_tokens or max_positions(inputs.start), stage.target)
+            every = stage.target == "response"
+            files = _read(plan, stage.data, name, stage.target, stage.check_images, check, every_turn=every)
+            plan.say(name, f"{taken:,} examples{_epochs(taken, files)}")
             response = stage.target
         else:
             rollouts = stage.rollouts
@@ -150,51 +156,58 @@ def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
             elif stage.dynamic_sampling:
                 most = f", up to {stage.max_sampling_rounds} times that with dynamic sampling"
             check = refuse_unservable(inputs, plan.config.stack.max_model_len, rollouts.max_tokens) if inputs else None
-            files = [_read(plan, rollouts.data, name, response or "gold", check=check)]
-            rows = len(files[0].rows) if files[0] else 0
-            plan.say(name, f"{responses:,} responses to {groups:,} prompts{_epochs(groups, rows)}{most}")
+            files = _read(plan, rollouts.data, name, response or "gold", check=check)
+            plan.say(name, f"{responses:,} responses to {groups:,} prompts{_epochs(groups, files)}{most}")
         for file in files:
-            if file and inputs:
+            if inputs:
                 _lengths(plan, file, inputs, response)
     asked = plan.config.evaluate
     check = refuse_unservable(inputs, plan.config.stack.max_model_len, asked.max_tokens) if inputs else None
-    if file := _read(plan, asked.data, "evaluate", "gold", check=check):
-        plan.say("evaluate", f"{min(asked.questions, len(file.rows)):,} questions after each stage")
+    if files := _read(plan, asked.data, "evaluate", "gold", check=check):
+        plan.say("evaluate", f"{min(asked.questions, len(Mixture(files))):,} questions after each stage")
 
 
-def _epochs(taken: int, rows: int) -> str:
+def _epochs(taken: int, files: Sequence[DataFile]) -> str:
+    rows = len(Epochs(Mixture(files).parts, "")) if files else 0
     return f", {taken / rows:.2f} epochs of {rows:,} rows" if rows else ""
 
 
 def _read(
     plan: Plan,
-    name: str,
+    names: DataNames | list[DataName],
     stage: str,
     key: str,
     images: Literal["decode", "exist"] = "decode",
     check: RowCheck | None = None,
-) -> DataFile | None:
-    config = plan.config
-    path = config.path(name)
-    if config.prepare and not path.is_file():
-        plan.say(stage, f"{path}: not there yet; its rows are known once `prism prepare` has made it")
-        return None
+    *,
+    every_turn: bool = False,
+) -> list[DataFile]:
+    config, found = plan.config, list[DataFile]()
+    paths = list[tuple[Path, DataConfig]]()
     with plan.refusing():
-        file = read_rows(
-            path,
-            config.on_bad_row,
-            require=(key,),
-            images=images,
-            say=plan.progress,
-            limits=config.limits,
-            check=check,
-        )
-        checked = "images opened" if images == "decode" else "images looked for"
-        bad = [f"skipped {problem}" for problem in file.problems[:PROBLEMS_SHOWN]]
-        usable = f"{len(file.rows):,} of {len(file.rows) + file.bad_rows:,} rows usable"
-        plan.say(stage, f"{path}: {usable}, {checked}", *bad)
-        return file
-    return None
+        paths = data_files(names, config.path)
+    for path, entry in paths:
+        if config.prepare and not path.is_file():
+            plan.say(stage, f"{path}: not there yet; its rows are known once `prism prepare` has made it")
+            continue
+        with plan.refusing():
+            file = read_rows(
+                path,
+                config.on_bad_row,
+                require=(key,),
+                images=images,
+                say=plan.progress,
+                limits=config.limits,
+                check=check,
+                entry=entry,
+                every_turn=every_turn,
+            )
+            checked = "images opened" if images == "decode" else "images looked for"
+            bad = [f"skipped {problem}" for problem in file.problems[:PROBLEMS_SHOWN]]
+            usable = f"{len(file.rows):,} of {len(file.rows) + file.bad_rows:,} rows usable"
+            plan.say(stage, f"{path}: {usable}, {checked}", *bad)
+            found.append(file)
+    return found
 
 
 def _lengths(plan: Plan, file: DataFile, inputs: "InputBuilder", response: str | None) -> None:

@@ -10,6 +10,7 @@ from prism import logs
 from prism.clients.endpoints import Endpoints, load_endpoints
 from prism.config import RolloutConfig, RunConfig, SftConfig
 from prism.data.blobs import BlobStore
+from prism.data.mixture import data_files
 from prism.data.rows import DataFile, Prompts, read_rows
 from prism.model.inputs import InputBuilder
 from prism.streams.patience import Patience
@@ -61,23 +62,27 @@ class Context:
         if ranks.is_first():
             stream.open()  # before the newest checkpoint is looked for: none of an older attempt's comes after it
         seed = self.config.seed
-        sequence = PromptSequence(prompts[0] if prompts else (), seed)
+        sequence = PromptSequence(prompts[0], seed, prompts[0].parts) if prompts else PromptSequence((), seed)
         rules = self.config.grader.rules_json()
         return Intake(stream, sequence, self.stage, rollouts, self.attempt, seed, rules_json=rules)
 
     def _prompts(self, rollouts: RolloutConfig, require: tuple[str, ...]) -> Prompts:
         config = self.config
-        file = read_rows(
-            config.path(rollouts.data),
-            config.on_bad_row,
-            require=require,
-            say=self.say,
-            limits=config.limits,
-            check=refuse_unservable(self.inputs, config.stack.max_model_len, rollouts.max_tokens),
-        )
-        report_problems(file, self.console)
-        self.data = [file]
-        return Prompts(file, self.blobs)
+        self.data = [
+            read_rows(
+                path,
+                config.on_bad_row,
+                require=require,
+                say=self.say,
+                limits=config.limits,
+                check=refuse_unservable(self.inputs, config.stack.max_model_len, rollouts.max_tokens),
+                entry=entry,
+            )
+            for path, entry in data_files(rollouts.data, config.path)
+        ]
+        for file in self.data:
+            report_problems(file, self.console)
+        return Prompts(self.data, self.blobs)
 
     def publisher(self, model: str) -> Publisher:
         return open_publisher(self.config, self.endpoints, model, self.attempt)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from prism import logs
-from prism.config import RunConfig, SftConfig
+from prism.config import DataConfig, RunConfig, SftConfig
+from prism.data.mixture import data_files
 from prism.data.rows import DataFile, read_rows
 from prism.errors import DataError, NotFiniteError
 from prism.model.inputs import InputBuilder
@@ -19,6 +20,7 @@ from prism.trainer.checkpoint.resume import StageCheckpoints
 from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.flow.demonstrations import Demonstrations, Order, report_problems
 from prism.trainer.flow.intake import POLICY
+from prism.trainer.flow.lengths import max_positions, refuse_overlong
 from prism.trainer.learn import ranks
 from prism.trainer.learn.learner import Learner
 from prism.trainer.learn.not_finite import keep_rows
@@ -41,7 +43,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     optimizer = Optimizer(model.named_parameters(), stage.optimizer, stage.steps)
     learner = Learner(model, optimizer, start_version(start))
     spare = spare_example(inputs)
-    order = Order(len(data), stage.batch, config.seed)
+    order = Order(data.parts, stage.batch, config.seed)
     checkpoints = Checkpoints(config.run_dir / "checkpoints" / name, config.keep_checkpoints)
     saved = StageCheckpoints(checkpoints, config, {POLICY: learner}, partial(logs.say, console), files=data.files)
     first = saved.resume()
@@ -110,14 +112,25 @@ def _open_data(config: RunConfig, stage: SftConfig, inputs: InputBuilder, consol
     def say(text: str) -> None:
         console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
 
-    paths = [config.path(name) for name in stage.data]
+    limit = stage.max_tokens or max_positions(inputs.start)
 
-    def read(path: Path) -> DataFile:
-        required = (stage.target,)
-        return read_rows(path, config.on_bad_row, required, images=stage.check_images, say=say, limits=config.limits)
+    def read(path: Path, entry: DataConfig) -> DataFile:
+        return read_rows(
+            path,
+            config.on_bad_row,
+            (stage.target,),
+            images=stage.check_images,
+            say=say,
+            limits=config.limits,
+            check=refuse_overlong(inputs, limit, stage.target),
+            entry=entry,
+            every_turn=stage.target == "response",
+        )
 
-    files = ranks.from_first(lambda: [read(path) for path in paths])  # images are opened once
+    files = ranks.from_first(lambda: [read(*one) for one in data_files(stage.data, config.path)])  # images opened once
     for file in files:
         report_problems(file, console)
     cache_bytes = int(stage.cache_gib * 2**30)
-    return Demonstrations(files, stage.target, inputs, cache_bytes=cache_bytes, on_bad_row=config.on_bad_row, say=say)
+    return Demonstrations(
+        files, stage.target, inputs, cache_bytes=cache_bytes, on_bad_row=config.on_bad_row, say=say, max_tokens=limit
+    )

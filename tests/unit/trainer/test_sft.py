@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from public_data import lines, pictures, png, table
 from pyarrow import parquet
 from pyarrow.json import read_json
 from safetensors.torch import load_file
@@ -74,11 +75,27 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def mixture(folder: Path) -> list[dict[str, Any] | str]:
+    """Three files of three formats, two of them weighted."""
+    pictures(folder)
+    asked, red = [{"role": "user", "content": "Colour?"}], [{"bytes": png("red"), "path": None}]
+    said = [[{"role": "assistant", "content": f"{i}"}] for i in range(5)]
+    table(folder / "trl.parquet", *({"prompt": asked, "completion": one, "images": red} for one in said))
+    chat = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "7"}, {"from": "human", "value": "Again?"}]
+    told = ([*chat, {"from": "gpt", "value": f"{i}"}] for i in range(3))
+    lines(folder / "llava.jsonl", *({"conversations": one, "image": "pictures/blue.png"} for one in told))
+    lines(folder / "alpaca.jsonl", *({"instruction": f"{i}?", "output": f"{i}"} for i in range(4)))
+    weighted = [{"path": "data/trl.parquet", "weight": 1.6}, {"path": "data/alpaca.jsonl", "weight": 0.5}]
+    return [weighted[0], "data/llava.jsonl", weighted[1]]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "mixture"])
 def test_a_run_that_was_killed_in_mid_epoch_ends_as_one_that_was_not(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    made = config(data=[f"data/public.{kind}"], cache_gib=0)
+    made, parts = config(data=[f"data/public.{kind}"], cache_gib=0), [(24, 1.0)]
+    if kind == "mixture":
+        made, parts = config(data=mixture(made.run_dir / "data"), cache_gib=0), [(5, 1.6), (6, 1.0), (4, 0.5)]
     if kind == "parquet":
         rows = made.run_dir / "data" / "public.jsonl"
         parquet.write_table(read_json(rows), rows.with_suffix(".parquet"))
@@ -96,7 +113,7 @@ def test_a_run_that_was_killed_in_mid_epoch_ends_as_one_that_was_not(
     with pytest.raises(Killed):
         train(made, "killed")
     _, resumed = train(made, "killed")
-    order = Order(24, 4, made.seed)
+    order = Order(parts, 4, made.seed)
     assert seen == [order.at(step) for step in (0, 1, 2, 3, 4, 5, 4, 5)]  # from the checkpoint of step 4
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())

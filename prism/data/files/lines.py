@@ -1,0 +1,47 @@
+"""JSON Lines: a row a line."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prism.data.files.row_file import BOM, ROW_ERRORS, Found, RowFile, parse_line
+
+
+class JsonLines(RowFile):
+    """A row's place is the offset of its line. Empty lines are none."""
+
+    container = "JSON Lines"
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        super().__init__(path)
+        self._file = path.open("rb")
+        self._size = max(1, os.fstat(self._file.fileno()).st_size)
+        self._done = 0
+        self._reading = threading.Lock()
+
+    def __iter__(self) -> Iterator[Found]:
+        with self.path.open("rb", buffering=2**20) as file:
+            offset = 0
+            for number, line in enumerate(file, 1):
+                start, offset = offset, offset + len(line)
+                self._done = offset
+                line = line.removeprefix(BOM)  # of each file that was put behind another
+                if not line.strip():
+                    continue
+                try:
+                    yield Found(start, number, parse_line(line), text=line)
+                except ROW_ERRORS as error:
+                    yield Found(start, number, None, error, text=line)
+
+    def read(self, place: int) -> Any:
+        with self._reading:
+            self._file.seek(place)
+            line = self._file.readline()
+        return parse_line(line.removeprefix(BOM))
+
+    @property
+    def progress(self) -> float:
+        return self._done / self._size

@@ -1,0 +1,239 @@
+"""The one place that turns a format's row into PRISM's own, or refuses it.
+
+A key that changes the prompt is used, or the row is refused: whatever a reader has not used is looked at here.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any, get_args
+
+from prism.data.importers.draft import TOOLS, Format, Tags, is_blank, is_chat
+from prism.data.importers.media import place_images
+from prism.data.table import without_nan
+from prism.errors import DataError
+from prism.wire.grading import AnswerKind, GradeOptions
+
+# At the level of the row. Each changes what a model is shown, in some tool.
+PROMPT_KEYS = frozenset(
+    [
+        "image",
+        "images",
+        "video",
+        "videos",
+        "audio",
+        "audios",
+        "system",
+        "system_prompt",
+        "history",
+        "tools",
+        "functions",
+        "tool_calls",
+        "objects",
+        "weight",
+        "max_pixels",
+        "min_pixels",
+        "resized_height",
+        "resized_width",
+        "nframes",
+        "fps",
+        "chat_template_kwargs",
+        "documents",
+    ]
+)
+PLAIN_KEYS = frozenset(
+    [
+        "id",
+        "messages",
+        "response",
+        "teacher",
+        "gold",
+        "kind",
+        "meta",
+        "prompt",
+        "responses",
+        "policy",
+        "options",
+        "tokens",
+    ]
+)
+"""PRISM's own, that hold no image."""
+IMAGE_KEYS = re.compile(
+    r"(decoded_)?(image|img|picture|photo)s?([ _-]?\d+|_(path|file|url|name|bytes|data|base64|list)s?)", re.IGNORECASE
+)
+TABLES = ("messages", "conversations", "images", "meta", "options", "reward_model", "extra_info")
+"""What columns of a table may hold as JSON."""
+CHAT_AS_TEXT = re.compile(r"\s*\[\s*\{")
+KINDS = frozenset(get_args(AnswerKind))
+GOLD_KEYS = ("gold", "ground_truth", "answer", "solution", "reference_answer", "final_answer")
+MAIN_KEYS = ("conversations", "messages", "prompt", "problem", "instruction", "query", "conversation")
+"""Where the formats have a prompt."""
+TEXT_KEYS = ("teacher", "responses", "policy")
+
+
+def own_row(value: Any, form: Format, tags: Tags | None = None) -> dict[str, Any]:
+    """A row as PRISM has it: ``id``, ``messages`` with each image in its place, ``gold``, what else it has.
+
+    Where the messages end with an assistant's turn it is there as ``response``, and ``learnt`` are the places of all
+    assistant's turns that are learnt from, that one included. Raises DataError that says what is wrong.
+    """
+    row = object_of(value)
+    draft = form.read(row, tags)
+    messages, images = place_images(draft)
+    refuse_unused(row, draft.used, images)
+    own = passed_on(row, form)
+    if "response" in draft.used:
+        own.pop("response", None)  # it is a turn by now
+    learnt = [i for i, turn in enumerate(draft.turns) if turn.role == "assistant" and turn.trained]
+    if messages[-1]["role"] == "assistant" and own.get("response") is None:
+        own["response"] = messages.pop()["content"]
+        own["learnt"] = learnt
+    own["messages"] = messages
+    if draft.where == "prompt" and len(draft.turns) == 1 and isinstance(row["prompt"], str):
+        own["plain"] = True
+    own |= golds_of(row)
+    return named(row, own, form)
+
+
+def answer_row(value: Any, form: Format, tags: Tags | None = None) -> dict[str, Any]:
+    """A row to be graded: what is there of ``id``, ``response``, ``gold``, ``kind``, ``options``, ``tokens``.
+
+    A response alone needs no prompt; without one the row's demonstration is the response. Raises DataError.
+    """
+    row = object_of(value)
+    if row.get("response") is None and not row.keys().isdisjoint(MAIN_KEYS):
+        return own_row(row, form, tags)
+    own = passed_on(row, form) | golds_of(row)
+    if (given := row.get("id")) is not None:
+        own["id"] = _id(given)
+    return own
+
+
+def object_of(value: Any) -> dict[str, Any]:
+    """Raises DataError unless the row is one."""
+    if not isinstance(value, dict):
+        raise DataError("a row is a JSON object (a dictionary)")
+    row: dict[str, Any] = without_nan(value)  # pyright: ignore[reportAssignmentType]  (a dictionary gives one)
+    for key, text in row.items():
+        if isinstance(text, str) and key in TABLES and text.lstrip()[:1] in ("[", "{"):
+            try:
+                row = {**row, key: json.loads(text)}
+            except (ValueError, RecursionError):
+                continue  # whoever reads it says that it is a text
+    if isinstance(prompt := row.get("prompt"), str) and CHAT_AS_TEXT.match(prompt):
+        row = _with_chat(row, prompt)
+    return row
+
+
+def _with_chat(row: dict[str, Any], prompt: str) -> dict[str, Any]:
+    """A prompt that is a chat written as JSON is that chat."""
+    try:
+        chat = json.loads(prompt)
+    except (ValueError, RecursionError):
+        return row
+    return {**row, "prompt": chat} if is_chat(chat) else row
+
+
+def refuse_unused(row: Mapping[str, Any], used: set[str], images: int) -> None:
+    """Raises DataError for a key that nobody has used and that would change the prompt."""
+    for key, value in row.items():
+        if key in used or key in PLAIN_KEYS:
+            continue
+        if key in PROMPT_KEYS:
+            if is_blank(value) or (key == "weight" and value == 1):
+                continue
+            what = TOOLS if "tool" in key or key == "functions" else "it changes the prompt, and cannot be used"
+            hint = "; [limits] holds min_pixels and max_pixels" if "pixels" in key else ""
+            raise DataError(f"{key}: {what}{hint}")
+        if not images and not is_blank(value) and (IMAGE_KEYS.fullmatch(key) or _is_image(value)):
+            raise DataError(f'{key}: an image that would not be shown: name it, with columns = {{ images = "{key}" }}')
+
+
+def _is_image(value: Any) -> bool:
+    if isinstance(value, list) and value:
+        value = value[0]
+    if isinstance(value, dict):
+        return "bytes" in value and value.keys() <= {"bytes", "path"}
+    return isinstance(value, str) and value[:11] == "data:image/"
+
+
+def passed_on(row: Mapping[str, Any], form: Format) -> dict[str, Any]:
+    """What PRISM's own rows may hold beside a prompt, from a row of any format."""
+    keys = ("kind", "meta", "options", "tokens", "response", *TEXT_KEYS)
+    own = {key: row[key] for key in keys if row.get(key) is not None}
+    if form.name == "prism":
+        return own
+    # In public data these names may stand for anything.
+    if own.get("kind") not in KINDS:
+        own.pop("kind", None)
+    if not isinstance(own.get("meta"), dict):
+        own.pop("meta", None)
+    options = own.get("options")
+    if not isinstance(options, dict) or not options.keys() <= GradeOptions.model_fields.keys():
+        own.pop("options", None)
+    if not isinstance(own.get("tokens"), int):
+        own.pop("tokens", None)
+    return own
+
+
+def golds_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """``gold`` and ``equivalent_answers``, from where the formats have them."""
+    of_reward = row.get("reward_model")
+    places = [row, *(place for place in (of_reward, row.get("extra_info")) if isinstance(place, dict))]
+    found: dict[str, Any] = {}
+    if isinstance(of_reward, dict) and row.get("gold") is None and not is_blank(of_reward.get("ground_truth")):
+        found["gold"] = of_reward["ground_truth"]
+    elif key := next((key for key in GOLD_KEYS if not _is_nothing(row.get(key))), None):
+        found["gold"] = row[key]
+    elif "gold" in row:
+        found["gold"] = row["gold"]
+    for place in places:
+        if (others := place.get("equivalent_answers")) is not None:
+            found["equivalent_answers"] = others
+            break
+    return found
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip()) or value == []
+
+
+def named(row: Mapping[str, Any], own: dict[str, Any], form: Format) -> dict[str, Any]:
+    """With the row's id; one that has none is named by its content."""
+    given = row.get("id")
+    usable = (isinstance(given, str) and bool(given.strip())) or _is_number(given)
+    if usable or (form.unique_ids and given is not None):
+        own["id"] = _id(given)
+    else:
+        own["id"], own["made_id"] = content_id(own), True
+    return own
+
+
+def _id(given: Any) -> Any:
+    """An integer that a table made a float is one."""
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def content_id(own: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that differ where the prompt or a text differs."""
+    digest = blake2b(digest_size=8)
+
+    def add(text: object) -> None:
+        given = str(text).encode(errors="surrogatepass")
+        digest.update(b"%d:" % len(given) + given)
+
+    for message in own["messages"]:
+        content = message["content"]
+        add(message["role"])
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            add(part["type"])
+            add(part[part["type"]])
+    for key in ("response", "responses", "teacher", "policy", "gold"):
+        add(key)
+        add(own.get(key))
+    return digest.hexdigest()
