@@ -310,8 +310,9 @@ def test_one_pod_trains_without_a_rendezvous() -> None:
     assert not names & {"PRISM_NODES", "PRISM_RENDEZVOUS"}
 
 
-def test_weights_are_broadcast_where_trainer_and_policy_reach_each_other() -> None:
-    for name, transport, extra in (("defaults", "file", []), ("broadcast", "broadcast", ["policy", "trainer"])):
+def test_weights_are_broadcast_where_trainer_and_servers_reach_each_other() -> None:
+    servers = ["policy", "perception", "reasoning"]
+    for name, transport, extra in (("defaults", "file", []), ("broadcast", "broadcast", servers)):
         (job,) = of_kind(RENDERED[name], "Job")
         pod = job["spec"]["template"]["spec"]
         for container in (
@@ -327,7 +328,8 @@ def test_weights_are_broadcast_where_trainer_and_policy_reach_each_other() -> No
             if "ports" not in rule
             for peer in [rule[side][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]]
         }
-        assert whole == {(a, way, b) for way in ("ingress", "egress") for a in extra for b in extra if a != b}
+        pairs = [pair for server in extra for pair in ((server, "trainer"), ("trainer", server))]
+        assert whole == {(a, way, b) for way in ("ingress", "egress") for a, b in pairs}
 
 
 def test_images_can_lie_in_a_bucket() -> None:
