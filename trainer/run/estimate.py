@@ -40,6 +40,10 @@ class ModelSize:
     once_per_token: float
     """Kept for a token in the one layer that is computed again; 0 without gradient checkpointing."""
     per_patch: float
+    states_per_token: float
+    """Keys and values of a token, in all layers."""
+    of_one_layer: float
+    """Numbers that a token takes in one layer, while that is computed."""
 
     @property
     def parameters(self) -> int:
@@ -131,4 +135,6 @@ def _size(make: Any, config: Any, frozen: Sequence[str], checkpointing: bool) ->
         per_token=text.num_hidden_layers * (1.5 * text.hidden_size if checkpointing else layer),
         once_per_token=layer if checkpointing else 0,
         per_patch=vision.depth * (11 * vision.hidden_size + 2 * vision.intermediate_size) + 2 * pixels,
+        states_per_token=2 * text.num_hidden_layers * pairs,
+        of_one_layer=layer,
     )
