@@ -1,6 +1,6 @@
 # Every target sets up what it needs first: `make demo` and `make test` work right after `git clone`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test mutations test-compose test-gpu lint format bench protobuf openapi sbom clean
+.PHONY: help setup demo compare test mutations fuzz-grader test-compose test-gpu lint format bench protobuf openapi sbom clean
 PY := .venv/bin/python
 
 help: ## show this list
@@ -22,6 +22,9 @@ test: lint ## lint, types, then all tests (make test ARGS=tests/unit for some)
 
 mutations: setup ## break fifteen precious lines, one at a time, and see that a test fails for each (a few minutes)
 	$(PY) tests/mutate.py $(ARGS)
+
+fuzz-grader: setup ## change one thing in right answers, 10,000 of each kind: the grader may reward none (half an hour, most of it math)
+	$(PY) -m bench.mutants $(ARGS)
 
 test-compose: setup ## docker compose up for real, with every part killed on the way (needs Docker; ten minutes and more)
 	$(PY) -m pytest tests/compose $(ARGS)

@@ -17,9 +17,12 @@ Settings = TypeVar("Settings", bound=BaseSettings)
 Part = TypeVar("Part")
 
 SHORTEST_TOKEN = 16
+COMMENT_SECONDS = 10.0  # a client bears five times as long a silence
 GONE = {
     "PRISM_IMAGE_DOMAINS": "the policy server fetches no images any more; send them as data URIs, or ask the experts, "
     "which fetch with PRISM_ALLOW_URLS",
+    "PRISM_MAX_TOKENS": "an expert's longest text is the policy's, a run's stack.max_model_len, or PRISM_MAX_MODEL_LEN",
+    "PRISM_CACHE_ITEMS": "the grader's cache is bounded by memory: set PRISM_CACHE_BYTES",
 }
 """Variables that did something once, and what does it now. To ignore them would leave someone believing in them."""
 
@@ -45,6 +48,13 @@ class ServiceSettings(BaseSettings):
     run: str = Field("", description="name of the run that the service is for, told in its logs")
     log_level: str = Field("info", description="least important records that are logged: debug, info, warning, error")
     log_format: Literal["text", "json"] = Field("text", description="lines for people, or a JSON object a line")
+
+    comment_interval: float = Field(
+        COMMENT_SECONDS,
+        gt=0,
+        description="seconds between two signs to a client that waits for an answer as a stream: a comment while the "
+        "service works for anybody; behind a push to the policy, 503 after two of them",
+    )
 
     @field_validator("token", "admin_token", check_fields=False)
     @classmethod

@@ -1,7 +1,8 @@
 """``python -m bench.mutants``: right answers with one thing changed. No mutant may stay right if it means another.
 
-A digit, a sign, a unit, a letter, the order or a bound is changed, in 10,000 answers of each kind. What a mutant means
-is reckoned from the values it was written from, by sympy, fractions or identity, and never by the grader's parsers.
+A digit, a sign, a unit, a letter, the order, a bound, a month, am or pm is changed, in 10,000 answers of each kind.
+What a mutant means is reckoned from the values it was written from, by sympy, fractions, datetime or identity, and
+never by the grader's parsers.
 """
 
 import sys

@@ -4,8 +4,11 @@ A form writes a few values down and says what they mean. A mutant is the same fo
 """
 
 import random
+from calendar import day_name, month_name
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from datetime import time as clock
 from fractions import Fraction
 from typing import Any
 
@@ -23,6 +26,7 @@ UNITS = {
 }
 UPRIGHT_UNITS = ["m/s", "m/s^2", "m", "m^2", "cm", "kg", "N", "J", "mW", "MW"]
 WORDS = ["red", "blue", "green", "circle", "triangle", "January", "Monday", "increasing", "north", "Paris", "oxygen"]
+HALVES = ["am", "pm", "a.m.", "p.m.", "AM", "PM"]
 RELATIONS = ["<", ">", r"\le ", r"\ge ", r"\ne "]
 
 
@@ -233,5 +237,100 @@ BOX = [
         lambda *corners: Area(corners),
     )
 ]
-FORMS = {"math": MATH, "number": NUMBER, "choice": CHOICE, "text": TEXT, "multi": MULTI, "box": BOX}
-FORMS["auto"] = [*MATH[:1], *MATH[2:7], *NUMBER[:2], *NUMBER[4:6], *CHOICE[:2], *TEXT]
+
+
+def _existing(make: Callable[..., Any], *values: Any) -> Any:
+    """What datetime makes of ``values``; where it knows no such day or time, something that equals nothing else."""
+    try:
+        return make(*values)
+    except ValueError:
+        return ("none", *values)
+
+
+def _day(year: str, month: int, day: int) -> Any:
+    return _existing(date, int(year), month, day)
+
+
+def _named(month: int) -> int:
+    """Each number is a month that has a name: a mutant of one is another month, or the same."""
+    return (month - 1) % 12 + 1
+
+
+def _either_way(one: int, other: int, year: str) -> Any:
+    """Day and month or month and day, of which nobody knows which is which: all that it may be."""
+    days = {_day(year, *pair) for pair in ((one, other), (other, one))}
+    return frozenset(day for day in days if isinstance(day, date)) or ("none", one, other, year)
+
+
+def _weekday(year: str, month: int, day: int, shift: int) -> str:
+    named = _day(year, _named(month), day)
+    return day_name[(named.weekday() + shift) % 7] if isinstance(named, date) else day_name[0]
+
+
+def _half_day(hour: int, minute: int, half: str) -> Any:
+    if not 1 <= hour <= 12:
+        return ("none", hour, minute, half)
+    return _existing(clock, hour % 12 + 12 * (half[0] in "pP"), minute)
+
+
+def _instant(year: str, month: int, day: int, hour: int, minute: int, zone: int) -> datetime:
+    return datetime(int(year), month, day, hour, minute, tzinfo=timezone(timedelta(hours=zone)))
+
+
+def year(rng: random.Random) -> str:
+    """As text, so that nothing is exchanged with it: 20/11/2990 and 2990/11/20 are one day."""
+    return str(rng.randint(1000, 2999))
+
+
+month, day = number(1, 12), number(1, 28)
+hour, minute = number(0, 23), number(0, 59)
+DATE = [
+    Form(draw(year, month, day), lambda y, m, d: f"{y}-{m:02}-{d:02}", _day),
+    Form(draw(year, month, day), lambda y, m, d: f"{y}年{m}月{d}日", _day),
+    Form(draw(day, month, year), lambda a, b, y: f"{a:02}/{b:02}/{y}", _either_way),
+    Form(
+        draw(month, day, year),
+        lambda m, d, y: f"{month_name[_named(m)]} {d}, {y}",
+        lambda m, d, y: _day(y, _named(m), d),
+    ),
+    Form(
+        draw(day, month, year),
+        lambda d, m, y: f"{d} {month_name[_named(m)][:3]} {y}",
+        lambda d, m, y: _day(y, _named(m), d),
+    ),
+    # No year is meant: one with a 29th of February stands for all.
+    Form(
+        draw(month, day),
+        lambda m, d: f"{month_name[_named(m)]} {d}",
+        lambda m, d: _day("2000", _named(m), d),
+    ),
+    # The last number turns the day of the week.
+    Form(
+        draw(year, month, day, lambda rng: 0),
+        lambda y, m, d, shift: f"{_weekday(y, m, d, shift)}, {month_name[_named(m)]} {d}, {y}",
+        lambda y, m, d, shift: ("none", y, m, d, shift) if shift % 7 else _day(y, _named(m), d),
+    ),
+    Form(draw(hour, minute), lambda h, m: f"{h}:{m:02}", lambda *values: _existing(clock, *values)),
+    Form(
+        draw(hour, minute, minute), lambda h, m, s: f"{h:02}:{m:02}:{s:02}", lambda *values: _existing(clock, *values)
+    ),
+    Form(draw(number(1, 12), minute, one_of(HALVES)), lambda h, m, half: f"{h}:{m:02} {half}", _half_day),
+    Form(draw(number(1, 12), one_of(HALVES)), lambda h, half: f"{h} {half}", lambda h, half: _half_day(h, 0, half)),
+    Form(
+        draw(year, month, day, hour, minute),
+        lambda y, mo, d, h, m: f"{y}-{mo:02}-{d:02} {h:02}:{m:02}",
+        lambda y, mo, d, h, m: (_day(y, mo, d), _existing(clock, h, m)),
+    ),
+    Form(
+        draw(month, day, year, number(1, 12), minute, one_of(HALVES)),
+        lambda mo, d, y, h, m, half: f"{month_name[_named(mo)]} {d}, {y} at {h}:{m:02} {half}",
+        lambda mo, d, y, h, m, half: (_day(y, _named(mo), d), _half_day(h, m, half)),
+    ),
+    Form(
+        draw(year, month, day, hour, minute, number(-11, 12)),
+        lambda y, mo, d, h, m, zone: f"{y}-{mo:02}-{d:02}T{h:02}:{m:02}{zone:+03}:00",
+        lambda *values: _existing(_instant, *values),
+    ),
+]
+FORMS = {"math": MATH, "number": NUMBER, "choice": CHOICE, "text": TEXT, "date": DATE, "multi": MULTI, "box": BOX}
+FORMS["auto"] = [*MATH[:1], *MATH[2:7], *NUMBER[:2], *NUMBER[4:6], *CHOICE[:2], *TEXT, *DATE]

@@ -8,12 +8,16 @@ from typing import Any
 
 import sympy
 
-from bench.mutants.forms import FORMS, LETTERS, RELATIONS, UNITS, UPRIGHT_UNITS, WORDS, Form, Values
+from bench.mutants.forms import FORMS, HALVES, LETTERS, RELATIONS, UNITS, UPRIGHT_UNITS, WORDS, Form, Values
 from prism.services.grader import kinds
 from prism.services.grader.protocol import GradeOptions
 from prism.services.grader.verdict import DEFAULT_OPTIONS, AnswerKind, AnswerPair
 
-_SIMILAR = [list("(["), list(")]"), RELATIONS, list(UNITS), UPRIGHT_UNITS, *map(list, ("fgh", LETTERS, "ABCDEFGH"))]
+# The first list that holds a value is its own: "m" is a unit, and a letter.
+_SIMILAR = [
+    *(list("(["), list(")]"), RELATIONS, list(UNITS), UPRIGHT_UNITS),
+    *(HALVES, *map(list, ("fgh", LETTERS, "ABCDEFGH"))),
+]
 _WRAPS = {"math": ["{}", "{}", "${}$", r"\boxed{{{}}}"], "number": ["{}", "{}", "**{}**"]}
 
 

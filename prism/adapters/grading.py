@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from prism.clients.http import Refused, ServiceClient, ask_in_halves
+from prism.clients.http import SILENCE_SECONDS, Refused, ServiceClient, ask_in_halves
 from prism.errors import ConfigError, ServiceError
 from prism.http.client import async_client
 from prism.services.grader.protocol import GradeItem, GradeRequest, GradeRules, GradeVerdict
@@ -145,11 +145,11 @@ class _Link:
             if not url:
                 token = secrets.token_urlsafe(32)
                 url = self.run(self._start(token))
-            self._http = self.run(_client(patience_seconds))
+            self._http = self.run(_client())
         except BaseException:
             self.close()
             raise
-        self.service = ServiceClient(self._http, url, token, patience_seconds)
+        self.service = ServiceClient(self._http, url, token, patience_seconds, min(SILENCE_SECONDS, patience_seconds))
 
     def run(self, work: Coroutine[Any, Any, Given]) -> Given:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -189,8 +189,8 @@ class _Link:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
 
-async def _client(patience_seconds: float) -> httpx.AsyncClient:
-    return async_client(timeout=httpx.Timeout(patience_seconds, connect=5))
+async def _client() -> httpx.AsyncClient:
+    return async_client()
 
 
 def _unjudged(detail: str) -> GradeVerdict:

@@ -8,6 +8,7 @@ import typer
 
 from prism.cli.options import Fresh, Yes, agree_to_delete
 from prism.services.grader.verdict import KINDS
+from prism.wire.grading import split_sources
 
 Kind = StrEnum("Kind", list(KINDS))  # typer checks --kind against it
 
@@ -26,8 +27,15 @@ def grade(
         bool, typer.Option("--any-format", help="do not require <caption>, <think> and <answer>")
     ] = False,
     extract: Annotated[
-        str, typer.Option(help="where the answer is, first match first, of: answer, boxed, phrase, whole")
-    ] = "answer,boxed,phrase",
+        list[str],
+        typer.Option(
+            help="where the answer is, first match first, of: answer, boxed, phrase, whole, tag:NAME, "
+            "pattern:REGULAR EXPRESSION; by commas, or each with an --extract of its own"
+        ),
+    ] = ["answer,boxed,phrase"],  # noqa: B006
+    mask_unparseable: Annotated[
+        bool, typer.Option("--mask-unparseable", help="give an answer that cannot be read no numbers, not 0")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="worker processes; one for each core by default")] = None,
     deadline: Annotated[float, typer.Option(help="seconds one comparison may take")] = 5.0,
     url: Annotated[str | None, typer.Option(help="a running grader; its token is read from PRISM_TOKEN")] = None,
@@ -53,9 +61,14 @@ def grade(
 
         prism grade answers.jsonl --out verdicts.jsonl
         prism grade answers.jsonl --any-format --extract boxed,phrase,whole
+        prism grade answers.jsonl --any-format --extract 'pattern:ANSWER: *(.+)' --extract tag:final
         prism grade answers.jsonl --url http://127.0.0.1:8104
 
-    --any-format grades responses without PRISM's sections; --url asks a running grader, whose token is in PRISM_TOKEN.
+    --any-format grades responses without PRISM's sections.
+    pattern: is a regular expression in RE2's syntax, which takes all that follows it, commas too.
+    Of its last match the group named answer, else the first group, else all of it is the answer.
+    --mask-unparseable leaves an answer that cannot be read out of the means, instead of counting it as wrong.
+    --url asks a running grader, whose token is in PRISM_TOKEN.
     PRISM_JUDGE_* variables set the judge's limits (of calls, tokens, characters, seconds), as they do for the service.
     """
     from prism.services.grader.grade_file import grade_file
@@ -69,6 +82,7 @@ def grade(
     engine = {"workers": workers, "deadline_seconds": deadline, "judge_url": judge_url, "judge_model": judge_model}
     rules = {
         "format": "ignored" if any_format else "required",
-        "extract": [part.strip() for part in extract.split(",")],
+        "extract": [source for text in extract for source in split_sources(text)],
+        "unparseable": "masked" if mask_unparseable else "wrong",
     }
     grade_file(file, kind.value, out, url, engine, rules, fresh=fresh)

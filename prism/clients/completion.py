@@ -5,13 +5,13 @@ measured is silence, never the time that an answer takes.
 """
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
 from prism.clients.http import Refused, Unavailable
+from prism.wire.events import read_events
 
 END = b"[DONE]"
 
@@ -52,7 +52,7 @@ class Completion:
 async def read_completion(response: httpx.Response, n: int) -> Completion:
     """``n`` choices from a stream. Raises Unavailable for one that breaks off, Refused for one that cannot be used."""
     url, completion = response.url, Completion([Choice() for _ in range(n)])
-    async for data in _events(response):
+    async for data in read_events(response.aiter_bytes()):
         if data == END:
             if not completion.is_whole():
                 raise Refused(f"{url}: a stream of tokens without their ids or log-probabilities")
@@ -71,13 +71,3 @@ def _error(url: str, error: dict[str, Any]) -> Refused | Unavailable:
     """Once a stream has begun an error has no status of its own; vLLM says there what it would have been."""
     code, text = int(error.get("code") or 500), f"{url}: {error.get('code')} {str(error.get('message'))[:500]}"
     return Refused(text, code) if 400 <= code < 500 else Unavailable(text, reached=True, status=code)
-
-
-async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The data of each event. Not by ``aiter_lines``: it also splits at what a text may hold, such as U+2028."""
-    rest = b""
-    async for piece in response.aiter_bytes():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield line.removeprefix(b"data:").strip()

@@ -25,6 +25,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from prism.clients.endpoints import ExpertEndpoints, admin_url, load_endpoints, replica_urls
+from prism.clients.http import SILENCE_SECONDS
 from prism.clients.services import ExpertClient
 from prism.data.images import naming_image, read_image
 from prism.errors import ConfigError, DataError
@@ -53,9 +54,9 @@ WIRE_IMAGES = ("sha256:", "http://", "https://")  # and data URIs
 class Experts:
     """Both experts, or one. An asynchronous context manager; any number of calls may be at work at a time.
 
-    Every method raises Unavailable when a service did not answer within ``patience_seconds`` (until then it is asked
-    again, also while its weights are older than ``min_version``), Refused when it never will, and ConfigError when the
-    expert's address is not known.
+    Every method raises Unavailable when a service was away for ``patience_seconds`` (until then it is asked again, also
+    while its weights are older than ``min_version``; an answer that is being made is waited for), Refused when it never
+    will answer, and ConfigError when the expert's address is not known.
     """
 
     def __init__(
@@ -69,16 +70,13 @@ class Experts:
         patience_seconds: float = 120,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = async_client(
-            transport=transport,
-            timeout=httpx.Timeout(patience_seconds, connect=5),
-            limits=httpx.Limits(max_connections=None),
-        )
+        self._http = async_client(transport=transport, limits=httpx.Limits(max_connections=None))
         urls: dict[Expert, str | None] = {"perception": perception_url, "reasoning": reasoning_url}
+        self._bounds = patience_seconds, min(SILENCE_SECONDS, patience_seconds)
         self._experts: dict[Expert, ExpertClient] = {
-            expert: ExpertClient(self._http, url, token, patience_seconds) for expert, url in urls.items() if url
+            expert: ExpertClient(self._http, url, token, *self._bounds) for expert, url in urls.items() if url
         }
-        self._admin_token, self._admin_port, self._patience = admin_token, admin_port, patience_seconds
+        self._admin_token, self._admin_port = admin_token, admin_port
 
     @classmethod
     def of_run(
@@ -177,7 +175,7 @@ class Experts:
         token = self.require_admin()
         url = admin_url(self._of(expert).url, self._admin_port)
         replicas = [
-            ExpertClient(self._http, replica, token, self._patience)
+            ExpertClient(self._http, replica, token, *self._bounds)
             for replica in await asyncio.to_thread(replica_urls, url)
         ]
         asked = (replica.ask(CalibrationState, "PUT", "/v1/calibration", request) for replica in replicas)

@@ -1,5 +1,9 @@
-"""Asking a service over HTTP: what may pass by waiting is retried, what may not is an error at once."""
+"""Asking a service over HTTP: what may pass by waiting is retried, what may not is an error at once.
 
+No answer has a deadline while its service shows that it is made (``prism.wire.events``); what is silent is given up.
+"""
+
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -9,16 +13,20 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception_type,
-    stop_before_delay,
     wait_random_exponential,
 )
 
 from prism import telemetry
 from prism.errors import ServiceError
+from prism.settings import COMMENT_SECONDS
+from prism.wire.events import EVENTS, read_answer
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Asked = TypeVar("Asked")
 Read = TypeVar("Read")
+Reader = Callable[[httpx.Response], Awaitable[Any]]
+
+SILENCE_SECONDS = 5 * COMMENT_SECONDS  # what is silent is given up within a minute
 
 
 class Unavailable(ServiceError):
@@ -67,10 +75,21 @@ async def ask_in_halves(
 
 
 class ServiceClient:
-    """One service: base URL, token, and how long to be patient with it."""
+    """One service: base URL, token, how long to be patient with it, and how long a silence of it is borne.
 
-    def __init__(self, http: httpx.AsyncClient, url: str, token: str, patience_seconds: float) -> None:
+    Patience is for a service that is away: it counts from the first failure, not while an answer is being made.
+    """
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        url: str,
+        token: str,
+        patience_seconds: float,
+        silence_seconds: float = SILENCE_SECONDS,
+    ) -> None:
         self._http, self.url, self._patience = http, url.rstrip("/"), patience_seconds
+        self._timeout = httpx.Timeout(silence_seconds, connect=5, pool=patience_seconds)
         # An empty bearer is no legal header, and would not even be sent.
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
@@ -84,14 +103,9 @@ class ServiceClient:
         body: dict[str, Any],
         headers: dict[str, str],
         read: Callable[[httpx.Response], Awaitable[Read]],
-        silence_seconds: float,
     ) -> tuple[httpx.Response, Read]:
-        """POST until what streams back is read whole by ``read``. Raises as ``post`` and ``read`` do.
-
-        However long it takes: it is given up after ``silence_seconds`` without a byte.
-        """
-        silence = httpx.Timeout(silence_seconds, connect=5, pool=self._patience)
-        return await self._request("POST", path, body, headers, read=read, timeout=silence)
+        """POST until what streams back is read whole by ``read``. Raises as ``post`` and ``read`` do."""
+        return await self._request("POST", path, body, headers, read=read)
 
     async def ask(self, kind: type[Answer], method: str, path: str, body: BaseModel | None = None) -> Answer:
         """The answer as what it is. Raises as ``post`` does, and Refused if the answer is not of that kind.
@@ -112,22 +126,26 @@ class ServiceClient:
         body: dict[str, Any] | None,
         headers: dict[str, str] | None = None,
         conflict_passes: bool = True,
-        read: Callable[[httpx.Response], Awaitable[Any]] = httpx.Response.aread,
-        timeout: Any = httpx.USE_CLIENT_DEFAULT,
+        read: Reader | None = None,
     ) -> tuple[httpx.Response, Any]:
-        reached = False
+        reached, failing_since = False, None
 
         async def once() -> tuple[httpx.Response, Any]:
-            nonlocal reached
+            nonlocal reached, failing_since
             try:
                 with telemetry.span(f"{method} {path}", kind="client", url=self.url):
-                    return await self._request_once(method, path, body, headers or {}, conflict_passes, read, timeout)
+                    return await self._request_once(method, path, body, headers or {}, conflict_passes, read)
             except Unavailable as error:
                 error.reached = reached = reached or error.reached
+                failing_since = failing_since or time.monotonic()
                 raise
 
-        passes, stop = retry_if_exception_type(Unavailable), stop_before_delay(self._patience)
-        return await AsyncRetrying(retry=passes, wait=_wait, stop=stop, reraise=True)(once)
+        def patience_ends(state: RetryCallState) -> bool:
+            now = time.monotonic()
+            return now - (failing_since or now) + state.upcoming_sleep >= self._patience
+
+        passes = retry_if_exception_type(Unavailable)
+        return await AsyncRetrying(retry=passes, wait=_wait, stop=patience_ends, reraise=True)(once)
 
     async def _request_once(
         self,
@@ -136,26 +154,43 @@ class ServiceClient:
         body: dict[str, Any] | None,
         headers: dict[str, str],
         conflict_passes: bool,
-        read: Callable[[httpx.Response], Awaitable[Any]],
-        timeout: Any,
+        read: Reader | None,
     ) -> tuple[httpx.Response, Any]:
-        """The answer, and what ``read`` made of it."""
-        sent = self._headers | telemetry.headers() | headers
+        """The answer, and what ``read`` made of it; without ``read`` it is there in one piece."""
+        sent = {"Accept": f"application/json, {EVENTS}"} | self._headers | telemetry.headers() | headers
         try:
-            async with self._http.stream(method, self.url + path, json=body, headers=sent, timeout=timeout) as response:
-                if response.is_success:
+            asking = self._http.stream(method, self.url + path, json=body, headers=sent, timeout=self._timeout)
+            async with asking as response:
+                if read and response.is_success:
                     return response, await read(response)
-                await response.aread()
+                if read or not response.headers.get("content-type", "").startswith(EVENTS):
+                    await response.aread()
+                else:
+                    response = await _waited_for(response)
         except httpx.LocalProtocolError as error:
             raise Refused(f"{self.url}{path}: cannot be asked: {error}") from None
         except httpx.TransportError as error:
             reached = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
             raise Unavailable(f"{self.url}{path}: {type(error).__name__}: {error}", reached=reached) from None
+        if response.is_success:
+            return response, None
         status = response.status_code
         told = f"{self.url}{path}: {status} {_reason(response)}"
         if status in (408, 425, 429) or status >= 500 or (status == 409 and conflict_passes):
             raise Unavailable(told, _retry_after(response), reached=status == 500, status=status)
         raise Refused(told, status)
+
+
+async def _waited_for(stream: httpx.Response) -> httpx.Response:
+    """The answer that came as a stream of comments and itself."""
+    try:
+        answer = await read_answer(stream.aiter_bytes())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Refused(f"{stream.url}: a stream that is no answer of a service of PRISM's: {error!r}") from None
+    if answer is None:
+        raise Unavailable(f"{stream.url}: the stream ended before the answer", reached=True)
+    status, headers, body = answer
+    return httpx.Response(status, headers=headers | {"content-type": "application/json"}, content=body)
 
 
 _backoff = wait_random_exponential(multiplier=0.1, max=2)

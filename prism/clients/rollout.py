@@ -1,6 +1,7 @@
 """One request, sampled and judged: what a rollout worker does with a prompt, and an evaluation with a question."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ import httpx
 
 from prism import telemetry
 from prism.clients.endpoints import Endpoints
-from prism.clients.http import Refused, Unavailable
+from prism.clients.http import SILENCE_SECONDS, Refused, Unavailable
 from prism.clients.services import ExpertClient, GraderClient, PolicyClient
 from prism.data.blobs import BlobStore
 from prism.http.client import async_client
@@ -17,8 +18,6 @@ from prism.tasks import together
 from prism.wire.messages import image_sha256s
 from prism.wire.response import EXPERTS, Expert
 from prism.wire.v1 import rollout_pb2 as pb
-
-SILENCE_SECONDS = 50.0  # with the server's comments, one in ten seconds: what is silent is given up within a minute
 
 
 class RolloutServices:
@@ -32,13 +31,12 @@ class RolloutServices:
         patience_seconds: float,
         silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
-        token = endpoints.token.get_secret_value()
+        token, bounds = endpoints.token.get_secret_value(), (patience_seconds, silence_seconds)
         self._blobs = BlobStore(endpoints.blobs)
-        self._policy = PolicyClient(http, endpoints.policy_url, token, patience_seconds, silence_seconds)
-        self._grader = GraderClient(http, endpoints.grader_url, token, patience_seconds)
+        self._policy = PolicyClient(http, endpoints.policy_url, token, *bounds)
+        self._grader = GraderClient(http, endpoints.grader_url, token, *bounds)
         self._experts: dict[str, tuple[Expert, ExpertClient]] = {
-            expert: (expert, ExpertClient(http, endpoints.expert_url(expert), token, patience_seconds))
-            for expert in EXPERTS
+            expert: (expert, ExpertClient(http, endpoints.expert_url(expert), token, *bounds)) for expert in EXPERTS
         }
 
     async def rollout(self, request: pb.RolloutRequest, worker: str) -> pb.RolloutGroup:
@@ -85,7 +83,10 @@ class RolloutServices:
         texts = [sample.text for sample in group.samples]
         try:
             gold = [prompt.gold, *prompt.equivalent_answers] if prompt.equivalent_answers else prompt.gold
-            verdicts = await self._grader.grade(texts, gold, prompt.kind)
+            options, rules = (
+                json.loads(said) if said else None for said in (prompt.options_json, group.request.rules_json)
+            )
+            verdicts = await self._grader.grade(texts, gold, prompt.kind, options, rules)
             if len(verdicts) != len(texts):
                 raise Refused(f"{self._grader.url} gave {len(verdicts)} verdicts for {len(texts)} responses")
         except (Refused, Unavailable) as error:
@@ -105,5 +106,5 @@ async def open_services(
     endpoints: Endpoints, *, connections: int, patience_seconds: float, silence_seconds: float = SILENCE_SECONDS
 ) -> AsyncIterator[RolloutServices]:
     limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=4 * connections)
-    async with async_client(limits=limits, timeout=httpx.Timeout(patience_seconds, connect=5)) as http:
+    async with async_client(limits=limits) as http:
         yield RolloutServices(http, endpoints, patience_seconds=patience_seconds, silence_seconds=silence_seconds)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-import httpx
 from pydantic import ValidationError
 
 from prism.clients.completion import read_completion
@@ -42,19 +42,13 @@ class WrongService(Refused):
 
 
 class PolicyClient(ServiceClient):
-    def __init__(
-        self, http: httpx.AsyncClient, url: str, token: str, patience_seconds: float, silence_seconds: float
-    ) -> None:
-        super().__init__(http, url, token, patience_seconds)
-        self._silence = silence_seconds
-
     async def sample(
         self, messages: Sequence[pb.Message], images: dict[str, bytes], sampling: pb.Sampling, min_version: int
     ) -> PolicyAnswer:
         """``sampling.n`` responses with token ids and the sampler's own logprobs. top_p stays 1: see TRL#6789.
 
         An answer that is being made is waited for, however long it takes; it is given up, and asked for again while
-        there is patience, after ``silence_seconds`` without a sign of it.
+        there is patience, after a silence.
         """
         response, completion = await self.stream(
             "/v1/chat/completions",
@@ -73,7 +67,6 @@ class PolicyClient(ServiceClient):
             # The server may then answer with comments before there are tokens, and does not let a push keep us silent.
             {MIN_VERSION_HEADER: str(min_version), "Accept": "text/event-stream"},
             partial(read_completion, n=sampling.n),
-            self._silence,
         )
         samples = [
             pb.Sample(
@@ -126,10 +119,18 @@ class ExpertClient(ServiceClient):
 
 
 class GraderClient(ServiceClient):
-    async def grade(self, responses: list[str], gold: str | list[str], kind: str) -> list[pb.Verdict]:
-        """One verdict per response. Of several gold answers each is right."""
-        items = [{"response": response, "gold": gold, "kind": kind} for response in responses]
-        answer = (await self.post("/v1/grade", {"items": items})).json()
+    async def grade(
+        self,
+        responses: list[str],
+        gold: str | list[str],
+        kind: str,
+        options: dict[str, Any] | None = None,
+        rules: dict[str, Any] | None = None,
+    ) -> list[pb.Verdict]:
+        """One verdict per response. Of several gold answers each is right; ``options`` and ``rules`` are the API's."""
+        how = {"gold": gold, "kind": kind} | ({"options": options} if options else {})
+        request = {"items": [{"response": response} | how for response in responses]}
+        answer = (await self.post("/v1/grade", request | ({"rules": rules} if rules else {}))).json()
         return [
             pb.Verdict(
                 status=PB_STATUS[verdict["status"]],

@@ -1,6 +1,7 @@
 """A run as written in TOML (``configs/*.toml``): every key, its unit, and why its default is what it is. (No torch.)"""
 
 from prism.config.alerts import AlertsConfig
+from prism.config.grader import GraderConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
     GroundingConfig,
@@ -9,7 +10,7 @@ from prism.config.learners import (
     PolicyLearnerConfig,
 )
 from prism.config.limited import LimitedSettings
-from prism.config.limits import LIMITS_FILE, LimitsConfig, read_limits
+from prism.config.limits import LIMITS_FILE, LimitsConfig, RunLimits, read_limits
 from prism.config.load import as_toml, load_config, load_saved, load_toml, save_resolved, toml_value
 from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import DevicesConfig, DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
@@ -25,6 +26,7 @@ __all__ = [
     "DisentangleConfig",
     "EvaluateConfig",
     "ExpertLearnerConfig",
+    "GraderConfig",
     "GroundingConfig",
     "LimitedSettings",
     "LimitsConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "RlvrConfig",
     "RolloutConfig",
     "RunConfig",
+    "RunLimits",
     "SftConfig",
     "StackConfig",
     "Stage",

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from prism.config.limits import LimitsConfig
+from prism.config.limits import LimitsConfig, place_of
 from prism.settings import WeightsSettings
 
 LIMITS = LimitsConfig()
@@ -16,7 +16,7 @@ class LimitedSettings(WeightsSettings):
     """Of policy server and experts. What ``run_limits`` names comes first, and whatever contradicts it is refused."""
 
     run_limits: Path | None = Field(
-        None, description="file of a run's [limits], as `prism prepare` writes it; unset: each limit's own variable"
+        None, description="file of a run's limits, as `prism prepare` writes it; unset: each limit's own variable"
     )
     max_images: int = Field(LIMITS.max_images, ge=0, description="images of one prompt")
     max_image_pixels: int = Field(LIMITS.max_image_pixels, ge=1, description="width times height of one image")
@@ -43,7 +43,7 @@ class LimitedSettings(WeightsSettings):
         for name in sorted(limits.keys() & values.keys()):
             if str(values[name]) != str(limits[name]):
                 raise ValueError(
-                    f"PRISM_{name.upper()}: {values[name]} here, {limits[name]} in {file}: set limits.{name} in the "
+                    f"PRISM_{name.upper()}: {values[name]} here, {limits[name]} in {file}: set {place_of(name)} in the "
                     "run's configuration, which is everyone's, and leave the variable out"
                 )
         return values | {name: value for name, value in limits.items() if value is not None}

@@ -52,9 +52,21 @@ class LimitsConfig(ConfigModel):
         write_json(run_dir / LIMITS_FILE, self.model_dump())
 
 
-def read_limits(run_dir: Path) -> LimitsConfig | None:
-    """As ``LimitsConfig.write`` left them; None if there are none, or none that this release reads."""
+class RunLimits(LimitsConfig):
+    """All that ``limits.json`` holds: a run's [limits], and what else of its configuration a server has to admit."""
+
+    max_model_len: int = Field(gt=0)
+    """``stack.max_model_len``."""
+
+
+def place_of(name: str) -> str:
+    """Where a run's configuration has the limit."""
+    return f"limits.{name}" if name in LimitsConfig.model_fields else f"stack.{name}"
+
+
+def read_limits(run_dir: Path) -> RunLimits | None:
+    """As ``RunLimits.write`` left them; None if there are none, or none that this release reads."""
     try:
-        return LimitsConfig.model_validate_json((run_dir / LIMITS_FILE).read_bytes())
+        return RunLimits.model_validate_json((run_dir / LIMITS_FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
         return None

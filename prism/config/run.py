@@ -6,7 +6,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from prism.config.alerts import AlertsConfig
-from prism.config.limits import LimitsConfig
+from prism.config.grader import GraderConfig
+from prism.config.limits import LimitsConfig, RunLimits, place_of
 from prism.config.services import EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import RlvrConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
@@ -56,6 +57,8 @@ class RunConfig(ConfigModel):
     bad rows, and each is named with file and line."""
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     """What a prompt may hold, for data and services alike."""
+    grader: GraderConfig = Field(default_factory=GraderConfig)
+    """How responses are graded."""
     stages: dict[str, Stage] = Field(min_length=1)
     """By a name of your choice; they run in the order of the file, each from the weights of the one before."""
     evaluate: EvaluateConfig
@@ -76,6 +79,11 @@ class RunConfig(ConfigModel):
     def run_dir(self) -> Path:
         return self.runs_dir / self.name
 
+    @property
+    def run_limits(self) -> RunLimits:
+        """What the run's services must admit, neither more nor less."""
+        return RunLimits(**self.limits.model_dump(), max_model_len=self.stack.max_model_len)
+
     def path(self, name: str) -> Path:
         """A data file or model of the config: relative to the run's folder, or to the working directory."""
         inside = self.run_dir / name
@@ -85,8 +93,8 @@ class RunConfig(ConfigModel):
     def _stages_fit(self) -> Self:
         if self.device == "cuda" and self.dtype != "bfloat16":
             raise ValueError("dtype: on a GPU the learners' attention computes in bfloat16")
-        for name in sorted(LimitsConfig.model_fields.keys() & self.stack.policy_options.keys()):
-            raise ValueError(f"stack.policy_options.{name}: set limits.{name} instead, which is everyone's")
+        for name in sorted(RunLimits.model_fields.keys() & self.stack.policy_options.keys()):
+            raise ValueError(f"stack.policy_options.{name}: set {place_of(name)} instead, which is everyone's")
         if self.evaluate.max_tokens >= self.stack.max_model_len:
             raise ValueError(
                 f"evaluate.max_tokens: {self.evaluate.max_tokens} leaves no room for a question in "

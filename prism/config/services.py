@@ -88,8 +88,8 @@ class StackConfig(ConfigModel):
     """GiB of memory of a card, to ask on another machine with `prism run --dry-run` whether the run fits such cards. By
     default what this machine's cards have."""
     max_model_len: int = Field(gt=0)
-    """Tokens of prompt and response together that the policy server admits. It has no default because the server
-    reserves memory by it."""
+    """Tokens of prompt and response together that the policy server admits, whoever starts it: compose and chart read
+    it where ``[limits]`` are. It has no default because the server reserves memory by it."""
     policy_options: dict[str, str] = Field(default={})
     """More settings of the policy server, each named as its PRISM_* variable without that prefix, in lower case: ``{
     kv_cache_gib = "4" }``. services/policy/settings.py has them all."""

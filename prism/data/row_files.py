@@ -91,7 +91,7 @@ def _unpack(path: Path) -> IO[bytes]:
 def _as_json_lines_say_it(row: dict[str, Any]) -> dict[str, Any]:
     """A null is a key that is not there, ``messages`` may be JSON, an image may be ``{"bytes": ..., "path": ...}``."""
     plain = _plain(row)
-    for key in ("messages", "meta"):
+    for key in ("messages", "meta", "options"):
         if isinstance(text := plain.get(key), str):
             try:
                 plain[key] = json.loads(text)

@@ -1,8 +1,9 @@
 """Data rows as users bring them: JSON Lines or Parquet of chat messages, images by path.
 
 A row's ``messages`` end with the user's turn, or with the assistant's, which is then the demonstration ``response``.
-``teacher`` is the closed teacher's text, ``gold`` the answer a grader compares with; both are optional. Several golds,
-or ``equivalent_answers`` beside one, are equally right. A text that is null, NaN or blank is not there.
+``teacher`` is the closed teacher's text, ``gold`` the answer that a grader compares with, by ``kind`` and ``options``;
+all are optional. Several golds, or ``equivalent_answers`` beside one, are equally right. A text that is null, NaN or
+blank is not there.
 """
 
 import io
@@ -27,6 +28,7 @@ from prism.data.row_files import LazyRows, open_lines
 from prism.data.table import NUMBERS_ARE_TEXTS, without_nan
 from prism.errors import DataError
 from prism.settings import describe
+from prism.wire.grading import AnswerKind, GradeOptions
 from prism.wire.messages import (
     Message,
     from_json,
@@ -66,6 +68,17 @@ def _without_blanks(value: object) -> list[object]:
     return [v for v in values if _blank_is_none(v) is not None and not (isinstance(v, float) and v != v)]
 
 
+def _grade_options(value: object) -> object:
+    """Strictly, unlike all else of a row: a key that nobody reads would change what is right without a word."""
+    if not isinstance(value, dict):
+        return value
+    given = {name: one for name, one in value.items() if one is not None}
+    try:
+        return GradeOptions.model_validate(without_nan(given)) if given else None
+    except ValidationError as error:
+        raise ValueError("; ".join(describe(error))) from None
+
+
 class DataRow(BaseModel):
     """One line. Unknown keys are let through: data sets carry more than a trainer reads.
 
@@ -80,7 +93,8 @@ class DataRow(BaseModel):
     teacher: OptionalText = None
     gold: OptionalText = None
     equivalent_answers: Annotated[list[str], Field(max_length=MAX_EQUIVALENT), BeforeValidator(_without_blanks)] = []
-    kind: Literal["auto", "math", "number", "choice", "text", "date", "multi", "box", "judge"] = "auto"
+    kind: AnswerKind = "auto"
+    options: Annotated[GradeOptions | None, BeforeValidator(_grade_options)] = None
     meta: dict[str, object] = {}
 
     @model_validator(mode="before")
@@ -297,6 +311,7 @@ def _to_prompt(row: DataRow, name_image: Callable[[str], str]) -> pb.Prompt:
         kind=row.kind,
         teacher=row.teacher or "",
         meta_json=json.dumps(row.meta),
+        options_json=row.options.model_dump_json(exclude_unset=True) if row.options else "",
     )
 
 

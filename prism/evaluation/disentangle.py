@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 
 from prism.clients.endpoints import load_endpoints
@@ -129,8 +128,7 @@ async def _changes(
     endpoints = load_endpoints(config.run_dir / "stack.json")
     patience = config.push.deadline_seconds
     room = asyncio.Semaphore(CONCURRENCY)
-    limits = httpx.Timeout(patience, connect=5)
-    async with async_client(timeout=limits) as http:
+    async with async_client() as http:
         clients: dict[Expert, ExpertClient] = {
             expert: ExpertClient(http, endpoints.expert_url(expert), endpoints.token.get_secret_value(), patience)
             for expert in EXPERTS

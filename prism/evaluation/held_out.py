@@ -120,6 +120,7 @@ async def _ask(
                 min_policy_version=version,
                 experts=EXPERTS if index < SHOWN else (),
                 grade=True,
+                rules_json=config.grader.rules_json(held_out=True),
             )
             async with room:
                 return await judges.rollout(request, "evaluate")

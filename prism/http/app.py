@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from prism import logs, telemetry
 from prism.errors import ServiceError
 from prism.http.auth import OPEN_PATHS, BearerAuth
+from prism.http.waiting import SignsOfLife
 from prism.settings import AdminSettings, ServiceSettings
 from prism.wire.messages import well_formed
 
@@ -97,16 +99,19 @@ def create_app(
     *,
     not_ready: Callable[[], str | None],
     unhealthy: Callable[[], str | None] | None = None,
+    progress: Callable[[], object] = time.monotonic,
     body_limit: int = 32 * 2**20,
     **fastapi: Any,
 ) -> FastAPI:
     """A FastAPI app with ``/healthz``, ``/readyz``, ``/metrics`` and bearer tokens.
 
     ``not_ready()`` returns why the service cannot serve yet, or None once it can; ``unhealthy()``, of services that
-    know, why only a new process could.
+    know, why only a new process could. ``progress()`` changes while requests get on; by default it always does: for
+    services whose every piece of work has a deadline.
     """
     app = FastAPI(title=title, docs_url="/docs", redoc_url=None, **fastapi)
     telemetry.start(title.lower().replace(" ", "-"))
+    app.add_middleware(SignsOfLife, interval=settings.comment_interval, progress=progress)
     if telemetry.is_on():
         app.add_middleware(Traced)
     app.add_middleware(BodyLimit, limit=body_limit, variable="PRISM_MAX_BODY_BYTES")

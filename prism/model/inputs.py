@@ -22,6 +22,7 @@ from PIL import Image
 from tokenizers.normalizers import NFC
 
 from prism import logs
+from prism.data.images import MAX_ASPECT
 from prism.errors import ConfigError, DataError
 from prism.model import torchvision_cpu
 from prism.model.control import ControlTokens
@@ -206,11 +207,21 @@ class InputBuilder:
             ids.extend([token] * next(placeholders) if token == self.image_token_id else [token])
         return Example(ids, len(ids), pixel_values, grid)
 
-    def image_bytes(self, width: int, height: int) -> int:
-        """Of the pixel_values that ``images`` makes of an image of this size. Raises DataError as it does."""
+    def most_image_tokens(self, pixels: int) -> int:
+        """No fewer than ``image_tokens`` of any image of so many pixels, whatever its shape."""
+        processor = self.processor.image_processor
+        side, size = processor.patch_size * processor.merge_size, processor.size
+        scaled = max(min(pixels, size["longest_edge"]), size["shortest_edge"])
+        # Each side is made whole tokens, by less than one more, which adds most to the thinnest strip.
+        sides = math.sqrt(scaled * MAX_ASPECT) + math.sqrt(scaled / MAX_ASPECT)
+        return int((scaled / side + sides) / side + 1)
+
+    @property
+    def image_token_bytes(self) -> int:
+        """Of the pixel_values behind one placeholder."""
         processor = self.processor.image_processor
         values = 3 * processor.temporal_patch_size * processor.patch_size**2
-        return self.image_tokens(width, height) * self._merge * values * torch.float32.itemsize
+        return self._merge * values * torch.float32.itemsize
 
     def least_tokens(self, text: str) -> int:
         """A number of tokens that ``text_ids`` cannot come below, a hundred times sooner than it is done.

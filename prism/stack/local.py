@@ -184,7 +184,7 @@ class Stack:
     def _describe(self) -> list[ServiceProcess]:
         config = self.config.stack
         weights = (
-            self.config.limits.environment()
+            self.config.run_limits.environment()
             | self._given("token", "admin_token")
             | {
                 "PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"),
@@ -192,7 +192,7 @@ class Stack:
             }
         )
         services = [] if os.environ.get("PRISM_REDIS_URL") else [self._redis()]
-        policy = {"PRISM_MODEL": str(self._model), "PRISM_MAX_MODEL_LEN": str(config.max_model_len)}
+        policy = {"PRISM_MODEL": str(self._model)}
         policy |= {f"PRISM_{name.upper()}": value for name, value in config.policy_options.items()}
         policy |= policy_cards(config, self._policy_share)
         services.append(self._service(1, "policy", ["policy"], weights | policy))

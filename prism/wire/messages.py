@@ -13,9 +13,10 @@ A text is carried as it is in every form. ``prism.model.inputs`` decides which t
 """
 
 import base64
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -24,6 +25,8 @@ from prism.wire.v1 import rollout_pb2 as pb
 IMAGE = "`data:image/...;base64,...`, `sha256:...` of an image in the blob store, or an http(s) URL where allowed"
 
 _URL_SAFE, _WHITE_SPACE = bytes.maketrans(b"-_", b"+/"), b" \t\n\f\r"
+_REMOVED = dict.fromkeys(map(ord, "\t\n\r"))  # from all of a URL, before anything else is looked at
+_BASE64 = re.compile(r"; *base64 *$", re.IGNORECASE)
 
 
 def well_formed(value: Any) -> Any:
@@ -172,19 +175,28 @@ def data_uri(image: bytes) -> str:
 
 
 def is_data_uri(text: str) -> bool:
-    return text[:64].lstrip()[:5].lower() == "data:"
+    return text[:64].translate(_REMOVED).lstrip()[:5].lower() == "data:"
 
 
 def data_uri_bytes(uri: str) -> bytes:
-    """What a data URI holds, as browsers read it, and url-safe base64 too: wrapped, spaced, percent-encoded, unpadded.
+    """What a data URI holds, as browsers read it (fetch.spec.whatwg.org, "data: URLs"), and url-safe base64 too.
 
-    Raises ValueError if it is no base64.
+    It may be wrapped, spaced, percent-encoded, unpadded, of any type, or not base64 at all. Raises ValueError if it
+    holds nothing, or base64 that does not decode.
     """
-    head, _, data = uri.partition(",")
-    if not head.replace(" ", "").lower().endswith(";base64"):
-        raise ValueError("it is not given as base64")
-    plain = (unquote(data) if "%" in data else data).encode("ascii").translate(_URL_SAFE, _WHITE_SPACE).rstrip(b"=")
-    return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+    head, comma, data = uri.partition(",")
+    if not comma:
+        raise ValueError("a data URI has a comma before its data")
+    plain = data.partition("#")[0].encode("ascii").translate(None, b"\t\n\r")
+    if b"%" in plain:
+        plain = unquote_to_bytes(plain)
+    if not _BASE64.search(head.translate(_REMOVED)):
+        return plain
+    plain = plain.translate(_URL_SAFE, _WHITE_SPACE).rstrip(b"=")
+    try:
+        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+    except ValueError as error:
+        raise ValueError(f"its base64 does not decode: {error}") from None
 
 
 def take_demonstration(row: object) -> object:

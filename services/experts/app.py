@@ -122,6 +122,7 @@ def create_app(settings: ExpertSettings) -> FastAPI:
         settings,
         not_ready=not_ready,
         unhealthy=unhealthy,
+        progress=lambda: scorer.progress() if scorer else None,
         body_limit=settings.max_body_bytes,
         lifespan=lifespan,
         description="Scores responses to a prompt; part of the discriminator of a response-level adversarial game.",
@@ -155,7 +156,7 @@ def create_app(settings: ExpertSettings) -> FastAPI:
         with admitted("mixture", sum(len(item.responses) for item in request.items)) as scorer:
             return await unless_gone(http, peer.mixture(request, scorer.score))
 
-    compatible.add_routes(app, admitted, refusals(code_409=OLD, code_429=FULL))
+    compatible.add_routes(app, settings, admitted, refusals(code_409=OLD, code_429=FULL))
 
     @app.get("/v1/model", tags=["model"], responses={503: {"model": Refusal, "description": "the model is loading"}})
     async def model() -> ModelInfo:

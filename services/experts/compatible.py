@@ -1,10 +1,11 @@
-"""vLLM's shapes of scoring, for clients that ask a reward model there: ``POST /score`` and ``POST /classify``.
+"""vLLM's shapes of scoring, for clients that ask a reward model there: ``/score``, ``/classify``, ``/v1/models``.
 
 They are those of vLLM 0.27.1 (2026), ``vllm/entrypoints/pooling/{scoring,classify}/protocol.py`` and its documentation,
 "Pooling Models": a query is a prompt here and a document a response to it, and a conversation that is classified ends
 with its response. As there, the activation of a head with one output is the sigmoid, and ``use_activation: false``
 gives the raw score. What could not be scored has ``score: null``, or no ``probs``; ``status``, ``detail``, ``version``
-and ``attempt`` are ours. vLLM's options that would change the input (templates, truncation) are refused by name.
+and ``attempt`` are ours. vLLM's options that would change the input (templates, truncation) are refused by name, unless
+they say what holds without them.
 """
 
 import time
@@ -14,11 +15,12 @@ from contextlib import AbstractContextManager
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from prism.http.app import unless_gone
 from prism.services.experts.calibration import sigmoid
 from prism.services.experts.scorer import Scorer
+from prism.services.experts.settings import ExpertSettings
 from prism.wire.experts import JudgingOptions, ResponseScore, ScoreAnswer, ScoreItem, ScoreRequest, ScoreStatus
 from prism.wire.messages import ContentPart, Message, Text, TextPart, Wire
 
@@ -36,8 +38,28 @@ Inputs = Input | Annotated[list[Input], Field(min_length=1)]
 PAIRS = (("queries", "documents"), ("text_1", "text_2"), ("queries", "items"), ("data_1", "data_2"))
 
 
+# What vLLM takes as well, with the values that change nothing; None, which its clients write out, does not either.
+UNCHANGING: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("max_tokens_per_query", "max_tokens_per_doc"), (0,)),
+    **dict.fromkeys(("add_generation_prompt", "continue_final_message", "add_special_tokens"), (False,)),
+    **dict.fromkeys(("mm_processor_kwargs", "media_io_kwargs", "chat_template_kwargs"), ({},)),
+    **dict.fromkeys(("truncate_prompt_tokens", "truncation_side", "instruction", "chat_template"), ()),
+}
+OF_NO_EFFECT = ("encoding_format", "cache_salt")
+
+
 class PoolingOptions(JudgingOptions):
     """What vLLM takes beside the input, as far as it has a meaning here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_changes_nothing(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        for name in UNCHANGING.keys() & value.keys():
+            if value[name] is not None and value[name] not in UNCHANGING[name]:
+                raise ValueError(f"{name}: would change what is judged, which is the whole input: leave it out")
+        return {key: given for key, given in value.items() if key not in UNCHANGING and key not in OF_NO_EFFECT}
 
     model: Text | None = Field(None, description="of no effect: this service has one model")
     user: Text | None = Field(None, description="of no effect")
@@ -107,6 +129,19 @@ class ClassifyRequest(PoolingOptions):
             raise ValueError("input: a text does not say where the response begins; give messages, the response last")
         return value
 
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _as_clients_keep_them(cls, value: object) -> object:
+        """Without what is null or empty beside role and content, as an answer of OpenAI's client has much of it."""
+        if not isinstance(value, list):
+            return value
+        return [
+            {key: given for key, given in message.items() if key in ("role", "content") or given not in (None, [])}
+            if isinstance(message, dict)
+            else message
+            for message in value
+        ]
+
     @model_validator(mode="after")
     def _ends_with_response(self) -> Self:
         if [message.role for message in self.messages[-2:]] != ["user", "assistant"]:
@@ -126,6 +161,7 @@ class Usage(BaseModel):
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int = 0
+    prompt_tokens_details: None = None
 
 
 class Judged(BaseModel):
@@ -165,11 +201,37 @@ class ClassifyAnswer(PoolingAnswer):
     data: list[Classified]
 
 
+class ServedModel(BaseModel):
+    id: str = Field(description="the expert's name")
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["prism"] = "prism"
+    root: str = Field(description="name of the folder or hub model the service started from")
+    max_model_len: int = Field(description="tokens of prompt and response together")
+
+
+class ServedModels(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ServedModel]
+
+
 def add_routes(
     app: FastAPI,
+    settings: ExpertSettings,
     admitted: Callable[[str, int], AbstractContextManager[Scorer]],
     refusals: dict[int | str, dict[str, Any]],
 ) -> None:
+    @app.get("/v1/models", tags=["vLLM's shapes"])
+    async def models() -> ServedModels:
+        """The one that is served, for clients that ask what to name; they may name anything."""
+        model = ServedModel(
+            id=settings.expert,
+            created=int(time.time()),
+            root=settings.base,
+            max_model_len=settings.max_model_len,
+        )
+        return ServedModels(data=[model])
+
     @app.post("/score", tags=["vLLM's shapes"], responses=refusals)
     async def score_pairs(request: PairsRequest, http: Request) -> PairsAnswer:
         """vLLM's Score API: a score for each pair of a prompt and a response."""

@@ -1,14 +1,15 @@
 """The scoring engine: requests in, scores out; batches by tokens, weights swapped between two of them.
 
-Two threads. One packs waiting requests into batches by tokens, the other has the model: the next batch is built while
-one is in flight. Everything passes them in order, so all of a request is judged by one version of the weights.
+One thread has the model. Before each batch it looks at what waits: a request delays another by one batch at most,
+however large it is. New weights wait for all that was asked before them, so all of a request is judged by one version.
 """
 
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,13 +104,34 @@ class ForwardBatch:
         entry.responses.append(text)
         self.owners.append((job, group.key, text))
 
-    def of(self, *jobs: ScoringJob) -> "ForwardBatch":
-        """The part that these requests have in this batch."""
+    def of(self, job: ScoringJob) -> "ForwardBatch":
+        """The part that a request has in this batch."""
         part = ForwardBatch()
         for owner, key, text in self.owners:
-            if owner in jobs:
+            if owner == job:
                 part.add(owner, owner.texts[key, text], text)
         return part
+
+
+class Packing:
+    """What of a request is not in a batch yet."""
+
+    def __init__(self, job: ScoringJob) -> None:
+        self._job, self._left = job, deque(job.texts.items())
+        self.had_turn = False
+        """Whether the last batch holds some of it, and had no room for the rest."""
+
+    def fill(self, batch: ForwardBatch, max_tokens: int) -> bool:
+        """Whether the batch had room for all that was left. An empty one takes a response of any length."""
+        self.had_turn = False
+        while self._left and not self._job.over:
+            (_, text), group = self._left[0]
+            if batch.owners and batch.tokens + batch.cost(group, text) > max_tokens:
+                return False
+            batch.add(self._job, group, text)
+            self._left.popleft()
+            self.had_turn = True
+        return True
 
 
 @dataclass(frozen=True)
@@ -148,23 +170,17 @@ class ScoringEngine:
         self._max_batch_tokens, self._max_queue = max_batch_tokens, max_queue
         self._count = threading.Lock()
         self._requests: queue.Queue[ScoringJob | Swap | None] = queue.Queue()
-        self._batches: queue.Queue[ForwardBatch | Swap | None] = queue.Queue(maxsize=1)
         self._swap_lock = threading.Lock()
         self._jobs: set[ScoringJob] = set()  # that are not over
+        self.batches_done = 0
         self.failure: str | None = None
         """Why nothing can be scored any more, unless the process is started again."""
-        self._threads = [
-            threading.Thread(
-                target=self._outlived, args=(work,), name=f"{name}-{work.__name__.strip('_')}", daemon=True
-            )
-            for work in (self._build, self._run)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._outlived, name=f"{name}-scoring", daemon=True)
+        self._thread.start()
 
     @property
     def alive(self) -> bool:
-        return all(thread.is_alive() for thread in self._threads)
+        return self._thread.is_alive()
 
     @property
     def model(self) -> ExpertModel:
@@ -225,8 +241,7 @@ class ScoringEngine:
 
     def close(self) -> None:
         self._requests.put(None)
-        for thread in self._threads:
-            thread.join(timeout=10)
+        self._thread.join(timeout=10)
 
     def _load(self, folder: Path) -> ExpertModel:
         try:
@@ -251,19 +266,13 @@ class ScoringEngine:
         with self._count:
             self._jobs.discard(job)
 
-    def _outlived(self, work: Callable[[], None]) -> None:
-        """A thread's work. Whatever ends it fails those who wait for it, and those who come later."""
+    def _outlived(self) -> None:
+        """The thread's work. Whatever ends it fails those who wait for it, and those who come later."""
         try:
-            work()
+            self._work()
         except BaseException as error:
             log.exception("the thread that scores has died")
             self._give_up(f"the scoring thread has died: {type(error).__name__}: {error}")
-            if work == self._build:
-                self._batches.put(None)
-            else:
-                self._requests.put(None)
-                while self._batches.get() is not None:  # or the other would wait for ever to hand its batch on
-                    pass
 
     def _give_up(self, reason: str) -> None:
         with self._count:
@@ -272,52 +281,38 @@ class ScoringEngine:
         for job in jobs:
             job.fail(reason)
 
-    def _build(self) -> None:
-        """Pack requests into batches. While the model is busy requests gather, and the next batch holds more."""
-        batch = ForwardBatch()
+    def _work(self) -> None:
+        """One batch after the other. While the model is busy requests gather, and the next batch holds more."""
+        waiting: deque[Packing] = deque()
         while True:
             try:
-                work = self._requests.get(block=not batch.owners)
+                work = self._requests.get(block=not waiting)
             except queue.Empty:
-                self._batches.put(batch)
-                batch = ForwardBatch()
+                self._score(self._next_batch(waiting))
                 continue
             if isinstance(work, ScoringJob):
-                batch = self._pack(work, batch)
+                waiting.append(Packing(work))
                 continue
-            if batch.owners:
-                self._batches.put(batch)
-                batch = ForwardBatch()
-            self._batches.put(work)
+            while waiting:
+                self._score(self._next_batch(waiting))
             if work is None:
                 return
+            started = time.perf_counter()
+            self._scorer, self.version = work.scorer, work.version
+            work.paused.set_result(time.perf_counter() - started)
 
-    def _pack(self, job: ScoringJob, batch: ForwardBatch) -> ForwardBatch:
-        """Add the request to the batch, and to new ones whenever one is full. Returns the last, not yet sent."""
-        for (_, text), group in job.texts.items():
-            if job.over:
-                break
-            if batch.owners and batch.tokens + batch.cost(group, text) > self._max_batch_tokens:
-                self._batches.put(batch)
-                batch = ForwardBatch()
-            batch.add(job, group, text)
+    def _next_batch(self, waiting: deque[Packing]) -> ForwardBatch:
+        """Requests in their order, as far as there is room; behind all others one that had its turn just now."""
+        if waiting[0].had_turn:
+            waiting.rotate(-1)
+        batch = ForwardBatch()
+        while waiting and waiting[0].fill(batch, self._max_batch_tokens):
+            waiting.popleft()
         return batch
-
-    def _run(self) -> None:
-        while (work := self._batches.get()) is not None:
-            if isinstance(work, Swap):
-                started = time.perf_counter()
-                self._scorer, self.version = work.scorer, work.version
-                work.paused.set_result(time.perf_counter() - started)
-            else:
-                self._score(work)
 
     def _score(self, batch: ForwardBatch) -> None:
         jobs = list(dict.fromkeys(owner for owner, _, _ in batch.owners))
-        wanted = [job for job in jobs if not job.over]
-        if len(wanted) < len(jobs):
-            jobs, batch = wanted, batch.of(*wanted)
-        if not jobs:
+        if not jobs:  # all that waited were over
             return
         try:
             scores = self._scorer.score(list(batch.entries.values()))
@@ -332,6 +327,7 @@ class ScoringEngine:
             else:
                 jobs[0].fail(reason)
             return
+        self.batches_done += 1
         metrics.BATCH_SEQUENCES.labels(self.name).observe(len(batch.owners))
         metrics.BATCH_TOKENS.labels(self.name).observe(batch.tokens)
         given = {

@@ -88,28 +88,44 @@ class CheckedTransport(httpx.AsyncHTTPTransport):
         )
 
 
+class Spent(Exception):
+    """More was fetched than an allowance has."""
+
+
+class Allowance:
+    """Bytes that several fetches may have together."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def spend(self, size: int) -> None:
+        """Raises Spent."""
+        self._left -= size
+        if self._left < 0:
+            raise Spent
+
+
 class UrlFetcher:
     """What lies behind a URL, within limits of size, time and redirects."""
 
     def __init__(
         self, *, allowed: Sequence[Network], max_bytes: int, timeout_seconds: float, max_redirects: int
     ) -> None:
-        self._max_bytes, self._timeout = max_bytes, timeout_seconds
+        self._max_bytes, self._timeout, self._max_redirects = max_bytes, timeout_seconds, max_redirects
         self._http = async_client(
             transport=CheckedTransport(allowed),
             timeout=timeout_seconds,
-            follow_redirects=True,
-            max_redirects=max_redirects,
+            follow_redirects=False,  # here: httpx would read the body of each redirect, however long
             # Nothing that one caller's server says is repeated to another's; a compressed body could be a bomb.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             headers={"User-Agent": "prism-expert", "Accept": "image/*", "Accept-Encoding": "identity"},
         )
 
-    async def get(self, url: str) -> bytes:
-        """Raises DataError, whatever goes wrong."""
+    async def get(self, url: str, allowance: Allowance | None = None) -> bytes:
+        """Raises DataError, whatever goes wrong, but Spent."""
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._get(url)
+                return await self._get(url, allowance)
         except TimeoutError:
             raise DataError(
                 f"{url[:200]}: not fetched within {self._timeout:g} s (PRISM_URL_TIMEOUT_SECONDS)"
@@ -117,17 +133,30 @@ class UrlFetcher:
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise DataError(f"{url[:200]} cannot be fetched: {type(error).__name__}: {error}") from None
 
-    async def _get(self, url: str) -> bytes:
+    async def _get(self, url: str, allowance: Allowance | None) -> bytes:
+        request = self._http.build_request("GET", url)
+        for _ in range(self._max_redirects + 1):
+            response = await self._http.send(request, stream=True)
+            try:
+                if response.next_request is None:
+                    return await self._body(response, url, allowance)
+                request = response.next_request
+            finally:
+                await response.aclose()
+        raise httpx.TooManyRedirects(f"more than {self._max_redirects} (PRISM_URL_MAX_REDIRECTS)", request=request)
+
+    async def _body(self, response: httpx.Response, url: str, allowance: Allowance | None) -> bytes:
         data = bytearray()
-        async with self._http.stream("GET", url) as response:
-            if response.status_code != 200:
-                raise DataError(f"{url[:200]} answers {response.status_code} instead of an image")
-            if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise DataError(f"{url[:200]} answers in a compression that was not asked for")
-            async for chunk in response.aiter_raw():
-                data += chunk
-                if len(data) > self._max_bytes:
-                    raise DataError(f"{url[:200]} is over the limit of {self._max_bytes} bytes (PRISM_URL_MAX_BYTES)")
+        if response.status_code != 200:
+            raise DataError(f"{url[:200]} answers {response.status_code} instead of an image")
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise DataError(f"{url[:200]} answers in a compression that was not asked for")
+        async for chunk in response.aiter_raw():
+            data += chunk
+            if len(data) > self._max_bytes:
+                raise DataError(f"{url[:200]} is over the limit of {self._max_bytes} bytes (PRISM_URL_MAX_BYTES)")
+            if allowance:
+                allowance.spend(len(chunk))
         return bytes(data)
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from fastapi import HTTPException
 
 from prism.data.images import decode_image, image_size
-from prism.errors import DataError
+from prism.errors import ConfigError, DataError
 from prism.model.inputs import Example, InputBuilder
 from prism.services.experts.engine import ScoringGroup
 from prism.services.experts.settings import ExpertSettings
@@ -19,6 +19,8 @@ from prism.wire.messages import Message, from_json, image_parts
 from prism.wire.response import parse_response
 
 T = TypeVar("T")
+
+REQUEST_PIXEL_BYTES = 2**29  # where no setting says another
 
 
 class TooLong(Exception):
@@ -58,8 +60,39 @@ class ItemPlan:
 
 
 class Planner:
+    """Raises ConfigError for a limit of bytes that refuses a prompt which the other limits allow."""
+
     def __init__(self, settings: ExpertSettings, inputs: InputBuilder) -> None:
         self.settings, self.inputs = settings, inputs
+        prompt = self.largest_prompt()
+        request, in_all = settings.max_request_pixel_bytes, settings.max_pixel_bytes
+        if request is None:
+            request = max(prompt, min(REQUEST_PIXEL_BYTES, in_all or REQUEST_PIXEL_BYTES))
+        self.max_request_pixel_bytes, self.max_pixel_bytes = request, in_all or 2 * request
+        if self.max_request_pixel_bytes < prompt:
+            raise ConfigError(
+                f"PRISM_MAX_REQUEST_PIXEL_BYTES: {self.max_request_pixel_bytes} is less than the {prompt} bytes that "
+                "images of one prompt may take by PRISM_MAX_IMAGES, PRISM_MAX_IMAGE_PIXELS, PRISM_MAX_PIXELS and "
+                "PRISM_MAX_MODEL_LEN: lower one of those"
+            )
+        if self.max_pixel_bytes < self.max_request_pixel_bytes:
+            raise ConfigError(
+                f"PRISM_MAX_PIXEL_BYTES: {self.max_pixel_bytes} is less than the {self.max_request_pixel_bytes} bytes "
+                "that one request may take (PRISM_MAX_REQUEST_PIXEL_BYTES), which would wait for ever"
+            )
+
+    def largest_prompt(self) -> int:
+        """Bytes of the decoded images of one prompt, at most, whatever their shapes."""
+        settings, inputs = self.settings, self.inputs
+        images = settings.max_images * inputs.most_image_tokens(settings.max_image_pixels)
+        copies = 2 if settings.max_images > 1 else 1  # each alone, and all of them together
+        return copies * min(images, settings.max_model_len) * inputs.image_token_bytes
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """All that rule a request."""
+        pixels = {"max_request_pixel_bytes": self.max_request_pixel_bytes, "max_pixel_bytes": self.max_pixel_bytes}
+        return self.settings.limits | pixels
 
     def check_limits(self, items: Sequence[ScoreItem]) -> None:
         """Raises HTTPException 413 that names the variable."""
@@ -85,12 +118,12 @@ class Planner:
             return data
         try:
             size = image_size(data, self.settings.max_image_pixels)
-            tokens, nbytes = self.inputs.image_tokens(*size), self.inputs.image_bytes(*size)
+            tokens = self.inputs.image_tokens(*size)
         except DataError as error:
             return error
-        if tokens > self.settings.max_tokens:
-            return self._too_long(f"an image of {tokens} tokens", "max_tokens")
-        return Sized(data, hashlib.sha256(data).hexdigest(), tokens, nbytes)
+        if tokens > self.settings.max_model_len:
+            return self._too_long(f"an image of {tokens} tokens", "max_model_len")
+        return Sized(data, hashlib.sha256(data).hexdigest(), tokens, tokens * self.inputs.image_token_bytes)
 
     def pixel_bytes(self, items: Sequence[ScoreItem], images: Mapping[str, Measured]) -> int:
         """That the items' images take once they are decoded. Raises HTTPException 413 if that is too much."""
@@ -98,10 +131,10 @@ class Planner:
         for item in items:
             found = [images[part.image] for part in image_parts(item.chat())]
             used = [image for image in found if isinstance(image, Sized)]
-            if len(used) == len(found) and sum(image.tokens for image in used) <= self.settings.max_tokens:
+            if len(used) == len(found) and sum(image.tokens for image in used) <= self.settings.max_model_len:
                 sizes |= {(image.sha256,): image.nbytes for image in used}
                 sizes |= {tuple(image.sha256 for image in used): sum(image.nbytes for image in used)}
-        size, limit = sum(sizes.values()), self.settings.max_request_pixel_bytes
+        size, limit = sum(sizes.values()), self.max_request_pixel_bytes
         if size > limit:
             raise HTTPException(
                 413,
@@ -174,8 +207,8 @@ class Planner:
         """Raises DataError or TooLong."""
         messages = from_json(chat, lambda _: "image")
         prompt = self.inputs.prompt_of(messages, pixels and pixels.values, pixels and pixels.grid)
-        if len(prompt.input_ids) >= self.settings.max_tokens:
-            raise self._too_long(f"{len(prompt.input_ids)} tokens", "max_tokens")
+        if len(prompt.input_ids) >= self.settings.max_model_len:
+            raise self._too_long(f"{len(prompt.input_ids)} tokens", "max_model_len")
         return prompt
 
     def _ids(self, text: str, prompt_tokens: int) -> list[int]:
@@ -193,8 +226,8 @@ class Planner:
 
     def _check_tokens(self, tokens: int, what: str) -> None:
         """Raises TooLong."""
-        if tokens > self.settings.max_tokens:
-            raise self._too_long(f"{tokens} tokens {what}", "max_tokens")
+        if tokens > self.settings.max_model_len:
+            raise self._too_long(f"{tokens} tokens {what}", "max_model_len")
 
     def _too_long(self, what: str, limit: str) -> TooLong:
         return TooLong(f"{what}, over the limit of {self.settings.limits[limit]} (PRISM_{limit.upper()})")

@@ -75,9 +75,10 @@ class Scorer:
             receive_deadline=settings.receive_deadline,
         )
         self._calibrating = asyncio.Lock()
-        self._pixels = ByteBudget(settings.max_pixel_bytes)
+        self._pixels = ByteBudget(self.planner.max_pixel_bytes)
         self._planning = ThreadPoolExecutor(PLANNING_THREADS, thread_name_prefix=f"{settings.expert}-plan")
         self._taking = threading.Lock()
+        self._steps = 0  # of what comes before the model
         self._noted = noted
         self._unloaded: str | None = None
         if noted and noted.broadcast:
@@ -128,6 +129,13 @@ class Scorer:
             return f"the model is on {actual}, PRISM_DEVICE asks for {asked}"
         return None
 
+    def progress(self) -> tuple[int, int]:
+        """Changes whenever something has been done for any request."""
+        return self._steps, self.engine.batches_done
+
+    def _step(self) -> None:
+        self._steps += 1
+
     async def close(self) -> None:
         await asyncio.to_thread(self.engine.close)
         await self.images.close()
@@ -138,9 +146,11 @@ class Scorer:
         self.planner.check_limits(request.items)
         self._check_version(self.engine.version, request)
         sources = await self.images.read(part.image for item in request.items for part in image_parts(item.chat()))
+        self._step()
         images = await asyncio.to_thread(self.planner.measure, sources)
+        self._step()
         async with self._pixels.taken(self.planner.pixel_bytes(request.items, images)):
-            plans = await in_turns(self._planning, self.planner.plan(request, images))
+            plans = await in_turns(self._planning, self.planner.plan(request, images), self._step)
             groups = [plan.group for plan in plans if plan.group]
             version, values = self.engine.version, iter(())
             if groups:
@@ -203,13 +213,13 @@ class Scorer:
             version=version.version,
             attempt=version.attempt,
             architecture=type(model).__name__,
-            base=settings.model.name if settings.model.is_dir() else str(settings.model),
+            base=settings.base,
             parameters=sum(each.numel() for each in model.parameters()),
             experts=experts,
             experts_per_token=experts_per_token,
             dtype=str(parameter.dtype).removeprefix("torch."),
             device=str(parameter.device),
-            limits=settings.limits,
+            limits=self.planner.limits,
             urls=settings.allow_urls,
             calibration=calibration,
         )

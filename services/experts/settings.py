@@ -27,6 +27,11 @@ class ExpertSettings(LimitedSettings):
         [], description="comma-separated CIDRs of image servers that may be fetched from although they are not public"
     )
     url_max_bytes: int = Field(20 * 2**20, ge=1, description="bytes of one fetched image; more is an error of its item")
+    url_max_request_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="bytes of one request's fetched images (413); unset: 256 MiB, or max_images of the largest",
+    )
     url_max_redirects: int = Field(3, ge=0, description="redirects followed for one image, each checked like the URL")
     url_timeout_seconds: float = Field(10, gt=0, description="of one image, redirects included")
 
@@ -35,14 +40,20 @@ class ExpertSettings(LimitedSettings):
     max_responses: int = Field(1024, ge=1, description="responses of one item")
     max_request_responses: int = Field(4096, ge=1, description="responses of one request")
     max_request_images: int = Field(64, ge=0, description="images of one request")
-    max_request_pixel_bytes: int = Field(
-        2**29, ge=1, description="bytes of one request's images once they are decoded to float32 (413)"
+    max_request_pixel_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="bytes of one request's images once they are decoded to float32 (413); unset: 512 MiB. It is no "
+        "less than the largest prompt takes that max_images, max_image_pixels, max_pixels and max_model_len allow",
     )
-    max_pixel_bytes: int = Field(
-        2**30, ge=1, description="bytes of decoded images of all requests at work; those that would be over it wait"
+    max_pixel_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="bytes of decoded images of all requests at work; those that would be over it wait; "
+        "unset: twice max_request_pixel_bytes, of which it must hold one",
     )
     max_text_chars: int = Field(1_000_000, ge=1, description="characters of a prompt or a response; more is too_long")
-    max_tokens: int = Field(8192, ge=1, description="tokens of prompt and section together; more is too_long")
+    max_model_len: int = Field(8192, ge=1, description="tokens of prompt and section together; more is too_long")
     max_batch_tokens: int = Field(16_384, ge=1, description="tokens that go through the model together")
     cache_tokens: int = Field(16_384, ge=0, description="tokens of prompts, and of images, whose states are kept")
     max_queue: int = Field(256, ge=1, description="requests being worked on or waiting; one more gets 429")
@@ -56,13 +67,24 @@ class ExpertSettings(LimitedSettings):
         return self
 
     @model_validator(mode="after")
-    def _one_request_fits(self) -> Self:
-        if self.max_request_pixel_bytes > self.max_pixel_bytes:
+    def _one_prompt_is_fetched(self) -> Self:
+        least = self.max_images * self.url_max_bytes
+        if self.url_max_request_bytes is not None and self.url_max_request_bytes < least:
             raise ValueError(
-                f"PRISM_MAX_REQUEST_PIXEL_BYTES ({self.max_request_pixel_bytes}) is over PRISM_MAX_PIXEL_BYTES "
-                f"({self.max_pixel_bytes}): such a request would wait for ever"
+                f"PRISM_URL_MAX_REQUEST_BYTES: {self.url_max_request_bytes} is less than the images of one prompt may "
+                f"have: {self.max_images} (PRISM_MAX_IMAGES) of {self.url_max_bytes} bytes (PRISM_URL_MAX_BYTES)"
             )
         return self
+
+    @property
+    def fetched_bytes(self) -> int:
+        """That the images of one request which are fetched may have together."""
+        return self.url_max_request_bytes or max(2**28, self.max_images * self.url_max_bytes)
+
+    @property
+    def base(self) -> str:
+        """Name of the folder or hub model the service starts from."""
+        return self.model.name if self.model.is_dir() else str(self.model)
 
     @property
     def limits(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -12,14 +12,16 @@ T = TypeVar("T")
 SLICE_SECONDS = 0.02
 
 
-async def in_turns(executor: Executor, steps: Generator[None, None, T]) -> T:
+async def in_turns(
+    executor: Executor, steps: Generator[None, None, T], after_each: Callable[[], None] = lambda: None
+) -> T:
     """What ``steps`` returns: advanced in a thread, for a slice of time and then behind what others wait for.
 
-    A caller that is cancelled stops it before the next slice.
+    A caller that is cancelled stops it before the next slice. ``after_each`` slice but the last is called.
     """
     loop = asyncio.get_running_loop()
     while (done := await loop.run_in_executor(executor, _advance, steps)) is None:
-        pass
+        after_each()
     return done[0]
 
 

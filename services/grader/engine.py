@@ -7,13 +7,14 @@ that have the same answer and gold answer.
 import asyncio
 import hashlib
 import logging
+import sys
 import time
 from collections.abc import Iterable, Sequence
 
 from cachetools import LRUCache, TTLCache
 
 from prism.services.grader import kinds, metrics
-from prism.services.grader.extract import Reading, read_item
+from prism.services.grader.extract import Reading, pattern_steps, read_item
 from prism.services.grader.judge import LlmJudge
 from prism.services.grader.pool import CompareChunk, WorkerPool
 from prism.services.grader.settings import EngineSettings
@@ -25,8 +26,11 @@ log = logging.getLogger(__name__)
 # What failed may do better later, so it is not kept for long; long enough for a group that gives one answer 16 times.
 FAILED_SECONDS = 30.0
 FAILED = frozenset({"timeout", "error"})
+ENTRY_BYTES = 400  # a key of 16 bytes in three dictionaries of cachetools', and its link
 # The event loop gets its turn after this long: comparing 10,000 items takes longer than other requests should wait.
 TURN_SECONDS = 0.005
+# Of a caller's own pattern, 10 ns each: beyond it a text is read in a thread, where RE2 holds nobody else up.
+TURN_STEPS = 500_000
 
 
 class Grader:
@@ -36,8 +40,8 @@ class Grader:
         self._settings, self._formula = settings, settings.formula
         self._pool = WorkerPool(settings, function)
         self._judge = LlmJudge(settings)
-        self._kept: LRUCache[bytes, Outcome] = LRUCache(settings.cache_items)
-        self._failed: TTLCache[bytes, Outcome] = TTLCache(settings.cache_items, FAILED_SECONDS)
+        self._kept: LRUCache[bytes, Outcome] = LRUCache(settings.cache_bytes, getsizeof=kept_bytes)
+        self._failed: TTLCache[bytes, Outcome] = TTLCache(settings.cache_bytes, FAILED_SECONDS, getsizeof=kept_bytes)
         self._at_work: dict[bytes, asyncio.Future[Outcome]] = {}
         self._comparing: set[asyncio.Task[None]] = set()
 
@@ -55,6 +59,7 @@ class Grader:
     async def _grade(self, items: Sequence[Item], rules: Rules) -> list[GradedItem]:
         verdicts: list[GradedItem | None] = []
         waiting: list[tuple[int, Reading, AnswerPair]] = []
+        steps = pattern_steps(rules)
         turn = time.perf_counter()
         for index, item in enumerate(items):
             start = time.perf_counter()
@@ -65,7 +70,8 @@ class Grader:
             if problem := self._too_long(item):
                 verdict = GradedItem("error", detail=problem)
             else:
-                reading, task = read_item(item, rules)
+                slow = steps * len(item.response) > TURN_STEPS
+                reading, task = await asyncio.to_thread(read_item, item, rules) if slow else read_item(item, rules)
                 if item.kind != "judge" and kinds.is_fast(task):
                     outcome = compare_here(task)
                     verdict = conclude(item, reading, outcome, rules, self._formula, time.perf_counter() - start)
@@ -133,7 +139,9 @@ class Grader:
             self._keep(key, outcome)
 
     def _keep(self, key: bytes, outcome: Outcome) -> None:
-        (self._failed if outcome.status in FAILED else self._kept)[key] = outcome
+        cache = self._failed if outcome.status in FAILED else self._kept
+        if kept_bytes(outcome) <= cache.maxsize:
+            cache[key] = outcome
         if (future := self._at_work.pop(key, None)) and not future.done():
             future.set_result(outcome)
 
@@ -159,6 +167,13 @@ def compare_here(task: AnswerPair) -> Outcome:
     except Exception as error:
         log.exception("comparing raised")
         return Outcome("error", detail=f"comparing raised {type(error).__name__}")
+
+
+def kept_bytes(outcome: Outcome) -> int:
+    """Of an entry of the cache, its key and the cache's own links included."""
+    names = (name for name, _ in outcome.components)
+    parts = (outcome, outcome.how, outcome.detail, outcome.components, *outcome.components, *names)
+    return ENTRY_BYTES + sum(map(sys.getsizeof, parts))
 
 
 def content_key(task: AnswerPair) -> bytes:

@@ -164,7 +164,7 @@ async def _in_process(settings: EngineSettings) -> AsyncIterator[Grade]:
 
 @asynccontextmanager
 async def _server(url: str) -> AsyncIterator[Grade]:
-    async with async_client(timeout=PATIENCE_SECONDS) as http:
+    async with async_client() as http:
         client = ServiceClient(http, url, os.environ.get("PRISM_TOKEN", ""), PATIENCE_SECONDS)
 
         async def ask(request: GradeRequest) -> list[Verdict]:

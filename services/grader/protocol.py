@@ -2,74 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from prism.data.table import NUMBERS_ARE_TEXTS, without_nan
 from prism.services.grader import verdict
-from prism.services.grader.verdict import (
-    DEFAULT_OPTIONS,
-    AnswerKind,
-    BoxOrder,
-    Options,
-    PartKind,
-    Source,
-    VerdictStatus,
-)
+from prism.services.grader.verdict import VerdictStatus
+from prism.wire.grading import DEFAULT_OPTIONS, AnswerKind, GradeOptions, Sources
 from prism.wire.messages import Text, well_formed
-
-ShortText = Annotated[str, Field(max_length=4096), BeforeValidator(well_formed)]
-
 
 Gold = Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
 """One right answer, or several that are equally right."""
-
-
-class GradeOptions(BaseModel):
-    """How a kind compares. Each kind reads its own; others do nothing."""
-
-    model_config = NUMBERS_ARE_TEXTS | ConfigDict(extra="forbid")
-
-    rel_tol: float = Field(0.0, ge=0, le=1, description="number: tolerance as a share of the gold answer")
-    abs_tol: float = Field(0.0, ge=0, allow_inf_nan=False, description="number: tolerance; the larger of both counts")
-    units: Literal["lenient", "strict"] = Field(
-        "lenient",
-        description="number: lenient forgives a unit or percent sign that only one side has; never another unit",
-    )
-    choices: list[ShortText] = Field([], max_length=26, description="choice: the options' texts, A first")
-    aliases: list[list[ShortText]] = Field([], max_length=256, description="text: groups of texts that mean the same")
-    ordered: bool = Field(False, description="multi: whether the parts must come in the gold answer's order")
-    part_kind: PartKind = Field("auto", description="multi: the kind of each part")
-    iou: float = Field(0.5, gt=0, le=1, description="box: the least intersection over union that is right")
-    distance: float = Field(
-        10.0, ge=0, allow_inf_nan=False, description="box: the largest distance from a gold point that is right"
-    )
-    graded: bool = Field(False, description="box: accuracy is the IoU itself, not whether it is enough")
-    box_order: BoxOrder = Field(
-        "xyxy",
-        description="box: what the answer's numbers are, unless it says so itself; w, h: width, height",
-    )
-    gold_box_order: BoxOrder = Field("xyxy", description="box: what the gold answer's numbers are")
-    box_scale: Literal["same", "pixels", "0-1", "0-1000"] = Field(
-        "same", description="box: the answer's scale; same as the gold answer's, or shares or thousandths of the image"
-    )
-    gold_box_scale: Literal["pixels", "0-1", "0-1000"] = Field(
-        "pixels", description="box: the gold answer's scale, where box_scale is not same"
-    )
-    image_size: tuple[PositiveFloat, PositiveFloat] | None = Field(
-        None, description="box: width and height in pixels, needed between pixels and another scale"
-    )
-    strict: bool = Field(True, description="math: variables must have the same names, sets are no tuples")
-    set_relations: bool = Field(False, description="math: an inequality may answer an interval, not only the reverse")
-    float_rounding: int = Field(6, ge=0, le=15, description="math: decimals at which numbers are compared")
-    notation: Literal["any", "latex", "plain"] = Field("any", description="math: where to look for the expression")
-    question: ShortText = Field("", description="judge: the question that was asked")
-
-    def plain(self) -> Options:
-        """As the kinds take it."""
-        values = self.model_dump()
-        values["choices"] = tuple(self.choices)
-        values["aliases"] = tuple(tuple(group) for group in self.aliases)
-        return Options(**values)
 
 
 class GradeItem(BaseModel):
@@ -94,7 +36,8 @@ class GradeItem(BaseModel):
         "date: a date, a time of day or both, in any spelling. choice: "
         "a letter or the option's text, or several letters where the gold answer is several. "
         "text: equal once normalised (Unicode, case, white space, trailing full stop), "
-        "or an alias. math: LaTeX and expressions, by math-verify. multi: several parts. box: a bounding box by IoU, a "
+        "or an alias. math: LaTeX and expressions, read whole by latex2sympy2_extended and compared by sympy. "
+        "multi: several parts. box: a bounding box by IoU, a "
         "point by distance. judge: a language model, if the service has one. auto: date, number, choice, box, math or "
         "text, whichever the gold answer is; scores, ranges and ratios too.",
     )
@@ -131,13 +74,13 @@ class GradeRules(BaseModel):
         "required",
         description="required: a response that breaks the response format earns 0. ignored: any text will do",
     )
-    extract: list[Source] = Field(
+    extract: Sources = Field(
         ["answer", "boxed", "phrase"],
-        min_length=1,
-        max_length=4,
         description="where the answer is, first match first. answer: the last <answer>. boxed: the last \\boxed{}. "
-        'phrase: after the last "the answer is". whole: all of it. Inside <answer>, boxed and phrase apply too. With '
-        "the required format it is always <answer>.",
+        'phrase: after the last "the answer is". whole: all of it. tag:NAME: the last <NAME>…</NAME>. '
+        "pattern:REGULAR EXPRESSION: the last match of a pattern in RE2's syntax, of it the group named answer, else "
+        "the first group, else all. Inside <answer> all but answer and whole apply too. With the required format it is "
+        "always inside <answer>.",
     )
     overlong: Overlong | None = Field(None, description="adds the soft over-long penalty; items then need tokens")
     unparseable: Literal["wrong", "masked"] = Field(

@@ -27,7 +27,7 @@ class EngineSettings(BaseModel):
     worker_memory_mib: int = Field(512, ge=256, description="address space of one worker, MiB")
     worker_max_chunks: int = Field(2_000, ge=1, description="a worker is replaced after this many chunks")
     chunk_items: int = Field(8, ge=1, description="most comparisons sent to a worker at once")
-    cache_items: int = Field(100_000, ge=1, description="outcomes kept, by content")
+    cache_bytes: int = Field(2**26, ge=0, description="bytes of outcomes kept, by content; failures have as many more")
 
     max_text_chars: int = Field(
         65_536, ge=1, description="longest response or gold, characters (else its item's status is error)"

@@ -3,11 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-AnswerKind = Literal["auto", "math", "number", "choice", "text", "date", "multi", "box", "judge"]
-PartKind = Literal["auto", "math", "number", "choice", "text", "date", "box"]
+from prism.wire.grading import DEFAULT_OPTIONS, AnswerKind, Options
+
 VerdictStatus = Literal["ok", "invalid_format", "unparseable_answer", "unparseable_gold", "timeout", "error"]
-Source = Literal["answer", "boxed", "phrase", "whole"]
-BoxOrder = Literal["xyxy", "xywh", "yxyx"]
 
 KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 MAX_SHOWN_CHARS = 500
@@ -19,35 +17,6 @@ class Unreadable(Exception):
 
 class GoldUnreadable(Unreadable):
     """Found out only when the answer was compared: the gold answer's fault, not the answer's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How one kind compares; each kind reads its own fields. Hashable: it is part of the cache's key."""
-
-    rel_tol: float = 0.0
-    abs_tol: float = 0.0
-    units: Literal["lenient", "strict"] = "lenient"
-    choices: tuple[str, ...] = ()
-    aliases: tuple[tuple[str, ...], ...] = ()
-    ordered: bool = False
-    part_kind: PartKind = "auto"
-    iou: float = 0.5
-    distance: float = 10.0
-    graded: bool = False
-    box_order: BoxOrder = "xyxy"
-    gold_box_order: BoxOrder = "xyxy"
-    box_scale: Literal["same", "pixels", "0-1", "0-1000"] = "same"
-    gold_box_scale: Literal["pixels", "0-1", "0-1000"] = "pixels"
-    image_size: tuple[float, float] | None = None
-    strict: bool = True
-    set_relations: bool = False
-    float_rounding: int = 6
-    notation: Literal["any", "latex", "plain"] = "any"
-    question: str = ""
-
-
-DEFAULT_OPTIONS = Options()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +85,7 @@ class Rules:
     """
 
     format: Literal["required", "ignored"] = "required"
-    extract: tuple[Source, ...] = ("answer", "boxed", "phrase")
+    extract: tuple[str, ...] = ("answer", "boxed", "phrase")
     overlong: OverlongPenalty | None = None
     unparseable: Literal["wrong", "masked"] = "wrong"
 

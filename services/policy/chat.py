@@ -127,7 +127,7 @@ def _canonical(url: str, settings: PolicySettings) -> str:
     try:
         data = data_uri_bytes(url)
     except ValueError as error:
-        raise BadChat(422, f"the image's base64 does not decode: {error}") from None
+        raise BadChat(422, f"the image's data URI cannot be read: {error}") from None
     try:
         made = canonical_image(data, settings.max_image_pixels)
     except OverLimit as error:

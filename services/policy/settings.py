@@ -61,13 +61,6 @@ class PolicySettings(LimitedSettings):
     reload_deadline: float = Field(120, gt=0, description="to load pushed weights, to flush the caches")
     probe_deadline: float = Field(60, gt=0, description="to score a manifest's probe")
 
-    comment_interval: float = Field(
-        10,
-        gt=0,
-        description="between two signs to a client that streams: a comment while the engine works for anybody; "
-        "behind a push, 503 after two of them",
-    )
-
     start_deadline: float = Field(900, gt=0, description="from start to ready, weights given again included")
     hang_deadline: float = Field(60, gt=0, description="without an answer or any token generated: the server hangs")
     health_interval: float = Field(5, gt=0, description="between two looks at the server's health")

@@ -10,14 +10,9 @@ from prometheus_client import REGISTRY
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-EVENTS = "text/event-stream"
-COMMENT = b": waiting\n\n"
+from prism.wire.events import COMMENT, EVENTS
+
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")  # the engine's counters, of all its requests
-
-
-def accepts_events(scope: Scope) -> bool:
-    """Whether the client has said that it takes a stream of events."""
-    return EVENTS in Headers(scope=scope).get("accept", "")
 
 
 class Progress:

@@ -5,7 +5,7 @@ import socket
 
 from pydantic import Field
 
-from prism.clients.rollout import SILENCE_SECONDS
+from prism.clients.http import SILENCE_SECONDS
 from prism.settings import ServiceSettings
 
 
@@ -20,6 +20,6 @@ class RolloutSettings(ServiceSettings):
     silence_seconds: float = Field(
         SILENCE_SECONDS,
         gt=0,
-        description="an answer of the policy is given up after so long without a sign that it is being made",
+        description="an answer of a service is given up after so long without a sign that it is being made",
     )
     max_deliveries: int = Field(5, ge=1, description="a request at which workers or services broke so often is buried")

@@ -83,6 +83,8 @@ class Intake:
     seed: int
     position: int = 0
     """The first position that no step was admitted for."""
+    rules_json: str = ""
+    """How responses are read by the grader, as in a request."""
     _asked: dict[int, list[int]] = field(default_factory=dict)  # step -> positions not yet trained or dropped
     _asked_as: dict[int, tuple[Admission, int]] = field(
         default_factory=dict
@@ -148,6 +150,7 @@ class Intake:
             min_expert_version=expert_version,
             experts=admission.experts,
             grade=admission.grade,
+            rules_json=self.rules_json,
             traceparent=telemetry.begin_trace("request", stage=self.stage, position=position),
         )
 

@@ -169,11 +169,11 @@ def prepare(config: RunConfig, console: Console) -> None:
     refuse_missing_script(config)
     if config.prepare:
         _run_script(config, config.prepare, console)
-    config.limits.write(config.run_dir)
+    config.run_limits.write(config.run_dir)
 
 
 def is_prepared(config: RunConfig) -> bool:
-    return read_limits(config.run_dir) == config.limits
+    return read_limits(config.run_dir) == config.run_limits
 
 
 def _run_script(config: RunConfig, settings: PrepareConfig, console: Console) -> None:

@@ -62,7 +62,8 @@ class Context:
             stream.open()  # before the newest checkpoint is looked for: none of an older attempt's comes after it
         seed = self.config.seed
         sequence = PromptSequence(prompts[0] if prompts else (), seed)
-        return Intake(stream, sequence, self.stage, rollouts, self.attempt, seed)
+        rules = self.config.grader.rules_json()
+        return Intake(stream, sequence, self.stage, rollouts, self.attempt, seed, rules_json=rules)
 
     def _prompts(self, rollouts: RolloutConfig, require: tuple[str, ...]) -> Prompts:
         config = self.config

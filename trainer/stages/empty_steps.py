@@ -28,6 +28,10 @@ REASONS = {
     "malformed_samples": ("samples without a valid format", "teach the format by SFT first"),
     "truncated_samples": ("samples cut off", "raise rollouts.max_tokens"),
     "unparseable_golds": ("samples whose gold answer the grader cannot read", "mend gold or kind of their rows"),
+    "unreadable_samples": (
+        "samples whose answer cannot be read, which grader.unparseable masks",
+        "teach the answer's form by SFT, or see grader.extract",
+    ),
     "unjudged_samples": ("samples without a verdict", "the grader's log says why"),
     "masked_samples": ("samples of a valid format without a score", "the experts' logs say why"),
     "unplaceable_samples": ("samples with an image's token in them", "teach the policy by SFT to write none"),

@@ -1,6 +1,7 @@
 """Reinforcement learning with verifiable rewards: GRPO, DAPO, GSPO or Dr. GRPO on the grader's verdicts."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,10 +158,12 @@ def _rewards(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
     """Of everything sampled and judged, before dynamic sampling picks the groups that differ."""
     verdicts = [sample.verdict for group in groups for sample in group.samples]
     judged = [verdict for verdict in verdicts if verdict.HasField("reward")]
-    unparseable = sum(verdict.status == pb.STATUS_UNPARSEABLE_GOLD for verdict in verdicts)
+    without = Counter(verdict.status for verdict in verdicts if not verdict.HasField("reward"))
+    masked = without.pop(pb.STATUS_UNPARSEABLE_ANSWER, 0)  # as grader.unparseable asks for
     return {
-        "unjudged_samples": len(verdicts) - len(judged),
-        "unparseable_golds": unparseable,
+        "unjudged_samples": without.total(),
+        "unreadable_samples": masked,
+        "unparseable_golds": without[pb.STATUS_UNPARSEABLE_GOLD],
         "undecided_groups": sum(map(_all_equal, groups)),
         "reward": mean([verdict.reward for verdict in judged]),
         "accuracy": mean([verdict.accuracy for verdict in judged]),

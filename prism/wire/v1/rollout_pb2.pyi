@@ -43,7 +43,7 @@ class Message(_message.Message):
     def __init__(self, role: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Prompt(_message.Message):
-    __slots__ = ("id", "messages", "gold", "kind", "teacher", "meta_json", "equivalent_answers")
+    __slots__ = ("id", "messages", "gold", "kind", "teacher", "meta_json", "equivalent_answers", "options_json")
     ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     GOLD_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class Prompt(_message.Message):
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     META_JSON_FIELD_NUMBER: _ClassVar[int]
     EQUIVALENT_ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_JSON_FIELD_NUMBER: _ClassVar[int]
     id: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     gold: str
@@ -58,7 +59,8 @@ class Prompt(_message.Message):
     teacher: str
     meta_json: str
     equivalent_answers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., gold: _Optional[str] = ..., kind: _Optional[str] = ..., teacher: _Optional[str] = ..., meta_json: _Optional[str] = ..., equivalent_answers: _Optional[_Iterable[str]] = ...) -> None: ...
+    options_json: str
+    def __init__(self, id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., gold: _Optional[str] = ..., kind: _Optional[str] = ..., teacher: _Optional[str] = ..., meta_json: _Optional[str] = ..., equivalent_answers: _Optional[_Iterable[str]] = ..., options_json: _Optional[str] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("n", "temperature", "max_tokens", "seed")
@@ -73,7 +75,7 @@ class Sampling(_message.Message):
     def __init__(self, n: _Optional[int] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class RolloutRequest(_message.Message):
-    __slots__ = ("prompt", "sampling", "stage", "step", "attempt", "position", "min_policy_version", "min_expert_version", "experts", "grade", "traceparent")
+    __slots__ = ("prompt", "sampling", "stage", "step", "attempt", "position", "min_policy_version", "min_expert_version", "experts", "grade", "rules_json", "traceparent")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +86,7 @@ class RolloutRequest(_message.Message):
     MIN_EXPERT_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
     GRADE_FIELD_NUMBER: _ClassVar[int]
+    RULES_JSON_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     prompt: Prompt
     sampling: Sampling
@@ -95,8 +98,9 @@ class RolloutRequest(_message.Message):
     min_expert_version: int
     experts: _containers.RepeatedScalarFieldContainer[str]
     grade: bool
+    rules_json: str
     traceparent: str
-    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stage: _Optional[str] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., position: _Optional[int] = ..., min_policy_version: _Optional[int] = ..., min_expert_version: _Optional[int] = ..., experts: _Optional[_Iterable[str]] = ..., grade: _Optional[bool] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stage: _Optional[str] = ..., step: _Optional[int] = ..., attempt: _Optional[int] = ..., position: _Optional[int] = ..., min_policy_version: _Optional[int] = ..., min_expert_version: _Optional[int] = ..., experts: _Optional[_Iterable[str]] = ..., grade: _Optional[bool] = ..., rules_json: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Score(_message.Message):
     __slots__ = ("expert", "expert_version", "status", "value", "detail")

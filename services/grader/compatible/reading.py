@@ -6,6 +6,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from prism.services.grader.protocol import GradeRules
 from prism.services.grader.verdict import AnswerKind
+from prism.settings import describe
+from prism.wire.grading import split_sources
 
 
 class Reading(BaseModel):
@@ -17,8 +19,9 @@ class Reading(BaseModel):
     )
     extract: str = Field(
         "answer,boxed,phrase",
-        max_length=100,
-        description="where the answer is, first match first, by commas: answer, boxed, phrase, whole",
+        max_length=1_200,
+        description="where the answer is, first match first, by commas: answer, boxed, phrase, whole, tag:NAME, "
+        "pattern:REGULAR EXPRESSION, which takes all that follows it",
     )
     value: Literal["accuracy", "reward"] = Field(
         "accuracy", description="accuracy: 1 right, 0 wrong. reward: by the service's formula, format included"
@@ -28,11 +31,10 @@ class Reading(BaseModel):
     def _rules_are_rules(self) -> "Reading":
         try:
             self.rules()
-        except ValidationError:
-            raise ValueError("extract: some of answer, boxed, phrase, whole, by commas") from None
+        except ValidationError as error:
+            raise ValueError("; ".join(describe(error))) from None
         return self
 
     def rules(self) -> GradeRules:
         """Raises ValidationError."""
-        sources = [source.strip() for source in self.extract.split(",")]
-        return GradeRules.model_validate({"format": self.format, "extract": sources})
+        return GradeRules.model_validate({"format": self.format, "extract": split_sources(self.extract)})

@@ -14,6 +14,8 @@ _CANDIDATE = re.compile(r"[0-9\\$xynπ∞]")
 _CHOICE = re.compile(r"\s*(?:[A-Z]|\([A-Ja-j]\)|\([K-Z]\)|[A-Z][.)])\s*")
 _CHOICES = re.compile(r"\s*[A-J](?:\s*(?:,\s*and\b|[,;、&]|\band\b|和)\s*[A-J])+\s*\.?\s*")
 _FRACTION = re.compile(r"\s*([0-9]+) ?/ ?([0-9]+)\s*")
+_DECADE = re.compile(r"\s*(?:the )?[12][0-9]{2}0s\.?\s*", re.IGNORECASE)
+_DIGIT = re.compile("[0-9]")
 _BOX = re.compile(r"\b(?:bbox|box|point)_2d\b|<\|?box(?:_start\|)?>|<points?\b")
 _MATH = re.compile(
     r"\\[a-zA-Z]+|[\^√π∞∪∩±×÷≤≥≠∈]|\$.*\$"
@@ -34,6 +36,8 @@ def resolve(gold: str, options: Options) -> Resolved:
         return "choice"
     if _BOX.search(gold) and _reads(box, gold, options):
         return "box"
+    if _DECADE.fullmatch(gold):  # the 1990s are no seconds
+        return "text"
     moment = date.parse_moment(gold)
     if moment is not None and not moment.is_month:
         return "date"
@@ -52,6 +56,8 @@ def is_number(gold: str) -> bool:
     """Whether ``gold`` is a number and nothing else: no expression (3k), score (120/80), code (007) or name (7 Up)."""
     quantity = number.parse_quantity(gold)
     if quantity is None or (quantity.symbolic and quantity.unit is NONE):
+        return False
+    if quantity.noun and not _DIGIT.search(gold):  # the seven wonders are no 7
         return False
     if fraction := _FRACTION.fullmatch(gold):
         above, below = int(fraction[1]), int(fraction[2])

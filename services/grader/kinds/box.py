@@ -33,8 +33,15 @@ _KNOWN = re.compile(
     r"|bounding[ _]box(?:es)?|bbox(?:es)?|points?|box(?:es)?|coordinates|```(?:json)?|\bjson\b",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})")
-_FILLING = re.compile(r"(?:[\s,;:()\[\]{}\"'`=]|and\b)*", re.IGNORECASE)
+_WORDY = re.compile("[A-Za-z_<|`]")
+_NUMBER = re.compile(
+    r"([+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(?:e[+-]?[0-9]{1,2}(?![0-9]))?)", re.IGNORECASE
+)
+_FILLING = re.compile(r"(?:[\s,;:()\[\]{}\"'`=*$]|and\b)*", re.IGNORECASE)
+_LEADS = re.compile(
+    r"\A\s*(?:the )?(?:bounding[ _]box(?:es)?|bbox(?:es)?|box(?:es)?|points?|coordinates|it) (?:is|are)\b",
+    re.IGNORECASE,
+)
 _NAMES = re.compile(
     r"\b(?:(x_?min|x1|left)|(y_?min|y1|top)|(x_?max|x2|right)|(y_?max|y2|bottom)|(width|w)|(height|h)|(x)|(y))"
     r"\s*[\"']?\s*[:=]\s*[\"']?(?=[-+.0-9])",
@@ -43,8 +50,6 @@ _NAMES = re.compile(
 _GROUP = re.compile(r"[\[({][^\[\](){}]*[\])}]")
 _WRAPPING = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "«": '"', "»": '"', "−": "-"})
 
-# Which place in (x1, y1, x2, y2), or of a corner and a size, each of four numbers takes.
-_ORDERS = {"xyxy": (0, 1, 2, 3), "yxyx": (1, 0, 3, 2), "xywh": (0, 1, 2, 3)}
 _FULL_SIZE = {"0-1": 1.0, "0-1000": 1000.0}
 
 
@@ -90,9 +95,19 @@ def read(text: str, options: Options) -> Raw:
 def _raw(text: str) -> Raw:
     if len(text) > MAX_BOX_CHARS:
         raise Unreadable(f"longer than the {MAX_BOX_CHARS} characters of any box")
-    plain = unicodedata.normalize("NFKC", text).translate(_WRAPPING)
-    plain = _POINT_TAG.sub(_point_tag, _LABEL.sub(" ", _REF.sub(" ", plain)))
-    raw = _named(plain) or _grouped(plain, text)
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text).translate(_WRAPPING)
+    names: list[int | None] = []
+    bare = plain
+    if _WORDY.search(plain):
+        plain = _LEADS.sub("", plain, count=1)
+        plain = _POINT_TAG.sub(_point_tag, _LABEL.sub(" ", _REF.sub(" ", plain)))
+        names = [match.lastindex for match in _NAMES.finditer(plain)]
+        bare = _KNOWN.sub(" ", _NAMES.sub(" ", plain))
+    parts = _NUMBER.split(bare)
+    numbers = tuple(map(float, parts[1::2]))
+    if not _FILLING.fullmatch(" ".join(parts[::2]).rstrip(". ")):
+        raise Unreadable(f"neither a box nor a point: {shown(text)!r}")
+    raw = _named(names, numbers) or _grouped(plain, bare, numbers)
     if not raw or len(raw[0]) > MAX_SHAPES:
         raise Unreadable(f"neither a box (4 numbers) nor a point (2): {shown(text)!r}")
     shapes, order = raw
@@ -189,23 +204,29 @@ def _place(raw: Raw, order: str, factors: tuple[float, float] | None) -> Shapes:
     if len(raw.shapes[0]) == 2:
         turned = order == "yxyx"
         return tuple(Point(s[turned] * across, s[not turned] * down) for s in raw.shapes)
-    boxes: list[Box] = []
-    for shape in raw.shapes:
-        a, b, c, d = (shape[place] for place in _ORDERS[order])
-        if order == "xywh":
-            c, d = a + c, b + d
-        if c <= a or d <= b:
-            raise Unreadable(f"a box without area (x1 < x2 and y1 < y2 is needed): {shown(raw.text)!r}")
-        boxes.append(Box(a * across, b * down, c * across, d * down))
-    return tuple(boxes)
+    if not _has_area(raw, order):
+        raise Unreadable(f"a box without area (x1 < x2 and y1 < y2 is needed): {shown(raw.text)!r}")
+    corners = (_corners(shape, order) for shape in raw.shapes)
+    return tuple(Box(x1 * across, y1 * down, x2 * across, y2 * down) for x1, y1, x2, y2 in corners)
 
 
 def _has_area(raw: Raw, order: str) -> bool:
-    try:
-        _place(raw, order, None)
-    except Unreadable:
-        return False
-    return True
+    if len(raw.shapes[0]) == 2:
+        return True
+    corners = (_corners(shape, raw.order or order) for shape in raw.shapes)
+    return all(x1 < x2 and y1 < y2 for x1, y1, x2, y2 in corners)
+
+
+def _corners(shape: tuple[float, ...], order: str) -> tuple[float, ...]:
+    """(x1, y1, x2, y2)"""
+    a, b, c, d = shape
+    match order:
+        case "yxyx":
+            return b, a, d, c
+        case "xywh":
+            return a, b, a + c, b + d
+        case _:
+            return shape
 
 
 def _point_tag(tag: re.Match[str]) -> str:
@@ -213,17 +234,12 @@ def _point_tag(tag: re.Match[str]) -> str:
     return " ".join(f"({x}, {y})" for x, y in zip(numbers[::2], numbers[1::2], strict=False)) + " points "
 
 
-def _named(plain: str) -> tuple[tuple[tuple[float, ...], ...], str] | None:
+def _named(
+    names: list[int | None], numbers: tuple[float, ...]
+) -> tuple[tuple[tuple[float, ...], ...], str | None] | None:
     """One box or point whose numbers have names, in any order; None if it is none."""
-    names = [match.lastindex for match in _NAMES.finditer(plain)]
-    if not names:
-        return None
-    bare = _KNOWN.sub(" ", _NAMES.sub(" ", plain))
-    numbers = [float(number) for number in _NUMBER.findall(bare)]
-    if len(numbers) != len(names) or not _FILLING.fullmatch(_NUMBER.sub(" ", bare).rstrip(". ")):
-        return None
-    value = dict(zip(names, numbers, strict=True))
-    if len(value) != len(numbers):
+    value = dict(zip(names, numbers, strict=False))
+    if not names or not len(value) == len(names) == len(numbers):
         return None
     for wanted, order in (((1, 2, 3, 4), "xyxy"), ((7, 8, 5, 6), "xywh"), ((1, 2, 5, 6), "xywh"), ((7, 8), "xyxy")):
         if set(wanted) == set(value):
@@ -231,15 +247,14 @@ def _named(plain: str) -> tuple[tuple[tuple[float, ...], ...], str] | None:
     return None
 
 
-def _grouped(plain: str, text: str) -> tuple[tuple[tuple[float, ...], ...], str | None] | None:
+def _grouped(
+    plain: str, bare: str, numbers: tuple[float, ...]
+) -> tuple[tuple[tuple[float, ...], ...], str | None] | None:
+    """Boxes or points whose numbers stand in brackets, or one without any. ``bare`` is ``plain`` without its words."""
     order = "yxyx" if "box_2d" in plain and "bbox_2d" not in plain else None
     points = "point" in plain.lower()
-    bare = _KNOWN.sub(" ", _NAMES.sub(" ", plain))
-    numbers = [float(number) for number in _NUMBER.findall(bare)]
-    if not _FILLING.fullmatch(_NUMBER.sub(" ", bare).rstrip(". ")):
-        raise Unreadable(f"neither a box nor a point: {shown(text)!r}")
     if len(numbers) in (2, 4) and not (points and len(numbers) == 4):
-        return (tuple(numbers),), order
+        return (numbers,), order
     groups = [tuple(map(float, _NUMBER.findall(group))) for group in _GROUP.findall(bare)]
     sizes = {len(group) for group in groups}
     if sum(map(len, groups)) != len(numbers):  # some stand outside all brackets

@@ -17,11 +17,15 @@ _TEX = re.compile(r"\\(?:text|textbf|textit|mathrm|textrm|mathbf|mathit|bf)\s*\{
 _BOLD = re.compile(r"\*\*[(（]?([A-Za-z])[)）]?[.:：]?\*\*[.:：]?(?=\s)")
 _TEX_SPACE = re.compile(r"\\[ ,;:!]|\\q?quad(?![a-z])|~")
 _WORDS = (
-    r"(?:(?:so |thus |hence |therefore,? )?(?:it is |it's |i (?:would )?(?:choose|pick|select) )?"
-    r"(?:(?:the |my )?(?:correct |right |best |final )?(?:options?|choices?|answers?|letters?|选项|选)"
+    r"(?:(?:so |thus |hence |therefore,? )?(?:it is |it's |i (?:would )?(?:choose|pick|select|go with) )?"
+    r"(?:(?:the |my )?(?:correct |right |best |final )?(?:options?|choices?|answers?|letters?|选项|选择?)"
     r"(?: is| are)? ?[:：]?)?)? ?"
 )
-_ALONE = re.compile(rf"{_WORDS}[(（\[{{]?([a-z])[)）\]}}]?\s*[.:：。,;!！]*", re.IGNORECASE)
+_SAYS_RIGHT = (
+    r"(?: (?:is|are) (?:(?:the )?(?:correct|right|best)(?: (?:answer|option|choice)s?)?|(?:the )?answers?)"
+    r"| ?(?:选项|项))?"
+)
+_ALONE = re.compile(rf"{_WORDS}[(（\[{{]?([a-z])[)）\]}}]?{_SAYS_RIGHT}\s*[.:：。,;!！]*", re.IGNORECASE)
 # "B. 12 cm", "(B) a cat", "B - 12 cm": a letter with a mark behind it, then the option's text.
 _WITH_TEXT = re.compile(
     rf"{_WORDS}(?:[(（\[]([a-z])[)）\]][.:：]?\s*|([a-z])[).:：、](?:\s+|(?=[^\x00-\x7f]))|(?-i:([A-Z]))(?:\s+[-–—]\s+|\s*\n\s*|\s+(?=\()))"
@@ -34,13 +38,27 @@ _OTHER_LETTER = re.compile(
     r"|(?:.*\s)?(?:[(（\[][A-Ha-h][)）\]](?=$|[\s,;.])|[A-Z][).:](?=\s)|(?:and|or)\s+[(（]?[A-Z][)）]?(?![\w'’]))",
     re.DOTALL,
 )
+# What follows a letter and says that it is not the answer: "(B) is wrong", "B - no, A".
+_DENIED = re.compile(
+    r"(?:(?:is|was|are)(?:n['’]t\b| (?:not|wrong|incorrect|false|impossible|never)\b)"
+    r"|(?:can(?:not|['’]t)|could not) be\b"
+    r"|no(?:,| wait\b|t (?:the|[A-Z])\b)|(?-i:wrong|incorrect)\W*$|不对|错)",
+    re.IGNORECASE,
+)
+_TURNS = re.compile(r"\b(?:wait|actually|hmm+|sorry|oops|correction|i meant)\b", re.IGNORECASE)
+# The letter beside its option's text, in any way.
+_LETTER_THEN = re.compile(r"[(（\[]?([A-Za-z])[)）\]]?(?:[ .:：=、)(-]+|\s+)(.*?)[)]?[.]?", re.DOTALL)
+_THEN_LETTER = re.compile(r"(.*\S)\s*[(（\[](?:option |choice )?([A-Za-z])[)）\]][.]?", re.DOTALL | re.IGNORECASE)
 _LETTER = r"[(（\[]?([A-Za-z])[)）\]]?"
-_DENIES = r"(?:not|rather than|instead of)(?: options?| choices?)? "
-_NOT_ANOTHER = re.compile(rf"{_WORDS}{_LETTER}[,;.]? (?:and )?{_DENIES}{_LETTER}[.!]*", re.IGNORECASE)
+_DENIES = r"(?:(?:not|rather than|instead of)(?: options?| choices?)? |[，,]?(?:而不是|不是|而非))"
+_NOT_ANOTHER = re.compile(rf"{_WORDS}{_LETTER}[,;.]? ?(?:and )?{_DENIES}{_LETTER}[.!。]*", re.IGNORECASE)
 _ANOTHER_BUT = re.compile(rf"{_WORDS}not {_LETTER},? but (?:rather )?{_LETTER}[.!]*", re.IGNORECASE)
 _PREFIX = re.compile(rf"{_WORDS}(?:both )?", re.IGNORECASE)
 _SEPARATOR = re.compile(r"\s*(?:,\s*and\b|[,，、;；/&+]|\band\b|和|与|及|\s)\s*")
+_SMALL = re.compile(r"[a-z](?:(?:\s*[,;、，]\s*(?:and\s+)?|\s+and\s+)[a-z])+")
+_BULLET = re.compile(r"^(?:[-*•]|[0-9]{1,2}[.)])\s+")
 _ONE_OF_SEVERAL = re.compile(r"[(（\[]?(?-i:([A-Z])|(?<=[(（])([a-z])(?=[)）]))[)）\]]?[.]?")
+_GLUED_OR_APART = re.compile(r"[A-Z]\s*[,;/&+、]?\s*[A-Z]")
 _GLUED = re.compile(r"[A-J]{2,10}")
 _QUOTES = str.maketrans("", "", "\"'`“”‘’")
 _FULL_WIDTH = {0xFF21 + i: letter for i, letter in enumerate(LETTERS)} | {
@@ -66,7 +84,9 @@ def read(text: str, options: Options) -> str:
     # By its text first: an option that reads "A" or "B." stands for what it says only if nothing else does.
     by_text = _by_text(stripped, options)
     plain = _TEX_SPACE.sub(" ", _TEX.sub(lambda match: match[1] or "", stripped)).translate(_FULL_WIDTH)
-    plain = _BOLD.sub(r"(\1)", plain).strip(" \t\n*_`\"'").replace("**", "")
+    plain = _BOLD.sub(r"(\1)", plain).strip(" \t\n*_`").replace("**", "")
+    if len(plain) > 2 and plain[0] in "\"'" and plain[-1] == plain[0]:
+        plain = plain[1:-1].strip()
     if alone := _ALONE.fullmatch(plain):
         return _within(alone[1].upper(), options)
     if by_text:
@@ -75,6 +95,8 @@ def read(text: str, options: Options) -> str:
         return _within(denied[1].upper(), options, other_than=denied[2])
     if denied := _ANOTHER_BUT.fullmatch(plain):
         return _within(denied[2].upper(), options, other_than=denied[1])
+    if both := _letter_and_its_text(plain, options):
+        return both
     if several := _several(plain, options):
         return several
     if found := _WITH_TEXT.fullmatch(plain):
@@ -82,8 +104,10 @@ def read(text: str, options: Options) -> str:
         meant = _by_text(rest, options)
         if meant and meant != letter:
             raise Unreadable(f"two choices at once, {letter} and the text of {meant}: {shown(text)!r}")
-        if not meant and (_OTHER_LETTER.match(rest) or HEDGE.match(rest)):
+        if not meant and (_OTHER_LETTER.match(rest) or HEDGE.match(rest) or _TURNS.search(rest)):
             raise Unreadable(f"more than one choice: {shown(text)!r}")
+        if not meant and _DENIED.match(rest):
+            raise Unreadable(f"a choice that is taken back: {shown(text)!r}")
         return _within(letter, options)
     raise Unreadable(f"not a choice: {shown(text)!r}")
 
@@ -96,20 +120,43 @@ def same(gold: str, answer: str, options: Options) -> Match:
     return Match(False, "choice: another letter" if len(gold) == 1 else "choice: other letters")
 
 
+def _letter_and_its_text(plain: str, options: Options) -> str | None:
+    """``B banana``, ``B = banana``, ``banana (B)``: the letter, where the rest is exactly that option's text."""
+    if not options.choices:
+        return None
+    prefix = _PREFIX.match(plain)
+    for pattern, letter_first in ((_LETTER_THEN, True), (_THEN_LETTER, False)):
+        found = pattern.fullmatch(plain, prefix.end() if prefix and letter_first else 0)
+        if found:
+            letter, rest = (found[1], found[2]) if letter_first else (found[2], found[1])
+            letter = letter.upper()
+            index = LETTERS.index(letter)
+            if index < len(options.choices) and _option_text(rest) == _option_text(options.choices[index]):
+                # "A C" may be two letters.
+                return (
+                    letter
+                    if _by_text(rest, options) in (letter, None) and not _GLUED_OR_APART.fullmatch(plain)
+                    else None
+                )
+    return None
+
+
 def _several(text: str, options: Options) -> str | None:
     """The letters of ``A, C``, ``AC``, ``A and C``, ``["A", "C"]`` or of lines that begin with one; None otherwise."""
     prefix = _PREFIX.match(text)
     plain = text[prefix.end() if prefix else 0 :].translate(_QUOTES).strip(" .。!")
     if plain[:1] + plain[-1:] in ("[]", "{}"):
         plain = plain[1:-1].strip()
+    lines = [_BULLET.sub("", line.strip(), count=1) for line in plain.splitlines() if line.strip()]
     if _GLUED.fullmatch(plain):
         letters = list(plain)
-    elif lines := [line for line in plain.splitlines() if line.strip()][1:] and [
-        _WITH_TEXT.fullmatch(line.strip()) for line in plain.splitlines() if line.strip()
-    ]:
-        if not all(lines):
+    elif _SMALL.fullmatch(plain):
+        letters = re.findall(r"\b[a-z]\b", plain.upper(), re.IGNORECASE)
+    elif len(lines) > 1:
+        found = [_ONE_OF_SEVERAL.fullmatch(line) or _WITH_TEXT.fullmatch(line) for line in lines]
+        if not all(found):
             return None
-        letters = [(line[1] or line[2] or line[3]).upper() for line in lines if line]
+        letters = [next(group for group in line.groups()[:3] if group).upper() for line in found if line]
     else:
         parts = [_ONE_OF_SEVERAL.fullmatch(part) for part in _SEPARATOR.split(plain[:200]) if part]
         if len(parts) < 2 or len(plain) > 200 or not all(parts):

@@ -1,13 +1,13 @@
 """Kind ``date``: calendar dates, times of day, or both, equal if they say the same, however they are written.
 
 Nothing is filled in or guessed, as general parsers of dates do: ``January 2`` is no date of this year, ``3:45`` no
-afternoon. ``12/06/2024``, of which nobody knows the month, equals only what can be read in the same two ways.
+afternoon. ``12/06/2024``, of which nobody knows the month, equals only what has the same two numbers in this order.
 """
 
 import calendar
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date as calendar_date
 from typing import Literal
 
@@ -30,7 +30,8 @@ _DATES = [
         rf"(?P<one>[0-9]{{1,2}})(?P<mark>[-/.]) ?(?P<other>[0-9]{{1,2}})(?P=mark) ?{_YEAR}",
         rf"{_MONTH} {_DAY}(?:,? {_YEAR})?",
         rf"(?:the )?{_DAY}(?: of)?[ -]{_MONTH}(?:,?[ -]{_YEAR})?",
-        rf"{_MONTH},? {_YEAR}",
+        rf"{_MONTH}(?:,| of)? {_YEAR}",
+        rf"(?P<month>[0-9]{{1,2}})/{_YEAR}",
         rf"{_YEAR},? {_MONTH}(?: {_DAY})?",
         r"(?:(?P<year>[0-9]{4}) ?年 ?)?(?P<month>[0-9]{1,2}) ?月(?: ?(?P<day>[0-9]{1,2}) ?[日号])?",
         rf"{_YEAR} ?年?",
@@ -47,6 +48,11 @@ _CLOCK = re.compile(r"(?P<hour>[0-9]{1,2}) ?o['’]clock(?: ?(?P<half>[ap])\.? ?
 _CHINESE = re.compile(
     r"(?P<part>上午|早上|凌晨|下午|晚上)? ?(?P<hour>[0-9]{1,2}) ?[点时](?: ?(?P<minute>[0-9]{1,2}) ?分|(?P<o>整))?"
 )
+_AFTERNOON = re.compile(
+    r"(?P<part>上午|早上|凌晨|下午|晚上) ?(?P<hour>[0-9]{1,2}) ?: ?(?P<minute>[0-9]{2})(?: ?: ?(?P<second>[0-9]{2}))?"
+)
+_TIMES = (_TIME, _HOUR, _CLOCK, _CHINESE, _AFTERNOON)
+_SAID = re.compile(r"(?:on|(?:the )?(?:date|time)(?: is|:)) ", re.IGNORECASE)
 _NAMED = {"noon": (12, 0), "12 noon": (12, 0), "midnight": (0, 0), "12 midnight": (0, 0)}
 _WEEKDAY = re.compile(rf"(?P<weekday>{_DAY_NAMES})\.?,? (?=[0-9a-z])", re.IGNORECASE)
 _JOINTS = re.compile(r"(?<=[0-9])T(?=[0-9])|,? at |, | ")
@@ -57,6 +63,7 @@ class Moment:
     """Only what was written; ``day`` and ``month`` in all readings that are dates. ``zone`` in minutes from UTC."""
 
     days: frozenset[tuple[int | None, int | None, int | None]] = frozenset()  # (year, month, day)
+    first: tuple[int | None, int | None, int | None] | None = None  # of two readings that with the month first
     weekday: int | None = None
     time: tuple[int, int, int] | None = None
     zone: int | None = None
@@ -80,7 +87,20 @@ def read(text: str, options: Options) -> Moment:
 
 
 def same(gold: Moment, answer: Moment, options: Options) -> Match:
-    return Match(gold == answer, "date: the same" if gold == answer else "date: different")
+    right = gold == answer or (_instant(gold) or gold) == _instant(answer)
+    return Match(right, "date: the same" if right else "date: different")
+
+
+def _instant(moment: Moment) -> int | None:
+    """Its seconds in UTC; None where more than one is meant."""
+    if moment.time is None or moment.zone is None or len(moment.days) != 1:
+        return None
+    ((year, month, day),) = moment.days
+    if year is None or month is None or day is None:
+        return None
+    hour, minute, second = moment.time
+    ordinal = calendar_date(year, month, day).toordinal()
+    return ((ordinal * 24 + hour) * 60 + minute - moment.zone) * 60 + second
 
 
 @functools.lru_cache(maxsize=4096)
@@ -91,6 +111,7 @@ def parse_moment(text: str) -> Moment | None:
     line = plain(text)
     if line is None:
         return None
+    line = _SAID.sub("", line, count=1) if _SAID.match(line) else line
     if (clock := _time(line)) or (clock := _time(line.removeprefix("at "))):
         return Moment(time=clock[0], zone=clock[1])
     if found := _date(line):
@@ -99,8 +120,8 @@ def parse_moment(text: str) -> Moment | None:
     for joint in _JOINTS.finditer(line):
         before, after = line[: joint.start()], line[joint.end() :]
         for day, time in ((before, after), (after, before)):
-            if (clock := _time(time)) and (found := _date(day.removeprefix("on "))):
-                return Moment(found.days, found.weekday, clock[0], clock[1])
+            if (clock := _time(time, offset=joint[0] == "T")) and (found := _date(day.removeprefix("on "))):
+                return replace(found, time=clock[0], zone=clock[1])
     return None
 
 
@@ -129,10 +150,14 @@ def _date(text: str) -> Moment | None:
     days = frozenset(reading for reading in readings if _exists(*reading))
     if not days or (weekday is not None and not parts.get("day") and not parts.get("one")):
         return None
-    if weekday is None or year is None:
-        return Moment(days, weekday)
-    days = frozenset((y, m, d) for y, m, d in days if calendar_date(y or 1, m or 1, d or 1).weekday() == weekday)
-    return Moment(days) if days else None
+    if weekday is not None and year is not None:
+        days = frozenset((y, m, d) for y, m, d in days if calendar_date(y or 1, m or 1, d or 1).weekday() == weekday)
+        weekday = None
+    if not days:
+        return None
+    # 12/06 is no 06/12, though both have the same two readings.
+    first = (year, int(match["one"]), int(match["other"])) if len(days) > 1 else None
+    return Moment(days, first, weekday)
 
 
 def _exists(year: int | None, month: int | None, day: int | None) -> bool:
@@ -143,10 +168,12 @@ def _exists(year: int | None, month: int | None, day: int | None) -> bool:
     return True
 
 
-def _time(text: str) -> tuple[tuple[int, int, int], int | None] | None:
+def _time(text: str, offset: bool = False) -> tuple[tuple[int, int, int], int | None] | None:
     if named := _NAMED.get(text.lower()):
         return (*named, 0), None
-    match = next((m for pattern in (_TIME, _HOUR, _CLOCK, _CHINESE) if (m := pattern.fullmatch(text))), None)
+    match = next(
+        (m for pattern in (_TIME, _HOUR, _CLOCK, _CHINESE, _AFTERNOON) if (m := pattern.fullmatch(text))), None
+    )
     if match is None:
         return None
     parts = match.groupdict()
@@ -161,6 +188,9 @@ def _time(text: str) -> tuple[tuple[int, int, int], int | None] | None:
     if hour > 23 or minute > 59 or second > 59:
         return None
     zone = parts.get("zone")
+    # 12:30-13:45 are two times, but for what stands behind the T of ISO 8601.
+    if zone and zone[0] == "-" and not offset and not parts.get("second"):
+        return None
     return (hour, minute, second), None if zone is None else _minutes(zone.lower())
 
 

@@ -7,7 +7,7 @@ compared as it is written: it is right where it is the same, but for spacing and
 import functools
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -21,8 +21,8 @@ from prism.services.grader.kinds import arithmetic, number
 from prism.services.grader.kinds.cost import too_costly
 from prism.services.grader.kinds.formulas import find, tex
 from prism.services.grader.kinds.formulas.equal import Terms, equal
-from prism.services.grader.kinds.formulas.reader import NotWhole, read_formula
-from prism.services.grader.kinds.spelling.units import PI
+from prism.services.grader.kinds.formulas.reader import Both, Either, Listed, NotWhole, read_formula
+from prism.services.grader.kinds.spelling.units import PI, parse_unit
 from prism.services.grader.kinds.text import REPLACEMENT
 from prism.services.grader.verdict import GoldUnreadable, Match, Options, Unreadable, shown
 
@@ -31,6 +31,7 @@ MAX_FORMULA_CHARS = 4096
 MAX_NESTING = 40  # reading takes time that grows much faster than the depth
 _PLAIN = (ExprExtractionConfig(),)
 _NO_UNIT = number.Quantity(1)
+_DEGREE, _RADIAN = (number.Quantity(1, parse_unit(name)[0]) for name in ("°", "rad"))
 
 arithmetic.install()
 # It says at each start that its timeouts are off; they are meant to be.
@@ -44,7 +45,15 @@ _COMMA_DECIMAL = re.compile(r"-?0,\d+")
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[ '-](?=[^\W\d_]))*")
 _WRITTEN = re.compile(r"[\w\\]")
 _SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|(?<!\\)\\[,;:! ]|\$")
-_NEEDLESS = re.compile(r"\s+(?!\w)|(?<!\w)\s+")
+# 3e - 4 is not 3e-4.
+_NEEDLESS = re.compile(r"(?<!\d[eE])\s+(?!\w)|(?<!\w)(?<!\d[eE][+-])\s+")
+_FONT = re.compile(r"\\(?:text|math)(?:rm|bf|it|up|normal)?\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_INDEX = re.compile(r"_\{(\w)\}")
+_EMPHASIS = re.compile(r"\s*(\*|__?)(?=\S)([^*_]+)(?<=\S)\1\.?\s*")
+_SET = re.compile(r"\{(?!\d{1,3}(?:,\d{3})+\})((?:[^{}]|\{[^{}]*\})*)\}")
+_JOINT = re.compile(r"(?<![a-zA-Z])(and|or)(?![a-zA-Z])")
+_SHORT_WORDS = frozenset(["yes", "no", "dne"])
+_VOWEL = re.compile("[aeiouy]|[^\x00-\x7f]", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,10 @@ def _read(text: str, notation: str) -> Parsed:
     if notation == "plain":
         return Parsed(_plain_number(text))
     text = tex.from_unicode(text)
+    text = emphasised[2] if (emphasised := _EMPHASIS.fullmatch(text)) else text.strip()
+    # In TeX the braces of {1, 2} would only group.
+    if (braces := _SET.fullmatch(text)) and "," in re.sub(r"[({\[].*[)}\]]", "", braces[1]):
+        text = rf"\{{{braces[1]}\}}"
     if (box := find.boxed(text)) is not None:
         formula = _formula(box)
         last = last_boxed(text) if formula.is_list and text.count("box") > 1 else None
@@ -149,7 +162,7 @@ def _formula(source: str) -> Formula:
     words = tex.quoted(source)
     if words is not None and not re.fullmatch(r"[-\d.,/ ]+|[a-zA-Z]", words):
         return Formula(None, written, _folded(words), quoted=True)
-    if (bare := source.rstrip(".").strip("$")) and _WORDS.fullmatch(bare) and (" " in bare or len(bare) > 3):
+    if (bare := source.rstrip(".").strip("$")) and _is_words(bare):
         return Formula(None, written, _folded(bare))
     bare_formula, unit = tex.split_unit(source if words is None else words)
     try:
@@ -164,10 +177,16 @@ def _formula(source: str) -> Formula:
         raise Unreadable(f"too large to compute with ({reason}): {shown(source)!r}")
     if not _meaningful(value):
         return Formula(None, written)
-    letters = _folded(source) if source.isalpha() else words and _folded(words)
+    letters = _folded(source) if source.strip("()").isalpha() else words and _folded(words)
     one = _DECIMAL_PLACES.fullmatch(bare_formula.strip().strip("$"))
     decimal = bool(_DECIMAL.search(bare_formula))
     return Formula(value, written, letters, words is not None, unit, decimal, len(one[1]) if one else None)
+
+
+def _is_words(text: str) -> bool:
+    if not _WORDS.fullmatch(text) or text.casefold() == "infinity":
+        return False
+    return " " in text or (len(text) > 3 and bool(_VOWEL.search(text)))
 
 
 def _value(formula: str) -> Any:
@@ -179,6 +198,9 @@ def _value(formula: str) -> Any:
     value = read_formula(tex.plain(text))
     if isinstance(value, bool) or not isinstance(value, Basic | MatrixBase):
         raise NotWhole("it is neither a value nor a relation")
+    joints = set(_JOINT.findall(text))
+    if isinstance(value, Listed) and len(joints) == 1:
+        return (Either if "or" in joints else Both)(*value)
     return value
 
 
@@ -201,10 +223,14 @@ def same(gold: Parsed, answer: Parsed, options: Options) -> Match:
     if one.written == other.written and not (one.quoted and not other.quoted):
         return Match(True, "math: the same formula")
     if one.words and other.words:
-        if one.words == other.words or (one.words.strip("()") == other.words.strip("()")):
+        # mgh and MGH are products of other letters.
+        letters = not (one.quoted or other.quoted or None in (one.value, other.value) or one.words in _SHORT_WORDS)
+        if one.words == other.words and not letters:
             return Match(True, "math: the same words")
         if one.value is None or other.value is None:
             return Match(False, "math: other words")
+    if None in (one.value, other.value) and _upright(one.written) == _upright(other.written):
+        return Match(True, "math: the same formula")
     if one.quoted and not other.quoted and one.value is not None and one.value.is_number:
         return Match(False, "math: the gold answer is a text")
     if other.value is None:
@@ -221,6 +247,7 @@ def same(gold: Parsed, answer: Parsed, options: Options) -> Match:
 
 
 def _same_values(gold: Formula, answer: Formula, options: Options) -> Match:
+    gold, answer = _with_unit_of(gold, answer), _with_unit_of(answer, gold)
     value = answer.value
     if gold.unit != answer.unit:
         units = number.comparable(gold.unit or _NO_UNIT, answer.unit or _NO_UNIT, options.units == "strict")
@@ -236,6 +263,21 @@ def _same_values(gold: Formula, answer: Formula, options: Options) -> Match:
     )
     right = equal(gold.value, value, terms)
     return Match(right, "math: equal" if right else "math: different")
+
+
+def _with_unit_of(formula: Formula, other: Formula) -> Formula:
+    """``formula`` with the unit that it has if ``other``'s is one: 5 m/s^2 could be a product, π/2 any number."""
+    if formula.unit is not None or other.unit is None or not isinstance(formula.value, sympy.Expr):
+        return formula
+    if not formula.value.free_symbols:
+        angle = other.unit.unit == _DEGREE.unit and formula.value.has(sympy.pi)
+        return replace(formula, unit=_RADIAN) if angle else formula
+    quantity = number.parse_quantity(formula.written)
+    if quantity is None or quantity.noun or quantity.unit.dimension != other.unit.unit.dimension:
+        return formula
+    if "pi" in formula.written:
+        return formula
+    return replace(formula, value=sympy.Rational(quantity.value), unit=number.Quantity(1, quantity.unit))
 
 
 def _times(value: Any, factor: Fraction) -> Any:
@@ -254,6 +296,14 @@ def _times(value: Any, factor: Fraction) -> Any:
             return value * sympy.sympify(exact)
         case _:
             return None
+
+
+def _upright(written: str) -> str:
+    """A formula as written, but for fonts: what is no mathematics, H₂O, is set in many."""
+    before = ""
+    while before != written:
+        before, written = written, _FONT.sub(r"\1", written)
+    return _INDEX.sub(r"_\1", written)
 
 
 def _folded(words: str) -> str:

@@ -16,6 +16,10 @@ _SPACES = re.compile(r"[^\S\n]+")
 # Spaces are single by then: runs of them would take these quadratic time.
 _LABEL = re.compile(r"\s?(?:\((?P<a>[0-9]{1,2})\)|(?P<b>[0-9]{1,2})[.)](?=\s)|(?P<c>[①-⑨]))\s?(?=\S)")
 _BULLET = re.compile(r"\s?[-*•]\s(?=\S)")
+# One digit or letter: more parts than nine are not numbered in one line.
+_INLINE = re.compile(r"(?:^| ?(?=[①-⑨])| )(?:(?=\(?[1-9a-h]\)|[①-⑨])\(?(?P<mark>[1-9a-h①-⑨])\)?) ?(?=\S)")
+_LETTER = re.compile(r"\s?\(?(?P<mark>[a-h])\) ?(?=\S)")
+_BOTH_SIGNS = re.compile(r"\s?(?:±|\\pm(?![a-zA-Z])) ?(?=[0-9\\(])")
 _AND = re.compile(r",? and | & |和|与", re.IGNORECASE)
 # "x = 1 or x = 2" are two solutions, "A or B" is a doubt.
 _OR = re.compile(r",? or (?=[^\W\d]\w{0,3} ?=)", re.IGNORECASE)
@@ -91,11 +95,13 @@ def _split(text: str) -> Parts:
     if any(mark in text for mark in "\n;；"):
         pieces = _top_level(text, set("\n;；"))
     else:
-        hidden = _THOUSANDS.sub("\ue000", text) if ", " in text or "，" in text else text
+        hidden = _THOUSANDS.sub("\ue000", text) if ", " in text or "，" in text or _AND.search(text) else text
         pieces = [
             part.replace("\ue000", ",") for piece in _top_level(hidden, set(",，、")) for part in _AND.split(piece)
         ]
     pieces = [part for piece in pieces for part in _OR.split(piece) if part.strip()]
+    pieces = _in_one_line(pieces[0]) if len(pieces) == 1 else _lettered(pieces)
+    pieces = [part for piece in pieces for part in _both_signs(piece)]
     # One dash alone is a minus.
     if all(map(_BULLET.match, pieces)):
         pieces = [_BULLET.sub("", piece, count=1) for piece in pieces]
@@ -105,6 +111,34 @@ def _split(text: str) -> Parts:
     if None not in numbers and len(set(numbers)) == len(numbers) > 1:
         parts.labels = tuple(number for number in numbers if number is not None)
     return parts
+
+
+def _in_one_line(text: str) -> list[str]:
+    """(1) 5 (2) 7, a) 5 b) 7 or ①5 ②7 at their labels, where these count up from the first."""
+    labels = list(_INLINE.finditer(text))
+    if len(labels) < 2 or labels[0].start() != 0 or labels[0]["mark"] not in ("1", "a", "①"):
+        return [text]
+    first = ord(labels[0]["mark"])
+    if [label["mark"] for label in labels] != [chr(first + index) for index in range(len(labels))]:
+        return [text]
+    ends = [*(label.start() for label in labels[1:]), len(text)]
+    parts = [text[label.end() : end].strip(" ,") for label, end in zip(labels, ends, strict=True)]
+    return [f"({number}) {part}" for number, part in enumerate(parts, 1)] if all(parts) else [text]
+
+
+def _lettered(pieces: list[str]) -> list[str]:
+    """Pieces that letters count, a) 3, b) 4, with numbers instead."""
+    labels = [_LETTER.match(piece) for piece in pieces]
+    letters = "".join(label["mark"] for label in labels if label)
+    if not letters or letters != "abcdefgh"[: len(pieces)]:
+        return pieces
+    return [f"({number}) {_LETTER.sub('', piece, count=1)}" for number, piece in enumerate(pieces, 1)]
+
+
+def _both_signs(piece: str) -> list[str]:
+    """±1 are 1 and -1."""
+    signs = _BOTH_SIGNS.match(piece)
+    return [f"{sign}{piece[signs.end() :]}" for sign in ("", "-")] if signs else [piece]
 
 
 def _number(label: re.Match[str] | None) -> int | None:

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from prism.services.grader.kinds.spelling.cardinals import in_digits
+from prism.services.grader.kinds.spelling.compound import add_units
 from prism.services.grader.kinds.spelling.notation import plain
 from prism.services.grader.kinds.spelling.units import NONE, PERCENT, PI, Unit, is_word, parse_unit
 from prism.services.grader.kinds.spelling.words import is_adjective, is_noun, multiplier, same_nouns, split_cjk
@@ -88,6 +90,8 @@ def same(gold: Quantity, answer: Quantity, options: Options) -> Match:
 
 def comparable(gold: Quantity, answer: Quantity, strict: bool) -> list[Pair] | str:
     """The values of gold answer and answer in one unit, in each way that they may be meant; or why there is none."""
+    if gold.unit is answer.unit and gold.noun == answer.noun:  # most often both have none
+        return [(gold.value, answer.value)]
     if gold.noun != answer.noun:
         one_sided = not (gold.noun and answer.noun)
         if strict or (not one_sided and not same_nouns(gold.noun, answer.noun)):
@@ -147,12 +151,14 @@ def parse_quantity(text: str) -> Quantity | None:
         name = "" if _WORD.fullmatch(assigned["name"]) else assigned["name"].replace(" ", "")
         line = line[assigned.end() :]
     line = line[about.end() :] if (about := _ABOUT.match(line)) else line
+    if line[:1].isalpha():
+        line = in_digits(line)
     if line[:1] == "(" and line[-1:] == ")" and line.count("(") == 1:
         line = line[1:-1].strip()
     match = _NUMBER.match(line)
     value = _value(match) if match else None
     if match is None or value is None:
-        return None
+        return _in_several_units(line, name)
     if (match["sign"] == "-") != (match["inner"] == "-"):
         value = -value
     rest = _IN_TOTAL.sub("", line[match.end() :])
@@ -165,9 +171,15 @@ def parse_quantity(text: str) -> Quantity | None:
         quantity = _followed(value, match["currency"] or "", rest, symbolic, tex)
     if quantity and quantity.symbolic and assigned and not pi:  # n = 3k
         return None
-    if quantity and name:
-        return replace(quantity, name=name)
-    return quantity
+    if quantity is None:
+        return _in_several_units(line, name)
+    return replace(quantity, name=name) if name else quantity
+
+
+def _in_several_units(line: str, name: str) -> Quantity | None:
+    """5 ft 3 in."""
+    added = add_units(line)
+    return Quantity(added[0], added[1], name=name) if added else None
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

@@ -13,8 +13,10 @@ from prism.config import LIMITS_FILE, LimitedSettings, load_config
 from prism.errors import ConfigError
 from prism.settings import load_settings
 from prism.stack.local import Stack
+from prism.trainer.run.pipeline import is_prepared
 
 LOOKING = {name for name, kinds in SETTINGS.items() if any(issubclass(kind, LimitedSettings) for kind in kinds)}
+LONGEST = ["stack.max_model_len=300"]
 LIMITS = ["limits.max_images=3", "limits.max_image_pixels=5000", "limits.min_pixels=1024", "limits.max_pixels=4096"]
 
 
@@ -47,7 +49,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings of a service as compose gives them, of a run that was prepared with other limits than usual."""
     (tmp_path / "config.json").touch()
     monkeypatch.setattr("prism.trainer.run.pipeline._run_script", lambda *_: None)
-    overrides = [f"--set={text}" for text in (f"runs_dir={json.dumps(str(tmp_path))}", *LIMITS)]
+    overrides = [f"--set={text}" for text in (f"runs_dir={json.dumps(str(tmp_path))}", *LIMITS, *LONGEST)]
     assert CliRunner().invoke(cli.app, ["prepare", "configs/demo.toml", *overrides]).exit_code == 0
     folders = dict.fromkeys(("model", "weights_root", "state_dir"), tmp_path)
     tokens = {"token": "data-token-0123456789", "admin_token": "admin-token-0123456789"}
@@ -66,6 +68,20 @@ def test_one_setting_rules_every_part(name: str, service: dict[str, Any], monkey
         load_settings(kind, **service)
 
 
+@pytest.mark.parametrize("name", sorted(LOOKING))
+def test_a_runs_longest_text_is_everyones(name: str, service: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    (kind,) = SETTINGS[name]
+    settings: Any = load_settings(kind, **service)
+    assert settings.max_model_len == 300
+    monkeypatch.setenv("PRISM_MAX_MODEL_LEN", "256")
+    with pytest.raises(ConfigError, match=r"PRISM_MAX_MODEL_LEN: 256 here, 300 in .*: set stack.max_model_len in"):
+        load_settings(kind, **service)
+    config = load_config(Path("configs/demo.toml"), [f"runs_dir={json.dumps(str(service['weights_root']))}", *LIMITS])
+    assert not is_prepared(config), "of another length"
+    with pytest.raises(ConfigError, match=r"policy_options.max_model_len: set stack.max_model_len instead"):
+        load_config(Path("configs/demo.toml"), ['stack.policy_options={max_model_len="512"}'])
+
+
 def test_experts_take_a_request_of_one_item_whatever_its_images(service: dict[str, Any]) -> None:
     (kind,) = SETTINGS["perception"]
     settings: Any = load_settings(kind, **service | {"run_limits": None, "max_images": 100})
@@ -80,8 +96,9 @@ def test_limits_that_nobody_wrote_are_named(service: dict[str, Any]) -> None:
 
 def test_services_of_this_machine_get_the_same(tmp_path: Path) -> None:
     config = load_config(Path("configs/demo.toml"), [f"runs_dir={json.dumps(str(tmp_path))}", *LIMITS])
-    expected = config.limits.environment()
-    assert {"PRISM_MIN_PIXELS", "PRISM_MAX_PIXELS", "PRISM_MAX_IMAGES", "PRISM_MAX_IMAGE_PIXELS"} <= expected.keys()
+    expected = config.run_limits.environment()
+    limits = {"PRISM_MIN_PIXELS", "PRISM_MAX_PIXELS", "PRISM_MAX_IMAGES", "PRISM_MAX_IMAGE_PIXELS"}
+    assert limits | {"PRISM_MAX_MODEL_LEN"} <= expected.keys()
     for started in Stack(config, tmp_path, console=None).services:  # pyright: ignore[reportArgumentType]
         if started.name in LOOKING:
             assert expected.items() <= started.environment.items()

@@ -53,7 +53,7 @@ def test_what_cannot_be_graded_has_a_status_and_no_number(own: Grading) -> None:
         {"response": "\\boxed{7}", "gold": 7},
         {"response": "\\boxed{7}", "gold": np.array(["8", "7"]), "kind": None},
         {"response": "\\boxed{8}", "gold": "7"},
-        {"response": "\\boxed{7}", "gold": "seven"},
+        {"response": "\\boxed{7}", "gold": "several"},
         {"response": "\\boxed{7}"},
         {"response": "\\boxed{7}", "gold": "7", "kind": "essay"},
         {"response": "x" * 100_000, "gold": "7"},
@@ -114,7 +114,7 @@ def test_trl_gets_none_for_what_has_no_verdict(own: Grading) -> None:
         prompts=[[{"role": "user", "content": "2 + 5?"}]] * 4,
         completions=[BOXED, "\\boxed{7}", BOXED, []],
         completion_ids=[[1, 2]] * 4,
-        answer=["7", "8", "seven", "7"],
+        answer=["7", "8", "several", "7"],
         type=["number", "auto", "number", None],
         trainer_state=None,
         log_extra=extras.__setitem__,
@@ -162,8 +162,8 @@ def test_verl_gets_a_score_or_an_error(own: Grading) -> None:
     choice = {"prism": {"kind": "choice", "options": {"choices": ["6", "7"]}}}
     assert ask("\\boxed{B}", "7", choice)["score"] == 1.0
     assert ask("7", "7", rules={"format": "ignored", "extract": ["whole"]}, reward_router_address="a:1")["score"] == 1.0
-    with pytest.raises(NotJudgedError, match=r"gsm8k.*'seven'.*unparseable_gold"):
-        ask("\\boxed{7}", "seven", kind="number")
+    with pytest.raises(NotJudgedError, match=r"gsm8k.*'several'.*unparseable_gold"):
+        ask("\\boxed{7}", "several", kind="number")
 
 
 def test_trls_trainer_learns_from_it(own: Grading, tiny_model: Path, tmp_path: Path) -> None:

@@ -41,8 +41,7 @@ class Service:
 def connect() -> Callable[..., Any]:
     def make(kind: type[ServiceClient], service: Handler, patience: float = 30) -> Any:
         http = httpx.AsyncClient(transport=httpx.MockTransport(service))
-        more = (5,) if kind is PolicyClient else ()  # seconds of silence
-        return kind(http, "http://service/", "the-token", patience, *more)
+        return kind(http, "http://service/", "the-token", patience, 5)
 
     return make
 

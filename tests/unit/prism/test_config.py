@@ -15,6 +15,7 @@ from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, as_toml,
 from prism.errors import ConfigError
 from prism.services.experts import settings as of_experts
 from prism.services.grader import settings as of_grader
+from prism.services.grader.protocol import GradeRules
 from prism.services.policy import settings as of_policy
 from prism.services.rollouts import settings as of_rollouts
 from prism.trainer.run import compare, launch
@@ -134,6 +135,9 @@ def test_the_demo_loads() -> None:
         ("stages.game.kl_coef=0.1", "stages.game.kl_coef: is not a known key"),  # alignment has none
         ("stages.first.optimizer.max_skipped=0", "stages.first.optimizer.max_skipped: "),
         ("stages.rl.overlong_buffer=65", "stages.rl.overlong_buffer: 65 is more than rollouts.max_tokens = 64"),
+        ("grader.unparseable=zero", "grader.unparseable: "),
+        ('grader.extract=["magic"]', "grader.extract.0: Input should be answer, boxed"),
+        ('grader.extract=["boxed", "pattern:("]', "grader.extract.1: the pattern is none of RE2's: missing ): ("),
         ("stages.rl.rollouts.max_tokens=128", "stages.rl.rollouts.max_tokens: 128 leaves no room"),
     ],
 )
@@ -161,6 +165,14 @@ def test_an_unknown_key_is_refused_with_the_nearest_that_may_stand_there(file: P
         load_config(file, [override])
     assert str(refused.value).startswith(f"{file}: {meant}")
     assert ("did you mean" in str(refused.value)) == ("did you mean" in meant)
+
+
+def test_rules_that_are_the_graders_own_are_not_sent(file: Path) -> None:
+    assert load_config(file).grader.rules_json() == ""
+    own = load_config(file, ["grader.unparseable=masked", 'grader.extract=["pattern:A: (.+)"]']).grader
+    sent = GradeRules.model_validate_json(own.rules_json())
+    assert (sent.unparseable, sent.extract, sent.format) == ("masked", ["pattern:A: (.+)"], "required")
+    assert GradeRules.model_validate_json(own.rules_json(held_out=True)).unparseable == "wrong"
 
 
 def models() -> list[type[BaseModel]]:

@@ -59,6 +59,9 @@ BAD = {
         {"id": "b", "messages": [*GOOD["messages"], {"role": "assistant", "content": [{"type": "text", "text": 7}]}]},
         "must consist of text parts",
     ),
+    "unknown option": (GOOD | {"id": "b", "options": {"rel_tl": 0.1}}, "options: rel_tl: is not a known key"),
+    "option out of range": (GOOD | {"id": "b", "options": {"rel_tol": 2}}, "options: rel_tol: Input should be less"),
+    "options are a list": (GOOD | {"id": "b", "options": [1]}, "options: "),
     "unknown kind": (GOOD | {"id": "b", "kind": "essay"}, "kind: "),
     "lone surrogate": ('{"id": "\\ud800", "messages": [{"role": "user", "content": "x"}]}', "surrogates not"),
     "surrogate in text": ('{"id": "b", "messages": [{"role": "user", "content": "\\udfff"}]}', "surrogates not"),
@@ -210,6 +213,24 @@ def test_a_row_travels_with_its_images_by_content(tmp_path: Path) -> None:
         "",
         {"level": 3},
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({"rel_tol": 0.02, "units": "strict"}, {"rel_tol": 0.02, "units": "strict"}),
+        ({"choices": ["12 cm", 7], "image_size": None}, {"choices": ["12 cm", "7"]}),
+        ({"image_size": [640, 480], "box_scale": "0-1000"}, {"image_size": [640.0, 480.0], "box_scale": "0-1000"}),
+        (None, None),
+        ({}, None),
+    ],
+)
+def test_a_row_travels_with_how_its_answer_is_compared(
+    tmp_path: Path, options: dict[str, Any] | None, sent: dict[str, Any] | None
+) -> None:
+    data = read_rows(write(tmp_path, GOOD | {"options": options}), "fail")
+    prompt = to_prompt(data.rows[0], data, BlobStore(str(tmp_path / "blobs")))
+    assert (json.loads(prompt.options_json) if prompt.options_json else None) == sent
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])

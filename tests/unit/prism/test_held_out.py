@@ -13,7 +13,7 @@ from policy_events import policy_answer
 from rich.console import Console
 
 from prism.clients import rollout
-from prism.config import RunConfig, load_config
+from prism.config import GraderConfig, RunConfig, load_config
 from prism.errors import DataError, ServiceError
 from prism.evaluation.held_out import evaluate, print_figures, refuse_bad_rows
 
@@ -113,6 +113,26 @@ def test_nothing_is_said_where_nothing_is_left_out(config: RunConfig, served: Ca
     figures = evaluate(config, "sft", "sft", 3)
     assert (figures["unasked"], figures["skipped_rows"]) == (0, 0)
     assert "held-out rows" not in said(figures)
+
+
+def test_rows_are_asked_with_their_options_and_unreadable_answers_stay_wrong(
+    config: RunConfig, served: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    usual = judged
+
+    def listen(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "grader":
+            asked.append(json.loads(request.content))
+        return usual(request)
+
+    monkeypatch.setitem(globals(), "judged", listen)
+    served(refusing(400))
+    own = GraderConfig(unparseable="masked", extract=["tag:final"])
+    write(config, {"options": {"rel_tol": 0.1}})
+    evaluate(config.model_copy(update={"grader": own}), "sft", "sft", 3)
+    [body] = asked
+    assert (body["items"][0]["options"], body["rules"]) == ({"rel_tol": 0.1}, {"extract": ["tag:final"]})
 
 
 def test_a_file_of_which_nothing_can_be_asked_has_no_figures(

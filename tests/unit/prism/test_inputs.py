@@ -1,6 +1,7 @@
 """The one path to model inputs: what it builds is what the stock processor builds, whoever wrote the text."""
 
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,24 @@ def test_threads_do_not_disturb_each_other(inputs: InputBuilder) -> None:
         assert all(ids == expected for ids in threads.map(build, range(2000)))
 
 
+def test_other_threads_run_while_a_text_is_tokenised(inputs: InputBuilder) -> None:
+    ticks, ended, begun = list[int](), threading.Event(), threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(0.001):
+            ticks.append(1)
+            begun.set()
+
+    with ThreadPoolExecutor(1) as other:
+        other.submit(tick)
+        assert begun.wait(30)
+        before = len(ticks)
+        inputs.text_ids("a word " * 40_000)
+        during = len(ticks) - before
+        ended.set()
+    assert during > 50  # where they do not, a dozen
+
+
 def test_an_example_with_another_response_keeps_the_prompt_alone(inputs: InputBuilder) -> None:
     prompt = inputs.prompt([user("?")], [])
     first = inputs.with_text(prompt, "one")
@@ -249,4 +268,16 @@ def test_the_least_is_reached_and_is_worth_asking_for(inputs: InputBuilder) -> N
 @pytest.mark.parametrize("size", [(64, 64), (97, 31), (300, 200)])
 def test_the_memory_of_an_image_is_known_before_it_is_decoded(inputs: InputBuilder, size: tuple[int, int]) -> None:
     values, _ = inputs.images([picture(*size)])
-    assert inputs.image_bytes(*size) == values.nbytes
+    assert inputs.image_tokens(*size) * inputs.image_token_bytes == values.nbytes
+
+
+@pytest.mark.parametrize("bounds", [None, (2**16, 2**24), (4 * 32 * 32, 9 * 32 * 32)])
+def test_the_most_tokens_of_an_image_hold_for_every_shape(tiny_model: Path, bounds: tuple[int, int] | None) -> None:
+    inputs = InputBuilder(tiny_model, bounds)
+    for pixels in (1, 100, 5_000, 70_000, 2**20, 2**24):
+        most = inputs.most_image_tokens(pixels)
+        for ratio in (1, 1.3, 2, 7, 40, 199):
+            short = max(1, int((pixels / ratio) ** 0.5))
+            long = min(200 * short, pixels // short)
+            assert inputs.image_tokens(long, short) <= most
+            assert inputs.image_tokens(short, long) <= most

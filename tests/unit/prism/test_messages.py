@@ -166,7 +166,7 @@ def test_an_image_that_is_gone_is_named(images: dict[str, bytes], tmp_path: Path
     data = DataFile(tmp_path / "rows.jsonl")
     assert data.image("a.png") == images["a.png"]
     assert data.image(data_uri(images["a.png"])) == images["a.png"]
-    for name, problem in (("c.png", "No such file"), ("data:image/png;base64,###", "base64"), ("c\0", "null byte")):
+    for name, problem in (("c.png", "No such file"), ("data:image/png;base64,!!!", "base64"), ("c\0", "null byte")):
         with pytest.raises(DataError, match=f"^image {name!r}: .*{problem}".replace("\\x00", r"\\x00")):
             data.image(name)
 
@@ -202,6 +202,11 @@ WRITTEN = {
     "url-safe": f"data:image/png;base64,{base64.urlsafe_b64encode(BYTES).decode()}",
     "not padded": f"data:image/png;base64,{PLAIN.rstrip('=')}",
     "with parameters": f"data:image/png;charset=utf-8;base64,{PLAIN}",
+    "wrapped anywhere": f"da\nta:image/png;ba\r\nse64\t,{PLAIN}",
+    "without a type": f"data:;base64,{PLAIN}",
+    "percent-encoded bytes": "data:image/png," + "".join(f"%{byte:02x}" for byte in BYTES),
+    "percent-encoded bytes, wrapped": "data:image/png,\n" + "\r\n".join(f"%{byte:02x}" for byte in BYTES),
+    "with a fragment": f"data:image/png;base64,{PLAIN}#top",
 }
 
 
@@ -212,8 +217,8 @@ def test_data_uris_are_read_as_browsers_do(uri: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["data:image/png;base64,###", "data:image/png;base64,A", "data:image/png,abcd", "data:,é"]
+    "uri", ["data:image/png;base64,!!!", "data:image/png;base64,A", "data:image/png;base64", "data:,é"]
 )
-def test_what_is_no_base64_is_a_value_error(uri: str) -> None:
+def test_what_holds_nothing_is_a_value_error(uri: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         data_uri_bytes(uri)

@@ -16,6 +16,7 @@ from prism.clients.http import Refused, Unavailable
 from prism.clients.rollout import RolloutServices
 from prism.data.blobs import BlobStore
 from prism.errors import DataError
+from prism.services.grader.protocol import GradeRequest
 from prism.wire.v1 import rollout_pb2 as pb
 
 TEACHER = "the teacher's"
@@ -113,6 +114,50 @@ async def test_all_of_a_prompts_answers_reach_the_grader(judged: Callable[..., R
     await judged(grader=listen).rollout(several, "w")
     await judged(grader=listen).rollout(request(image), "w")
     assert asked == [["7", "seven"], ["7", "seven"], "7", "7"]
+
+
+async def test_how_responses_are_graded_reaches_the_grader(judged: Callable[..., RolloutServices], image: str) -> None:
+    asked: list[Any] = []
+
+    def listen(body: dict[str, Any]) -> httpx.Response:
+        GradeRequest.model_validate(body)
+        asked.append(body)
+        return grader(body)
+
+    own = request(image)
+    own.prompt.options_json = '{"rel_tol": 0.02}'
+    own.rules_json = '{"unparseable": "masked"}'
+    await judged(grader=listen).rollout(own, "w")
+    await judged(grader=listen).rollout(request(image), "w")
+    assert [item["options"] for item in asked[0]["items"]] == [{"rel_tol": 0.02}] * 2
+    assert asked[0]["rules"] == {"unparseable": "masked"}
+    assert ("rules" in asked[1], "options" in asked[1]["items"][0]) == (False, False)
+
+
+async def test_a_masked_answer_has_a_status_and_no_reward(judged: Callable[..., RolloutServices], image: str) -> None:
+    masked = {"status": "unparseable_answer", "accuracy": None, "format": None, "reward": None}
+    answer = httpx.Response(200, json={"verdicts": [masked | {"extracted": "x", "detail": "masked"}] * 2})
+    group = await judged(grader=lambda _: answer).rollout(request(image), "w")
+    for sample in group.samples:
+        assert sample.verdict.status == pb.STATUS_UNPARSEABLE_ANSWER
+        assert not any(sample.verdict.HasField(name) for name in ("accuracy", "format", "reward"))
+
+
+OLD_GROUP = (
+    "0a460a290a0170120b0a047573657212030a013f1a013722066e756d6265722a017432027b7d3a05736576656e120b080115"
+    "0000803f180420051a04726c7672200228014801500312017718032201052a340a01611201011a04000000bf220473746f70"
+    "3220080111000000000000f03f19000000000000f03f21000000000000f03f2a0137"
+)
+
+
+def test_groups_in_streams_of_earlier_releases_are_read() -> None:
+    """Serialised before prompts had options and requests had rules."""
+    entry = bytes.fromhex(OLD_GROUP)
+    group = pb.RolloutGroup.FromString(entry)
+    assert (group.request.prompt.id, group.request.prompt.options_json, group.request.rules_json) == ("p", "", "")
+    assert (group.request.position, list(group.request.prompt.equivalent_answers)) == (3, ["seven"])
+    assert group.samples[0].verdict.reward == 1.0
+    assert group.SerializeToString(deterministic=True) == entry
 
 
 async def test_a_group_is_scored_with_the_teachers_response_in_the_same_call(

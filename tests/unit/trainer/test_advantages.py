@@ -1,5 +1,6 @@
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from prism.config import RlvrConfig, load_config
 from prism.errors import StreamError
 from prism.trainer.learn.advantages import (
     Advantages,
@@ -16,6 +18,8 @@ from prism.trainer.learn.advantages import (
     group_normalised,
     soft_overlong_penalty,
 )
+from prism.trainer.stages import rlvr
+from prism.wire.v1 import rollout_pb2 as pb
 
 
 def close(actual: Tensor, expected: list[float], atol: float = 1e-5) -> bool:
@@ -198,3 +202,28 @@ def test_overlong_responses_are_penalised_softly() -> None:
 def test_an_impossible_buffer_is_refused(buffer: int) -> None:
     with pytest.raises(ValueError, match="buffer"):
         soft_overlong_penalty(torch.tensor([5]), max_length=10, buffer=buffer)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo"])
+def test_a_masked_verdict_is_left_out_and_never_a_number(loss: str) -> None:
+    """The grader says unparseable_answer without a reward; a wrong answer and a broken format have theirs."""
+    stage = load_config(Path("configs/demo.toml"), [f"stages.rlvr.loss={loss}", "stages.rlvr.overlong_buffer=2"])
+    rlvr_stage = stage.stages["rlvr"]
+    assert isinstance(rlvr_stage, RlvrConfig)
+    wrong = pb.Verdict(status=pb.STATUS_OK, accuracy=0, format=1, reward=0.2)
+    right = pb.Verdict(status=pb.STATUS_OK, accuracy=1, format=1, reward=1)
+    broken = pb.Verdict(status=pb.STATUS_INVALID_FORMAT, accuracy=0, format=0, reward=0)
+    masked = pb.Verdict(status=pb.STATUS_UNPARSEABLE_ANSWER)
+    lost = pb.Verdict(status=pb.STATUS_UNPARSEABLE_GOLD)
+
+    def group(*verdicts: pb.Verdict) -> pb.RolloutGroup:
+        return pb.RolloutGroup(samples=[pb.Sample(token_ids=[1], verdict=verdict) for verdict in verdicts])
+
+    with_masked, without = [group(right, masked, wrong, broken), group(masked, right)], [group(right, wrong, broken)]
+    result, judged = rlvr._advantages(with_masked, rlvr_stage), rlvr._advantages(without, rlvr_stage)
+    assert result.keep.tolist() == [True, False, True, True, False, False]
+    assert result.values[[0, 2, 3]].tolist() == judged.values.tolist()
+    assert (result.masked_samples, result.dropped_groups) == (2, 1)
+    figures = rlvr._rewards([*with_masked, group(lost, masked)])
+    assert (figures["unreadable_samples"], figures["unjudged_samples"], figures["unparseable_golds"]) == (3, 1, 1)
+    assert figures["accuracy"] == 0.5

@@ -65,6 +65,13 @@ def test_prompts_come_in_shuffled_epochs_that_depend_on_the_seed_alone() -> None
     assert [PromptSequence(PROMPTS, seed=4).at(position).id for position in range(15)] != ids
 
 
+def test_a_request_says_how_responses_are_read(start: Callable[..., Intake], worker: ScriptedWorker) -> None:
+    intake = start()
+    intake.rules_json = '{"unparseable":"masked"}'
+    intake.admit(step(0), version=0, expert_version=7)
+    assert [request.rules_json for request in worker.serve(0)] == [intake.rules_json] * 2
+
+
 def test_lock_step_asks_for_one_step_at_a_time(start: Callable[..., Intake], worker: ScriptedWorker) -> None:
     intake = start()
     assert intake.admit(step(0), version=0, expert_version=7)

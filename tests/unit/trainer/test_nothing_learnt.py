@@ -38,6 +38,11 @@ def unreadable_gold(group: pb.RolloutGroup) -> None:
         sample.verdict.CopyFrom(pb.Verdict(status=pb.STATUS_UNPARSEABLE_GOLD))
 
 
+def masked(group: pb.RolloutGroup) -> None:
+    for sample in group.samples:
+        sample.verdict.CopyFrom(pb.Verdict(status=pb.STATUS_UNPARSEABLE_ANSWER))
+
+
 def all_wrong(group: pb.RolloutGroup) -> None:
     for sample in group.samples:
         sample.verdict.CopyFrom(pb.Verdict(status=pb.STATUS_OK, format=1, accuracy=0, reward=0.2))
@@ -63,6 +68,7 @@ FRUITLESS: dict[str, tuple[str, Any, dict[str, Any], int, str]] = {
         "rlvr", unreadable_gold, {"max_empty_steps": 2}, 4,
         r"steps 3 to 4 \(max_empty_steps = 2\). Of 18.*\n  18 samples whose gold answer the grader cannot read: mend",
     ),
+    "every answer is masked": ("rlvr", masked, {}, 5, r"Of 27 .*\n  27 samples whose answer cannot be read, which"),
     "all answers are alike": (
         "rlvr", all_wrong, {"max_flat_steps": 4}, 6,
         r"steps 3 to 6 \(max_flat_steps = 4\).*\n  12 groups whose answers are all right or all wrong: take",

@@ -5,7 +5,6 @@ to as many significant digits). Expressions are compared at points where both ar
 all of them are equal, whatever sympy's simplify would make of them.
 """
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,11 @@ from sympy import Rational, S, UnevaluatedExpr
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import And as AnyAnd
+from sympy.logic.boolalg import Boolean
 
-from prism.services.grader.kinds.formulas.reader import Congruence, Listed
+from prism.services.grader.kinds.formulas.points import DIGITS, SAME, agree, at_points, vanishes
+from prism.services.grader.kinds.formulas.reader import RESIDUE, Both, Congruence, Either, Listed
 
-DIGITS = 50  # to which constants and expressions are computed
-_SAME = sympy.Float(10, DIGITS) ** -35  # relative difference that counts as none
-_POINTS = 5
 _FLIPPED = {sympy.Gt: sympy.Lt, sympy.Ge: sympy.Le}
 _SETS = (sympy.Set,)
 _NUMERIC_ONLY = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
@@ -48,7 +46,8 @@ def equal(gold: Any, answer: Any, terms: Terms) -> bool:
         gold = _as_set(gold)
     if terms.set_relations and _is_relation(answer) and isinstance(gold, sympy.Set):
         answer = _as_set(answer)
-    if _is_relation(gold) or _is_relation(answer):
+    listed = [isinstance(value, Listed) for value in (gold, answer)]
+    if not all(listed) and (_is_relation(gold) or _is_relation(answer)):
         return _is_relation(gold) and _is_relation(answer) and _equal_relations(gold, answer, terms)
     if isinstance(gold, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(answer, sympy.MatrixBase | sympy.MatrixExpr):
         return _equal_matrices(gold, answer, terms)
@@ -102,12 +101,17 @@ def _flat(value: Any) -> Any:
 def _is_name(equation: Any) -> bool:
     """Whether the left side names the right one, or is reckoned to it; not where it is to be solved."""
     left = _flat(equation.lhs)
-    if is_expr_of_only_symbols(left) or not left.free_symbols:
+    if is_expr_of_only_symbols(left):
         return True
-    return isinstance(left, sympy.Expr) and isinstance(equation.rhs, sympy.Expr) and _vanishes(left - equation.rhs)
+    if not left.free_symbols:
+        # 12 = 13 says nothing.
+        return not (left.is_integer and equation.rhs.is_integer and left.doit() != equation.rhs.doit())
+    return isinstance(left, sympy.Expr) and isinstance(equation.rhs, sympy.Expr) and vanishes(left - equation.rhs)
 
 
 def _is_relation(value: Any) -> bool:
+    if isinstance(value, Either | Both):
+        return all(map(_is_relation, value)) and not all(isinstance(part, sympy.Eq) for part in value)
     return isinstance(value, Relational | AnyAnd | sympy.Not | sympy.Or)
 
 
@@ -116,10 +120,21 @@ def _is_collection(value: Any) -> bool:
 
 
 def _as_set(relation: Any) -> Any:
+    """The numbers for which it holds; the relation itself where sympy knows of no such set."""
+    if isinstance(relation, Either | Both):
+        sets = [_as_set(part) for part in relation]
+        if not all(isinstance(part, sympy.Set) for part in sets):
+            return relation
+        return (sympy.Union if isinstance(relation, Either) else sympy.Intersection)(*sets)
+    parts = relation.atoms(Relational)
+    if not all(isinstance(side, sympy.Expr) for part in parts for side in part.args):
+        return relation
+    plain: Any = unwrap_fcs(relation)
+    if not isinstance(plain, Boolean) or len(plain.free_symbols) != 1:
+        return relation
     try:
-        plain: Any = unwrap_fcs(relation)
         return plain.as_set()
-    except (NotImplementedError, AttributeError, TypeError, ValueError):
+    except NotImplementedError:
         return relation
 
 
@@ -127,14 +142,15 @@ def _as_set(relation: Any) -> Any:
 
 
 def _equal_congruences(gold: Sequence[Any], answer: Sequence[Any], terms: Terms) -> bool:
-    if not (equal(gold[0], answer[0], terms) and equal(gold[2], answer[2], terms)):
+    named = RESIDUE in (gold[0], answer[0]) or equal(gold[0], answer[0], terms)
+    if not (named and equal(gold[2], answer[2], terms)):
         return False
     return equal(gold[1], answer[1], terms) or bool(((gold[1] - answer[1]) / gold[2]).doit().is_integer)
 
 
 def _equal_relations(gold: Any, answer: Any, terms: Terms) -> bool:
     ours, theirs = (list(_relations(value)) for value in (gold, answer))
-    if len(ours) != len(theirs):
+    if len(ours) != len(theirs) or isinstance(gold, Either) != isinstance(answer, Either):
         return False
     return _matched(ours, theirs, lambda one, other: _equal_relation(one, other, terms))
 
@@ -142,6 +158,9 @@ def _equal_relations(gold: Any, answer: Any, terms: Terms) -> bool:
 def _relations(value: Any) -> Iterable[Any]:
     if isinstance(value, AnyAnd):
         yield from getattr(value, "_unsorted_args", value.args)
+    elif isinstance(value, Either | Both):
+        for part in value:
+            yield from _relations(part)
     else:
         yield value
 
@@ -173,8 +192,8 @@ def _ratio(one: Any, other: Any) -> Any:
     """The constant by which two differences differ, or None."""
     if one.free_symbols != other.free_symbols:
         return None
-    ratios = [first / second for first, second in _at_points(one, other) if second != 0 and first != 0]
-    if len(ratios) < 2 or not all(ratio.is_real and abs(ratio / ratios[0] - 1) < _SAME for ratio in ratios):
+    ratios = [first / second for first, second in at_points(one, other) if second != 0 and first != 0]
+    if len(ratios) < 2 or not all(ratio.is_real and abs(ratio / ratios[0] - 1) < SAME for ratio in ratios):
         return None
     return ratios[0]
 
@@ -209,10 +228,13 @@ def _equal_collections(gold: Any, answer: Any, terms: Terms) -> bool:
     tuples = [_is_tuple(value) for value in (gold, answer)]
     if any(sets) and any(tuples) and terms.strict:
         return False
+    if {type(gold), type(answer)} == {Either, Both} and _is_relation(gold):
+        return False
     if any(tuples) and not any(sets):
-        return _in_order(ours, theirs, terms)
+        # "2 or 3" are two answers, (2, 3) is one.
+        return not (isinstance(gold, Either) or isinstance(answer, Either)) and _in_order(ours, theirs, terms)
     if _named_apart(ours) and not any(isinstance(value, sympy.Eq) for value in theirs):
-        return _in_order(ours, theirs, terms)
+        return not any(sets) and _in_order(ours, theirs, terms)
     return _as_sets(ours, theirs, terms)
 
 
@@ -311,7 +333,7 @@ def _equal_expressions(gold: Any, answer: Any, terms: Terms) -> bool:
         gold, answer = gold.doit(), answer.doit()
         if gold.has(*_NUMERIC_ONLY) or answer.has(*_NUMERIC_ONLY):
             return bool(sympy.simplify(gold - answer) == 0)
-    return _agree(gold, answer)
+    return agree(gold, answer)
 
 
 def _percent(value: Any) -> Any:
@@ -342,7 +364,7 @@ def _equal_numbers(gold: Any, answer: Any, terms: Terms) -> bool:
     if not (first.is_number and second.is_number and (first - second).is_comparable is not None):
         return bool(sympy.simplify(one - other) == 0)
     difference, size = abs(first - second), max(abs(first), abs(second))
-    if difference <= _SAME * size:
+    if difference <= SAME * size:
         return True
     return terms.decimal and bool(difference <= _tolerance(abs(first), terms.decimals))
 
@@ -353,34 +375,3 @@ def _tolerance(size: Any, decimals: int) -> Any:
     if size == 0:
         return S.Zero
     return half * S(10) ** min(0, int(sympy.floor(sympy.log(size, 10).evalf())) + 1)
-
-
-def _vanishes(value: Any) -> bool:
-    return bool(_agree(value, S.Zero))
-
-
-def _agree(one: Any, other: Any) -> bool:
-    """Whether two expressions have the same value at every point at which both are real, and there are some."""
-    values = list(_at_points(one, other))
-    real = [pair for pair in values if pair[0].is_real and pair[1].is_real]
-    if len(real) < 2 and any(pair[0].is_real != pair[1].is_real for pair in values):
-        return False
-    chosen = real if len(real) >= 2 else values
-    return len(chosen) >= 2 and all(abs(a - b) <= _SAME * max(abs(a), abs(b)) for a, b in chosen)
-
-
-def _at_points(one: Any, other: Any) -> Iterable[tuple[Any, Any]]:
-    """The values of both at a few points, always the same ones, on both sides of zero and of one; finite ones only."""
-    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    chance = random.Random(7)
-    for number in range(2 * _POINTS):
-        point = {
-            symbol: Rational(chance.randint(100, 3999), 1009)
-            * (-1 if number >= _POINTS and chance.random() < 0.7 else 1)
-            for symbol in symbols
-        }
-        pair = tuple(
-            value.subs(point).evalf(DIGITS) if value.free_symbols else value.evalf(DIGITS) for value in (one, other)
-        )
-        if all(value.is_number and value.is_finite and value is not S.NaN for value in pair):
-            yield pair

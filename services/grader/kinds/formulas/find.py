@@ -4,6 +4,7 @@ A box counts before all else, then what follows "answer", then the last formula 
 of a sentence that begins with "therefore" or the like. A text without any of them is a formula itself, or none.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -98,7 +99,10 @@ def delimited(text: str) -> str | None:
     before, after = text[: chosen[0][0]], text[chosen[-1][3] :]
     if _OPERATOR_BEFORE.search(before[-16:]) or _OPERATOR_AFTER.match(after[:24]):
         raise ValueError("more of the formula stands beside its delimiters")
-    formula = " , ".join(text[begin:end] for _, begin, end, _ in chosen)
+    formula = text[chosen[0][1] : chosen[0][2]]
+    for (*_, ended), (starts, begin, end, _) in itertools.pairwise(chosen):
+        joint = re.search("and|or", text[ended:starts])
+        formula += (f" {joint[0]} " if joint else " , ") + text[begin:end]
     percent = re.match(r"\s*(?:\\?%|percent\b|pct\b|percentage\b)", after, re.IGNORECASE)
     return formula + (r"\%" if percent else "")
 

@@ -25,6 +25,9 @@ _CONGRUENT = re.compile(
     r"(.+?)\\equiv(?![a-z])([^=<>]+?)\(?\s*(?:\\p?mod|\\(?:text|mathrm)\s*\{\s*mod\s*\}|mod)(?![a-z])"
     r"\s*([^=<>()]+?)\s*\)?"
 )
+_RESIDUE = re.compile(r"([^=<>]+?)\(?\s*\\pmod(?![a-z])\s*([^=<>()]+?)\s*\)?")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_ROUGHLY = sympy.Rational(1, 20)  # share by which an approximation may be off
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|leq|geq|lt|gt|ne|neq|approx|in)(?![a-z])")
 # What may hold a word of letters, and then a word that does not stand in one of them.
 _NAMED = re.compile(
@@ -52,8 +55,19 @@ class Listed(sympy.Tuple):
     """Values with commas between and no bracket of their own: a set or a tuple, as whoever compares them takes it."""
 
 
+class Either(Listed):
+    """Listed with "or" between: one of them holds."""
+
+
+class Both(Listed):
+    """Listed with "and" between: all of them hold."""
+
+
 class Congruence(sympy.Basic):
     """Of its args the first two are congruent modulo the third."""
+
+
+RESIDUE = sympy.Symbol("what is not named")
 
 
 def read_formula(tex: str) -> Any:
@@ -64,6 +78,8 @@ def read_formula(tex: str) -> Any:
         raise NotWhole("a prime of a number")
     if congruent := _CONGRUENT.fullmatch(tex):
         return Congruence(*(_read(part) for part in congruent.groups()))
+    if residue := _RESIDUE.fullmatch(tex):
+        return Congruence(RESIDUE, *(_read(part) for part in residue.groups()))
     parts = _equated(tex)
     if len(parts) > 2 and not any(mark in tex for mark in ",;") and not _RELATION.search(tex):
         # Of a chain of equations the ends count: what is named, or reckoned, and what it comes to.
@@ -95,7 +111,27 @@ def _read(tex: str) -> Any:
     value = _Reader(not _INDEX_I.search(tex), bool(TRIGONOMETRIC.search(tex))).parse(tex.strip())
     if isinstance(value, list):
         raise NotWhole("a derivative of nothing")
-    return value
+    return _named_derivatives(value)
+
+
+def _named_derivatives(value: Any) -> Any:
+    """dy/dx is no derivative of a constant, which would be 0, but is called so."""
+    if not hasattr(value, "atoms"):
+        return value
+    names = {
+        part: sympy.Symbol(f"d{part.expr}/d{' d'.join(map(str, part.variables))}", real=True)
+        for part in value.atoms(sympy.Derivative)
+        if part.expr.is_Symbol and part.expr not in part.variables
+    }
+    return value.xreplace(names) if names else value
+
+
+def _approximates(exact: Any, rounded: Any) -> bool:
+    """Whether one number may be rounded to the other; true where they are no numbers."""
+    if not all(getattr(value, "is_number", False) for value in (exact, rounded)):
+        return True
+    difference, size = abs(exact - rounded).evalf(), abs(exact).evalf()
+    return bool(difference.is_comparable and size.is_comparable and difference <= _ROUGHLY * size)
 
 
 class _Reader(_Latex2Sympy):
@@ -110,6 +146,10 @@ class _Reader(_Latex2Sympy):
         tokens: Any = parser.getTokenStream()
         if tokens.LT(1).type != Token.EOF:
             raise NotWhole("something is left over")
+        # \pmod is no \pm and \nexists no \ne.
+        starts = {token.start for token in tokens.tokens}
+        if any(starts.intersection(range(word.start() + 1, word.end())) for word in _COMMAND.finditer(latex_str)):
+            raise NotWhole("a command that is not known")
         if math.set_relation():
             return self.convert_set_relation(math.set_relation())
         if math.set_elements():
@@ -117,6 +157,16 @@ class _Reader(_Latex2Sympy):
         if math.set_elements_relation():
             return self.convert_set_elements_relation(math.set_elements_relation())
         raise NotWhole("nothing is there")
+
+    def convert_relation(self, rel: Any) -> Any:
+        if rel.expr() or not rel.APPROX():
+            return super().convert_relation(rel)
+        left, right = (self.convert_relation(part) for part in rel.relation())
+        if isinstance(left, sympy.Symbol):
+            return sympy.Eq(left, right, evaluate=False)
+        if not _approximates(left, right):
+            raise NotWhole("an approximation that is none")
+        return left
 
     def parse_number(self, text: str) -> Any:
         return sympy.Rational(text.replace(",", ""))

@@ -5,6 +5,7 @@ powers of ten, thousands) is spelt out here, and what it cannot know is left for
 """
 
 import re
+from collections.abc import Callable
 
 from prism.services.grader.kinds.formulas.units import is_bare_unit, read_unit
 from prism.services.grader.kinds.number import Quantity
@@ -29,7 +30,7 @@ _SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _ROOT = re.compile(r"\\sqrt (\d+|[a-z]|\([^()]*\))")
 
 _FONT = r"\\(?:math(?:rm|bf|it|sf|tt|normal)|text(?:bf|it|rm|normal|up|sf|tt)?|mbox|boldsymbol|bm|underline|num)"
-_PLAIN: list[tuple[re.Pattern[str], str]] = [
+_PLAIN: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\\\\s*(?=\\end)"), ""),
     (re.compile(r"\\m?(?:left|right)\s*\.|\\m?(?:left|right)(?![a-zA-Z])|\\[bB]ig{1,2}[lrm]?(?![a-zA-Z])"), ""),
     (re.compile(r",\s*\\!\s*(?=\d)|\{\s*,\s*\}(?=\d)"), ","),
@@ -40,11 +41,14 @@ _PLAIN: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"\\[dtcs]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:varnothing|empty|O)(?![a-zA-Z])"), r"\\emptyset"),
     (re.compile(r"\\bmod(?![a-zA-Z])"), r"\\mod"),
+    (re.compile(r"\\([lr])brace(?![a-zA-Z])"), lambda match: r"\{" if match[1] == "l" else r"\}"),
+    (re.compile(r"\\log\s*_\s*(?:e(?![a-zA-Z])|\{\s*e\s*\})"), r"\\ln "),
+    (re.compile(r"\\(?:mathrm|mathbf|mathit|text|rm)\s+([a-zA-Z])(?![a-zA-Z])"), r" \1 "),
     (re.compile(r"\\(?:mathrm|text|rm)\s*\{\s*([deiT])\s*\}|\{\\rm\s+([deiT])\}"), r" \1\2 "),
     (re.compile(_FONT + r"\s*\{\s*(-?\d[\d.,]*|[a-zA-Z])\s*\}(?!\s*\^?\{?\d)"), r"{\1}"),
     (re.compile(r"\s*\\text\s*\{\s*,?\s*(?:and|or)\s*\}\s*,?|(?<![a-zA-Z\\]),?\s*(?:and|or)(?![a-z])"), ","),
     (re.compile(r"\\text\s*\{\s*(?:percent|pct|percentage)\s*\}|\s*\b(?:percent(?:age)?|pct)\b"), r"\\%"),
-    (re.compile(r"(?<![\\a-zA-Z])(?:infinity|inf)(?![a-zA-Z])"), r"\\infty "),
+    (re.compile(r"(?<![\\a-zA-Z])(?:[iI]nfinity|inf)(?![a-zA-Z])"), r"\\infty "),
     (
         re.compile(
             r"(?<![\\a-zA-Z])(sqrt|pi|sin|cos|tan|sec|csc|cot|ln|log|exp|arcsin|arccos|arctan|gcd|lcm)(?![a-zA-Z])"
@@ -58,6 +62,7 @@ _PLAIN: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"\n|\t|\x0c"), " "),
     (re.compile(r"(?<=\d),(?:,|\s*$)"), ","),
 ]
+_FONT_OPENS = re.compile(r"\\(?:math(?:bf|it|sf|tt|rm)|boldsymbol|bm|pmb)\s*\{")
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[a-zA-Z])")
 _LEADING = re.compile(r"^(?:=|\\approx(?![a-z])|:)\s*")
 _SCIENTIFIC = re.compile(r"(?<![\w.\\}])(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d{1,4})(?![\w.])")
@@ -133,6 +138,7 @@ def plain(formula: str) -> str:
     text = re.sub(r"\\(?=\s*$)", "", text)
     if "\\begin" not in text:
         text = _ESCAPED_TWICE.sub(r"\\", text)
+    text = _without_fonts(text)
     for pattern, replacement in _PLAIN:
         text = pattern.sub(replacement, text)
     text = re.sub(r"(?<!\\)[\"`]", "", text)
@@ -148,6 +154,18 @@ def plain(formula: str) -> str:
     text = _POWER_SIGN.sub(r"^{\1}", text)
     text = _arguments(text)
     return _LEADING.sub("", text.strip().rstrip(".,;").strip())
+
+
+def _without_fonts(text: str) -> str:
+    """Braces alone round what is bold or the like, where it holds more than letters."""
+    at = 0
+    while font := _FONT_OPENS.search(text, at):
+        end = _closing(text[font.end() - 1 :])
+        at = font.end()
+        if end and "\\" in (inner := text[font.end() : font.end() + end - 1]):
+            text = text[: font.start()] + "{" + inner + "}" + text[font.end() + end :]
+            at = font.start()
+    return text
 
 
 def _repeating(match: re.Match[str]) -> str:

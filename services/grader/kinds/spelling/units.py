@@ -165,7 +165,7 @@ _SPELLINGS = {
     "L": "升",
     "mL": "毫升",
     "g": "克",
-    "kg": "千克 公斤 Kg KG kgs",
+    "kg": "千克 公斤 Kg KG kgs kilo kilos",
     "mg": "毫克",
     "t": "吨",
     "s": "秒 secs",
@@ -197,6 +197,8 @@ _SPELLINGS = {
     "kV": "KV kv",
     "A": "安",
     "Ω": "欧 欧姆",
+    "kΩ": "kohm kohms",
+    "MΩ": "Mohm Mohms",
     "Pa": "帕",
     "kPa": "KPa kpa",
     "Hz": "赫兹 HZ hz",
@@ -315,6 +317,9 @@ def _define() -> None:
     radian = Unit(_symbols["°"].dimension, 180 / PI)
     _symbols["rad"] = _words["radian"] = _words["radians"] = radian
     _words["pound"] = _words["pounds"] = _symbols["lb"]
+    for scale, symbol in (("c", "°C"), ("f", "°F"), ("celsius", "°C"), ("centigrade", "°C"), ("fahrenheit", "°F")):
+        for degree in ("degree", "degrees", "deg"):
+            _words[f"{degree} {scale}"] = _symbols[symbol]
     _words["us dollar"] = _words["us dollars"] = _symbols["$"]
     for meant, spellings in _SPELLINGS.items():
         unit = _compound(meant)

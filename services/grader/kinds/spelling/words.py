@@ -39,6 +39,7 @@ _NOT_COUNTED_TEXT = """
     douzaine тысяча тысячи тысяч миллион миллиона миллионов миллиард миллиардов लाख करोड़ lakh crore 만 억 천
     half halves third thirds fourth fourths quarter quarters fifth fifths sixth sixths seventh sevenths eighth
     eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths millionth millionths double triple
+    tens teens quadruple sextillion septillion googol myriad
     twice zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
     seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
 
@@ -54,6 +55,8 @@ _NOT_COUNTED_TEXT = """
     am pm bc bce ad ce january february march april june july august september october november december
 """
 _NOT_COUNTED = frozenset(_NOT_COUNTED_TEXT.split())
+# twelfths, sixteenths, twentieths, billionths
+_ORDINAL = re.compile(r"(?:\w*teen|eleven|twelf|\w+ie|\w+illion)ths?")
 _WITHIN = frozenset(["of", "a", "an", "per", "in", "on", "the", "for", "each"])
 _ADJECTIVES = frozenset(
     ["long", "wide", "tall", "high", "deep", "thick", "old", "away", "apart", "ago", "each", "total"]
@@ -100,10 +103,14 @@ def is_noun(text: str) -> bool:
     for index, word in enumerate(words):
         if index and word.lower() in _WITHIN:
             continue
-        if not _NOUN.fullmatch(word) or any(piece in _NOT_COUNTED for piece in _PIECE.split(word.casefold())):
+        if not _NOUN.fullmatch(word) or any(map(_is_not_counted, _PIECE.split(word.casefold()))):
             return False
     # xy and km are no nouns.
     return len(words[0]) > 2 and bool(_VOWEL.search(words[0]))
+
+
+def _is_not_counted(word: str) -> bool:
+    return word in _NOT_COUNTED or bool(_ORDINAL.fullmatch(word))
 
 
 def is_adjective(text: str) -> bool:

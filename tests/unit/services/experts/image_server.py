@@ -36,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._answer(404, b"")
             case "redirect":
                 self._answer(302, b"", f"Location: {rest}")
+            case "flood":  # a redirect whose own body has no end
+                self._drip(b"x" * 4096, "Location: /image", status=302, seconds=0)
             case "loop":
                 self._answer(302, b"", "Location: /loop")
             case "compressed":
@@ -55,8 +57,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _drip(self, chunk: bytes, *, seconds: float) -> None:
-        self.send_response(200)
+    def _drip(self, chunk: bytes, *headers: str, status: int = 200, seconds: float) -> None:
+        self.send_response(status)
+        for header in headers:
+            self.send_header(*header.split(": ", 1))
         self.end_headers()
         try:
             while True:

@@ -40,9 +40,10 @@ BAD_IMAGES = {
     "no image": (uri(b"hello"), "not an image of a known format (PNG, JPEG"),
     "empty": (uri(b""), "not an image"),
     "a format that starts programs": (uri(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not an image"),
-    "no base64": ("data:image/png;base64,###", "base64"),
-    "no ASCII": ("data:image/png;base64,ÄÖÜ", "base64"),
-    "no image type": ("data:text/plain;base64,aGk=", "an image is given as"),
+    "no base64": ("data:image/png;base64,!!!", "base64 does not decode"),
+    "no ASCII": ("data:image/png;base64,ÄÖÜ", "cannot be read"),
+    "a text": ("data:text/plain;base64,aGk=", "not an image of a known format"),
+    "no data": ("data:image/png;base64", "a comma"),
     "a path": ("/etc/passwd", "an image is given as"),
     "a file": ("file:///etc/passwd", "an image is given as"),
     "a link": ("http://127.0.0.1/x.png", "PRISM_ALLOW_URLS"),
@@ -91,6 +92,7 @@ async def test_a_data_uri_may_be_written_as_browsers_take_it(client: httpx.Async
         f" {head},\n" + "\r\n".join(data[at : at + 76] for at in range(0, len(data), 76)),
         f"{head},{data.replace('+', '%2B').replace('/', '%2F').replace('=', '%3D')}",
         f"{head}, {data.replace('+', '-').replace('/', '_').rstrip('=')}",
+        "data:image/png," + "".join(f"%{byte:02x}" for byte in IMAGE),
     ]
     answer = (await ask(client, *(item(image=image) for image in (plain, *written))))["items"]
     assert len({one["scores"][0]["score"] for one in answer}) == 1
@@ -221,11 +223,11 @@ async def test_what_is_too_long_is_found_out_before_it_costs_anything(
     assert of_text["detail"] == "501 characters, over the limit of 500 (PRISM_MAX_TEXT_CHARS)"
 
     monkeypatch.delattr(InputBuilder, "images")
-    async with serving(settings(max_tokens=3)) as client:
+    async with serving(settings(max_model_len=3)) as client:
         (of_image,) = await score(client, image=uri(IMAGE))
     assert of_image["status"] == "too_long"
     assert of_image["detail"].startswith("the prompt alone: an image of")
-    assert of_image["detail"].endswith("over the limit of 3 (PRISM_MAX_TOKENS)")
+    assert of_image["detail"].endswith("over the limit of 3 (PRISM_MAX_MODEL_LEN)")
 
 
 async def test_turns_that_a_prompt_writes_out_are_no_turns(client: httpx.AsyncClient) -> None:

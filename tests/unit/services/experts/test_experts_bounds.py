@@ -2,10 +2,12 @@
 
 import asyncio
 import io
+import json
 import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,9 +18,11 @@ from PIL import Image
 
 from prism.errors import ConfigError
 from prism.model.inputs import InputBuilder
+from prism.services.experts.planner import Measured, Planner, Sized
 from prism.services.experts.scoring import PrefixScorer
 from prism.services.experts.settings import ExpertSettings
 from prism.services.experts.turns import ByteBudget, in_turns
+from prism.wire.experts import ScoreItem
 
 MILLION = GOOD.replace("one", "a word " * 142_000)
 LARGE = uri(png(640, 480))
@@ -37,7 +41,7 @@ async def test_texts_of_a_million_characters_are_refused_before_they_are_tokenis
     answer = await ask(client, item(*[MILLION] * 5, GOOD), item(prompt=MILLION), item(image=LARGE, prompt=MILLION))
     (*long, good), (of_prompt,), (beside_image,) = (one["scores"] for one in answer["items"])
     assert {one["status"] for one in long} == {of_prompt["status"], beside_image["status"]} == {"too_long"}
-    assert all("tokens at least, over the limit of 8192 (PRISM_MAX_TOKENS)" in one["detail"] for one in long)
+    assert all("tokens at least, over the limit of 8192 (PRISM_MAX_MODEL_LEN)" in one["detail"] for one in long)
     assert good["status"] == "ok"
     assert max(tokenised) < 200
 
@@ -86,6 +90,34 @@ async def test_turns_are_taken_by_slices() -> None:
         assert await in_turns(executor, work("after it", 1)) == "after it"
 
 
+async def test_a_request_shows_that_batches_get_done_and_not_that_one_hangs(
+    settings: Callable[..., ExpertSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own batches, or those of others before it."""
+    forward, seconds = PrefixScorer.score, [0.0]
+
+    def slowly(scorer: PrefixScorer, batch: Any) -> Any:
+        time.sleep(seconds[0])
+        return forward(scorer, batch)
+
+    monkeypatch.setattr(PrefixScorer, "score", slowly)
+    async with serving(settings(comment_interval=0.25, max_batch_tokens=1)) as client:
+
+        async def streamed(*responses: str) -> httpx.Response:
+            body = {"items": [item(*responses)]}
+            return await client.post("/v1/score", json=body, headers={"Accept": "text/event-stream"})
+
+        many = [GOOD.replace("a one", f"a {number}") for number in range(12)]
+        seconds[0] = 0.15
+        answer = await streamed(*many)
+        head, scores = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data")]
+        assert answer.text.count(": waiting") >= 5
+        assert json.loads(head)["status"] == 200
+        assert json.loads(scores)["items"][0]["scores"] == await score(client, *many)
+        seconds[0] = 1.5
+        assert (await streamed(GOOD)).text.count(": waiting") <= 2  # of what came before the model
+
+
 # --------------------------------------------------------------------------------------------------- decoded images
 
 
@@ -111,20 +143,64 @@ async def test_the_pixels_of_one_request_are_bounded_before_any_is_decoded(
     async with serving(settings()) as client:
         await score(client, image=one)
     (size,) = decoded
-    limit = {"max_request_pixel_bytes": 3 * size, "max_pixel_bytes": 3 * size}
-    two = item() | {"images": [one, flat(96, 96, 9)]}  # which one prompt also holds together: once more their size
-    async with serving(settings(**limit)) as client:
+    limits = {"max_images": 1, "max_image_pixels": 96 * 96, "max_request_pixel_bytes": 6 * size}
+    async with serving(settings(**limits)) as client:
         await ask(client, *[item(image=one)] * 20)  # the same image, once
-        await ask(client, item(image=flat(96, 96, 1)), item(image=flat(96, 96, 2)), item(image=flat(96, 96, 3)))
-        assert decoded == [size] * 5
-        for items in ([item(image=flat(96, 96, shade)) for shade in range(4)], [two]):
-            answer = await client.post("/v1/score", json={"items": items})
-            assert answer.status_code == 413
-            assert f"{4 * size} bytes once they are decoded, over the limit of {3 * size}" in answer.json()["detail"]
-            assert "(PRISM_MAX_REQUEST_PIXEL_BYTES)" in answer.json()["detail"]
-        assert len(decoded) == 5
-    with pytest.raises(ConfigError, match="would wait for ever"):
-        settings(max_request_pixel_bytes=2, max_pixel_bytes=1)
+        await ask(client, *(item(image=flat(96, 96, shade)) for shade in range(6)))
+        assert decoded == [size] * 8
+        answer = await client.post("/v1/score", json={"items": [item(image=flat(96, 96, n)) for n in range(7)]})
+        assert answer.status_code == 413
+        assert f"{7 * size} bytes once they are decoded, over the limit of {6 * size}" in answer.json()["detail"]
+        assert "(PRISM_MAX_REQUEST_PIXEL_BYTES)" in answer.json()["detail"]
+        assert len(decoded) == 8
+        shown = (await client.get("/v1/model")).json()["limits"]
+        assert (shown["max_request_pixel_bytes"], shown["max_pixel_bytes"]) == (6 * size, 12 * size)
+
+
+QWEN = {"min_pixels": 2**16, "max_pixels": 2**24}  # as Qwen3-VL's processor has them
+PROMPTS = {
+    "defaults": {},
+    "a long context": {"max_model_len": 2**18},
+    "four large photos": {"max_model_len": 2**17, "max_images": 4},
+    "one image": {"max_images": 1},
+    "small images": {"max_image_pixels": 10_000, "max_model_len": 2**18},
+    "scaled down": {"max_pixels": 2**20, "max_model_len": 2**15},
+    "no images": {"max_images": 0},
+}
+
+
+@pytest.mark.parametrize("limits", PROMPTS.values(), ids=PROMPTS.keys())
+def test_no_limit_of_bytes_refuses_a_prompt_that_the_other_limits_allow(
+    settings: Callable[..., ExpertSettings], tiny_model: Path, limits: dict[str, int]
+) -> None:
+    """By arithmetic, at the sizes that the processor scales to: as many images as fit, each of them the largest."""
+    made = settings(**QWEN | limits)
+    inputs = InputBuilder(tiny_model, made.pixel_bounds)
+    planner = Planner(made, inputs)
+    largest = 0
+    for ratio in (1, 1.5, 3, 20, 150):
+        short = int((made.max_image_pixels / ratio) ** 0.5)
+        tokens = inputs.image_tokens(made.max_image_pixels // short, short)
+        count = min(made.max_images, made.max_model_len // tokens)
+        images: dict[str, Measured] = {
+            f"sha256:{number}": Sized(b"", str(number), tokens, tokens * inputs.image_token_bytes)
+            for number in range(count)
+        }
+        prompt = ScoreItem(prompt="?", images=list(images), responses=["x"])
+        largest = max(largest, planner.pixel_bytes([prompt], images))
+    assert largest <= planner.max_request_pixel_bytes <= planner.max_pixel_bytes
+    if limits.keys() == {"max_model_len", "max_images"}:
+        assert largest == 2 * 4 * 2**24 * 3 * 2 * 4  # pixels of three colours, twice for time, float32: both copies
+    least = planner.largest_prompt()
+    assert planner.max_request_pixel_bytes == max(2**29, least)
+    tight = Planner(settings(**QWEN | limits, max_pixel_bytes=max(1, least)), inputs)
+    assert largest <= tight.max_request_pixel_bytes <= max(1, least)
+    Planner(settings(**QWEN | limits, max_request_pixel_bytes=max(1, least)), inputs)
+    if least:
+        with pytest.raises(ConfigError, match=r"PRISM_MAX_REQUEST_PIXEL_BYTES: .* lower one of those"):
+            Planner(settings(**QWEN | limits, max_request_pixel_bytes=least - 1), inputs)
+        with pytest.raises(ConfigError, match="would wait for ever"):
+            Planner(settings(**QWEN | limits, max_pixel_bytes=least - 1), inputs)
 
 
 async def test_images_of_all_requests_wait_for_memory_and_texts_do_not(
@@ -144,14 +220,15 @@ async def test_images_of_all_requests_wait_for_memory_and_texts_do_not(
 
     monkeypatch.setattr(InputBuilder, "images", counting)
     monkeypatch.setattr(PrefixScorer, "score", held)
-    patches = 36 * 1536 * torch.float32.itemsize
-    async with serving(settings(max_request_pixel_bytes=patches, max_pixel_bytes=2 * patches)) as client:
-        waiting = [asyncio.create_task(score(client, image=flat(96, 96, shade))) for shade in range(5)]
+    size = 32 * 32 * 1536 * torch.float32.itemsize  # patches, and values of each
+    limits = {"max_images": 1, "max_image_pixels": 512 * 512, "min_pixels": 32 * 32, "max_pixels": 512 * 512}
+    async with serving(settings(**limits, max_request_pixel_bytes=2 * size, max_pixel_bytes=2 * size)) as client:
+        waiting = [asyncio.create_task(score(client, image=flat(512, 512, shade))) for shade in range(5)]
         async with asyncio.timeout(30):
             while len(decoded) < 2:  # noqa: ASYNC110  (a thread appends)
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.2)
-        assert decoded == [patches] * 2
+        assert decoded == [size] * 2
         gate.set()
         assert [one[0]["status"] for one in await asyncio.gather(*waiting)] == ["ok"] * 5
 

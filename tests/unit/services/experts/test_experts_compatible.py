@@ -8,6 +8,7 @@ import pytest
 from expert_app import GOOD, OTHER, png, score, uri
 
 CHAT = [{"role": "user", "content": "Sum?"}]
+SAID = [*CHAT, {"role": "assistant", "content": GOOD}]
 
 
 async def post(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
@@ -49,6 +50,44 @@ async def test_a_prompt_for_each_response_and_images_in_it(client: httpx.AsyncCl
     assert given == pytest.approx([seen["score"], other["score"]], abs=1e-5)
 
 
+DOCUMENTED = {
+    "common": {"model": "m", "user": "u", "request_id": "r", "priority": 0, "cache_salt": "s", "use_activation": True},
+    "of the examples": {"model": "m", "encoding_format": "float"},
+    "defaults": {"truncate_prompt_tokens": None, "truncation_side": None, "mm_processor_kwargs": None, "user": None},
+}
+OF_SCORES = {"max_tokens_per_query": 0, "max_tokens_per_doc": 0, "instruction": None, "chat_template_kwargs": {}}
+OF_CHATS: dict[str, Any] = {
+    **dict.fromkeys(("add_generation_prompt", "continue_final_message", "add_special_tokens"), False),
+    **dict.fromkeys(("chat_template", "chat_template_kwargs", "media_io_kwargs")),
+}
+ANSWER = {"id", "object", "created", "model", "data", "usage"}
+USAGE = {"prompt_tokens", "total_tokens", "completion_tokens", "prompt_tokens_details"}
+
+
+@pytest.mark.parametrize("options", DOCUMENTED.values(), ids=DOCUMENTED.keys())
+async def test_every_documented_option_may_say_what_holds_without_it(
+    client: httpx.AsyncClient, options: dict[str, Any]
+) -> None:
+    """And the answers have every field that vLLM's have."""
+    scored = await post(client, "/score", queries="Sum?", documents=GOOD, **options, **OF_SCORES)
+    assert scored["data"][0].keys() >= {"index", "object", "score"}
+    kept = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None, "name": None}
+    classified = await post(client, "/classify", messages=[CHAT[0], SAID[1] | kept], **options, **OF_CHATS)
+    assert classified["data"][0].keys() >= {"index", "label", "probs", "num_classes"}
+    assert classified["data"][0]["probs"] == [pytest.approx(scored["data"][0]["score"], abs=1e-5)]
+    for answer in (scored, classified):
+        assert answer.keys() >= ANSWER
+        assert answer["usage"].keys() == USAGE
+
+
+async def test_the_name_that_clients_ask_for_first_is_served(client: httpx.AsyncClient) -> None:
+    models = (await client.get("/v1/models")).json()
+    [model] = models["data"]
+    assert (models["object"], model["id"], model["object"], model["root"]) == ("list", "perception", "model", "model")
+    answer = await post(client, "/score", model=model["id"], queries="Sum?", documents=GOOD)
+    assert answer["model"] == model["id"]
+
+
 async def test_what_could_not_be_scored_has_no_number(client: httpx.AsyncClient) -> None:
     answer = await post(client, "/score", queries="Sum?", documents=["no sections", GOOD])
     assert [one["score"] is None for one in answer["data"]] == [True, False]
@@ -82,7 +121,11 @@ async def test_a_chat_is_classified_by_its_last_message(client: httpx.AsyncClien
         ("/score", {"queries": "a", "documents": "b", "items": "c"}, "give one pair"),
         ("/score", {"queries": ["a", "b"], "documents": ["c", "d", "e"]}, "2 prompts and 3 responses"),
         ("/score", {"queries": "a", "documents": []}, "documents"),
-        ("/score", {"queries": "a", "documents": "b", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ("/score", {"queries": "a", "documents": "b", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens: would"),
+        ("/score", {"queries": "a", "documents": "b", "instruction": "rank"}, "instruction: would change"),
+        ("/score", {"queries": "a", "documents": "b", "bogus": None}, "bogus"),
+        ("/classify", {"messages": SAID, "add_generation_prompt": True}, "add_generation_prompt: would change"),
+        ("/classify", {"messages": [*CHAT, SAID[1] | {"reasoning": "hm"}]}, "reasoning"),
         (
             "/score",
             {"queries": "a", "documents": {"content": [{"type": "image_url", "image_url": "data:,"}]}},

@@ -1,9 +1,11 @@
 """Shared-prefix scoring against the plain model, and the engine that batches for it."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,32 @@ def test_requests_that_wait_share_a_batch(
     assert len(batches) < len(futures)
 
 
+def test_a_request_delays_another_by_one_batch_however_large_it_is(
+    plain: ExpertModel, groups: list[ScoringGroup], engine: Callable[..., ScoringEngine]
+) -> None:
+    running = engine(plain, max_batch_tokens=1)  # so that each response is a batch
+    scored, score = list[str](), running._scorer.score  # keys of prompts, batch by batch
+    begun, hold = threading.Event(), threading.Event()
+
+    def held(batch: Any) -> Any:
+        scored.append(batch[0].key)
+        begun.set()
+        assert hold.wait(30)
+        return score(batch)
+
+    running._scorer.score = held
+    large = [replace(groups[1], key=key, responses=[[token] for token in range(5, 15)]) for key in ("large", "larger")]
+    futures = [running.submit([group]) for group in large]
+    assert begun.wait(30)
+    futures += [running.submit([replace(groups[1], key=key)]) for key in ("small", "other")]
+    hold.set()
+    for future in futures:
+        future.result(60)
+    turns = ["larger", "small", "other", "large"]
+    assert scored == ["large", *turns * 3, *turns[::3] * 6, "larger"]
+    assert [len(future.result().scores[0]) for future in futures] == [10, 10, 3, 3]
+
+
 def test_one_request_that_fails_spares_those_beside_it(
     plain: ExpertModel, inputs: InputBuilder, groups: list[ScoringGroup], engine: Callable[..., ScoringEngine]
 ) -> None:
@@ -253,6 +281,38 @@ def test_new_weights_forget_what_old_ones_said(
     assert after.version == Version(1, 1)
     assert after.scores != before.scores
     assert close(after.scores, expected(newer, inputs, groups))
+
+
+def test_new_weights_wait_for_all_that_was_asked_before_them(
+    plain: ExpertModel,
+    inputs: InputBuilder,
+    groups: list[ScoringGroup],
+    engine: Callable[..., ScoringEngine],
+    tmp_path: Path,
+) -> None:
+    """Of a request that has many batches as well."""
+    running = engine(plain, max_batch_tokens=1)
+    save_expert(twin(plain), tmp_path / "perception/1", inputs)
+    manifest = seal(tmp_path, "perception/1", model="perception", version=1, attempt=1)
+    score, begun, hold = running._scorer.score, threading.Event(), threading.Event()
+
+    def held(batch: Any) -> Any:
+        begun.set()
+        assert hold.wait(30)
+        return score(batch)
+
+    running._scorer.score = held
+    asked = running.submit(groups)
+    assert begun.wait(30)
+    with ThreadPoolExecutor(1) as other:
+        swapped = other.submit(running.swap, tmp_path, manifest)
+        while running._requests.empty():
+            time.sleep(0.01)
+        hold.set()
+        assert swapped.result(60) < 1
+    assert asked.done()
+    assert asked.result().version == Version(0, 0)
+    assert running.submit(groups).result(60).version == Version(1, 1)
 
 
 def test_weights_of_another_architecture_are_refused(

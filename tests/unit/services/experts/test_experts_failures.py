@@ -19,7 +19,8 @@ from prism.errors import PrismError, ServiceError
 from prism.services.experts import engine as engine_module
 from prism.services.experts import scorer as scorer_module
 from prism.services.experts.app import create_app
-from prism.services.experts.engine import ForwardBatch, ScoringEngine
+from prism.services.experts.engine import ForwardBatch, Packing, ScoringEngine
+from prism.services.experts.mixture import Peer
 from prism.services.experts.scoring import PrefixScorer
 from prism.services.experts.settings import ExpertSettings
 
@@ -159,7 +160,7 @@ async def test_a_scoring_thread_that_dies_fails_its_requests_and_makes_the_servi
     monkeypatch.setattr(thread, name, dies)
     if name == "of":  # asked for when a request is alone to blame, or gone
         monkeypatch.setattr(PrefixScorer, "score", dies)
-        monkeypatch.setattr(ScoringEngine, "_pack", two_at_once(ScoringEngine._pack))
+        monkeypatch.setattr(ScoringEngine, "_next_batch", two_at_once(ScoringEngine._next_batch))
     async with asyncio.timeout(20):
         failed = await asyncio.gather(
             *(client.post("/v1/score", json={"items": [item(text)]}) for text in (GOOD, OTHER))
@@ -169,11 +170,13 @@ async def test_a_scoring_thread_that_dies_fails_its_requests_and_makes_the_servi
     await assert_unhealthy(client, "the scoring thread has died: MemoryError: nothing left")
 
 
-def two_at_once(pack: Any) -> Any:
+def two_at_once(next_batch: Any) -> Any:
     """Packs a request together with the one after it."""
 
-    def packing(engine: ScoringEngine, job: Any, batch: Any) -> Any:
-        return pack(engine, engine._requests.get(timeout=20), pack(engine, job, batch))
+    def packing(engine: ScoringEngine, waiting: Any) -> Any:
+        if len(waiting) < 2:
+            waiting.append(Packing(engine._requests.get(timeout=20)))  # pyright: ignore[reportArgumentType]
+        return next_batch(engine, waiting)
 
     return packing
 
@@ -184,11 +187,11 @@ def two_at_once(pack: Any) -> Any:
 class Gone:
     """A client over ASGI that closes its connection when it is told to."""
 
-    def __init__(self, app: FastAPI, body: dict[str, Any]) -> None:
+    def __init__(self, app: FastAPI, path: str, body: dict[str, Any]) -> None:
         self.left = asyncio.Event()
         self._body, self._sent = json.dumps(body).encode(), False
         headers = [(b"authorization", f"Bearer {ADMIN}".encode()), (b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": headers, "query_string": b""}
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
         self.task = asyncio.ensure_future(app(scope, self._receive, self._send))
 
     async def _receive(self) -> dict[str, Any]:
@@ -201,10 +204,24 @@ class Gone:
     async def _send(self, _: Any) -> None: ...
 
 
+TEXTS = [GOOD.replace("one", str(number)) for number in range(9)]
+ASKED: dict[str, dict[str, Any]] = {
+    "/v1/score": {"items": [item(*TEXTS)]},
+    "/v1/compare": {"prompt": "Sum?", "first": TEXTS[0], "second": TEXTS[1]},
+    "/v1/mixture": {"items": [item(*TEXTS)]},
+    "/score": {"queries": "Sum?", "documents": TEXTS},
+    "/classify": {"messages": [{"role": "user", "content": "Sum?"}, {"role": "assistant", "content": GOOD}]},
+}
+
+
+@pytest.mark.parametrize("path", ASKED)
 async def test_a_client_that_has_gone_is_not_computed_for(
-    settings: Callable[..., ExpertSettings], monkeypatch: pytest.MonkeyPatch
+    settings: Callable[..., ExpertSettings], monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     computed, gate, forward = list[int](), threading.Event(), PrefixScorer.score
+
+    async def silent(*_: Any) -> None:
+        await asyncio.Event().wait()
 
     def counting(scorer: PrefixScorer, batch: Any) -> Any:
         computed.append(sum(len(entry.responses) for entry in batch))
@@ -212,10 +229,10 @@ async def test_a_client_that_has_gone_is_not_computed_for(
         return forward(scorer, batch)
 
     monkeypatch.setattr(PrefixScorer, "score", counting)
-    app = create_app(settings(max_batch_tokens=1))  # so that each response is a batch
+    monkeypatch.setattr(Peer, "_score", silent)
+    app = create_app(settings(max_batch_tokens=1, peer_url="http://peer"))  # so that each response is a batch
     async with loaded(app) as client:
-        texts = [GOOD.replace("one", str(number)) for number in range(40)]
-        gone = [Gone(app, {"items": [item(*texts)]}) for _ in range(3)]
+        gone = [Gone(app, path, ASKED[path]) for _ in range(3)]
         while not computed:  # noqa: ASYNC110  (a thread appends)
             await asyncio.sleep(0.01)
         patient = asyncio.create_task(score(client, OTHER))
@@ -225,5 +242,5 @@ async def test_a_client_that_has_gone_is_not_computed_for(
         await asyncio.gather(*(one.task for one in gone))
         gate.set()
         assert (await patient)[0]["status"] == "ok"
-        assert sum(computed) < 8  # of 121
+        assert sum(computed) == 2  # the one at work when they went, and the patient one's
         assert 'prism_expert_queue_requests{expert="perception"} 0.0' in (await client.get("/metrics")).text

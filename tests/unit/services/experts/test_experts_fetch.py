@@ -88,7 +88,8 @@ async def test_an_image_is_fetched_directly_and_through_redirects(fetcher: UrlFe
     assert await fetcher.get(server.url("image")) == IMAGE
     assert await fetcher.get(server.url("redirect//image")) == IMAGE
     assert await fetcher.get(server.url("redirect/" + server.url("redirect//image"))) == IMAGE
-    assert [path for path, _ in server.seen].count("/image") == 3
+    assert await fetcher.get(server.url("flood")) == IMAGE
+    assert [path for path, _ in server.seen].count("/image") == 4
     assert not any("Cookie" in headers for _, headers in server.seen)
 
 
@@ -239,6 +240,24 @@ async def test_a_url_is_off_until_it_is_switched_on_and_then_one_of_three_ways(
     assert [one["status"] for one in scores] == ["ok", "ok", "error", "ok"]
     assert scores[0]["score"] == scores[1]["score"] == scores[3]["score"]
     assert [path for path, _ in server.seen].count("/image") == 1  # once a request, however often it is named
+
+
+async def test_what_one_request_fetches_is_bounded_together(
+    settings: Callable[..., ExpertSettings], server: ImageServer
+) -> None:
+    size = len(IMAGE)
+    limits = {"url_max_bytes": size, "url_max_request_bytes": 2 * size, "max_images": 2}
+    async with serving(settings(allow_urls=True, url_networks="127.0.0.1/32", **limits)) as client:
+        items = [item(image=server.url(f"image/{number}")) for number in range(3)]
+        answer = await ask(client, *items[:2], items[0], item(image=uri(IMAGE)))
+        assert {one["scores"][0]["status"] for one in answer["items"]} == {"ok"}
+        refused = await client.post("/v1/score", json={"items": items})
+        assert refused.status_code == 413
+        assert f"over the limit of {2 * size} bytes together (PRISM_URL_MAX_REQUEST_BYTES)" in refused.json()["detail"]
+        await ask(client, items[2])  # each request has its own
+    assert settings(max_images=100).fetched_bytes == 100 * settings().url_max_bytes > settings().fetched_bytes
+    with pytest.raises(ConfigError, match=r"PRISM_URL_MAX_REQUEST_BYTES: .* is less than the images of one prompt"):
+        settings(**limits | {"max_images": 3})
 
 
 def test_networks_are_named_by_comma_and_checked(

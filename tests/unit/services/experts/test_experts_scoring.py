@@ -23,7 +23,7 @@ IMAGE = png()
 async def test_every_response_gets_a_status_and_a_score_only_if_it_was_judged(
     settings: Callable[..., ExpertSettings],
 ) -> None:
-    async with serving(settings(max_tokens=100)) as client:
+    async with serving(settings(max_model_len=100)) as client:
         answer = await ask(
             client, item(GOOD, "no tags", GOOD.replace("- a one", "- a one " * 40), GOOD, "<caption>- a")
         )
@@ -39,7 +39,7 @@ async def test_every_response_gets_a_status_and_a_score_only_if_it_was_judged(
     assert untagged["detail"] == "missing <caption>; missing <think>; missing <answer>"
     assert unclosed["detail"].startswith("unclosed <caption>")
     assert (long["status"], long["score"]) == ("too_long", None)
-    assert "over the limit of 100 (PRISM_MAX_TOKENS)" in long["detail"]
+    assert "over the limit of 100 (PRISM_MAX_MODEL_LEN)" in long["detail"]
 
 
 async def test_a_request_of_nothing_but_bad_format_is_answered(client: httpx.AsyncClient) -> None:

@@ -31,7 +31,7 @@ ROWS: list[dict[str, Any]] = [
     {"response": respond("\\sqrt{4}"), "gold": "2", "kind": "math"},
     {"response": respond("3"), "gold": "2"},
     {"response": "no format", "gold": "2"},
-    {"response": respond("2"), "gold": "two", "kind": "number"},
+    {"response": respond("2"), "gold": "several", "kind": "number"},
 ]
 
 
@@ -61,7 +61,7 @@ def test_a_table_counts_what_was_not_judged_apart(file: Path) -> None:
             "1",
             "not judged",
             "not judged",
-            "line 9: the gold answer is not a number: 'two'",
+            "line 9: the gold answer is not a number: 'several'",
         ],
         ["all", "", "5", "0.500", "0.550", ""],
     ]
@@ -118,6 +118,40 @@ def test_responses_of_another_format(tmp_path: Path) -> None:
     file.write_text(json.dumps({"response": "so \\boxed{B}", "gold": "B"}))
     grade(file, "--any-format", "--extract", "boxed, whole", "--kind", "choice", "--out", out)
     assert json.loads(out.read_text())["reward"] == 1.0
+
+
+def test_what_cannot_be_read_is_wrong_or_masked(tmp_path: Path) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows = [{"response": respond(answer), "gold": "7", "kind": "number"} for answer in ("7", "no idea")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for flags, expected in (((), [1.0, 0.2]), (("--mask-unparseable",), [1.0, None])):
+        result = grade(file, "--workers", 1, "--out", out, "--fresh", "--yes", *flags)
+        verdicts = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [verdict["reward"] for verdict in verdicts] == expected
+        assert verdicts[1]["status"] == "unparseable_answer"
+    assert "not judged" in result.stdout, "a masked answer is in no mean"
+
+
+def test_a_tag_of_ones_own(tmp_path: Path) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    file.write_text(json.dumps({"response": "<answer>8</answer> <final>7</final>", "gold": "7"}))
+    grade(file, "--any-format", "--extract", "tag:final,answer", "--out", out)
+    assert json.loads(out.read_text())["accuracy"] == 1.0
+    assert "extract.0: Input should be" in str(grade(file, "--extract", "tag:a b").exception)
+
+
+def test_a_pattern_of_ones_own(tmp_path: Path) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows = [{"response": response, "gold": "7"} for response in ("\\boxed{8} ANSWER: 7, I think", "\\boxed{7}")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert (
+        grade(file, "--any-format", "--extract", r"pattern:R: (\d{1,3}),", "--extract", "boxed", "--out", out).exit_code
+        == 0
+    )
+    assert [json.loads(line)["accuracy"] for line in out.read_text().splitlines()] == [1.0, 1.0]
+    assert "extract.1: the pattern is none of RE2's: missing )" in str(
+        grade(file, "--extract", "boxed,pattern:(").exception
+    )
 
 
 def test_a_file_without_rows(tmp_path: Path) -> None:
@@ -248,7 +282,7 @@ class Refuses(BaseHTTPRequestHandler):
         self.send_error(401)
 
 
-@pytest.mark.parametrize("missing", ["pebble", "math_verify"])
+@pytest.mark.parametrize("missing", ["pebble", "math_verify", "re2"])
 def test_asking_a_server_needs_none_of_what_the_server_does(file: Path, missing: str) -> None:
     """A worker's image holds the core alone, and `helm test` grades from one."""
     # In a process of its own: modules that were imported here before would hide what a fresh one needs.

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from prism.errors import ConfigError
 from prism.services.grader import sandbox
 from prism.services.grader.app import create_app
+from prism.services.grader.engine import Grader
 from prism.services.grader.protocol import GradeVerdict
 from prism.services.grader.settings import GraderSettings
 from prism.settings import load_settings
@@ -31,6 +32,7 @@ def make_app() -> FastAPI:
             workers=1,
             deadline_seconds=2.0,
             max_items=50,
+            comment_interval=0.1,
             max_text_chars=1000,
             max_body_bytes=200_000,
         )
@@ -72,12 +74,30 @@ async def test_a_grader_without_seccomp_says_so_and_goes_on(
         assert "workers may open sockets and start programs" in caplog.text
 
 
+async def test_a_batch_that_takes_long_shows_that_it_is_at_work(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grade = Grader.grade
+
+    async def thinking(grader: Grader, items: Any, rules: Any) -> Any:
+        await asyncio.sleep(0.5)
+        return await grade(grader, items, rules)
+
+    monkeypatch.setattr(Grader, "grade", thinking)
+    body = {"items": [{"response": RESPONSE, "gold": "7", "kind": "number"}]}
+    answer = await client.post("/v1/grade", json=body, headers={"Accept": "text/event-stream"})
+    assert answer.content.startswith(b": waiting\n\n: waiting\n\n")
+    head, verdicts = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if "data" in line]
+    assert head["status"] == 200
+    assert verdicts["verdicts"][0]["accuracy"] == 1
+
+
 async def test_a_batch_is_graded_in_order(client: httpx.AsyncClient) -> None:
     items = [
         {"id": "one", "response": RESPONSE, "gold": "7", "kind": "number"},
         {"response": RESPONSE, "gold": ["8", "\\frac{16}{2}"]},
         {"response": "7", "gold": "7", "kind": "auto"},
-        {"response": RESPONSE, "gold": "seven", "kind": "number"},
+        {"response": RESPONSE, "gold": "several", "kind": "number"},
         {"response": RESPONSE, "gold": "\\frac{14}{2}", "kind": "math"},
         {"response": RESPONSE, "gold": "7", "kind": "judge"},
     ]
@@ -96,7 +116,7 @@ async def test_a_batch_is_graded_in_order(client: httpx.AsyncClient) -> None:
         | {"detail": "missing <caption>; missing <think>; missing <answer>"},
         base
         | {"status": "unparseable_gold", **dict.fromkeys(right)}
-        | {"detail": "the gold answer is not a number: 'seven'"},
+        | {"detail": "the gold answer is not a number: 'several'"},
         base | right | {"status": "ok", "compared": "math: equal"},
         base | {"status": "error", **dict.fromkeys(right), "detail": "kind judge is off: set PRISM_JUDGE_URL"},
     ]
@@ -217,7 +237,7 @@ HOSTILE_MATH = [
     ("().__class__.__base__.__subclasses__()", "unparseable_answer"),
     (
         "\\det\\begin{pmatrix}"
-        + "\\\\".join("&".join(f"x_{{{i}{j}}}" for i in range(8)) for j in range(8))
+        + "\\\\".join("&".join(f"x_{{{i}{j}}}" for i in range(11)) for j in range(11))
         + "\\end{pmatrix}",
         "timeout",
     ),

@@ -1,7 +1,8 @@
 """The table: every line of ``cases/*.jsonl`` is a gold answer, an answer, and what must be said of them.
 
-A file's name is the kind its lines are graded as; ``math_verify.jsonl`` holds the pairs that math-verify publishes in
-its own tests (0.9.0, Apache 2.0), with the verdicts they expect, but that 1 + 1/e is not 1 - 1/e.
+A file's name is the kind its lines are graded as; those of ``extract.jsonl``, whole responses, name their own.
+``math_verify.jsonl`` holds the pairs that math-verify publishes in its own tests (0.9.0, Apache 2.0), with the verdicts
+they expect, but that 1 + 1/e is not 1 - 1/e.
 """
 
 import json
@@ -38,6 +39,7 @@ def name_of(value: object) -> str:
 
 KINDS: tuple[AnswerKind, ...] = ("number", "choice", "text", "date", "multi", "box", "math", "auto")
 OURS: list[tuple[AnswerKind, dict[str, Any]]] = [(kind, case) for kind in KINDS for case in lines(kind)]
+OURS += [(case["kind"], case) for case in lines("extract")]
 
 
 @pytest.mark.parametrize(("kind", "case"), OURS, ids=name_of)
@@ -53,6 +55,27 @@ def test_what_is_said_of_a_pair(kind: AnswerKind, case: dict[str, Any]) -> None:
 def test_what_math_verify_intends(case: dict[str, Any]) -> None:
     outcome = compare("math", case, extract=False)
     assert outcome.accuracy == float(case["right"]), outcome
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        "read wholly or not at all",
+        "what follows a number is read",
+        "scores, ranges and codes are no arithmetic",
+        "tolerance is relative",
+        "units as they are written",
+        "powers of ten, and e",
+        "sets, tuples and lists",
+        "emphasis is no power",
+        "notations of numbers",
+        "yes and no, letters, parts",
+        "notations of formulas",
+        "dates and times",
+    ],
+)
+def test_each_kind_of_fault_has_twenty_pairs_of_its_own(why: str) -> None:
+    assert sum(case.get("why") == why for _, case in OURS) >= 20
 
 
 def test_there_are_enough_pairs() -> None:

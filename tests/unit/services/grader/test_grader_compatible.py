@@ -59,6 +59,8 @@ async def test_the_query_parameters_are_rules(client: httpx.AsyncClient) -> None
     body = {"query": ["<s>" + PROMPT + text for text in ("7", sections)], "prompts": [PROMPT] * 2, "labels": ["7"] * 2}
     assert (await rewards(client, body))["rewards"] == [0.0, 1.0]
     assert (await rewards(client, body, extract="answer, whole"))["rewards"] == [1.0, 1.0]
+    own = body | {"query": [PROMPT + "ANSWER: 7, not 8", PROMPT + "7, not 8"]}
+    assert (await rewards(client, own, extract=r"tag:final,pattern:ANSWER: (\d{1,3}), "))["rewards"] == [1.0, 0.0]
     required = await rewards(client, body, format="required", value="reward")
     assert (required["rewards"], required["statuses"]) == ([0.0, 1.0], ["invalid_format", "ok"])
     wrong = body | {"labels": ["8", "8"]}
@@ -73,6 +75,7 @@ async def test_the_query_parameters_are_rules(client: httpx.AsyncClient) -> None
         ({"query": ["a"], "prompts": ["a", "b"], "labels": ["7"]}, {}, "of one length"),
         ({"query": ["a"], "labels": ["7", "8"]}, {}, "of one length"),
         ({"query": ["a"], "labels": ["7"]}, {"extract": "magic"}, "extract"),
+        ({"query": ["a"], "labels": ["7"]}, {"extract": "boxed,pattern:(a{1,3}"}, "missing )"),
         ({"query": ["a"], "labels": ["7"]}, {"kind": "essay"}, "kind"),
     ],
 )

@@ -14,6 +14,7 @@ COUNTS: dict[AnswerKind, int] = {
     "number": 500,
     "choice": 200,
     "text": 300,
+    "date": 500,
     "multi": 300,
     "box": 300,
     "auto": 60,

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -213,6 +214,22 @@ async def test_an_outcome_is_cached_by_content(grader: Grader) -> None:
     assert (hits.get() - before[0], misses.get() - before[1]) == (15, 2)
     await grader.grade([item("14/2")], Rules())
     assert (hits.get() - before[0], misses.get() - before[1]) == (16, 2)
+
+
+@pytest.mark.parametrize("status", ["ok", "error"])
+@pytest.mark.parametrize("length", [0, 40, 5_000])
+def test_outcomes_are_kept_within_bytes(status: Any, length: int) -> None:
+    grader, bound = Grader(make_settings().model_copy(update={"cache_bytes": 2**18})), 2**18
+    tracemalloc.start()
+    for number in range(2_000):
+        detail = f"{number:05d}" + "x" * length if length else None
+        grader._keep(number.to_bytes(16), Outcome(status, 1.0, "number", detail, (("overlong", number / 7),)))
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert bound / 2 < kept <= bound
+    grader._keep(b"large", Outcome(status, detail="x" * bound))  # which is no error, and costs the others nothing
+    assert len(grader._kept) + len(grader._failed) > 1
+    grader.close()
 
 
 async def test_a_caller_that_goes_away_takes_nothing_from_the_others(grader: Grader) -> None:

@@ -12,7 +12,8 @@ from prism.services.grader import kinds
 from prism.services.grader.engine import compare_here, conclude, content_key
 from prism.services.grader.extract import last_boxed, read_item, read_response
 from prism.services.grader.extract.sentences import first_sentence, without_explanation
-from prism.services.grader.extract.sources import after_phrase, answer_section, boxed_answer
+from prism.services.grader.extract.sources import after_phrase, answer_section, boxed_answer, json_answer
+from prism.services.grader.extract.thinking import without_thinking
 from prism.services.grader.judge import read_verdict
 from prism.services.grader.verdict import (
     DEFAULT_OPTIONS,
@@ -76,7 +77,7 @@ def test_a_bad_format_earns_nothing_even_if_the_answer_is_right(
 
 
 @pytest.mark.parametrize("response", ["no format", respond("7")])
-@pytest.mark.parametrize(("gold", "kind"), [("seven", "number"), ("", "text"), ("?", "math"), ("\ufffd", "auto")])
+@pytest.mark.parametrize(("gold", "kind"), [("several", "number"), ("", "text"), ("?", "math"), ("\ufffd", "auto")])
 def test_where_the_gold_is_broken_no_response_earns_anything(response: str, gold: str, kind: AnswerKind) -> None:
     verdict = grade(Item(response, (gold,), kind))
     assert verdict.status == "unparseable_gold"
@@ -143,7 +144,7 @@ def test_no_answer_is_no_failure_but_wrong() -> None:
     assert verdict.detail == "no answer found (looked for: answer, boxed, phrase): counted as wrong"
 
 
-@pytest.mark.parametrize("response", ["I do not know", "The answer is seven.", "\\boxed{7} or \\boxed{8}"])
+@pytest.mark.parametrize("response", ["I do not know", "The answer is several.", "\\boxed{7} or \\boxed{8}"])
 def test_what_cannot_be_read_is_masked_if_the_rules_say_so(response: str) -> None:
     item = Item(response, ("7",))
     verdict = grade(item, replace(IGNORED, unparseable="masked"))
@@ -187,13 +188,23 @@ def test_what_is_shown_is_cut() -> None:
         "$$" * 30_000,
         "B because " * 6_000,
         "<caption>" * 7_000,
+        "<think>" * 9_000,
+        "</think><think>" * 4_000,
+        "a wrong answer is 7. " * 3_000,
+        "*x* " * 15_000,
+        '{"answer": ' * 5_000,
+        '{"answer": ' + "[" * 60_000,
+        "\\boxed{7} wait, " * 4_000,
+        "<answer>7</answer> is wrong " * 2_000,
     ],
 )
 def test_reading_is_linear(text: str) -> None:
     """Each of these would take seconds if it were not, and the event loop would stand still."""
     start = time.process_time()
-    for find in (last_boxed, boxed_answer, after_phrase, answer_section, first_sentence, without_explanation):
+    for find in (last_boxed, boxed_answer, after_phrase, answer_section, first_sentence):
         find(text)
+    for read in (without_explanation, without_thinking, json_answer):
+        read(text)
     for kind in FAST_KINDS:
         for rules in (RULES, Rules("ignored", ("answer", "boxed", "phrase", "whole"))):
             read_response(text, kind, rules)
@@ -353,3 +364,10 @@ def test_a_bug_in_a_comparison_costs_its_item_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kinds, "compare", fail)
     outcome = compare_here(AnswerPair("number", "7", ("7",)))
     assert (outcome.status, outcome.accuracy, outcome.detail) == ("error", None, "comparing raised ZeroDivisionError")
+
+
+def test_a_tag_of_ones_own() -> None:
+    rules = Rules(format="ignored", extract=("tag:final", "boxed"))
+    reading = read_response("<final>3</final> no: <FINAL>it is 7</Final> \\boxed{9}", "number", rules)
+    assert reading.answer == "it is 7"
+    assert read_response("<finally>3</finally> \\boxed{9}", "number", rules).answer == "9"
