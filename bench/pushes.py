@@ -14,6 +14,7 @@ import asyncio
 import os
 import secrets
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ from bench.shared import Server, command_line, console, prism_service, spread
 from prism.config import PushConfig
 from prism.model.expert import ARCHITECTURES, load_expert
 from prism.trainer.learn.policy_model import load_policy
+from prism.trainer.run.estimate import expert_size
+from prism.trainer.run.placement import ALLOCATOR, PROCESS, expert_bytes
 from prism.trainer.weights.named import as_saved, config_json, named_weights, own_weights
 from prism.trainer.weights.publish import Publisher, PushTimes
 from prism.wire.response import EXPERTS
@@ -74,6 +77,11 @@ def main() -> None:
         console.print(table(pushed, sum(work.values())))
         if options.canary:
             canary(learners, servers, options.canary)
+        if options.device == "cuda":
+            size = expert_size(folder / "model", None, [])
+            console.print(f"an expert was taken to need {(PROCESS + ALLOCATOR * expert_bytes(size)) / 2**30:.1f} GiB")
+            for model, held in card_memory(servers).items():
+                console.print(f"{model} holds {held / 2**30:.1f} GiB of its card")
 
 
 def environment(
@@ -173,7 +181,7 @@ def table(pushed: Mapping[str, list[tuple[float, dict[str, PushTimes]]]], work: 
 async def step(servers: Mapping[str, Server]) -> dict[str, float]:
     """Seconds of what a step asks of the servers beside weights."""
     started = time.perf_counter()
-    prompts = [f"{secrets.token_hex(48)} = " for _ in range(PROMPTS)]
+    prompts = [secrets.token_hex(300) for _ in range(PROMPTS)]
     texts = await asyncio.gather(*(sampled(servers["policy"], prompt) for prompt in prompts))
     sampled_at = time.perf_counter()
     await asyncio.gather(
@@ -193,6 +201,14 @@ async def judged(expert: Server, prompt: str, texts: list[str]) -> None:
     body = {"items": [{"prompt": prompt, "responses": texts}], "section": "all"}
     async with expert.client() as http:
         (await http.post("/v1/score", json=body)).raise_for_status()
+
+
+def card_memory(servers: Mapping[str, Server]) -> dict[str, int]:
+    """Bytes of its card that each server's processes hold, as the driver says."""
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+    held = {int(pid): int(size) * 2**20 for pid, size in (line.split(",") for line in listed if "," in line)}
+    return {model: sum(held.get(process.pid, 0) for process in server.processes()) for model, server in servers.items()}
 
 
 def canary(learners: Learners, servers: Mapping[str, Server], times: int) -> None:

@@ -151,6 +151,7 @@ class Receiver:
             self._store.set(JOINED, json.dumps(count))
         if broadcast.machine is not None and self._reads_memory():
             return
+        _check_group(broadcast, device)
         self._group = _group(self._store, index + 1, count + 1, device, address, deadline)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -220,7 +221,13 @@ class Receiver:
 
 
 def check_backend(broadcast: Broadcast, device: torch.device | str) -> None:
-    """Raises WeightsError where a server on ``device`` cannot take the broadcast."""
+    """Raises WeightsError where a server on ``device`` can take the broadcast in no way."""
+    on_gpu = torch.device(device).type == "cuda"
+    if not (on_gpu and broadcast.machine is not None and broadcast.machine == machine()):
+        _check_group(broadcast, device)
+
+
+def _check_group(broadcast: Broadcast, device: torch.device | str) -> None:
     ours = backend_of(device)
     if broadcast.backend != ours:
         raise WeightsError(

@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from prism.config import RunConfig, load_config
+from bench.learner.workload import SIZES
+from configs.demo import task
+from configs.demo.model import build_config, build_tokenizer
+from prism.config import DevicesConfig, RunConfig, load_config
 from prism.errors import ConfigError
 from prism.stack import cards
 from prism.stack.cards import card_bytes, expert_cards, policy_cards
@@ -26,6 +30,7 @@ TWO_BILLION = ModelSize(
     per_patch=0,
     states_per_token=28 * 2048,
     of_one_layer=52_224,
+    vocabulary=151_936,
 )
 
 
@@ -151,3 +156,42 @@ def test_sharding_takes_a_part_of_each_card(monkeypatch: pytest.MonkeyPatch) -> 
     sized = [(replace(TWO_BILLION, per_token=0), 16_384)] * 3
     one, two = (memory_of(made, stage, sized, ranks, 0).total for ranks in (1, 2))
     assert two < 0.65 * one
+
+
+@pytest.fixture(scope="module")
+def two_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that has Qwen3-VL-2B's configuration, and no weights."""
+    folder = tmp_path_factory.mktemp("2b")
+    size = SIZES["qwen3-vl-2b"]
+    build_config(build_tokenizer(task.corpus(), size, task.TAGS), size).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "devices", "gib"),
+    [
+        (None, {"policy": "0", "experts": "0", "learner": "1"}, 79.6),
+        ("single-gpu", {"policy": "0", "experts": "0", "learner": "0"}, 140),
+        ("8gpu", {"policy": "0", "experts": "1,2", "learner": "3,4,5,6"}, 79.6),
+    ],
+)
+def test_presets_fit_the_cards_they_name(
+    two_billion: Path, values: str | None, devices: dict[str, str], gib: float
+) -> None:
+    chart: Any = yaml.safe_load(Path(f"deploy/helm/prism/values-{values}.yaml").read_text()) if values else {}
+    overrides = chart.get("run", {}).get("overrides", [])
+    made = load_config(Path("configs/qwen3-vl-2b.toml"), [*overrides, f"stack.card_gib={gib}"])
+    if values:
+        stack = made.stack.model_copy(update={"devices": DevicesConfig.model_validate(devices)})
+        made = made.model_copy(update={"stack": stack})
+    ranks = chart.get("trainer", {}).get("gpus", 1)
+    assert ranks == len(devices["learner"].split(","))
+    for name, stage in made.stages.items():
+        learners = learners_of(made, stage, two_billion)
+        memory = memory_of(made, stage, learners, ranks, 0)
+        found = place(made, name, learners, memory, expert=served_expert(made, two_billion))
+        assert (found.problems, found.doubts) == ([], []), name
+    if not values:  # nor would it on one
+        alone = made.model_copy(update={"stack": made.stack.model_copy(update={"devices": None})})
+        with pytest.raises(ConfigError, match="does not fit card 0"):
+            share_for_policy(alone, two_billion, alone.stages, 1, served=True)
