@@ -105,6 +105,9 @@ class PushConfig(ConfigModel):
     deadline_seconds: float = Field(default=120, gt=0)
     """A server that has not taken the weights within these seconds, its restarts included, fails the run. 120 let a
     server of a small model restart once."""
+    keep_gib: float = Field(default=100, gt=0)
+    """GiB on disk of each model's pushed versions, of which three are kept, or two if three take more. A server that
+    restarts in the middle of a push needs the two newest. 100 hold three versions of 16 billion parameters."""
     probe_tolerance: float = Field(default=1e-3, gt=0)
     """Largest mean absolute difference, in nats, between the server's and the learner's log-probabilities of a probe;
     beyond it a push is refused. 1e-3 is what float32 keeps to; bfloat16 differs by about 2e-2, so set 5e-2 there."""

@@ -6,6 +6,7 @@ verifies every file before it loads one. Folders are named by version and immuta
 
 import contextlib
 import hashlib
+import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -173,11 +174,20 @@ def newest_sealed(folder: Path) -> Manifest | None:
     return None
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Delete all but the ``count`` newest version folders under ``folder``."""
+def keep_newest(folder: Path, count: int, most_bytes: float = math.inf) -> None:
+    """Delete all but the ``count`` newest version folders under ``folder``; of these all but two, should they take more
+    than ``most_bytes``. A file that several versions share counts once."""
     versions = _versions(folder)
-    for old in versions[: max(0, len(versions) - count)]:
+    kept = versions[max(0, len(versions) - count) :]
+    while len(kept) > 2 and _bytes_of(kept) > most_bytes:
+        del kept[0]
+    for old in versions[: len(versions) - len(kept)]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _bytes_of(folders: list[Path]) -> int:
+    stats = [file.stat() for folder in folders for file in folder.iterdir()]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 
 
 def _versions(folder: Path) -> list[Path]:

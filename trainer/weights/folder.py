@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -140,5 +140,5 @@ def _encoded(tensors: dict[str, "Tensor"]) -> Content:
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    pieces: Iterator[Any] = (tensors[name].reshape(-1).view(torch.uint8).numpy() for name in order)
-    return [len(text).to_bytes(8, "little"), text, *(memoryview(piece) for piece in pieces)]
+    arrays: list[Any] = [tensors[name].reshape(-1).view(torch.uint8).numpy() for name in order]
+    return [len(text).to_bytes(8, "little"), text, *map(memoryview, arrays)]

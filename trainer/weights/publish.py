@@ -68,7 +68,7 @@ class Publisher:
         broadcasts_from: str | None = None,
     ) -> None:
         self._model, self._url, self._root, self._attempt = model, url.rstrip("/"), weights_root, attempt
-        self._deadline = config.deadline_seconds
+        self._deadline, self._most_bytes = config.deadline_seconds, config.keep_gib * 2**30
         self._device = broadcasts_from
         self._http = sync_client(headers={"Authorization": f"Bearer {admin_token}"})
         self._writer = ThreadPoolExecutor(1, "weights-behind")
@@ -123,7 +123,7 @@ class Publisher:
 
         with ThreadPoolExecutor(len(replicas)) as threads:
             answers = list(threads.map(post, replicas))
-        keep_newest(self._root / self._model, KEEP_VERSIONS)
+        keep_newest(self._root / self._model, KEEP_VERSIONS, self._most_bytes)
         return PushTimes(
             total_seconds=time.perf_counter() - started,
             paused_seconds=max(answer["sync_paused_seconds"] for answer in answers),

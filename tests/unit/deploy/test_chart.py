@@ -258,12 +258,12 @@ def test_a_policy_server_has_time_to_start_and_to_recover() -> None:
 
 
 def test_gpus_go_to_those_who_compute() -> None:
-    wanted = {"policy": 2, "perception": 1, "reasoning": 1, "trainer": 1}
+    wanted = {"policy": 1, "perception": 1, "reasoning": 1, "trainer": 4}
     for component, pod in pod_specs(RENDERED["values-8gpu"]).items():
         limits = pod["containers"][0]["resources"].get("limits", {})
         assert limits.get("nvidia.com/gpu") == wanted.get(component)
-    (container,) = policy(RENDERED["values-8gpu"])
-    assert {"name": "PRISM_VLLM_FLAGS", "value": "--tensor-parallel-size=2"} in container["env"]
+    (container,) = policy(RENDERED["values-multi-node"])
+    assert {"name": "PRISM_VLLM_FLAGS", "value": "--tensor-parallel-size=4"} in container["env"]
 
 
 def test_a_trainer_of_several_nodes_is_numbered_pods_that_find_the_first() -> None:
