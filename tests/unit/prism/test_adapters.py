@@ -178,7 +178,7 @@ def test_trls_trainer_learns_from_it(own: Grading, tiny_model: Path, tmp_path: P
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    rows = [{"prompt": "2 + 5?", "answer": "7"}, {"prompt": "3 + 5?", "answer": "eight"}]
+    rows = [{"prompt": "2 + 5?", "answer": "7"}, {"prompt": "3 + 5?", "answer": "several"}]
     trainer = GRPOTrainer(
         model=LlamaForCausalLM(config),
         processing_class=tokenizer,
