@@ -434,19 +434,20 @@ def test_frozen_weights_pushed_a_hundred_times_change_no_log_probability(
     def asked() -> Any:
         return policy.chat(chat_messages(picture(4)), n=2, seed=3, max_tokens=12, prompt_logprobs=0).json()["choices"]
 
+    publisher.push(8, named_weights(model), config_json(model))
     before = [choice["logprobs"] for choice in asked()]
-    for version in range(8, 108):
+    for version in range(9, 109):
         publisher.push(version, named_weights(model), config_json(model))
     publisher.settle()
     assert [choice["logprobs"] for choice in asked()] == before
-    assert policy.client.get("/v1/models").headers[VERSION] == "107"
+    assert policy.client.get("/v1/models").headers[VERSION] == "108"
 
 
 def test_a_learner_that_is_lost_in_the_middle_of_a_broadcast_leaves_no_mixture(
     policy: PolicyProcess, models: list[Path]
 ) -> None:
     tensors = list(named_weights(load_policy(models[1], dtype=torch.float32)))
-    manifest = Manifest(model="policy", version=108, attempt=3, path="policy/0003-000108", files={})
+    manifest = Manifest(model="policy", version=109, attempt=3, path="policy/0003-000109", files={})
     address = ("127.0.0.1", int(policy.url.rpartition(":")[2]))
 
     def post(offer: Broadcast) -> httpx.Response:
@@ -465,7 +466,7 @@ def test_a_learner_that_is_lost_in_the_middle_of_a_broadcast_leaves_no_mixture(
     while policy.is_ready():
         time.sleep(0.1)
     policy.wait_ready()
-    assert_serves(policy, models[3], version=107)
+    assert_serves(policy, models[3], version=108)
 
 
 def test_a_killed_supervisor_leaves_nothing_behind(policy: PolicyProcess) -> None:
