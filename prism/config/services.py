@@ -1,6 +1,6 @@
 """What runs beside the learners: services, pushes of weights, measurements."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,30 @@ class EvaluateConfig(ConfigModel):
     default: it needs teacher's responses in the held-out data."""
 
 
+Cards = Annotated[str, Field(pattern=r"^\d+(,\d+)*$")]
+
+
+class DevicesConfig(ConfigModel):
+    """What computes on which of this machine's GPUs, by their numbers; several are written ``"0,1"``."""
+
+    policy: Cards = "0"
+    """The policy server's. Several share it by tensor parallelism. By default the first, as everyone's."""
+    experts: Cards = "0"
+    """Both experts' on one card, or each on one of two. By default the first."""
+    learner: Cards = "0"
+    """The learner's: a rank on each, which share the models (FSDP2). By default the first; a card of its own leaves the
+    services memory and time."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for name, cards in self:
+            if len(set(cards.split(","))) < len(cards.split(",")):
+                raise ValueError(f"{name}: {cards} names a card twice")
+        if len(self.experts.split(",")) > 2:
+            raise ValueError(f"experts: there are two experts, {self.experts} are more cards")
+        return self
+
+
 class StackConfig(ConfigModel):
     """The services that ``prism up`` starts on this machine, on consecutive ports of 127.0.0.1."""
 
@@ -58,6 +82,12 @@ class StackConfig(ConfigModel):
     disk takes longer."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where policy server and experts compute. A CPU by default, as for the learners: it is there on any machine."""
+    devices: DevicesConfig | None = None
+    """GPUs of policy server, experts and learner for `prism run`, where they compute on "cuda": ``{ policy = "0",
+    experts = "0", learner = "1" }``. By default all see every card, and take the first."""
+    card_gib: float | None = Field(default=None, gt=0)
+    """GiB of memory of a card, to ask on another machine with `prism run --dry-run` whether the run fits such cards. By
+    default what this machine's cards have."""
     max_model_len: int = Field(gt=0)
     """Tokens of prompt and response together that the policy server admits, whoever starts it: compose and chart read
     it where ``[limits]`` are. It has no default because the server reserves memory by it."""
@@ -70,12 +100,15 @@ class PushConfig(ConfigModel):
     """How weights reach the servers."""
 
     transport: Literal["file", "broadcast"] = "file"
-    """How the policy's weights get to its server: by files in a folder that learner and servers share, or from the
-    learner's memory (NCCL; gloo on CPUs), files following behind. Files by default: they need nothing but that
-    folder."""
+    """How weights get to the servers: by files in a folder that learner and servers share, or from the learner's memory
+    (read out of its GPU by servers of its machine, else NCCL; gloo on CPUs), files following behind. Files by default:
+    they need nothing but that folder."""
     deadline_seconds: float = Field(default=120, gt=0)
     """A server that has not taken the weights within these seconds, its restarts included, fails the run. 120 let a
     server of a small model restart once."""
+    keep_gib: float = Field(default=100, gt=0)
+    """GiB on disk of each model's pushed versions, of which three are kept, or two if three take more. A server that
+    restarts in the middle of a push needs the two newest. 100 hold three versions of 16 billion parameters."""
     probe_tolerance: float = Field(default=1e-3, gt=0)
     """Largest mean absolute difference, in nats, between the server's and the learner's log-probabilities of a probe;
     beyond it a push is refused. 1e-3 is what float32 keeps to; bfloat16 differs by about 2e-2, so set 5e-2 there."""

@@ -45,5 +45,12 @@ def control_tokens(folder: Path) -> ControlTokens:
         raise ConfigError(f"the tokenizer's files in {folder} cannot be read: {error!r}") from None
 
 
+def vision_tokens(config: Any) -> list[int]:
+    """Of a model's configuration, the tokens that stand for a picture or film and its ends: no response holds one."""
+    names = ("image", "video", "vision_start", "vision_end")
+    found = {getattr(config, f"{name}_token_id", None) for name in names}
+    return sorted(token for token in found if token is not None)
+
+
 def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_bytes()) if file.is_file() else {}

@@ -157,6 +157,28 @@ def load_expert(
     return expert
 
 
+def unfilled_expert(config: str, like: ExpertModel) -> ExpertModel:
+    """The expert of this ``config.json``, where and in the precision that ``like`` computes in; what its weights hold
+    is nobody's. What is computed of a configuration it has from ``like``, where both have it.
+
+    Raises WeightsError for a configuration that is no expert's.
+    """
+    try:
+        values = json.loads(config)
+        of_type = AutoConfig.for_model(**values)
+        kind = CLASSES[of_type.model_type]
+        device, dtype = like.score.weight.device, like.score.weight.dtype
+        with torch.device(device), no_init_weights():
+            expert: Any = kind._from_config(of_type, dtype=dtype, attn_implementation=ATTENTION)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"this is no expert's configuration: {str(error)[:500]}") from None
+    computed = dict(like.named_buffers())
+    for name, buffer in expert.named_buffers():
+        if name in computed and computed[name].shape == buffer.shape:
+            buffer.copy_(computed[name])
+    return place(expert, str(device)).requires_grad_(False)
+
+
 def place(expert: ExpertModel, device: str, *, move: bool = True) -> ExpertModel:
     """Move an expert to where it works, and compute its mixtures the way that is fastest there.
 

@@ -26,6 +26,7 @@ from prism.errors import ServiceError
 from prism.files import write_json, write_text
 from prism.http.client import sync_client
 from prism.settings import load_settings
+from prism.stack.cards import expert_cards, policy_cards
 from prism.stack.processes import end_group, start_process
 from prism.stack.restarts import Restarts
 from prism.wire.response import EXPERTS, Expert
@@ -67,12 +68,22 @@ class Stack:
     """
 
     def __init__(
-        self, config: RunConfig, model: Path, console: Console, *, experts: Mapping[Expert, Path] | None = None
+        self,
+        config: RunConfig,
+        model: Path,
+        console: Console,
+        *,
+        experts: Mapping[Expert, Path] | None = None,
+        policy_share: float | None = None,
     ) -> None:
-        """``model`` is what the policy starts from, and the experts too unless they have folders of their own."""
+        """``model`` is what the policy starts from, and the experts too unless they have folders of their own.
+
+        ``policy_share``: of its GPU's memory, for the policy server; vLLM's own choice without.
+        """
         self.config, self.console = config, console
         self._model = model.resolve()
         self._expert_models = {e: (experts[e] if experts else model).resolve() for e in EXPERTS}
+        self._policy_share = policy_share
         self._run_dir = config.run_dir.resolve()
         self._file = self._run_dir / "stack.json"
         self._tokens = self._known_tokens()
@@ -183,6 +194,7 @@ class Stack:
         services = [] if os.environ.get("PRISM_REDIS_URL") else [self._redis()]
         policy = {"PRISM_MODEL": str(self._model)}
         policy |= {f"PRISM_{name.upper()}": value for name, value in config.policy_options.items()}
+        policy |= policy_cards(config, self._policy_share)
         services.append(self._service(1, "policy", ["policy"], weights | policy))
         for index, expert in enumerate(EXPERTS, 2):
             threads = {"PRISM_THREADS": "1"} if config.device == "cpu" else {}
@@ -190,7 +202,8 @@ class Stack:
             own |= self._given("blobs")
             (other,) = set(EXPERTS) - {expert}
             peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
-            services.append(self._service(index, expert, [expert], weights | threads | own | peer))
+            own |= peer | expert_cards(config, index - 2)
+            services.append(self._service(index, expert, [expert], weights | threads | own))
         judge = {name: os.environ[name] for name in ("PRISM_JUDGE_TOKEN",) if name in os.environ}
         services.append(self._service(4, "grader", ["grader"], self._given("token") | judge))
         asked = self._given(*(name for name in self._endpoints() if name != "admin_token"))

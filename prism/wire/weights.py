@@ -6,7 +6,9 @@ verifies every file before it loads one. Folders are named by version and immuta
 
 import contextlib
 import hashlib
+import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +17,8 @@ from prism.errors import WeightsError
 from prism.files import sync_tree, write_text
 
 MANIFEST = "manifest.json"
+SMALL = 2**25  # bytes of all files, hashed sooner than threads begin
+HASHERS = 8  # files hashed at a time, where there are as many cores: one core does 1 to 2 GB a second
 
 
 class WeightFile(BaseModel):
@@ -53,6 +57,10 @@ class Broadcast(BaseModel):
     host: str = Field(description="where the learner is met, as the server reaches it")
     port: int = Field(ge=1, le=65535)
     backend: str = Field(description="gloo, or NCCL with its release: both sides must have the same")
+    machine: str | None = Field(
+        default=None, description="boot id of the learner's machine, whose processes may read its GPU's memory"
+    )
+    config: str | None = Field(default=None, description="an expert's config.json; names are then its learner's own")
     tensors: list[BroadcastTensor] = Field(description="all of the model's, in the order in which they are sent")
 
 
@@ -70,7 +78,7 @@ class Manifest(BaseModel):
     path: str = Field(description="folder of the files, relative to the weights root both sides share")
     files: dict[str, WeightFile]
     probe: Probe | None = None
-    broadcast: Broadcast | None = Field(default=None, description="then there are no files yet; for policy servers")
+    broadcast: Broadcast | None = Field(default=None, description="then there are no files yet")
 
     @property
     def order(self) -> tuple[int, int]:
@@ -98,11 +106,10 @@ def seal(
     ``files``: what was written, by whoever wrote it; without, what lies there is read again.
     """
     folder = root / path
-    files = files or {
-        file.name: WeightFile(sha256=file_sha256(file), bytes=file.stat().st_size)
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.name != MANIFEST
-    }
+    if not files:
+        found = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name != MANIFEST]
+        described = zip(found, _sha256s(found), strict=True)
+        files = {file.name: WeightFile(sha256=sha256, bytes=file.stat().st_size) for file, sha256 in described}
     manifest = Manifest(model=model, version=version, attempt=attempt, path=path, files=files, probe=probe)
     sync_tree(folder)
     write_text(folder / MANIFEST, manifest.model_dump_json(indent=1))
@@ -130,9 +137,20 @@ def _verify(root: Path, manifest: Manifest) -> Path:
         file = folder / name
         if Path(name).name != name or not file.is_file():
             raise WeightsError(f"weights file {name!r} is missing from {manifest.path!r}")
-        if file.stat().st_size != expected.bytes or file_sha256(file) != expected.sha256:
+        if file.stat().st_size != expected.bytes:
+            raise WeightsError(f"weights file {name!r} of {manifest.path!r} does not match its sha256: other size")
+    found = _sha256s([folder / name for name in manifest.files])
+    for (name, expected), sha256 in zip(manifest.files.items(), found, strict=True):
+        if sha256 != expected.sha256:
             raise WeightsError(f"weights file {name!r} of {manifest.path!r} does not match its sha256")
     return folder
+
+
+def _sha256s(files: list[Path]) -> list[str]:
+    if sum(file.stat().st_size for file in files) < SMALL:
+        return list(map(file_sha256, files))
+    with ThreadPoolExecutor(HASHERS, "sha256") as threads:
+        return list(threads.map(file_sha256, files))
 
 
 def note_newest(state_dir: Path, manifest: Manifest) -> None:
@@ -156,11 +174,20 @@ def newest_sealed(folder: Path) -> Manifest | None:
     return None
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Delete all but the ``count`` newest version folders under ``folder``."""
+def keep_newest(folder: Path, count: int, most_bytes: float = math.inf) -> None:
+    """Delete all but the ``count`` newest version folders under ``folder``; of these all but two, should they take more
+    than ``most_bytes``. A file that several versions share counts once."""
     versions = _versions(folder)
-    for old in versions[: max(0, len(versions) - count)]:
+    kept = versions[max(0, len(versions) - count) :]
+    while len(kept) > 2 and _bytes_of(kept) > most_bytes:
+        del kept[0]
+    for old in versions[: len(versions) - len(kept)]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _bytes_of(folders: list[Path]) -> int:
+    stats = [file.stat() for folder in folders for file in folder.iterdir()]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 
 
 def _versions(folder: Path) -> list[Path]:

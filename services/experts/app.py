@@ -178,7 +178,10 @@ def create_app(settings: ExpertSettings) -> FastAPI:
     @app.post(
         "/weights",
         tags=["model"],
-        responses=refusals(code_409="older than what is loaded, or the files do not verify"),
+        responses=refusals(
+            code_409="older than what is loaded, or they do not fit, or the files do not verify",
+            code_503="the model is loading, or a broadcast broke off: the weights before are in use",
+        ),
     )
     async def weights(manifest: Manifest) -> SwapAnswer:
         """Verify and load weights beside those in use, then switch between two batches. Needs the admin token."""
@@ -188,6 +191,8 @@ def create_app(settings: ExpertSettings) -> FastAPI:
             paused = await asyncio.to_thread(scorer.take, manifest)
         except WeightsError as error:
             raise HTTPException(409, str(error)) from None
+        except ServiceError as error:
+            raise HTTPException(503, str(error)) from None
         total = time.perf_counter() - started
         metrics.SYNC_SECONDS.labels(settings.expert).observe(total)
         metrics.SYNC_PAUSED_SECONDS.labels(settings.expert).observe(paused)

@@ -20,6 +20,7 @@ import torch
 from prism import logs
 from prism.errors import ConfigError, ServiceError, WeightsError
 from prism.model.expert import ExpertModel, load_expert, place
+from prism.model.incoming import IncomingExpert
 from prism.model.inputs import Example, InputBuilder
 from prism.services.experts import metrics
 from prism.services.experts.scoring import Branches, PrefixScorer
@@ -158,8 +159,11 @@ class ScoringEngine:
         max_batch_tokens: int,
         max_queue: int,
         cache_tokens: int = 16_384,
+        receive_deadline: float = 120,
     ) -> None:
+        """``receive_deadline``: seconds for each tensor of a broadcast."""
         self.name, self.device = name, device
+        self._incoming = IncomingExpert(receive_deadline)
         self.version = Version(0, 0)
         self._image_token_id, self._cache_tokens = inputs.image_token_id, cache_tokens
         self._scorer = self._new_scorer(model)
@@ -204,7 +208,8 @@ class ScoringEngine:
     def swap(self, root: Path, manifest: Manifest) -> float:
         """Verify and load pushed weights, then switch to them. Blocks; returns the seconds scoring was paused.
 
-        Raises WeightsError and keeps the old weights if anything about the new ones is wrong, or they are not newer.
+        Raises WeightsError and keeps the old weights if anything about the new ones is wrong, or they are not newer;
+        ServiceError where a broadcast breaks off.
         """
         if manifest.model != self.name:
             raise WeightsError(f"these are weights of {manifest.model!r}, this is the {self.name!r} expert")
@@ -217,7 +222,12 @@ class ScoringEngine:
                     f"attempt {manifest.attempt} version {manifest.version} is older than attempt {current[0]} "
                     f"version {current[1]}, which is loaded"
                 )
-            scorer = self._new_scorer(self._load(verify(root, manifest)))  # its caches are empty
+            before, broadcast = self.model, manifest.broadcast
+            if broadcast is None:
+                model = self._load(verify(root, manifest))
+            else:
+                model = self._incoming.receive(broadcast, before, self._refuse_other_shape)
+            scorer = self._new_scorer(model)  # its caches are empty
             swap = Swap(scorer, Version(manifest.version, manifest.attempt))
             self._requests.put(swap)
             while not swap.paused.done():
@@ -226,6 +236,7 @@ class ScoringEngine:
                 wait([swap.paused], timeout=1)
             logs.about(expert_version=manifest.version, attempt=manifest.attempt)
             metrics.VERSION.labels(self.name).set(manifest.version)
+            self._incoming.retire(before, broadcast)  # nothing computes with it any more
             return swap.paused.result()
 
     def close(self) -> None:
@@ -237,11 +248,14 @@ class ScoringEngine:
             model = load_expert(folder, dtype=self.model.score.weight.dtype, strict=True)
         except ConfigError as error:
             raise WeightsError(str(error)) from None
+        self._refuse_other_shape(model, folder)
+        return model
+
+    def _refuse_other_shape(self, model: ExpertModel, whose: object = "the learner") -> None:
         # A service may start before the mixture that is upcycled from its model is there.
         mlps = self.model.mixture is not None or model.mixture is None
         if _shape(model, mlps=mlps) != _shape(self.model, mlps=mlps):
-            raise WeightsError(f"{folder} holds another architecture than the model in use: push to where it belongs")
-        return model
+            raise WeightsError(f"{whose} holds another architecture than the model in use: push to where it belongs")
 
     def _new_scorer(self, model: ExpertModel) -> PrefixScorer:
         return PrefixScorer(

@@ -36,7 +36,7 @@ from prism.wire.experts import (
     ScoreRequest,
 )
 from prism.wire.messages import image_parts
-from prism.wire.weights import Manifest, note_newest, read_newest
+from prism.wire.weights import Manifest, note_newest, read_newest, verify
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class Scorer:
             max_batch_tokens=settings.max_batch_tokens,
             max_queue=settings.max_queue,
             cache_tokens=settings.cache_tokens,
+            receive_deadline=settings.receive_deadline,
         )
         self._calibrating = asyncio.Lock()
         self._pixels = ByteBudget(self.planner.max_pixel_bytes)
@@ -80,11 +81,14 @@ class Scorer:
         self._steps = 0  # of what comes before the model
         self._noted = noted
         self._unloaded: str | None = None
-        if noted:
+        if noted and noted.broadcast:
+            # To score by the base as if nothing had been learned would be worse than to wait.
+            self._unloaded = f"the newest weights ({noted.version}) were broadcast; their files have not come yet"
+            log.error(self._unloaded)
+        elif noted:
             try:
                 self.engine.swap(settings.weights_root, noted)
             except WeightsError as error:
-                # To score by the base as if nothing had been learned would be worse than to wait for a push.
                 self._unloaded = f"the newest weights cannot be loaded again, push weights: {error}"
                 log.error(self._unloaded)
 
@@ -100,7 +104,14 @@ class Scorer:
                     f"attempt {manifest.attempt} version {manifest.version} is older than attempt {attempt} version "
                     f"{version}, the newest this service was given"
                 )
-            paused = self.engine.swap(self.settings.weights_root, manifest)
+            in_use = self.engine.version == Version(manifest.version, manifest.attempt)
+            if in_use and (manifest.broadcast or manifest == self._noted):
+                return 0.0  # asked again
+            paused = 0.0
+            if in_use:  # the files of what was broadcast
+                verify(self.settings.weights_root, manifest)
+            else:
+                paused = self.engine.swap(self.settings.weights_root, manifest)
             note_newest(self.settings.state_dir, manifest)
             self._noted, self._unloaded = manifest, None
             return paused

@@ -12,8 +12,11 @@ from prism.wire.response import Expert
 class ExpertSettings(LimitedSettings):
     expert: Expert = Field(description="which section of a response this deployment judges")
     blobs: str | None = Field(None, description="blob store for images named by sha256; unset: no such images")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the weights; bfloat16 on GPUs")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the weights; auto: float32 on a CPU, bfloat16 on a GPU, where attention has no other"
+    )
     seed: int = Field(0, description="seed of a new head, where the model folder has none")
+    receive_deadline: float = Field(120, gt=0, description="seconds for each tensor that a learner broadcasts")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; unset: torch's choice")
 
     peer_url: str | None = Field(None, description="base URL of the other expert, for /v1/mixture")
@@ -54,6 +57,14 @@ class ExpertSettings(LimitedSettings):
     max_batch_tokens: int = Field(16_384, ge=1, description="tokens that go through the model together")
     cache_tokens: int = Field(16_384, ge=0, description="tokens of prompts, and of images, whose states are kept")
     max_queue: int = Field(256, ge=1, description="requests being worked on or waiting; one more gets 429")
+
+    @model_validator(mode="after")
+    def _device_computes_dtype(self) -> Self:
+        on_gpu = self.device.startswith("cuda")
+        if on_gpu and self.dtype == "float32":
+            raise ValueError("PRISM_DTYPE: on a GPU attention computes in bfloat16: set that, or leave it out")
+        self.dtype = "float32" if self.dtype == "auto" and not on_gpu else "bfloat16" if on_gpu else self.dtype
+        return self
 
     @model_validator(mode="after")
     def _one_prompt_is_fetched(self) -> Self:

@@ -28,6 +28,7 @@ def server_argv(settings: PolicySettings) -> list[str]:
         *("--host", settings.host, "--port", str(settings.port)),
         *("--middleware", "prism.services.policy.middleware.PolicyMiddleware"),
         *("--worker-extension-cls", "prism.services.policy.receiver.BroadcastWorker"),
+        *("--logits-processors", "prism.services.policy.receiver:NoVisionTokens"),
         *("--dtype", "float32" if (settings.device, settings.dtype) == ("cpu", "auto") else settings.dtype),
         # Log-probabilities of the distribution that was sampled, temperature included: what importance ratios need.
         *("--logprobs-mode", "processed_logprobs"),

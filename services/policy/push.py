@@ -10,13 +10,13 @@ from pydantic import BaseModel
 
 from prism import logs
 from prism.errors import PrismError, ServiceError, WeightsError
-from prism.model.broadcast import backend_of
+from prism.model.broadcast import check_backend
 from prism.services.policy import metrics, tensors
 from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, Phase
 from prism.services.policy.settings import PolicySettings
 from prism.services.policy.signs import Progress
-from prism.wire.weights import Broadcast, Manifest, note_newest, read_newest, verify
+from prism.wire.weights import Manifest, note_newest, read_newest, verify
 
 logger = logging.getLogger("vllm.prism.policy")  # below vLLM's logger, whose handlers print to the server's log
 
@@ -201,7 +201,7 @@ class ServedWeights:
 
         def check() -> Path | None:
             if manifest.broadcast is not None:
-                _check_backend(manifest.broadcast, self.settings.device)
+                check_backend(manifest.broadcast, self.settings.device)
                 shapes = {tensor.name: tuple(tensor.shape) for tensor in manifest.broadcast.tensors}
                 tensors.check_shapes(self.settings.model, shapes)
                 return None
@@ -219,12 +219,14 @@ class ServedWeights:
 
     async def _swap(self, manifest: Manifest, folder: Path | None) -> float | None:
         """Load, flush, probe; returns the probe's difference. Raises WeightsError if it is too large, ServiceError."""
+        began = time.monotonic()
         if folder is None:
             await self.engine.receive(self.settings.reload_deadline)
         else:
             await self.engine.reload(folder, self.settings.reload_deadline)
+        loaded = time.monotonic()
         await self.engine.flush(self.settings.reload_deadline)
-        difference = None
+        flushed, difference = time.monotonic(), None
         if manifest.probe is not None:
             difference = await self.engine.probe(manifest.probe, self.settings.probe_deadline)
             metrics.PROBE_DIFFERENCE.set(difference)
@@ -232,6 +234,13 @@ class ServedWeights:
                 raise WeightsError(
                     f"the probe's logprobs differ by {difference:.3g} on average, over {manifest.probe.tolerance:g}"
                 )
+        probed = time.monotonic()
+        logger.info(
+            "weights loaded in %.3f s, caches flushed in %.3f, probed in %.3f",
+            loaded - began,
+            flushed - loaded,
+            probed - flushed,
+        )
         self.loaded, self.version, self.attempt = manifest, manifest.version, manifest.attempt
         logs.about(policy_version=self.version, attempt=self.attempt)
         metrics.VERSION.set(self.version)
@@ -245,14 +254,4 @@ class ServedWeights:
             sync_total_seconds=total,
             sync_paused_seconds=paused,
             probe_difference=difference,
-        )
-
-
-def _check_backend(broadcast: Broadcast, device: str) -> None:
-    """Raises WeightsError."""
-    ours = backend_of(device)
-    if broadcast.backend != ours:
-        raise WeightsError(
-            f"the learner broadcasts over {broadcast.backend}, this server has {ours}; "
-            'install the same release on both sides, or set push.transport = "file"'
         )

@@ -1,11 +1,17 @@
-"""What vLLM's workers get beside their own methods (``--worker-extension-cls``): weights from a learner's memory.
+"""What vLLM's workers get beside their own: weights from a learner's memory (``--worker-extension-cls``), and tokens
+that are never sampled (``--logits-processors``).
 
-They go through the same reload in place as a folder's, which takes an iterator as well.
+Weights go through the same reload in place as a folder's, which takes an iterator as well; where a GPU has them as they
+were loaded, straight through the model's own loader.
 """
 
 from typing import Any
 
+import torch
+from vllm.v1.sample.logits_processor import LogitsProcessor
+
 from prism.model.broadcast import Receiver
+from prism.model.control import vision_tokens
 from prism.wire.weights import Broadcast
 
 
@@ -31,4 +37,37 @@ class BroadcastWorker:
         """Load what the learner sends into the model, in place."""
         assert self._receiver is not None
         receiver, self._receiver = self._receiver, None
-        self.model_runner.reload_weights(weights_iterator=receiver.tensors())
+        try:
+            if self._is_as_loaded():
+                self.model_runner.get_model().load_weights(receiver.tensors())
+            else:
+                self.model_runner.reload_weights(weights_iterator=receiver.tensors())
+        finally:
+            receiver.close()
+
+    def _is_as_loaded(self) -> bool:
+        """Whether parameters lie as a checkpoint's tensors were loaded into them, so that more can be, at once. Not on
+        CPUs, where they are packed for its matrix products, nor where they are quantised or of a mixture of experts."""
+        config = self.model_runner.model_config
+        return torch.device(self.device).type == "cuda" and config.quantization is None and not config.is_moe
+
+
+class NoVisionTokens(LogitsProcessor):
+    """Gives tokens that stand for a picture no chance in any request: no learner could place a response with one.
+
+    Log-probabilities are then those over all other tokens, as the learner computes them.
+    """
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        ids = vision_tokens(vllm_config.model_config.hf_config)
+        self._ids = torch.tensor(ids, dtype=torch.long, device=device)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """[requests, vocabulary], changed in place."""
+        return logits.index_fill_(-1, self._ids, float("-inf"))
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """All requests are alike."""

@@ -22,6 +22,7 @@ RESERVED_FLAGS = frozenset(
         "--generation-config",
         "--host",
         "--limit-mm-per-prompt",
+        "--logits-processors",
         "--logprobs-mode",
         "--max-model-len",
         "--middleware",

@@ -25,7 +25,7 @@ SETTINGS = [
     "prepare.options={ "
     + ", ".join(f'"{key}" = {value}' for key, value in DATA.items())
     + ', "levels" = "1,0,0", "prompt-levels" = "1,0,0" }',
-    "push.transport=broadcast",  # between containers on several networks; experts' weights travel as files
+    "push.transport=broadcast",  # between containers on several networks
     "stages.sft.steps=120",
     "stages.align.experts.grounding.epochs=4",
     f"stages.align.steps={ALIGN_STEPS}",

@@ -46,9 +46,14 @@ def test_two_gpus_learn_what_one_does(demo_folder: Path, tmp_path_factory: pytes
 SENDER = """
 import sys, time, torch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from prism.model import broadcast
 from prism.model.broadcast import Sender
-from prism.errors import WeightsError
-count, sent, deadline = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+from prism.errors import ServiceError, WeightsError
+count, sent, deadline, way = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+if way == "nccl":
+    def refuse(tensors):
+        raise ServiceError("not to be shared")
+    broadcast.spans_of = refuse
 server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
 tensors = [(f"t{i}", torch.full((2**27,), float(i), dtype=torch.bfloat16, device="cuda")) for i in range(count)]
 torch.cuda.synchronize()
@@ -58,7 +63,7 @@ with Sender(("127.0.0.1", server.server_port), "cuda", deadline) as sender:
     try:
         sender.send(tensors[:sent], lambda: False, lambda: False)
         torch.cuda.synchronize()
-        print(f"sent in {time.monotonic() - started:.3f}", flush=True)
+        print(f"sent in {time.monotonic() - started:.3f} by {'memory' if sender._in_memory else 'nccl'}", flush=True)
         sys.stdin.readline()  # until the receiver has it
     except WeightsError as error:
         print(f"failed after {time.monotonic() - started:.3f}: {error}", flush=True)
@@ -83,6 +88,9 @@ try:
         assert name == f"t{place}" and bool((tensor == place).all())
         if fate == "dies in the middle" and place == 2:
             os._exit(1)
+        if fate == "is slow" and place == 2:
+            print("has begun", flush=True)
+            time.sleep(3)
     print(f"received in {time.monotonic() - started:.3f}", flush=True)
 except WeightsError as error:
     print(f"failed after {time.monotonic() - started:.3f}: {error}", flush=True)
@@ -111,26 +119,31 @@ class Side:
         return line
 
 
-def meet(fate: str, deadline: float, count: int, sent: int) -> tuple[Side, Side]:
-    sender = Side(SENDER, 0, count, sent, deadline)
-    receiver = Side(RECEIVER, 1, fate, deadline)
+def meet(fate: str, deadline: float, count: int, sent: int, way: str = "nccl", card: int = 1) -> tuple[Side, Side]:
+    sender = Side(SENDER, 0, count, sent, deadline, way)
+    receiver = Side(RECEIVER, card, fate, deadline)
     receiver.say(sender.line())
     return sender, receiver
 
 
-def test_two_gigabytes_arrive() -> None:
-    sender, receiver = meet("lives", 60, 8, 8)
+@pytest.mark.parametrize(("way", "card"), [("nccl", 1), ("memory", 1), ("memory", 0)])
+def test_two_gigabytes_arrive(way: str, card: int) -> None:
+    """Into another card, or within one."""
+    sender, receiver = meet("lives", 60, 8, 8, way, card)
     assert receiver.line().startswith("joined")
-    assert sender.line().startswith("sent")
-    assert receiver.line().startswith("received")
+    sent, received = sender.line(), receiver.line()
+    assert sent.startswith("sent")
+    assert sent.endswith(f"by {way}\n")
+    assert received.startswith("received")
     sender.say("\n")
     assert (sender.process.wait(30), receiver.process.wait(30)) == (0, 0)
 
 
+@pytest.mark.parametrize("way", ["nccl", "memory"])
 @pytest.mark.parametrize("fate", ["dies before the group forms", "dies in the middle"])
-def test_a_learner_outlives_a_server_that_is_lost(fate: str) -> None:
+def test_a_learner_outlives_a_server_that_is_lost(fate: str, way: str) -> None:
     started = time.monotonic()
-    sender, _ = meet(fate, 15, 64, 64)
+    sender, _ = meet(fate, 15, 64, 64, way)
     assert sender.line().startswith("failed")
     assert sender.process.wait(30) == 0
     assert time.monotonic() - started < 60
@@ -140,6 +153,16 @@ def test_a_server_hears_that_the_learner_is_lost() -> None:
     sender, receiver = meet("lives", 10, 8, 3)
     assert receiver.line().startswith("joined")
     assert sender.line().startswith("sent")
+    sender.process.kill()
+    assert receiver.line().startswith("failed")
+    assert receiver.process.wait(60) == 0
+
+
+def test_a_server_that_reads_memory_hears_that_the_learner_is_lost() -> None:
+    """What it has read may be anyone's by then."""
+    sender, receiver = meet("is slow", 10, 8, 8, "memory")
+    assert receiver.line().startswith("joined")
+    assert receiver.line().startswith("has begun")
     sender.process.kill()
     assert receiver.line().startswith("failed")
     assert receiver.process.wait(60) == 0

@@ -35,6 +35,7 @@ class Optimizer:
     """``step`` clips, updates and clears the gradients; ``total`` is the number of steps the schedule spans.
 
     Updates are made to float32 weights: beside a parameter of fewer bits one is kept, or small steps would be lost.
+    AdamW's moments exist from the start: memory that is too small for them is so at once, not at a first checkpoint.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, total: int) -> None:
@@ -47,6 +48,12 @@ class Optimizer:
         self._adamw = torch.optim.AdamW(
             self._weights, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
+        for weight in self._weights:  # as AdamW begins
+            self._adamw.state[weight] = {
+                "step": torch.zeros((), dtype=torch.float32, device=weight.device),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
+            }
         self._config, self._total = config, total
         self.steps = 0
         self._skipped = 0  # in a row
@@ -94,13 +101,8 @@ class Optimizer:
         """Weights, frozen ones too, and AdamW's moments by name, and how far it is: the very tensors it works with, so
         that a checkpoint may be read into them.
         """
-        moments: dict[str, dict[str, torch.Tensor]] = {}
-        for name, weight in zip(self._names, self._weights, strict=True):
-            state = self._adamw.state[weight]
-            if not state:  # as AdamW begins
-                state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
-            moments[name] = dict(state)
+        named = zip(self._names, self._weights, strict=True)
+        moments: dict[str, dict[str, torch.Tensor]] = {name: dict(self._adamw.state[weight]) for name, weight in named}
         weights = self._frozen | dict(zip(self._names, self._weights, strict=True))
         weights = {name: weight.detach() for name, weight in weights.items()}
         return {"weights": weights, "moments": moments, "steps": self.steps, "skipped": self._skipped}

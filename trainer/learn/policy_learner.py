@@ -70,8 +70,11 @@ class PolicyLearner(Learner):
         updates: int,
         version: int,
         reference: Any = None,
+        never: Sequence[int] = (),
     ) -> None:
-        """``reference``: the model that ``options.kl_coef`` keeps the policy near to."""
+        """``reference``: the model that ``options.kl_coef`` keeps the policy near to. ``never``: tokens that no request
+        samples.
+        """
         freeze(model, config.freeze)
         steps = updates * config.minibatches * config.epochs
         super().__init__(model, Optimizer(model.named_parameters(), config.optimizer, steps), version)
@@ -83,7 +86,7 @@ class PolicyLearner(Learner):
         sampler's log-probabilities and the learner's."""
         self.all_mismatched = 0
         """Groups left out so far."""
-        self._temperature, self._reference = temperature, reference
+        self._temperature, self._reference, self._never = temperature, reference, never
         self._algorithm, self._options = algorithm, options
 
     def update(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
@@ -207,7 +210,7 @@ class PolicyLearner(Learner):
 
     def _tokens(self, model: Any, micro: _MicroBatch, examples: GroupExamples) -> ResponseTokens:
         batch = pack([sample.example for sample in micro.samples], examples.inputs, self.model.device)
-        return response_tokens(model, batch, self._temperature)
+        return response_tokens(model, batch, self._temperature, self._never)
 
     def _mismatches(self, micro: _MicroBatch, logprobs: Tensor) -> dict[int, float]:
         """The groups of a pass that were sampled from something else than the learner computes.

@@ -1,5 +1,6 @@
 """The policy as the learner holds it: an ordinary Hugging Face vision-language model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from prism.trainer.learn.learner_model import learner_model
 
 # Logits that exist at one time, however many tokens there are: 128 MiB in float32, 512 MiB on a GPU.
 LOGITS = {"cpu": 2**25, "cuda": 2**27}
+NO_CHANCE = -1e9  # a logit whose probability is 0, and, unlike an infinite one, whose share of the entropy is 0 as well
 
 
 def load_policy(folder: Path | str, *, dtype: torch.dtype, device: str = "cpu") -> Any:
@@ -89,22 +91,24 @@ def response_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Ten
     return response_tokens(model, batch, temperature).logprobs
 
 
-def response_tokens(model: Any, batch: Batch, temperature: float = 1.0) -> ResponseTokens:
-    """``temperature`` is the sampler's: the ratio compares the distributions that are sampled from.
+def response_tokens(model: Any, batch: Batch, temperature: float = 1.0, never: Sequence[int] = ()) -> ResponseTokens:
+    """``temperature`` is the sampler's, and so are the tokens that are ``never`` sampled: the ratio compares the
+    distributions that are sampled from.
 
     Logits are made for response tokens alone, a chunk at a time, and where there is more than one chunk made again in
     the backward pass: neither way does a tensor of all tokens × vocabulary exist.
     """
-    return ranks.run_sharded(model, lambda: _response_tokens(model, batch, temperature))
+    return ranks.run_sharded(model, lambda: _response_tokens(model, batch, temperature, never))
 
 
-def _response_tokens(model: Any, batch: Batch, temperature: float) -> ResponseTokens:
+def _response_tokens(model: Any, batch: Batch, temperature: float, never: Sequence[int]) -> ResponseTokens:
     states = hidden_states(model.model, batch)[batch.predicts]  # [R, H]
     size = max(1, LOGITS[states.device.type] // model.lm_head.out_features)  # tokens a chunk
     read = getattr(model, "read_logits", read_logits)
+    masked = torch.tensor(never, dtype=torch.long, device=states.device) if never else None
 
     def of_chunk(chunk: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return read(model.lm_head(chunk), targets, temperature)
+        return read(model.lm_head(chunk), targets, temperature, masked)
 
     again = torch.is_grad_enabled() and len(states) > size
     parts = [
@@ -115,9 +119,16 @@ def _response_tokens(model: Any, batch: Batch, temperature: float) -> ResponseTo
     return ResponseTokens(torch.cat(logprobs), torch.cat(entropies))
 
 
-def read_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logits [C, V] and tokens [C]: log-probabilities of these [C], and the entropies [C], without a gradient."""
+def read_logits(
+    logits: Tensor, targets: Tensor, temperature: float, masked: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits [C, V] and tokens [C]: log-probabilities of these [C], and the entropies [C], without a gradient.
+
+    ``masked`` tokens [M] have no chance.
+    """
     logits = logits.float() / temperature
+    if masked is not None:
+        logits = logits.index_fill(-1, masked, NO_CHANCE)
     normaliser = logits.logsumexp(-1)
     logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
     with torch.no_grad():

@@ -113,7 +113,16 @@ def shard_model(load: Callable[[torch.dtype], Any], device: str, dtype: torch.dt
         fully_shard(part, mesh=mesh, mp_policy=policy)
         part.set_gradient_divide_factor(1.0)  # losses are divided by counts of the whole batch: gradients add up
         part.set_force_sum_reduction_for_comms(True)  # as gloo can
-    model.run_sharded = lambda forward: forward()
+    model.expects_images = False
+
+    def run(forward: Callable[[], Any]) -> Any:
+        if model.expects_images and torch.is_grad_enabled():
+            for parameter in model.model.visual.parameters():  # whole here: a rank without an image reduces zeros
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        return forward()
+
+    model.run_sharded = run
     register_fsdp_forward_method(model, "run_sharded")
     return model
 
@@ -130,7 +139,7 @@ def run_sharded(model: Any, forward: Callable[[], T]) -> T:
 def expect_images(model: Any, images: bool) -> None:
     """Before the passes of an update: whether any rank has an image. Only then does the vision tower learn."""
     if is_sharded(model):
-        model.set_reduce_scatter_unused_params(images)
+        model.expects_images = images
 
 
 def full_weights(model: Any) -> dict[str, Tensor]:

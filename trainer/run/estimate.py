@@ -40,6 +40,11 @@ class ModelSize:
     once_per_token: float
     """Kept for a token in the one layer that is computed again; 0 without gradient checkpointing."""
     per_patch: float
+    states_per_token: float
+    """Keys and values of a token, in all layers."""
+    of_one_layer: float
+    """Numbers that a token takes in one layer, while that is computed."""
+    vocabulary: int
 
     @property
     def parameters(self) -> int:
@@ -95,7 +100,8 @@ def learners_memory(
 
     def update(size: ModelSize, tokens: int) -> tuple[float, float]:
         kept = size.per_token + size.once_per_token + patches_per_token * size.per_patch
-        return 4 * size.trained / ranks, tokens * kept * computed + 3 * 4 * LOGITS[config.device]
+        logits = min(LOGITS[config.device], tokens * size.vocabulary)  # of a chunk
+        return 4 * size.trained / ranks, tokens * kept * computed + 3 * 4 * logits
 
     gradients, activations = max((update(*learner) for learner in learners), key=sum)
     return Memory(weights / ranks, optimizer / ranks, gradients, activations)
@@ -131,4 +137,7 @@ def _size(make: Any, config: Any, frozen: Sequence[str], checkpointing: bool) ->
         per_token=text.num_hidden_layers * (1.5 * text.hidden_size if checkpointing else layer),
         once_per_token=layer if checkpointing else 0,
         per_patch=vision.depth * (11 * vision.hidden_size + 2 * vision.intermediate_size) + 2 * pixels,
+        states_per_token=2 * text.num_hidden_layers * pairs,
+        of_one_layer=layer,
+        vocabulary=text.vocab_size,
     )

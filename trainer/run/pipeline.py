@@ -29,6 +29,7 @@ from prism.errors import ConfigError, ServiceError
 from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement
 from prism.evaluation.held_out import evaluate, evaluated_stages, print_figures, refuse_bad_rows
 from prism.settings import load_settings
+from prism.stack.cards import visible
 from prism.stack.folder_lock import FolderLock
 from prism.stack.local import RunningServices, Stack, start_process
 from prism.trainer.run.expert_start import served_experts
@@ -61,7 +62,8 @@ def run(
     Raises PrismError with what to do; the same call then resumes.
     """
     logs.about(run=config.name)
-    launch = load_settings(Launch)
+    here = of_this_machine(config, attach=attach)
+    launch = of_cards(here, load_settings(Launch))
     options = ["--config", str(config_file), *(part for o in overrides for part in ("--set", o))]
 
     def command(name: str) -> list[str]:
@@ -69,7 +71,7 @@ def run(
 
     def train(name: str, stack: Stack | RunningServices | None) -> None:
         console.print(f"[bold]{name}[/]: {describe_stage(config.stages[name])}")
-        train_in_process(command(name), name, stack, environment, lock)
+        train_in_process(command(name), name, stack, (environment or {}) | learner_cards(here), lock)
 
     if not launch.is_first:
         take_part(config, command, console)
@@ -79,6 +81,7 @@ def run(
     prepare(config, console)
     if pending := [name for name in config.stages if name not in evaluated_stages(config.run_dir)]:
         refuse_bad_rows(config, question_check(config, start_of(config, pending[0])))
+    share = _placed(here, launch, attach=attach)
     for name, stage in config.stages.items():
         if stage_result(config, name) or not isinstance(stage, SftConfig):
             break
@@ -88,7 +91,8 @@ def run(
     if attach:
         services = RunningServices(config, console)
     else:
-        services = Stack(config, served_model(config), console, experts=served_experts(config))
+        experts = served_experts(config)
+        services = Stack(config, served_model(config), console, experts=experts, policy_share=share)
     with services as stack:
         for name, stage in config.stages.items():
             if not stage_result(config, name):
@@ -106,6 +110,41 @@ def run(
                 print_disentanglement(console, disentangle(config, name, settings, result["expert_version"]))
         if at_end:
             at_end()
+
+
+def of_this_machine(config: RunConfig, *, attach: bool) -> RunConfig:
+    """The same; without ``stack.devices`` where whoever started the services has shared the cards out already."""
+    return config.model_copy(update={"stack": config.stack.model_copy(update={"devices": None})}) if attach else config
+
+
+def of_cards(config: RunConfig, launch: Launch) -> Launch:
+    """With a rank on each of the learner's cards, where the configuration names them. Raises ConfigError."""
+    if config.device != "cuda" or not config.stack.devices:
+        return launch
+    cards = len(config.stack.devices.learner.split(","))
+    if launch.node_processes not in (1, cards):
+        raise ConfigError(
+            f"PRISM_NODE_PROCESSES is {launch.node_processes}, stack.devices.learner names {cards} cards, a rank for "
+            "each: leave the variable out"
+        )
+    return launch.model_copy(update={"node_processes": cards})
+
+
+def learner_cards(config: RunConfig) -> dict[str, str]:
+    """The variable by which the learners see their cards alone."""
+    return visible(config.stack.devices.learner) if config.device == "cuda" and config.stack.devices else {}
+
+
+def _placed(config: RunConfig, launch: Launch, *, attach: bool) -> float | None:
+    """vLLM's share of its card. Raises ConfigError for a stage that cannot fit its cards."""
+    pending = {name: stage for name, stage in config.stages.items() if _is_pending(config, name)}
+    folder = Path(start_of(config, next(iter(pending)))) if pending else None
+    if "cuda" not in (config.device, config.stack.device) or folder is None or not folder.is_dir():
+        return None
+    from prism.trainer.run import placement  # with torch
+
+    ranks = launch.nodes * launch.node_processes
+    return placement.share_for_policy(config, folder, pending, ranks, served=not attach)
 
 
 def take_part(config: RunConfig, command: Callable[[str], list[str]], console: Console) -> None:

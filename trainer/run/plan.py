@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.filesize import decimal
 
 from prism.clients.endpoints import Endpoints
-from prism.config import AlignConfig, DataConfig, DataName, DataNames, RlvrConfig, RunConfig, SftConfig, Stage
+from prism.config import AlignConfig, DataConfig, DataName, DataNames, RunConfig, SftConfig, Stage
 from prism.data.mixture import Epochs, data_files
 from prism.data.rows import DataFile, Mixture, RowCheck, read_rows
 from prism.errors import PrismError
@@ -22,7 +22,14 @@ from prism.evaluation.held_out import evaluated_stages
 from prism.settings import load_settings
 from prism.stack.local import redis_server, refuse_taken_port, service_ports
 from prism.trainer.run.launch import Launch
-from prism.trainer.run.pipeline import describe_stage, refuse_changed, refuse_missing_script, served_model
+from prism.trainer.run.pipeline import (
+    describe_stage,
+    of_cards,
+    of_this_machine,
+    refuse_changed,
+    refuse_missing_script,
+    served_model,
+)
 from prism.trainer.run.result import stage_folder, stage_result, start_of
 from prism.trainer.weights.publish import KEEP_VERSIONS
 from prism.wire.response import EXPERTS
@@ -64,7 +71,8 @@ def make_plan(config: RunConfig, *, attach: bool = False, progress: Callable[[st
     from prism.model.inputs import InputBuilder
 
     plan = Plan(config, progress)
-    launch = load_settings(Launch)
+    config = plan.config = of_this_machine(config, attach=attach)
+    launch = of_cards(config, load_settings(Launch))
     ranks = launch.nodes * launch.node_processes
     with plan.refusing():
         refuse_changed(config)
@@ -85,7 +93,7 @@ def make_plan(config: RunConfig, *, attach: bool = False, progress: Callable[[st
     _data(plan, inputs)
     if folder:
         with plan.refusing():
-            _sizes(plan, folder, ranks)
+            _sizes(plan, folder, ranks, attach=attach)
     _services(plan, attach)
     return plan
 
@@ -227,39 +235,29 @@ def _lengths(plan: Plan, file: DataFile, inputs: "InputBuilder", response: str |
         plan.patches_per_token = max(plan.patches_per_token, patches / sum(lengths))
 
 
-def _sizes(plan: Plan, folder: Path, ranks: int) -> None:
+def _sizes(plan: Plan, folder: Path, ranks: int, *, attach: bool) -> None:
     """Of models, memory and disk."""
-    from prism.trainer.run.estimate import checkpoint_bytes, expert_size, learners_memory, policy_size
+    from prism.trainer.run.estimate import checkpoint_bytes, policy_size
+    from prism.trainer.run.placement import learners_of, memory_of, place, served_expert
 
     config = plan.config
-    checkpointing = config.gradient_checkpointing
-    policy = policy_size(folder, [], checkpointing=checkpointing)
+    policy = policy_size(folder, [], checkpointing=config.gradient_checkpointing)
     plan.say("policy", f"{policy.parameters / 1e6:,.1f}M parameters")
     held = 4 if config.dtype == "float32" else 2
     disk, expert = 0.0, policy
     for name, stage in plan.pending.items():
+        learners = learners_of(config, stage, folder)
         if isinstance(stage, SftConfig):
-            learners = [(policy, stage.micro_batch_tokens)]
             saved = (stage.steps - 1) // stage.checkpoint_every
         else:
-            frozen = stage.policy.freeze
-            learners = [(policy_size(folder, frozen, checkpointing=checkpointing), stage.policy.micro_batch_tokens)]
             steps = stage.steps + (stage.warmup_steps if isinstance(stage, AlignConfig) else 0)
             saved = -(-steps // stage.checkpoint_every)
         if isinstance(stage, AlignConfig):
-            expert = expert_size(folder, stage.experts.mixture, stage.experts.freeze, checkpointing=checkpointing)
+            expert = learners[-1][0]
             plan.say("experts", f"2 of {expert.parameters / 1e6:,.1f}M parameters each")
-            learners += [(expert, stage.experts.micro_batch_tokens)] * 2
             starts = bool(stage.experts.mixture) + 2 * bool(stage.experts.grounding)
             disk += held * expert.parameters * starts
-        memory = learners_memory(
-            config,
-            learners,
-            ranks=ranks,
-            reference=isinstance(stage, RlvrConfig) and stage.kl_coef > 0,
-            autocast=isinstance(stage, SftConfig) and stage.autocast_bf16,
-            patches_per_token=plan.patches_per_token,
-        )
+        memory = memory_of(config, stage, learners, ranks, plan.patches_per_token)
         sizes = [size for size, _ in learners]
         checkpoint = checkpoint_bytes(config, sizes, ranks)
         kept = min(config.keep_checkpoints, saved)
@@ -270,6 +268,13 @@ def _sizes(plan: Plan, folder: Path, ranks: int) -> None:
             f"about {decimal(round(memory.total))} of memory a rank, in a full pass: {parts}",
             f"{kept} checkpoints of {decimal(round(checkpoint))} stay; a copy waits in memory while one is written",
         )
+        served = None if attach or isinstance(stage, SftConfig) else served_expert(config, folder)
+        placed = place(config, name, learners, memory, expert=served)
+        if placed.cards:
+            share = [f"vLLM is given {placed.policy_share:.0%} of its card"] if placed.policy_share else []
+            plan.say("", *(card.line() for card in placed.cards.values()), *share)
+        plan.lines += [f"{'':12} {doubt}" for doubt in placed.doubts]
+        plan.problems += placed.problems
     games = any(isinstance(stage, AlignConfig) for stage in plan.pending.values())
     disk += KEEP_VERSIONS * held * (policy.parameters + 2 * expert.parameters * games)
     free = shutil.disk_usage(next(p for p in (config.run_dir, *config.run_dir.absolute().parents) if p.exists())).free

@@ -21,7 +21,7 @@ from prism.trainer.learn.advantages import Advantages, ExpertScores, alignment_a
 from prism.trainer.learn.expert_learner import ExpertLearner, write_expert
 from prism.trainer.learn.learner_model import learner_model
 from prism.trainer.learn.losses import Algorithm
-from prism.trainer.learn.policy_learner import training_samples
+from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
 from prism.trainer.learn.policy_model import save_policy
 from prism.trainer.run.alerts import Alerts
 from prism.trainer.run.expert_start import expert_start
@@ -34,6 +34,7 @@ from prism.trainer.stages.common import (
     refuse_mismatches,
     resume_and_push,
     rollout_figures,
+    settle,
     shared_step,
     usable_groups,
 )
@@ -99,18 +100,17 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
             if ranks.is_first():
                 intake.finish(step)
 
+            due: list[PolicyLearner | ExpertLearner] = [policy] if policy.version > version else []
             if not warming_up or step == stage.warmup_steps - 1:
-                for expert in experts:
-                    figures |= push_weights(context, publishers[expert.expert], expert)
-            if policy.version > version:
-                figures |= push_weights(context, publishers[POLICY], policy, groups[0])
+                due += experts
+            figures |= push_weights(context, publishers, due, groups[0] if groups else None)
             figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             empty_steps.end_if_nothing_learnt(context, intake, step, policy.version, groups)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
                 saved.save(step + 1)
     recorder.close()
-    publishers[POLICY].settle()
+    settle(publishers)
     save_policy(policy.model, output, context.inputs)
     for expert in experts:
         weights = ranks.full_weights(expert.model)

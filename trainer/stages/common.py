@@ -1,19 +1,24 @@
 """Alignment and RLVR share how a stage begins and how a step goes: checked prompts, figures, pushes."""
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from prism.config import AlignConfig, PolicyLearnerConfig, RlvrConfig
+from prism.data.rows import Prompts
 from prism.errors import DataError, MismatchError, StreamError, WeightsError
+from prism.model.control import vision_tokens
 from prism.model.expert import ARCHITECTURES
 from prism.model.inputs import Example
 from prism.trainer.checkpoint.resume import Counts, StageCheckpoints
-from prism.trainer.flow.intake import Intake, StepRollouts
+from prism.trainer.flow.intake import POLICY, Intake, StepRollouts
 from prism.trainer.flow.staleness import staleness
 from prism.trainer.learn import ranks
 from prism.trainer.learn.expert_learner import ExpertLearner
@@ -23,13 +28,16 @@ from prism.trainer.learn.policy_learner import PolicyLearner
 from prism.trainer.learn.policy_model import load_learner, load_reference
 from prism.trainer.run.result import start_version
 from prism.trainer.stages.context import Context
-from prism.trainer.weights.named import config_json, named_weights
+from prism.trainer.stages.picture_check import check_pictures
+from prism.trainer.weights.named import as_saved, config_json, named_weights, own_weights
 from prism.trainer.weights.probe import make_probe
 from prism.trainer.weights.publish import Publisher
-from prism.wire.response import caption_f1, parse_response
+from prism.wire.response import EXPERTS, caption_f1, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
 T = TypeVar("T")
+
+LOOKED_AT = 64  # of a stage's prompts, for one with a picture
 
 
 def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int, *, kl_coef: float = 0.0) -> LossOptions:
@@ -43,8 +51,9 @@ def new_policy(
     context: Context, stage: AlignConfig | RlvrConfig, start: Path | str, algorithm: str, *, kl_coef: float = 0.0
 ) -> PolicyLearner:
     """The learner of the policy in ``start``, at its version there; with ``kl_coef`` beside it as it starts."""
+    model = load_learner(start, context.config)
     return PolicyLearner(
-        load_learner(start, context.config),
+        model,
         stage.policy,
         algorithm,
         loss_options(algorithm, stage.policy, stage.rollouts.max_tokens, kl_coef=kl_coef),
@@ -52,6 +61,7 @@ def new_policy(
         updates=stage.steps,
         version=start_version(start),
         reference=load_reference(start, context.config) if kl_coef else None,
+        never=vision_tokens(model.config),
     )
 
 
@@ -63,14 +73,16 @@ def resume_and_push(
 ) -> tuple[StageCheckpoints, int, dict[str, Publisher]]:
     """Resume the learners and push them: servers get this attempt's weights before a single rollout is asked for.
 
-    Returns the stage's checkpoints, the step to go on with, and each learner's publisher. Raises WeightsError for a
-    damaged checkpoint and for a push that fails.
+    Then they are asked whether they look at pictures. Returns the stage's checkpoints, the step to go on with, and each
+    learner's publisher. Raises WeightsError for a damaged checkpoint and for a push that fails.
     """
     saved = StageCheckpoints(context.checkpoints(), context.config, learners, context.say, intake, counts, context.data)
     first = saved.resume()
     publishers = {name: context.publisher(name) for name in learners}
-    for name, learner in learners.items():
-        push_weights(context, publishers[name], learner)
+    push_weights(context, publishers, learners.values())
+    if ranks.is_first() and context.data:
+        prompts = list(islice(Prompts(context.data[0], context.blobs), LOOKED_AT))
+        check_pictures(context, prompts, [expert for expert in EXPERTS if expert in learners])
     return saved, first, publishers
 
 
@@ -197,33 +209,67 @@ def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, v
 
 def push_weights(
     context: Context,
-    publisher: Publisher,
-    learner: PolicyLearner | ExpertLearner,
+    publishers: Mapping[str, Publisher],
+    learners: Iterable[PolicyLearner | ExpertLearner],
     group: pb.RolloutGroup | None = None,
 ) -> dict[str, Any]:
-    """Publish the learner's weights, from all ranks; ``group`` gives a policy's probe its prompt and text.
+    """Publish the weights of these learners at once, from all ranks; ``group`` gives the policy's probe its prompt and
+    text. ``push_seconds`` are all that the loop waits for it.
 
-    Raises WeightsError as the publisher does.
+    Raises WeightsError as the publishers do, once all of them are done.
     """
-    model, probe, architecture, prefix = learner.model, None, None, ""
+    began = time.perf_counter()
+    pushes = [_prepared_push(context, publishers, learner, group) for learner in learners]
+
+    def push() -> dict[str, Any]:
+        if not pushes:
+            return {}
+        with ThreadPoolExecutor(len(pushes), "push") as threads:
+            done = [threads.submit(each) for each in pushes]
+        return {name: value for each in done for name, value in each.result().items()}
+
+    figures = ranks.from_first(push)
+    return figures | {"push_seconds": time.perf_counter() - began} if pushes else {}
+
+
+def _prepared_push(
+    context: Context,
+    publishers: Mapping[str, Publisher],
+    learner: PolicyLearner | ExpertLearner,
+    group: pb.RolloutGroup | None,
+) -> Callable[[], dict[str, Any]]:
+    """Probe and weights of one learner, from all ranks; what is returned pushes them, and gives the figures."""
+    model = learner.model
     if isinstance(learner, ExpertLearner):
-        architecture, prefix = ARCHITECTURES[model.config.model_type], f"{learner.expert}_"
-    elif group is not None:
+        weights = ranks.full_weights(model)
+        config = config_json(model, ARCHITECTURES[model.config.model_type])
+        own, saved = own_weights(model, weights), partial(as_saved, model)
+        return lambda: (
+            publishers[learner.expert].push(learner.version, own, config, None, saved).figures(f"{learner.expert}_")
+        )
+    probe = None
+    if group is not None:
         text = next((sample.text for sample in group.samples if sample.text), group.request.prompt.teacher)
         tolerance = context.config.push.probe_tolerance
         probe = make_probe(model, context.inputs, group.request.prompt, text, context.blobs, tolerance)
     weights = ranks.full_weights(model)  # after the probe's pass, which leaves weights gathered
-    config = config_json(model, architecture)
+    config = config_json(model)
 
     def push() -> dict[str, Any]:
         try:
-            return publisher.push(learner.version, named_weights(model, weights), config, probe).figures(prefix)
+            return publishers[POLICY].push(learner.version, named_weights(model, weights), config, probe).figures()
         except WeightsError as error:
             if probe is None or group is None:
                 raise
             raise WeightsError(f"{error} (probed with prompt {group.request.prompt.id})") from error
 
-    return ranks.from_first(push)
+    return push
+
+
+def settle(publishers: Mapping[str, Publisher]) -> None:
+    """Wait for the files that follow the last broadcasts. Raises WeightsError where a server refuses them."""
+    for publisher in publishers.values():
+        publisher.settle()
 
 
 def mean(values: Sequence[float]) -> float | None:

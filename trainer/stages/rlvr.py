@@ -26,6 +26,7 @@ from prism.trainer.stages.common import (
     refuse_mismatches,
     resume_and_push,
     rollout_figures,
+    settle,
     shared_step,
     usable_groups,
 )
@@ -90,14 +91,14 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
                 intake.finish(step)
 
             if policy.version > version:
-                figures |= push_weights(context, publishers[POLICY], policy, groups[0])
+                figures |= push_weights(context, publishers, [policy], groups[0])
             figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             empty_steps.end_if_nothing_learnt(context, intake, step, policy.version, sampled)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
                 saved.save(step + 1)
     recorder.close()
-    publishers[POLICY].settle()
+    settle(publishers)
     save_policy(policy.model, output, context.inputs)
     if ranks.is_first():
         intake.check_newest()

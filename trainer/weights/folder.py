@@ -12,17 +12,23 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import BoundedSemaphore
+from typing import TYPE_CHECKING, Any
 
 from prism.files import make_folder
-from prism.wire.weights import Manifest, WeightFile, file_sha256
+from prism.wire.weights import HASHERS, Manifest, WeightFile, file_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+# As safetensors names them.
+DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16", "int64": "I64", "uint8": "U8"}
+Content = list[bytes | memoryview]
+"""Of a file, in pieces that follow one another."""
 
 
 class WeightFolder:
@@ -39,37 +45,64 @@ class WeightFolder:
     def add_tensors(self, tensors: Iterable[tuple[str, "Tensor"]], config: str) -> None:
         """All tensors of a model under their checkpoint's names, those of a block in a row, and its ``config.json``.
 
-        One block at a time is in memory. Raises ValueError for a block that comes twice: that would lose tensors.
+        Blocks are hashed and written by several threads, so a few are in memory at a time; tensors that lie in the
+        host's memory are not copied. Raises ValueError for a block that comes twice: that would lose tensors.
         """
-        from safetensors.torch import save
-
         weight_map: dict[str, str] = {}
-        for block, members in groupby(tensors, key=lambda named: block_of(named[0])):
-            file = f"{block}.safetensors"
-            if file in self.files:
-                raise ValueError(f"the tensors of {block} do not come in a row")
-            content = {name: tensor.detach().cpu().contiguous() for name, tensor in members}
-            self._add(file, save(content, metadata={"format": "pt"}))
-            weight_map |= dict.fromkeys(content, file)
+        added: dict[str, Future[tuple[WeightFile, bool]]] = {}
+        room = BoundedSemaphore(HASHERS)
+
+        def add(name: str, content: Content) -> tuple[WeightFile, bool]:
+            try:
+                return self._add(name, content)
+            finally:
+                room.release()
+
+        with ThreadPoolExecutor(HASHERS, "weights-folder") as threads:
+            for block, members in groupby(tensors, key=lambda named: block_of(named[0])):
+                file = f"{block}.safetensors"
+                if file in added:
+                    raise ValueError(f"the tensors of {block} do not come in a row")
+                room.acquire()
+                content = {name: tensor.detach().cpu().contiguous() for name, tensor in members}
+                added[file] = threads.submit(add, file, _encoded(content))
+                weight_map |= dict.fromkeys(content, file)
+        for file, done in added.items():
+            self._note(file, *done.result())
         total = sum(file.bytes for file in self.files.values())
-        self._add(INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}).encode())
-        self._add(CONFIG, config.encode())
+        index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
+        for name, text in ((INDEX, index), (CONFIG, config)):
+            self._note(name, *self._add(name, [text.encode()]))
 
     def add_folder(self, source: Path) -> None:
         """The weights and the configuration of a finished model folder, which nobody changes any more."""
-        for file in [*sorted(source.glob("*.safetensors*")), source / CONFIG]:
+
+        def add(file: Path) -> tuple[WeightFile, bool]:
             noted = WeightFile(sha256=file_sha256(file), bytes=file.stat().st_size)
             linked = self._link(file)
             if not linked:
                 shutil.copyfile(file, self._folder / file.name)
-            self._note(file.name, noted, linked)
+            return noted, linked
 
-    def _add(self, name: str, content: bytes) -> None:
-        noted = WeightFile(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+        files = [*sorted(source.glob("*.safetensors*")), source / CONFIG]
+        with ThreadPoolExecutor(HASHERS, "weights-folder") as threads:
+            for file, done in zip(files, threads.map(add, files), strict=True):
+                self._note(file.name, *done)
+
+    def _add(self, name: str, content: Content) -> tuple[WeightFile, bool]:
+        """What the file is, and whether it was linked."""
+        digest = hashlib.sha256()
+        for piece in content:
+            digest.update(piece)
+        noted = WeightFile(sha256=digest.hexdigest(), bytes=sum(map(len, content)))
         linked = self._base.get(name) == noted and self._link(self._base_folder / name, noted.sha256)
         if not linked:
-            (self._folder / name).write_bytes(content)
-        self._note(name, noted, linked)
+            with (self._folder / name).open("wb", buffering=0) as file:
+                for piece in content:
+                    left = memoryview(piece)
+                    while left:
+                        left = left[file.write(left) :]
+        return noted, linked
 
     def _link(self, source: Path, sha256: str | None = None) -> bool:
         """Whether the file could be linked. One that is no longer what it was is left to be written again."""
@@ -91,3 +124,21 @@ def block_of(tensor: str) -> str:
     """``model.layers.3.mlp.up_proj.weight`` -> ``model.layers.3``, ``lm_head.weight`` -> ``lm_head``."""
     numbered = re.match(r".*?\.\d+(?=\.)", tensor)
     return numbered[0] if numbered else tensor.rpartition(".")[0] or tensor
+
+
+def _encoded(tensors: dict[str, "Tensor"]) -> Content:
+    """The safetensors file of these. The library's own writers copy every tensor while no other thread runs."""
+    import torch
+
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        tensor, begin = tensors[name], end
+        end += tensor.nbytes
+        dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    arrays: list[Any] = [tensors[name].reshape(-1).view(torch.uint8).numpy() for name in order]
+    return [len(text).to_bytes(8, "little"), text, *map(memoryview, arrays)]

@@ -17,13 +17,15 @@ from prism.clients.endpoints import Endpoints, replica_urls
 from prism.config import PushConfig, RunConfig
 from prism.errors import ConfigError, WeightsError
 from prism.http.client import sync_client
-from prism.trainer.flow.intake import POLICY
 from prism.trainer.weights.folder import WeightFolder
 from prism.wire.weights import Manifest, Probe, keep_newest, newest_sealed, seal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prism.trainer.weights.copies import HostCopies
+
+AsSaved = Callable[[Iterable[tuple[str, "Tensor"]]], Iterable[tuple[str, "Tensor"]]]
 DRAINS_SECONDS = 15  # within which an engine at work has made another token
 KEEP_VERSIONS = 3  # a server that restarts in the middle of a push still finds the one before
 
@@ -47,6 +49,8 @@ class PushTimes:
 class Publisher:
     """Pushes one model's weights to one server, or to each of its replicas: all addresses that its name stands for.
 
+    Publishers of several models may push at the same time, each from a thread.
+
     A server that is away or restarting is retried until the deadline, which begins anew while it finishes answers that
     it has begun. Every push raises WeightsError when a server refuses the weights or the deadline passes; so does
     ``settle``, for files that follow a broadcast.
@@ -64,20 +68,30 @@ class Publisher:
         broadcasts_from: str | None = None,
     ) -> None:
         self._model, self._url, self._root, self._attempt = model, url.rstrip("/"), weights_root, attempt
-        self._deadline = config.deadline_seconds
+        self._deadline, self._most_bytes = config.deadline_seconds, config.keep_gib * 2**30
         self._device = broadcasts_from
         self._http = sync_client(headers={"Authorization": f"Bearer {admin_token}"})
         self._writer = ThreadPoolExecutor(1, "weights-behind")
         self._behind: Future[PushTimes] | None = None
-        self._copies: dict[str, Tensor] = {}  # of what was broadcast, for the files behind
+        self._copies: HostCopies | None = None  # of what was broadcast, for the files behind
 
     def push(
-        self, version: int, tensors: Iterable[tuple[str, "Tensor"]], config: str, probe: Probe | None = None
+        self,
+        version: int,
+        tensors: Iterable[tuple[str, "Tensor"]],
+        config: str,
+        probe: Probe | None = None,
+        as_saved: AsSaved | None = None,
     ) -> PushTimes:
-        """A learner's weights, as WeightFolder takes them, with the model's ``config.json``."""
+        """A learner's weights, as WeightFolder takes them, with the model's ``config.json``.
+
+        ``as_saved`` makes them so, where they are given as an expert's learner has them: so an expert takes a
+        broadcast, by its ``config``.
+        """
         if self._device is None:
-            return self._push_files(version, lambda folder: folder.add_tensors(tensors, config), probe)
-        return self._push_memory(version, list(tensors), config, probe, self._device)
+            saved = as_saved(tensors) if as_saved else tensors
+            return self._push_files(version, lambda folder: folder.add_tensors(saved, config), probe)
+        return self._push_memory(version, list(tensors), config, probe, as_saved, self._device)
 
     def push_folder(self, version: int, source: Path) -> PushTimes:
         """The weights of a finished model folder."""
@@ -109,7 +123,7 @@ class Publisher:
 
         with ThreadPoolExecutor(len(replicas)) as threads:
             answers = list(threads.map(post, replicas))
-        keep_newest(self._root / self._model, KEEP_VERSIONS)
+        keep_newest(self._root / self._model, KEEP_VERSIONS, self._most_bytes)
         return PushTimes(
             total_seconds=time.perf_counter() - started,
             paused_seconds=max(answer["sync_paused_seconds"] for answer in answers),
@@ -118,25 +132,38 @@ class Publisher:
         )
 
     def _push_memory(
-        self, version: int, tensors: list[tuple[str, "Tensor"]], config: str, probe: Probe | None, device: str
+        self,
+        version: int,
+        tensors: list[tuple[str, "Tensor"]],
+        config: str,
+        probe: Probe | None,
+        as_saved: AsSaved | None,
+        device: str,
     ) -> PushTimes:
-        """Broadcast, to one replica after another; and have the same written behind, for servers that restart."""
+        """Broadcast, to one replica after another; and have the same written behind, for servers that restart.
+
+        Should the files of the push before not be written yet, they are waited for, so that a server that restarts
+        finds those of the version before.
+        """
+        from prism.trainer.weights.copies import HostCopies
+
         settled = self.settle()
         started = time.perf_counter()
+        self._copies = copies = self._copies or HostCopies()
+        copies.begin(tensors)
         manifest = Manifest(
             model=self._model, version=version, attempt=self._attempt, path=self._path(version), files={}, probe=probe
         )
-        answers = [
-            self._retried(url, version, partial(self._broadcast, url, manifest, tensors, device))
-            for url in replica_urls(self._url)
-        ]
-        for name, tensor in tensors:  # copied, as the learner goes on
-            if name not in self._copies:  # memory that is there already is several times as fast to copy to
-                self._copies[name] = tensor.new_empty(tensor.shape, device="cpu")
-            self._copies[name].copy_(tensor.detach())
-        self._behind = self._writer.submit(
-            self._push_files, version, lambda folder: folder.add_tensors(self._copies.items(), config), None
-        )
+        send = partial(self._broadcast, tensors=tensors, config=config if as_saved else None, device=device)
+        try:
+            answers = [self._retried(url, version, partial(send, url, manifest)) for url in replica_urls(self._url)]
+        finally:
+            copied = copies.finish()  # before the learner goes on
+
+        def write(folder: WeightFolder) -> None:
+            folder.add_tensors(as_saved(copied) if as_saved else copied, config)
+
+        self._behind = self._writer.submit(self._push_files, version, write, None)
         return PushTimes(
             total_seconds=time.perf_counter() - started,
             paused_seconds=max(answer["sync_paused_seconds"] for answer in answers),
@@ -194,7 +221,14 @@ class Publisher:
         return False
 
     def _broadcast(
-        self, url: str, manifest: Manifest, tensors: list[tuple[str, "Tensor"]], device: str, deadline: "Deadline"
+        self,
+        url: str,
+        manifest: Manifest,
+        deadline: "Deadline",
+        *,
+        tensors: list[tuple[str, "Tensor"]],
+        config: str | None,
+        device: str,
     ) -> httpx.Response:
         """Raises WeightsError where the broadcast fails before the server has said how it went."""
         from prism.model.broadcast import Sender
@@ -204,7 +238,7 @@ class Publisher:
             ThreadPoolExecutor(1) as thread,
             Sender((address.host, address.port or 80), device, deadline.left) as sender,
         ):
-            offered = manifest.model_copy(update={"broadcast": sender.offer(tensors)})
+            offered = manifest.model_copy(update={"broadcast": sender.offer(tensors, config)})
             answer = thread.submit(self._post, url, offered, deadline)
             sender.send(tensors, answer.done, lambda: self._drains(url))
             return answer.result()
@@ -236,7 +270,6 @@ def open_publisher(config: RunConfig, endpoints: Endpoints, model: str, attempt:
     if token is None:
         raise ConfigError("PRISM_ADMIN_TOKEN is not set: without it no weights can be pushed")
     url = endpoints.admin_url(model)
-    broadcasts = model == POLICY and config.push.transport == "broadcast"
     return Publisher(
         model,
         url,
@@ -244,5 +277,5 @@ def open_publisher(config: RunConfig, endpoints: Endpoints, model: str, attempt:
         config.run_dir / "weights",
         attempt,
         config.push,
-        config.device if broadcasts else None,
+        config.device if config.push.transport == "broadcast" else None,
     )

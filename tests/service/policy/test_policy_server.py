@@ -65,15 +65,13 @@ class Reference:
         return self.inputs.prompt([pb.Message(role="user", parts=parts)], [image])
 
     @torch.no_grad()
-    def logprobs(self, prompt: Example, response_ids: list[int]) -> torch.Tensor:
-        """[T]: of each token of the response, at temperature 1, up to a vision token that random weights may sample.
-
-        Transformers would look for that one's picture.
-        """
-        vision = [place for place, token in enumerate(response_ids) if token in self.inputs.vision_token_ids]
-        response_ids = response_ids[: vision[0]] if vision else response_ids
+    def logprobs(self, prompt: Example, response_ids: list[int], *, sampled: bool = False) -> torch.Tensor:
+        """[T]: of each token of the response, at temperature 1; where it was ``sampled``, of all but vision tokens."""
+        assert not self.inputs.vision_token_ids.intersection(response_ids)
         batch = collate([self.inputs.with_ids(prompt, response_ids)], self.inputs)
         logits = self.model(**batch).logits[0, prompt.prompt_length - 1 : -1]
+        if sampled:
+            logits[:, sorted(self.inputs.vision_token_ids)] = -torch.inf
         return logits.float().log_softmax(-1).gather(-1, torch.tensor(response_ids)[:, None])[:, 0]
 
     @torch.no_grad()
@@ -81,7 +79,11 @@ class Reference:
         inputs = collate([prompt], self.inputs)
         # vLLM also stops at the end token alone once --generation-config is "vllm".
         made = cast(Any, self.model).generate(
-            **inputs, max_new_tokens=tokens, do_sample=False, eos_token_id=self.inputs.end_token_id
+            **inputs,
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=self.inputs.end_token_id,
+            suppress_tokens=sorted(self.inputs.vision_token_ids),
         )
         return made[0, prompt.prompt_length :].tolist()
 
@@ -106,7 +108,7 @@ def difference(folder: Path, answer: dict[str, Any], image: Image.Image) -> floa
     prompt = model.prompt(image)
     assert answer["prompt_token_ids"] == prompt.input_ids
     differences = [
-        absolute_difference(choice["logprobs"]["content"], model.logprobs(prompt, choice["token_ids"]))
+        absolute_difference(choice["logprobs"]["content"], model.logprobs(prompt, choice["token_ids"], sampled=True))
         for choice in answer["choices"]
     ]
     return torch.cat(differences).mean().item()
@@ -192,6 +194,15 @@ def test_the_base_model_serves(policy: PolicyProcess, models: list[Path]) -> Non
     assert cache_hits(policy) > hits, "nothing was cached: the next test would show nothing"
 
 
+def test_no_request_samples_a_vision_token(policy: PolicyProcess, models: list[Path]) -> None:
+    """However much it asks for one."""
+    vision = reference(models[0]).inputs.vision_token_ids
+    wanted = {str(token): 100 for token in vision}
+    answer = policy.chat(chat_messages(picture(3)), n=4, seed=5, max_tokens=16, logit_bias=wanted).json()
+    assert not vision.intersection(token for choice in answer["choices"] for token in choice["token_ids"])
+    assert difference(models[0], answer, picture(3)) < TOLERANCE
+
+
 def test_images_are_scaled_within_the_settings_bounds(policy: PolicyProcess, models: list[Path]) -> None:
     """As the learner scales them, and not as the model's own folder says."""
     for size in ((32, 32), (160, 64)):
@@ -220,7 +231,7 @@ def test_a_streamed_answer_is_the_one_given_in_one_piece(policy: PolicyProcess) 
     image, file = picture(5), io.BytesIO()
     image.save(file, "PNG")
     messages = [pb.Message(role="user", parts=[pb.Part(image_sha256="it"), pb.Part(text=QUESTION)])]
-    sampling = pb.Sampling(n=3, temperature=1.0, max_tokens=100, seed=9)  # three events of tokens, and a few over
+    sampling = pb.Sampling(n=3, temperature=1.0, max_tokens=100, seed=11)  # three events of tokens, and a few over
 
     async def sample(sampling: pb.Sampling) -> PolicyAnswer:
         async with async_client(timeout=60) as http:
@@ -228,7 +239,7 @@ def test_a_streamed_answer_is_the_one_given_in_one_piece(policy: PolicyProcess) 
             return await client.sample(messages, {"it": file.getvalue()}, sampling, 0)
 
     streamed = asyncio.run(sample(sampling))
-    options = {"n": 3, "temperature": 1.0, "top_p": 1.0, "max_tokens": 100, "seed": 9}
+    options = {"n": 3, "temperature": 1.0, "top_p": 1.0, "max_tokens": 100, "seed": 11}
     answer = policy.chat(chat_messages(image), **options)
     assert streamed.version == int(answer.headers[VERSION])
     assert streamed.prompt_token_ids == answer.json()["prompt_token_ids"]
@@ -322,8 +333,8 @@ def test_a_response_in_flight_keeps_its_version_and_one_that_asks_for_the_next_g
     tokens = [token for choice in choices if choice.get("logprobs") for token in choice["logprobs"]["content"]]
     assert len(ids) == 400
     model = reference(models[1])
-    differences = absolute_difference(tokens, model.logprobs(model.prompt(image), ids))
-    assert len(differences) > 100, "take another seed: a vision token was sampled early"
+    differences = absolute_difference(tokens, model.logprobs(model.prompt(image), ids, sampled=True))
+    assert len(differences) == 400
     assert differences.mean() < TOLERANCE
     too_new = policy.client.post(
         "/v1/chat/completions", json=body | {"stream": False}, headers={"x-prism-min-policy-version": "3"}
@@ -414,11 +425,29 @@ def test_a_broadcast_comes_from_the_learners_memory_and_its_files_follow(
     assert (noted.version, noted.broadcast, len(noted.files) > 2) == (7, None, True)
 
 
+def test_frozen_weights_pushed_a_hundred_times_change_no_log_probability(
+    policy: PolicyProcess, models: list[Path]
+) -> None:
+    publisher = Publisher("policy", policy.url, ADMIN_TOKEN, policy.weights_root, 3, PushConfig(), "cpu")
+    model = load_policy(models[3], dtype=torch.float32)
+
+    def asked() -> Any:
+        return policy.chat(chat_messages(picture(4)), n=2, seed=3, max_tokens=12, prompt_logprobs=0).json()["choices"]
+
+    publisher.push(8, named_weights(model), config_json(model))
+    before = [choice["logprobs"] for choice in asked()]
+    for version in range(9, 109):
+        publisher.push(version, named_weights(model), config_json(model))
+    publisher.settle()
+    assert [choice["logprobs"] for choice in asked()] == before
+    assert policy.client.get("/v1/models").headers[VERSION] == "108"
+
+
 def test_a_learner_that_is_lost_in_the_middle_of_a_broadcast_leaves_no_mixture(
     policy: PolicyProcess, models: list[Path]
 ) -> None:
     tensors = list(named_weights(load_policy(models[1], dtype=torch.float32)))
-    manifest = Manifest(model="policy", version=8, attempt=3, path="policy/0003-000008", files={})
+    manifest = Manifest(model="policy", version=109, attempt=3, path="policy/0003-000109", files={})
     address = ("127.0.0.1", int(policy.url.rpartition(":")[2]))
 
     def post(offer: Broadcast) -> httpx.Response:
@@ -437,7 +466,7 @@ def test_a_learner_that_is_lost_in_the_middle_of_a_broadcast_leaves_no_mixture(
     while policy.is_ready():
         time.sleep(0.1)
     policy.wait_ready()
-    assert_serves(policy, models[3], version=7)
+    assert_serves(policy, models[3], version=108)
 
 
 def test_a_killed_supervisor_leaves_nothing_behind(policy: PolicyProcess) -> None:

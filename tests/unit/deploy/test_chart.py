@@ -258,12 +258,12 @@ def test_a_policy_server_has_time_to_start_and_to_recover() -> None:
 
 
 def test_gpus_go_to_those_who_compute() -> None:
-    wanted = {"policy": 2, "perception": 1, "reasoning": 1, "trainer": 1}
+    wanted = {"policy": 1, "perception": 1, "reasoning": 1, "trainer": 4}
     for component, pod in pod_specs(RENDERED["values-8gpu"]).items():
         limits = pod["containers"][0]["resources"].get("limits", {})
         assert limits.get("nvidia.com/gpu") == wanted.get(component)
-    (container,) = policy(RENDERED["values-8gpu"])
-    assert {"name": "PRISM_VLLM_FLAGS", "value": "--tensor-parallel-size=2"} in container["env"]
+    (container,) = policy(RENDERED["values-multi-node"])
+    assert {"name": "PRISM_VLLM_FLAGS", "value": "--tensor-parallel-size=4"} in container["env"]
 
 
 def test_a_trainer_of_several_nodes_is_numbered_pods_that_find_the_first() -> None:
@@ -310,8 +310,9 @@ def test_one_pod_trains_without_a_rendezvous() -> None:
     assert not names & {"PRISM_NODES", "PRISM_RENDEZVOUS"}
 
 
-def test_weights_are_broadcast_where_trainer_and_policy_reach_each_other() -> None:
-    for name, transport, extra in (("defaults", "file", []), ("broadcast", "broadcast", ["policy", "trainer"])):
+def test_weights_are_broadcast_where_trainer_and_servers_reach_each_other() -> None:
+    servers = ["policy", "perception", "reasoning"]
+    for name, transport, extra in (("defaults", "file", []), ("broadcast", "broadcast", servers)):
         (job,) = of_kind(RENDERED[name], "Job")
         pod = job["spec"]["template"]["spec"]
         for container in (
@@ -327,7 +328,8 @@ def test_weights_are_broadcast_where_trainer_and_policy_reach_each_other() -> No
             if "ports" not in rule
             for peer in [rule[side][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]]
         }
-        assert whole == {(a, way, b) for way in ("ingress", "egress") for a in extra for b in extra if a != b}
+        pairs = [pair for server in extra for pair in ((server, "trainer"), ("trainer", server))]
+        assert whole == {(a, way, b) for way in ("ingress", "egress") for a, b in pairs}
 
 
 def test_images_can_lie_in_a_bucket() -> None:

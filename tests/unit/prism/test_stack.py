@@ -16,7 +16,7 @@ import pytest
 import redis
 from rich.console import Console
 
-from prism.config import RunConfig, load_config
+from prism.config import DevicesConfig, RunConfig, load_config
 from prism.errors import ServiceError
 from prism.stack.local import RunningServices, ServiceProcess, Stack
 from prism.stack.restarts import Restarts
@@ -288,6 +288,24 @@ def test_each_expert_knows_where_the_other_is(stack: Stack) -> None:
     environments = {service.name: service.environment for service in stack.services}
     for expert, other in (("perception", "reasoning"), ("reasoning", "perception")):
         assert environments[expert]["PRISM_PEER_URL"] == stack.environment()[f"PRISM_{other.upper()}_URL"]
+
+
+def test_services_on_gpus_have_their_cards_and_a_share(config: RunConfig, tmp_path: Path) -> None:
+    devices = {"policy": "0", "experts": "0", "learner": "1"}
+    stack_config = config.stack.model_copy(update={"device": "cuda", "devices": DevicesConfig.model_validate(devices)})
+    on_gpus = config.model_copy(update={"stack": stack_config})
+    made = Stack(on_gpus, tmp_path / "model", Console(file=io.StringIO()), policy_share=0.7)
+    environments = {service.name: service.environment for service in made.services}
+    seen = {name: values.get("CUDA_VISIBLE_DEVICES") for name, values in environments.items()}
+    assert seen == {
+        "redis": None,
+        "policy": "0",
+        "perception": "0",
+        "reasoning": "0",
+        "grader": None,
+        "rollouts-1": None,
+    }
+    assert environments["policy"]["PRISM_VLLM_FLAGS"] == "--gpu-memory-utilization=0.7"
 
 
 def test_services_that_run_already_are_waited_for_and_named_when_they_are_late(

@@ -1,5 +1,6 @@
 """Weights on the move: nothing is loaded that is not what its manifest says."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,23 @@ def test_a_corrupted_file_is_refused_by_name(root: Path, manifest: Manifest, con
     (root / "policy/000003/model.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match=r"'model\.safetensors'.* sha256"):
         verify(root, manifest)
+
+
+def test_versions_are_kept_by_number_and_by_bytes_but_two(tmp_path: Path) -> None:
+    def versions(*names: int) -> None:
+        for name in names:
+            folder = tmp_path / f"{name:06d}"
+            folder.mkdir(exist_ok=True)
+            (folder / "own").write_bytes(b"x" * 100)
+            if not (folder / "shared").exists():
+                os.link(first, folder / "shared")
+
+    first = tmp_path / "first"
+    first.write_bytes(b"x" * 1000)
+    for most, left in ((1300, [3, 4, 5]), (1299, [4, 5]), (1, [4, 5])):
+        versions(1, 2, 3, 4, 5)
+        keep_newest(tmp_path, 3, most)
+        assert sorted(int(path.name) for path in tmp_path.iterdir() if path.is_dir()) == left
 
 
 def test_a_missing_file_is_refused_by_name(root: Path, manifest: Manifest) -> None:

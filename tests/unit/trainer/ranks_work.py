@@ -263,7 +263,7 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
     module: Any = {"rlvr": rlvr, "align": align}[kind]
     with patch.object(module, "open_context", lambda *_: context):  # this may be the process of other tests
         module.train(config, "it", config.stages["it"], folder / "model", config.run_dir / "out")
-    calls = {"pushed": pushed, "finished": workers.finished, "asked": sorted(workers.asked)}
+    calls = {"pushed": sorted(pushed), "finished": workers.finished, "asked": sorted(workers.asked)}
     everywhere = ranks.gathered(calls)
     lines = (config.run_dir / "metrics.jsonl").read_text().splitlines() if ranks.is_first() else []
     figures = [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]

@@ -132,7 +132,11 @@ class WeightServers:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                manifest = Manifest.model_validate_json(self.rfile.read(int(self.headers["Content-Length"])))
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if not self.path.endswith("/weights"):  # nothing else is answered: no model is there
+                    self.send_error(404)
+                    return
+                manifest = Manifest.model_validate_json(body)
                 status, answer = 200, {"sync_paused_seconds": 0.0}
                 try:
                     assert self.path == f"/{manifest.model}/weights"

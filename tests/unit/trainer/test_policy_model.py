@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.padded import load_stock
+from bench.padded import collate, load_stock
 from bench.padded import response_logprobs as padded_logprobs
 from prism.data.blobs import BlobStore
 from prism.data.images import decode_image
 from prism.errors import ConfigError
+from prism.model.control import vision_tokens
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack
 from prism.trainer.learn import policy_model
@@ -54,6 +55,27 @@ def test_they_are_the_log_softmax_of_the_models_logits(
     assert computed.dtype == torch.float32
     assert len(computed) == sum(len(example.response_ids) for example in examples)
     torch.testing.assert_close(computed, expected, rtol=0, atol=1e-5)
+
+
+def test_tokens_that_are_never_sampled_have_no_chance(
+    model: Any, stock: Any, examples: list[Example], inputs: InputBuilder
+) -> None:
+    """As if their logits were infinitely low, also in the entropy of the rest."""
+    never = vision_tokens(model.config)
+    assert set(never) == inputs.vision_token_ids
+    with torch.no_grad():
+        made = response_tokens(model, pack(examples, inputs), 0.7, never)
+        logits = stock(**collate(examples, inputs)).logits
+    for number, example in enumerate(examples):
+        own = logits[number, example.prompt_length - 1 : len(example.input_ids) - 1].float() / 0.7
+        own[:, never] = -torch.inf
+        count = sum(len(each.response_ids) for each in examples[:number])
+        rest = own.log_softmax(-1)
+        expected = rest.gather(-1, torch.tensor(example.response_ids)[:, None])[:, 0]
+        place = slice(count, count + len(expected))
+        torch.testing.assert_close(made.logprobs[place], expected, rtol=0, atol=1e-5)
+        entropy = -(rest.exp() * rest).nan_to_num(0).sum(-1)
+        torch.testing.assert_close(made.entropy[place], entropy, rtol=0, atol=1e-4)
 
 
 def gradients(model: Any, logprobs: torch.Tensor) -> dict[str, torch.Tensor]:

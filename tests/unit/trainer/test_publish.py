@@ -272,9 +272,9 @@ def test_files_that_a_server_refuses_after_their_broadcast_end_the_run(tmp_path:
 
 @pytest.mark.parametrize(
     ("transport", "model", "broadcast"),
-    [("file", "policy", False), ("broadcast", "policy", True), ("broadcast", "reasoning", False)],
+    [("file", "policy", False), ("broadcast", "policy", True), ("broadcast", "reasoning", True)],
 )
-def test_only_a_policy_is_broadcast_and_only_where_asked_for(
+def test_weights_are_broadcast_where_asked_for(
     tmp_path: Path, tiny_model: Path, serve: Any, transport: str, model: str, broadcast: bool
 ) -> None:
     server = serve((200, 0))

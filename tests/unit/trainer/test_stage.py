@@ -1,6 +1,7 @@
 """What alignment and RLVR share: groups that no learner may see, options, and what is kept of bad days."""
 
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,12 +15,15 @@ from prism.errors import MismatchError, NotFiniteError, StreamError, WeightsErro
 from prism.model.inputs import Example
 from prism.trainer.flow.intake import Intake, StepRollouts
 from prism.trainer.flow.staleness import StalenessBound
+from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.learn.losses import Algorithm
 from prism.trainer.learn.policy_learner import PolicyLearner
 from prism.trainer.learn.policy_model import load_reference
 from prism.trainer.stages import common
 from prism.trainer.stages.common import dump_nonfinite_groups, loss_options, refuse_mismatches, usable_groups
 from prism.trainer.stages.context import Context
+from prism.trainer.weights.publish import PushTimes
+from prism.wire.response import EXPERTS
 from prism.wire.v1 import rollout_pb2 as pb
 
 EXAMPLE = Example([1], 1, None, None)
@@ -163,8 +167,36 @@ def test_a_push_whose_probe_fails_says_which_prompt_it_was_of(tmp_path: Path, mo
 
     probed = group(0, 7)
     probed.request.prompt.id, probed.request.prompt.teacher = "the-photo", "x"
-    publisher, policy = SimpleNamespace(push=refuse), SimpleNamespace(model=None, version=1)
+    publishers: Any = {"policy": SimpleNamespace(push=refuse)}
+    policy: Any = SimpleNamespace(model=None, version=1)
     with pytest.raises(WeightsError, match=r"1\.08 \(probed with prompt the-photo\)"):
-        common.push_weights(cast(Context, made), cast(Any, publisher), cast(Any, policy), probed)
+        common.push_weights(cast(Context, made), publishers, [policy], probed)
     with pytest.raises(WeightsError, match=r"1\.08$"):
-        common.push_weights(cast(Context, made), cast(Any, publisher), cast(Any, policy))
+        common.push_weights(cast(Context, made), publishers, [policy])
+
+
+def test_all_models_are_pushed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None waits for another: each is let go once all are under way."""
+    made = context(tmp_path)
+    for name in ("config_json", "named_weights", "own_weights"):
+        monkeypatch.setattr(common, name, lambda *_: {})
+    monkeypatch.setattr(common.ranks, "full_weights", lambda _: {})
+    under_way = threading.Barrier(3)
+
+    def push(version: int, *_: Any) -> PushTimes:
+        under_way.wait(20)
+        return PushTimes(total_seconds=version, paused_seconds=0, bytes_written=0, bytes_saved=0)
+
+    experts: list[Any] = []
+    for number, name in enumerate(EXPERTS, 2):
+        expert = object.__new__(ExpertLearner)
+        expert.expert, expert.version = name, number
+        expert.model = cast(Any, SimpleNamespace(config=SimpleNamespace(model_type="qwen3_vl")))
+        experts.append(expert)
+    policy: Any = SimpleNamespace(model=None, version=1)
+    publishers: Any = dict.fromkeys(("policy", *EXPERTS), SimpleNamespace(push=push))
+    figures = common.push_weights(cast(Context, made), publishers, [policy, *experts])
+    totals = [figures[f"{prefix}sync_total_seconds"] for prefix in ("", "perception_", "reasoning_")]
+    assert totals == [1, 2, 3]
+    assert figures["push_seconds"] > 0
+    assert common.push_weights(cast(Context, made), publishers, []) == {}

@@ -142,3 +142,12 @@ async def test_a_mixture_of_experts_says_so(
         assert (info["architecture"], info["experts"], info["experts_per_token"]) == ("MixtureExpert", 3, 2)
         answer = await client.post("/v1/score", json={"items": [item()]})
         assert answer.json()["items"][0]["scores"][0]["status"] == "ok"
+
+
+def test_the_device_says_the_precision_and_one_that_it_has_not_is_refused(
+    settings: Callable[..., ExpertSettings],
+) -> None:
+    assert [settings(device=device).dtype for device in ("cpu", "cuda")] == ["float32", "bfloat16"]
+    assert settings(device="cpu", dtype="bfloat16").dtype == "bfloat16"
+    with pytest.raises(ConfigError, match="PRISM_DTYPE: on a GPU attention computes in bfloat16"):
+        settings(device="cuda:1", dtype="float32")

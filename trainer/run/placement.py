@@ -1,0 +1,193 @@
+"""What a run takes of each GPU, before it starts: learners, experts and policy server, and whether that fits a card.
+
+Estimates, in bytes, beside those of ``estimate``:
+
+    process      what CUDA, its libraries and NCCL hold of a card before anything is computed: PROCESS
+    expert       b · P twice, the model in use and the one that a push fills; keys and values of the prompts that are
+                 remembered, states of their images; one layer's activations of ``max_batch_tokens``
+    policy       what vLLM is given: a share of the card, which is what the others leave of it
+
+and ALLOCATOR times what learners and experts have in use, since torch's allocator holds more than that.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from prism.config import AlignConfig, DevicesConfig, RlvrConfig, RunConfig, SftConfig, Stage
+from prism.errors import ConfigError
+from prism.stack.cards import card_bytes, named
+from prism.trainer.run.estimate import Memory, ModelSize, expert_size, learners_memory, policy_size
+from prism.wire.response import EXPERTS
+
+PROCESS = 0.7 * 2**30
+ALLOCATOR = 1.08
+EXPERT_TOKENS = 16_384  # an expert's max_batch_tokens and cache_tokens
+LEAST_SEQUENCES = 16  # of max_model_len, for whose keys and values the policy server must have room
+VLLM_TOKENS = 8192  # of one forward pass of vLLM
+MOST_OF_A_CARD, LEAST_SHARE = 0.93, 0.05
+
+
+@dataclass
+class Card:
+    name: str
+    size: int | None
+    """Bytes; None where nothing says."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Bytes of each process on it."""
+    of_full_passes: float = 0.0
+    """Of these, bytes that only passes of all their ``micro_batch_tokens`` take."""
+
+    @property
+    def taken(self) -> float:
+        return sum(self.parts.values())
+
+    def line(self) -> str:
+        parts = ", ".join(f"{part} {decimal(round(value))}" for part, value in self.parts.items())
+        of = f" of {decimal(self.size)}" if self.size else ""
+        return f"card {self.name}: about {decimal(round(self.taken))}{of}: {parts}"
+
+
+@dataclass
+class Placement:
+    """Of one stage."""
+
+    stage: str
+    cards: dict[str, Card]
+    policy_share: float | None = None
+    """Of its card, for vLLM; None where the card's size is not known, or the configuration gives one."""
+    problems: list[str] = field(default_factory=list)
+    """Why it cannot fit, whatever the data holds."""
+    doubts: list[str] = field(default_factory=list)
+    """Why it does not fit if passes are as full as they may be."""
+
+
+def learners_of(config: RunConfig, stage: Stage, folder: Path) -> list[tuple[ModelSize, int]]:
+    """The learners of a stage with the tokens of a pass, the policy first. Raises ConfigError as ``policy_size``."""
+    checkpointing = config.gradient_checkpointing
+    if isinstance(stage, SftConfig):
+        return [(policy_size(folder, [], checkpointing=checkpointing), stage.micro_batch_tokens)]
+    learner = stage.policy
+    found = [(policy_size(folder, learner.freeze, checkpointing=checkpointing), learner.micro_batch_tokens)]
+    if isinstance(stage, AlignConfig):
+        experts = stage.experts
+        size = expert_size(folder, experts.mixture, experts.freeze, checkpointing=checkpointing)
+        found += [(size, experts.micro_batch_tokens)] * len(EXPERTS)
+    return found
+
+
+def memory_of(
+    config: RunConfig, stage: Stage, learners: Sequence[tuple[ModelSize, int]], ranks: int, patches_per_token: float
+) -> Memory:
+    """Of a rank in this stage."""
+    return learners_memory(
+        config,
+        learners,
+        ranks=ranks,
+        reference=isinstance(stage, RlvrConfig) and stage.kl_coef > 0,
+        autocast=isinstance(stage, SftConfig) and stage.autocast_bf16,
+        patches_per_token=patches_per_token,
+    )
+
+
+def place(
+    config: RunConfig,
+    name: str,
+    learners: Sequence[tuple[ModelSize, int]],
+    memory: Memory,
+    *,
+    expert: ModelSize | None,
+    sizes: Mapping[str, int] | None = None,
+) -> Placement:
+    """What a stage takes of each card. ``expert``: as it is served, None without services on this machine; ``sizes`` of
+    cards are the machine's own if not given."""
+    devices = config.stack.devices or DevicesConfig()
+    made = Placement(name, {})
+    if "cuda" not in (config.device, config.stack.device):
+        return made
+    given = config.stack.card_gib
+    known = card_bytes() if sizes is None else sizes
+
+    def card(name: str) -> Card:
+        return made.cards.setdefault(name, Card(name, round(given * 2**30) if given else known.get(name)))
+
+    if config.device == "cuda":
+        for each in map(card, named(devices.learner)):
+            each.parts["learners" if len(learners) > 1 else "learner"] = PROCESS + ALLOCATOR * memory.total
+            each.of_full_passes = ALLOCATOR * memory.activations
+    if expert and config.stack.device == "cuda":
+        policy = learners[0][0]
+        cards = [card(each) for each in named(devices.experts)]
+        for number, each in enumerate(EXPERTS):
+            cards[number % len(cards)].parts[each] = PROCESS + ALLOCATOR * expert_bytes(expert)
+        cards = [card(each) for each in named(devices.policy)]
+        made.policy_share = _share(config, cards)
+        for each in cards:
+            share = made.policy_share and each.size and made.policy_share * each.size
+            each.parts["policy"] = PROCESS + max(policy_bytes(config, policy) / len(cards), share or 0)
+    for each in made.cards.values():
+        if each.size and each.taken > each.size:
+            fits_when_short = each.taken - each.of_full_passes <= each.size
+            (made.doubts if fits_when_short else made.problems).append(_problem(config, name, each))
+    return made
+
+
+def expert_bytes(size: ModelSize) -> float:
+    """In use by an expert's service on a GPU, in bfloat16."""
+    return 2 * (2 * size.parameters + EXPERT_TOKENS * (size.states_per_token + size.of_one_layer))
+
+
+def policy_bytes(config: RunConfig, size: ModelSize) -> float:
+    """The least that vLLM needs on a GPU: weights, a pass, and keys and values of a few sequences."""
+    tokens = LEAST_SEQUENCES * config.stack.max_model_len
+    return 2 * (size.parameters + tokens * size.states_per_token + VLLM_TOKENS * size.of_one_layer)
+
+
+def served_expert(config: RunConfig, folder: Path) -> ModelSize:
+    """As the run's alignment makes it; a dense one where it has none. Raises ConfigError as ``expert_size``."""
+    games = [stage for stage in config.stages.values() if isinstance(stage, AlignConfig)]
+    return expert_size(folder, games[0].experts.mixture if games else None, [])
+
+
+def share_for_policy(
+    config: RunConfig, folder: Path, stages: Mapping[str, Stage], ranks: int, *, served: bool
+) -> float | None:
+    """Of its card, for vLLM, beside the stage that takes most; None where nothing says, or the run does.
+
+    Raises ConfigError that names a stage, the card that it does not fit and what to change: what is refused cannot fit
+    whatever the data holds.
+    """
+    shares: list[float] = []
+    expert = served_expert(config, folder)
+    for name, stage in stages.items():
+        learners = learners_of(config, stage, folder)
+        memory = memory_of(config, stage, learners, ranks, 0.0)
+        with_services = served and not isinstance(stage, SftConfig)
+        made = place(config, name, learners, memory, expert=expert if with_services else None)
+        if made.problems:
+            raise ConfigError("\n".join(made.problems))
+        shares += [made.policy_share] if made.policy_share else []
+    return min(shares, default=None)
+
+
+def _share(config: RunConfig, cards: Sequence[Card]) -> float | None:
+    """What is left of the cards of the policy server, as a share of each."""
+    if "gpu-memory-utilization" in str(config.stack.policy_options.get("vllm_flags", "")):
+        return None
+    left = [MOST_OF_A_CARD - (card.taken + PROCESS) / card.size for card in cards if card.size]
+    return max(LEAST_SHARE, round(min(left), 2)) if len(left) == len(cards) else None
+
+
+def _problem(config: RunConfig, name: str, card: Card) -> str:
+    assert card.size
+    helps: list[str] = []
+    if any(part.startswith("learner") for part in card.parts):
+        helps += ["more cards for the learner (stack.devices.learner, which shards it)", "freeze parts of what learns"]
+        helps += [] if config.gradient_checkpointing else ["gradient_checkpointing = true"]
+        helps += ["fewer micro_batch_tokens"]
+    if len(card.parts) > 1:
+        helps += ["other cards for some (stack.devices)"]
+    full = f", of it {decimal(round(card.of_full_passes))} in full passes" if card.of_full_passes else ""
+    return f"stage {name} does not fit {card.line()}{full}. What helps: {', '.join(helps) or 'a smaller model'}"
