@@ -6,6 +6,7 @@ from prism.config.grader import GraderConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
     GroundingConfig,
+    LoraConfig,
     MixtureConfig,
     OptimizerConfig,
     PolicyLearnerConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "GroundingConfig",
     "LimitedSettings",
     "LimitsConfig",
+    "LoraConfig",
     "MixtureConfig",
     "OptimizerConfig",
     "PolicyLearnerConfig",

@@ -12,6 +12,7 @@ import torch
 from fastapi import HTTPException
 
 from prism.errors import ConfigError, WeightsError
+from prism.model.adapted_expert import Bases
 from prism.model.expert import load_expert
 from prism.model.inputs import InputBuilder
 from prism.services.experts import metrics
@@ -46,7 +47,7 @@ PLANNING_THREADS = 8  # more than most hosts' cores: a long text that one reques
 class Scorer:
     """One expert at work. Raises ConfigError or WeightsError if its model cannot be used."""
 
-    def __init__(self, settings: ExpertSettings) -> None:
+    def __init__(self, settings: ExpertSettings, bases: Bases | None = None) -> None:
         self.settings = settings
         self.base = str(settings.model)
         try:
@@ -73,6 +74,8 @@ class Scorer:
             max_queue=settings.max_queue,
             cache_tokens=settings.cache_tokens,
             receive_deadline=settings.receive_deadline,
+            start=settings.model,
+            bases=bases,
         )
         self._calibrating = asyncio.Lock()
         self._pixels = ByteBudget(self.planner.max_pixel_bytes)

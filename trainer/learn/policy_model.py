@@ -58,12 +58,12 @@ def load_reference(folder: Path | str, config: RunConfig) -> Any:
     return ranks.shard_model(load, config.device, dtype)
 
 
-def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
+def save_policy(model: Any, folder: Path, inputs: InputBuilder, weights: dict[str, Tensor] | None = None) -> None:
     """An ordinary Hugging Face folder, with processor and all that its start held: what loads the start loads this.
 
-    All ranks must call it; the first writes.
+    All ranks must call it; the first writes. ``weights``: what was gathered before, if not the model's own.
     """
-    weights = ranks.full_weights(model)
+    weights = ranks.full_weights(model) if weights is None else weights
     if ranks.is_first():
         write_policy(model, weights, folder)
         complete_folder(folder, inputs.start, inputs.processor, inputs.pixel_bounds)

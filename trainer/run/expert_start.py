@@ -21,7 +21,7 @@ def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Exper
     """
     start = start_of(config, name)
     folder = config.run_dir / "experts" / name
-    if mixture := stage.experts.mixture:
+    if (mixture := stage.experts.mixture) and not stage.experts.lora:  # adapters are mixed in the learner
         made = folder / "mixture"
         options = mixture.model_dump() | {"seed": config.seed, "dtype": config.dtype}
         start = _made(made, ["upcycle", str(start), str(made)], options)
