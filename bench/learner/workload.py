@@ -26,6 +26,7 @@ SIZES = {
                 vision_heads=6, vision_mlp=384, max_positions=4096, max_side=1024),
     "qwen3-vl-2b": QWEN3_VL_2B,
     "qwen3-vl-4b": replace(QWEN3_VL_2B, hidden=2560, layers=36, heads=32, mlp=9728),
+    "qwen3-vl-8b": replace(QWEN3_VL_2B, hidden=4096, layers=36, heads=32, mlp=12288),
 }  # fmt: skip
 LENGTHS = "300+60,1000+200,2000+400"  # tokens of a prompt, of its average response
 

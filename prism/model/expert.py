@@ -19,7 +19,7 @@ from torch import nn
 
 from prism.errors import ConfigError, WeightsError
 from prism.model import torchvision_cpu
-from prism.model.adapter_mixture import AdapterMixture, kept_logits
+from prism.model.adapters.mixture import AdapterMixture, kept_logits
 from prism.model.folder import complete_folder
 from prism.model.inputs import InputBuilder
 from prism.model.packing import Batch, run_backbone
@@ -123,6 +123,15 @@ class MixtureExpert(ExpertModel, Qwen3VLMoePreTrainedModel):
 CLASSES: dict[str, Any] = {"qwen3_vl": DenseExpert, "qwen3_vl_moe": MixtureExpert}
 
 
+def refuse_other_family(model_type: str, folder: Path | str) -> None:
+    """Raises ConfigError for a model that can be neither policy nor expert."""
+    if model_type not in CLASSES:
+        raise ConfigError(
+            f"{folder} is a {model_type}: policy and experts start from a {' or a '.join(CLASSES)} (Qwen3-VL, dense or "
+            "a mixture of experts)"
+        )
+
+
 def load_expert(
     folder: Path | str,
     *,
@@ -140,9 +149,8 @@ def load_expert(
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model can be loaded from {folder}: {str(error)[:500]}") from None
-    kind = CLASSES.get(config.model_type)
-    if kind is None:
-        raise ConfigError(f"{folder} is a {config.model_type}: an expert starts from a {' or a '.join(CLASSES)}")
+    refuse_other_family(config.model_type, folder)
+    kind = CLASSES[config.model_type]
     try:
         with _quiet():
             expert, loading = kind.from_pretrained(
@@ -172,10 +180,8 @@ def load_expert(
 
 def expert_over(model: Any, *, seed: int = 0, dropout: float = 0.0) -> ExpertModel:
     """An expert over the very backbone of ``model``, a policy or an expert: only its head is its own, another expert's
-    copied or new by ``seed``. Raises ConfigError for a model that is no Qwen3-VL."""
-    kind = CLASSES.get(model.config.model_type)
-    if kind is None:
-        raise ConfigError(f"a {model.config.model_type}: an expert is a {' or a '.join(CLASSES)}")
+    copied or new by ``seed``."""
+    kind = CLASSES[model.config.model_type]
     with no_init_weights():
         expert = kind._from_config(
             copy.deepcopy(model.config), dtype=model.dtype, attn_implementation=ATTENTION, backbone=model.model
@@ -216,9 +222,14 @@ def place(expert: ExpertModel, device: str, *, move: bool = True) -> ExpertModel
     On a GPU that is one grouped matrix product for all experts of a layer. On a CPU torch's grouped product is 1.4 to
     1.7 times slower, there and back, than transformers' own way, which gathers each expert's tokens.
     """
-    if expert.mixture:
-        expert.model.set_experts_implementation("eager" if torch.device(device).type == "cpu" else "grouped_mm")
+    compute_mixtures(expert, device)
     return expert.to(device) if move else expert
+
+
+def compute_mixtures(model: Any, device: str) -> None:
+    """Of a policy or an expert: as ``place``."""
+    if model.config.model_type == "qwen3_vl_moe":
+        model.model.set_experts_implementation("eager" if torch.device(device).type == "cpu" else "grouped_mm")
 
 
 def save_expert(

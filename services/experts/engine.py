@@ -19,12 +19,12 @@ import torch
 
 from prism import logs
 from prism.errors import ConfigError, ServiceError, WeightsError
-from prism.model.adapted_expert import Base, Bases
-from prism.model.adapters import base_name
+from prism.model.adapters.experts import Base, Bases
+from prism.model.adapters.layers import base_name
+from prism.model.adapters.merging import read_adapter
 from prism.model.expert import ExpertModel, MixtureExpert, load_expert, place
 from prism.model.incoming import IncomingExpert
 from prism.model.inputs import Example, InputBuilder
-from prism.model.merging import read_adapter
 from prism.services.experts import metrics
 from prism.services.experts.scoring import Branches, PrefixScorer
 from prism.wire.weights import Manifest, verify
@@ -165,11 +165,12 @@ class ScoringEngine:
         receive_deadline: float = 120,
         start: Path | None = None,
         bases: Bases | None = None,
+        base: Base | None = None,
     ) -> None:
         """``receive_deadline``: seconds for each tensor of a broadcast. ``start``: the folder that ``model`` is from.
-        ``bases``: of the process, for adapters."""
+        ``bases``: of the process, for adapters; ``base``: the one whose model this is, if others share it."""
         self.name, self.device = name, device
-        self._bases, self._base, self._start = bases or Bases(), Base(model), start
+        self._bases, self._base, self._start = bases or Bases(), base or Base(model), start
         self._incoming = IncomingExpert(receive_deadline)
         self.version = Version(0, 0)
         self._image_token_id, self._cache_tokens = inputs.image_token_id, cache_tokens

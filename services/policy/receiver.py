@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
+from prism.model.adapters.merging import merged_tensors, read_adapter
 from prism.model.broadcast import Receiver
 from prism.model.control import vision_tokens
-from prism.model.merging import merged_tensors, read_adapter
 from prism.wire.weights import Broadcast
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prism.errors import WeightsError
-from prism.model.merging import A, B, read_adapter
+from prism.model.adapters.merging import A, B, read_adapter
 from prism.wire.weights import ADAPTER, Manifest
 
 MAX_HEADER = 100 * 2**20  # bytes, the format's own limit

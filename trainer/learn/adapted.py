@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from prism.config import LoraConfig, MixtureConfig, RunConfig
 from prism.files import write_json
-from prism.model.adapter_mixture import as_experts
-from prism.model.adapters import (
+from prism.model.adapters.layers import (
     activator,
     adapter_config,
     adapter_parameters,
@@ -24,9 +23,18 @@ from prism.model.adapters import (
     mixtures_of,
     peft_settings,
 )
-from prism.model.expert import CLASSES, ExpertModel, expert_over, load_expert, mixture_config, place, save_expert
+from prism.model.adapters.merging import HEAD, PREFIX, Adapter
+from prism.model.adapters.mixture import as_experts
+from prism.model.expert import (
+    CLASSES,
+    ExpertModel,
+    compute_mixtures,
+    expert_over,
+    load_expert,
+    mixture_config,
+    save_expert,
+)
 from prism.model.inputs import InputBuilder
-from prism.model.merging import HEAD, PREFIX, Adapter
 from prism.trainer.learn import ranks
 from prism.trainer.learn.learner_model import learner_model
 from prism.trainer.learn.policy_model import compile_head, load_policy, save_policy
@@ -68,12 +76,11 @@ def load_adapted(folder: Path | str, config: RunConfig, wanted: Mapping[str, Wan
         policy = POLICY in wanted
         root = load_policy(folder, dtype=dtype) if policy else load_expert(folder, seed=config.seed, dtype=dtype)
         root.requires_grad_(False)
+        compute_mixtures(root, config.device)
         for number, (name, one) in enumerate(wanted.items()):
             models[name] = root
             if name != POLICY:
-                models[name] = place(
-                    expert_over(root, seed=config.seed, dropout=one.dropout), config.device, move=False
-                )
+                models[name] = expert_over(root, seed=config.seed, dropout=one.dropout)
             settings = peft_settings(root, one.lora, one.mixture)
             add_adapter(root, name, one.lora, one.mixture, seed=config.seed + number)
             routed = (one.mixture.experts, one.mixture.top_k) if one.mixture else None
@@ -90,7 +97,7 @@ def load_adapted(folder: Path | str, config: RunConfig, wanted: Mapping[str, Wan
     activate, run = activator(root), getattr(root, "run_sharded", None)
     for name, model in models.items():
         model.shares = (root,)
-        model.run_sharded = _with(activate, name, run)
+        model.run_sharded = _with(root, activate, name, run)
         if name != POLICY:
             model.adapter_mixtures = mixtures_of(root, name)
     return models
@@ -102,10 +109,11 @@ def load_policy_adapter(folder: Path | str, config: RunConfig, lora: LoraConfig)
 
 
 def _with(
-    activate: Callable[[str | None], None], name: str | None, run: Callable[..., Any] | None
+    root: Any, activate: Callable[[str | None], None], name: str, run: Callable[..., Any] | None
 ) -> Callable[..., Any]:
     def run_sharded(forward: Callable[[], Any]) -> Any:
         activate(name)
+        root.active = name
         return run(forward) if run else forward()
 
     return run_sharded

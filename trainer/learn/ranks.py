@@ -120,8 +120,11 @@ def shard_model(
 
     def run(forward: Callable[[], Any]) -> Any:
         if model.expects_images and torch.is_grad_enabled():
-            for parameter in model.model.visual.parameters():  # whole here: a rank without an image reduces zeros
-                if parameter.requires_grad and parameter.grad is None:
+            own = getattr(model, "active", "")  # of adapters, the one that learns now
+            # Parameters are whole here: a rank without an image reduces zeros.
+            for name, parameter in model.model.visual.named_parameters():
+                other = ".lora_" in name and f".{own}." not in name
+                if parameter.requires_grad and parameter.grad is None and not other:
                     parameter.grad = torch.zeros_like(parameter)
         return forward()
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from prism.config import AlignConfig, LoraConfig, MixtureConfig, RunConfig, SftConfig
 from prism.errors import ConfigError
 from prism.files import sealed_folder, write_json
-from prism.model.adapters import adapter_config, add_adapter, mixtures_of, peft_settings
+from prism.model.adapters.layers import adapter_config, add_adapter, mixtures_of, peft_settings
 from prism.model.expert import CLASSES, load_expert, save_expert
 from prism.model.folder import complete_folder
 from prism.model.inputs import InputBuilder

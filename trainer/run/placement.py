@@ -11,7 +11,7 @@ and ALLOCATOR times what learners and experts have in use, since torch's allocat
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -68,13 +68,17 @@ def learners_of(config: RunConfig, stage: Stage, folder: Path) -> list[tuple[Mod
     """The learners of a stage with the tokens of a pass, the policy first. Raises ConfigError as ``policy_size``."""
     checkpointing = config.gradient_checkpointing
     if isinstance(stage, SftConfig):
-        return [(policy_size(folder, [], checkpointing=checkpointing), stage.micro_batch_tokens)]
+        size = policy_size(folder, [], checkpointing=checkpointing, lora=stage.lora)
+        return [(size, stage.micro_batch_tokens)]
     learner = stage.policy
-    found = [(policy_size(folder, learner.freeze, checkpointing=checkpointing), learner.micro_batch_tokens)]
+    size = policy_size(folder, learner.freeze, checkpointing=checkpointing, lora=learner.lora)
+    found = [(size, learner.micro_batch_tokens)]
     if isinstance(stage, AlignConfig):
         experts = stage.experts
-        size = expert_size(folder, experts.mixture, experts.freeze, checkpointing=checkpointing)
-        found += [(size, experts.micro_batch_tokens)] * len(EXPERTS)
+        size = expert_size(folder, experts.mixture, experts.freeze, checkpointing=checkpointing, lora=experts.lora)
+        for expert in EXPERTS:  # those that were grounded do not share the model that they start from
+            own = replace(size, base=f"{folder} {expert}") if size.base and experts.grounding else size
+            found.append((own, experts.micro_batch_tokens))
     return found
 
 
@@ -120,23 +124,29 @@ def place(
     if expert and config.stack.device == "cuda":
         policy = learners[0][0]
         cards = [card(each) for each in named(devices.experts)]
-        for number, each in enumerate(EXPERTS):
+        if config.stack.experts_together:
+            grounded = any(isinstance(s, AlignConfig) and s.experts.grounding for s in config.stages.values())
+            once = 2 * expert.frozen if expert.base and not grounded else 0  # both are over it
+            cards[0].parts["experts"] = PROCESS + ALLOCATOR * (2 * expert_bytes(expert) - once)
+        for number, each in enumerate(() if config.stack.experts_together else EXPERTS):
             cards[number % len(cards)].parts[each] = PROCESS + ALLOCATOR * expert_bytes(expert)
         cards = [card(each) for each in named(devices.policy)]
         made.policy_share = _share(config, cards)
         for each in cards:
             share = made.policy_share and each.size and made.policy_share * each.size
             each.parts["policy"] = PROCESS + max(policy_bytes(config, policy) / len(cards), share or 0)
+    whole = any(size.base is None for size, _ in learners)
     for each in made.cards.values():
         if each.size and each.taken > each.size:
             fits_when_short = each.taken - each.of_full_passes <= each.size
-            (made.doubts if fits_when_short else made.problems).append(_problem(config, name, each))
+            (made.doubts if fits_when_short else made.problems).append(_problem(config, name, each, whole))
     return made
 
 
 def expert_bytes(size: ModelSize) -> float:
-    """In use by an expert's service on a GPU, in bfloat16."""
-    return 2 * (2 * size.parameters + EXPERT_TOKENS * (size.states_per_token + size.of_one_layer))
+    """In use by an expert's service on a GPU, in bfloat16. Of adapters the base is there once."""
+    held = 2 * size.trained + size.frozen if size.base else 2 * size.parameters
+    return 2 * (held + EXPERT_TOKENS * (size.states_per_token + size.of_one_layer))
 
 
 def policy_bytes(config: RunConfig, size: ModelSize) -> float:
@@ -148,7 +158,8 @@ def policy_bytes(config: RunConfig, size: ModelSize) -> float:
 def served_expert(config: RunConfig, folder: Path) -> ModelSize:
     """As the run's alignment makes it; a dense one where it has none. Raises ConfigError as ``expert_size``."""
     games = [stage for stage in config.stages.values() if isinstance(stage, AlignConfig)]
-    return expert_size(folder, games[0].experts.mixture if games else None, [])
+    lora = games[0].experts.lora if games else None
+    return expert_size(folder, games[0].experts.mixture if games else None, [], lora=lora)
 
 
 def share_for_policy(
@@ -180,11 +191,14 @@ def _share(config: RunConfig, cards: Sequence[Card]) -> float | None:
     return max(LEAST_SHARE, round(min(left), 2)) if len(left) == len(cards) else None
 
 
-def _problem(config: RunConfig, name: str, card: Card) -> str:
+def _problem(config: RunConfig, name: str, card: Card, whole: bool) -> str:
+    """``whole``: whether a learner trains more than an adapter."""
     assert card.size
     helps: list[str] = []
     if any(part.startswith("learner") for part in card.parts):
         helps += ["more cards for the learner (stack.devices.learner, which shards it)", "freeze parts of what learns"]
+        helps += ["adapters (lora)"] if whole else []
+        helps += ["offload"] if whole and not config.offload else []
         helps += [] if config.gradient_checkpointing else ["gradient_checkpointing = true"]
         helps += ["fewer micro_batch_tokens"]
     if len(card.parts) > 1:

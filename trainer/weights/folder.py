@@ -103,6 +103,8 @@ class WeightFolder:
         def add(file: Path) -> tuple[WeightFile, bool]:
             noted = WeightFile(sha256=known_sha256(file), bytes=file.stat().st_size)
             linked = self._link(file.resolve(), name=file.name)
+            if not linked and self._base.get(file.name) == noted:  # of another file system, copied once
+                linked = self._link(self._base_folder / file.name)
             if not linked:
                 shutil.copyfile(file, self._folder / file.name)
             return noted, linked

@@ -18,7 +18,7 @@ from prism.config import ExpertLearnerConfig, LoraConfig, MixtureConfig, PolicyL
 from prism.data.blobs import BlobStore
 from prism.data.images import decode_image
 from prism.errors import ConfigError
-from prism.model.expert import load_expert
+from prism.model.expert import load_expert, upcycle
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack
 from prism.trainer.learn import ranks
@@ -35,7 +35,7 @@ from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.learn.learner_model import compile_layers
 from prism.trainer.learn.losses import Algorithm, LossOptions
 from prism.trainer.learn.policy_learner import PolicyLearner, TrainingSample
-from prism.trainer.learn.policy_model import load_policy, response_logprobs
+from prism.trainer.learn.policy_model import load_policy, response_logprobs, save_policy
 from prism.wire.response import EXPERTS
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -283,6 +283,34 @@ def test_compiled_layers_compute_the_same_without_a_break(
     assert (found[0] - found[1]).norm() <= 1e-5 * found[0].norm()
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_a_mixture_of_experts_is_a_policy_whose_attention_learns(
+    tiny_model: Path, config: RunConfig, rows: list[Example], inputs: InputBuilder, tmp_path: Path
+) -> None:
+    """As Qwen3-VL-30B-A3B is one: loaded, packed, trained as adapters over experts that stay as they are, saved."""
+    upcycled = upcycle(tiny_model, experts=3, top_k=2, noise=0.05)
+    described = upcycled.config
+    made: Any = AutoModelForImageTextToText.from_config(described, dtype=torch.float32)
+    tensors = {name: t for name, t in upcycled.state_dict().items() if name != "score.weight"}
+    made.load_state_dict(tensors, strict=False)
+    made.tie_weights()
+    save_policy(made, tmp_path / "moe", inputs)
+    model = shaken(load_adapted(tmp_path / "moe", config, {POLICY: Wanted(LORA)})[POLICY])
+    assert model.adapted.config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    wrapped = in_peft(model, load_stock(tmp_path / "moe"))
+    ours = response_logprobs(model, pack(rows, inputs))
+    theirs = padded_logprobs(wrapped.base_model.model, rows, inputs)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    before = snapshot(learner := policy_learner(model))
+    update_policy(learner, rows)
+    assert not same(before, snapshot(learner))
+    save_learnt(model, tmp_path / "saved", inputs)
+    with torch.no_grad():
+        saved = padded_logprobs(load_stock(tmp_path / "saved").eval(), rows, inputs)
+        torch.testing.assert_close(saved, response_logprobs(model.eval(), pack(rows, inputs)), rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match="made over dense MLPs"):
+        load_adapted(tmp_path / "moe", config, {"reasoning": Wanted(LORA, MIXED)})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Experts that are adapters over one base: pushed as megabytes, scored with as the learner computes them."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from prism.config import LoraConfig, MixtureConfig, RunConfig
 from prism.errors import WeightsError
-from prism.model.adapted_expert import Bases
+from prism.model.adapters.experts import Bases
 from prism.model.expert import load_expert
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
@@ -183,6 +184,30 @@ def test_an_adapter_is_megabytes_beside_a_base_that_is_linked(
     assert folder.bytes_saved > weights.st_size
     adapter = (tmp_path / "perception/0001-000001" / ADAPTER).stat().st_size
     assert folder.bytes_written < adapter + 4096 < weights.st_size / 4
+
+
+def test_a_base_of_another_file_system_is_copied_once(
+    tiny_model: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def within(source: Path, target: Path) -> None:
+        if not Path(source).is_relative_to(tmp_path):
+            raise OSError("Invalid cross-device link")
+        link(source, target)
+
+    monkeypatch.setattr("prism.trainer.weights.folder.os.link", within)
+    model, before = learners(tiny_model, config)["perception"], None
+    written: list[int] = []
+    for version in (1, 2):
+        folder = WeightFolder(tmp_path, f"perception/{version}", before)
+        folder.add_adapter(tiny_model, adapter_tensors(model), model.adapted.config)
+        before = seal(
+            tmp_path, f"perception/{version}", model="perception", version=version, attempt=1, files=folder.files
+        )
+        written.append(folder.bytes_written)
+    base = (tiny_model / "model.safetensors").stat().st_size
+    assert written[0] > base > 4 * written[1]
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(

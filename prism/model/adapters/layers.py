@@ -13,9 +13,9 @@ from torch import nn
 from prism.config import LoraConfig, MixtureConfig
 from prism.errors import ConfigError
 from prism.model import torchvision_cpu
-from prism.model.adapter_mixture import NAME as MIXTURE
-from prism.model.adapter_mixture import AdapterMixture, add_mixture
-from prism.model.merging import A, B
+from prism.model.adapters.merging import A, B
+from prism.model.adapters.mixture import NAME as MIXTURE
+from prism.model.adapters.mixture import AdapterMixture, add_mixture
 
 torchvision_cpu.install()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prism.model.merging import Adapter
+from prism.model.adapters.merging import Adapter
 
 ROUTER_STD = 0.02
 NAME = ".mixture."

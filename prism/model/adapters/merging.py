@@ -2,7 +2,7 @@
 
 An adapter's files are those of PEFT: ``adapter_config.json`` and ``adapter_model.safetensors``, whose names are a
 layer's, ``.lora_A.weight`` [rank, inputs] and ``.lora_B.weight`` [outputs, rank]. An expert's hold its head beside them
-and, where its adapters are mixtures, ``mlp.mixture.…``, which PEFT does not know (``prism.model.adapter_mixture``).
+and, where its adapters are mixtures, ``mlp.mixture.…``, which PEFT does not know (``prism.model.adapters.mixture``).
 """
 
 import json

@@ -9,9 +9,9 @@ from weakref import WeakValueDictionary
 import torch
 
 from prism.errors import ConfigError, WeightsError
-from prism.model.adapters import activator, adapter_parameters, install, mixtures_of, remove
+from prism.model.adapters.layers import activator, adapter_parameters, install, mixtures_of, remove
+from prism.model.adapters.merging import HEAD, Adapter
 from prism.model.expert import ExpertModel, expert_over
-from prism.model.merging import HEAD, Adapter
 from prism.wire.weights import WeightFile, known_sha256
 
 
@@ -79,7 +79,15 @@ class Bases:
 
     def __init__(self) -> None:
         self._held: WeakValueDictionary[frozenset[tuple[str, str]], Base] = WeakValueDictionary()
+        self._started: WeakValueDictionary[Path, Base] = WeakValueDictionary()
         self._loading = threading.Lock()
+
+    def started(self, folder: Path, load: Callable[[], ExpertModel]) -> Base:
+        """The base that experts of this process start as; loaded once, however many they are."""
+        with self._loading:
+            if (held := self._started.get(folder)) is None:
+                held = self._started[folder] = Base(load())
+            return held
 
     def of(
         self, files: Mapping[str, WeightFile], load: Callable[[], ExpertModel], there: Base, folder: Path | None
