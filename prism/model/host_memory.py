@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 ALIGNMENT = 64  # bytes
 
 
-def host_memory(size: int, *, locked: bool) -> Tensor:
-    """[size] bytes; page-locked for as long as the tensor lives, if that is asked for and the system allows."""
-    memory = torch.empty(size, dtype=torch.uint8)
-    if locked and size and _lock_pages(memory):
-        unlock = weakref.finalize(memory.untyped_storage(), _unlock_pages, memory.data_ptr())
-        unlock.atexit = False
-    return memory
+class HostMemory:
+    """``bytes`` [size], page-locked for as long as this object lives, if that is asked for and the system allows."""
+
+    def __init__(self, size: int, *, locked: bool) -> None:
+        self.bytes = torch.empty(size, dtype=torch.uint8)
+        if locked and size and _lock_pages(self.bytes):
+            weakref.finalize(self, _unlock_pages, self.bytes).atexit = False
 
 
 def pieces(memory: Tensor, layout: Sequence[tuple[torch.Size, torch.dtype]]) -> list[Tensor]:
@@ -50,6 +50,6 @@ def _lock_pages(memory: Tensor) -> bool:
     return not code
 
 
-def _unlock_pages(address: int) -> None:
+def _unlock_pages(memory: Tensor) -> None:
     cudart: Any = torch.cuda.cudart()
-    cudart.cudaHostUnregister(address)
+    cudart.cudaHostUnregister(memory.data_ptr())

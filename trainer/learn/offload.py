@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from prism.config import RunConfig
-from prism.model.host_memory import bytes_of, host_memory, pieces
+from prism.model.host_memory import HostMemory, bytes_of, pieces
 
 CHUNK = 2**30  # bytes of a state that are on the card at a time
 
@@ -62,7 +62,8 @@ class OffloadedState:
         self._room = room
         self._layout = [(tensor.shape, tensor.dtype) for tensor in self._tensors]
         self._bytes = bytes_of(self._layout)
-        self._host = host_memory(self._bytes, locked=room.device.type == "cuda")
+        self._memory = HostMemory(self._bytes, locked=room.device.type == "cuda")
+        self._host = self._memory.bytes
         self._in_host = pieces(self._host, self._layout)
         self._on_card: Tensor | None = None
         self._came: torch.cuda.Event | None = None

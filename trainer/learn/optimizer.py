@@ -127,6 +127,8 @@ class Optimizer:
     def _total_norm(self) -> torch.Tensor:
         """Of all gradients in float32, which stay so if they are one chunk."""
         if len(self._chunks) == 1:
+            if self._offloaded:
+                self._offloaded[0].ready()  # a gradient lies where its weight does
             self._take_gradients(self._chunks[0])
             return get_total_norm(self._gradients(self._chunks[0]))
         norms: list[torch.Tensor] = []
@@ -142,6 +144,8 @@ class Optimizer:
     ) -> None:
         """``gradients`` are all weights'; those of the chunk are let go."""
         state = self._offloaded[number] if self._offloaded else None
+        if state:
+            state.ready()
         if len(self._chunks) == 1:
             clip_grads_with_norm_([self._weights[i] for i in chunk], self._config.max_grad_norm, total)
         else:
@@ -150,8 +154,6 @@ class Optimizer:
                 self._weights[i].grad = None if found is None else found.float()
             if own := self._gradients(chunk):
                 torch._foreach_mul_(own, min(1.0, self._config.max_grad_norm / (float(total) + 1e-6)))
-        if state:
-            state.ready()
         self._adamw.step()  # of those alone that have a gradient
         for i in chunk:
             if self._weights[i] is not self._parameters[i]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prism.model.host_memory import bytes_of, host_memory, pieces
+from prism.model.host_memory import HostMemory, bytes_of, pieces
 
 
 class HostCopies:
@@ -18,6 +18,7 @@ class HostCopies:
     def __init__(self) -> None:
         self._layout: list[tuple[str, torch.Size, torch.dtype]] = []
         self._copies: list[tuple[str, Tensor]] = []
+        self._memory: HostMemory | None = None
         self._stream: torch.cuda.Stream | None = None
 
     def begin(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
@@ -45,8 +46,9 @@ class HostCopies:
             copy.copy_(tensor.detach(), non_blocking=True)
 
     def _make_room(self, layout: list[tuple[str, torch.Size, torch.dtype]], *, locked: bool) -> None:
-        self._copies = []  # let go before more is taken
+        self._copies, self._memory = [], None  # let go before more is taken
         shapes = [(shape, dtype) for _, shape, dtype in layout]
-        memory = host_memory(bytes_of(shapes), locked=locked)
-        self._copies = [(name, piece) for (name, _, _), piece in zip(layout, pieces(memory, shapes), strict=True)]
+        self._memory = HostMemory(bytes_of(shapes), locked=locked)
+        places = pieces(self._memory.bytes, shapes)
+        self._copies = [(name, place) for (name, _, _), place in zip(layout, places, strict=True)]
         self._layout = layout
