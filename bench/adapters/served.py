@@ -65,8 +65,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pushed = WeightFolder(folder, "policy/1", None)
     pushed.add_adapter(options.model, adapter_tensors(learner), learner.adapted.config)
     size = sum(file.stat().st_size for file in (folder / "adapter").iterdir())
-    cpu = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 16384}
-    llm = LLM(
+    cpu: dict[str, Any] = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 16384}
+    llm: Any = LLM(
         model=str(options.model),
         dtype=options.dtype,
         max_model_len=512,
@@ -110,9 +110,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found["loaded at run time"]["seconds_again"] = time.perf_counter() - began
     llm.llm_engine.remove_lora(1)
     llm.llm_engine.remove_lora(2)
-    del llm
+    llm = None  # its memory is the next one's
 
-    merged = LLM(
+    llm = LLM(
         model=str(options.model),
         dtype=options.dtype,
         max_model_len=512,
@@ -121,14 +121,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         limit_mm_per_prompt={"image": 0, "video": 0},
         **(cpu if options.device == "cpu" else {"gpu_memory_utilization": 0.5}),
     )
-    llm = merged
     times: list[float] = []
     for number in range(3):
         began = time.perf_counter()
         arguments = {"folder": str(folder / "policy/1"), "over_same": number > 0}
-        merged.collective_rpc("load_merged", kwargs=arguments)
+        llm.collective_rpc("load_merged", kwargs=arguments)
         times.append(time.perf_counter() - began)
-    merged.reset_prefix_cache()
+    llm.reset_prefix_cache()
     found["merged in place"] = {"seconds": times[0], "seconds_again": min(times[1:])} | generate(None)
     return found
 

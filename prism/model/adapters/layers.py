@@ -95,8 +95,9 @@ def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     for path, module in model.named_modules():
         if isinstance(module, LoraLayer) and name in module.lora_A:
-            found[path + A] = module.lora_A[name].weight
-            found[path + B] = module.lora_B[name].weight
+            a: Any = module.lora_A[name]
+            b: Any = module.lora_B[name]
+            found |= {path + A: a.weight, path + B: b.weight}
         elif isinstance(module, AdapterMixture) and path.endswith(f".mixtures.{name}"):
             mlp = path.removesuffix(f".mixtures.{name}")
             found |= {f"{mlp}{MIXTURE}{key}": parameter for key, parameter in module.named_parameters()}

@@ -24,16 +24,28 @@ NAME = ".mixture."
 class AdapterMixture(nn.Module):
     """E experts' adapters of one MLP, of width r each; all are one matrix, expert after expert."""
 
+    gate_A: nn.Linear
+    gate_B: nn.Linear
+    up_A: nn.Linear
+    up_B: nn.Linear
+    down_A: nn.Linear
+    down_B: nn.Linear
+
     def __init__(self, mlp: Any, experts: int, top_k: int, rank: int, scale: float) -> None:
         super().__init__()
         hidden, width = mlp.hidden_size, mlp.intermediate_size
-        like = {"bias": False, "dtype": mlp.gate_proj.weight.dtype, "device": mlp.gate_proj.weight.device}
+        like: dict[str, Any] = {
+            "bias": False,
+            "dtype": mlp.gate_proj.weight.dtype,
+            "device": mlp.gate_proj.weight.device,
+        }
         self.experts, self.top_k, self.rank, self.scale = experts, top_k, rank, scale
         self.router = nn.Linear(hidden, experts, **like)
         for layer, inputs, outputs in (("gate", hidden, width), ("up", hidden, width), ("down", width, hidden)):
             self.add_module(f"{layer}_A", nn.Linear(inputs, experts * rank, **like))  # as PEFT begins
-            self.add_module(f"{layer}_B", nn.Linear(experts * rank, outputs, **like))
-            nn.init.zeros_(self.get_submodule(f"{layer}_B").weight)
+            back = nn.Linear(experts * rank, outputs, **like)
+            nn.init.zeros_(back.weight)
+            self.add_module(f"{layer}_B", back)
         nn.init.normal_(self.router.weight, std=ROUTER_STD)
         self.keeps_logits = False
         self.logits: Tensor | None = None
@@ -48,7 +60,8 @@ class AdapterMixture(nn.Module):
         weights = (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
         gate, up = mlp.gate_proj(x), mlp.up_proj(x)
         gate_low, up_low = self.gate_A(x), self.up_A(x)  # […, E · r]
-        mixed, low = 0.0, 0.0
+        mixed: Any = 0.0
+        low: Any = 0.0
         for weight, expert in zip(weights.split(1, -1), chosen.split(1, -1), strict=True):
             of_expert = self._mask(expert, x.dtype)
             gated = gate + self.scale * self.gate_B(gate_low * of_expert)
@@ -99,7 +112,7 @@ def as_experts(dense: Mapping[str, Tensor], adapter: Adapter, experts: int) -> d
     tensors = dict(dense)
     for key in [name for name in adapter.tensors if name.endswith(".mixture.router.weight")]:
         mlp = key.removesuffix(".mixture.router.weight")
-        found = {}
+        found: dict[str, Tensor] = {}
         for layer in ("gate", "up", "down"):
             weight = tensors.pop(f"{mlp}.{layer}_proj.weight")
             a, b = (adapter.tensors[f"{mlp}.mixture.{layer}_{side}.weight"].float() for side in "AB")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from bench.padded import load_stock
 from bench.padded import response_logprobs as padded_logprobs
 from prism import cli
-from prism.config import OptimizerConfig, RunConfig, load_config, save_resolved
+from prism.config import LoraConfig, OptimizerConfig, RunConfig, load_config, save_resolved
 from prism.errors import ConfigError
 from prism.model.expert import load_expert
 from prism.model.inputs import Example, InputBuilder
@@ -28,6 +28,8 @@ from prism.trainer.run.result import finish_stage, stage_folder
 from prism.wire.response import EXPERTS
 from prism.wire.v1 import rollout_pb2 as pb
 
+SFT = LoraConfig(rank=4)
+
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_model: Path) -> RunConfig:
@@ -35,11 +37,11 @@ def config(tmp_path: Path, tiny_model: Path) -> RunConfig:
     lora = "{ rank = 4 }"
     sets = [f"stages.sft.lora={lora}", f"stages.align.policy.lora={lora}", f"stages.align.experts.lora={lora}"]
     sets += [f"runs_dir={json.dumps(str(tmp_path))}", f"model={tiny_model}", "stages.align.experts.mixture={}"]
-    made = load_config(Path("configs/demo.toml"), [*sets, "stages.align.experts.mixture.experts=3"])
-    without_grounding = made.stages["align"].model_copy(
-        update={"experts": made.stages["align"].experts.model_copy(update={"grounding": None})}  # pyright: ignore
-    )
-    made = made.model_copy(update={"stages": made.stages | {"align": without_grounding}})
+    made: Any = load_config(Path("configs/demo.toml"), [*sets, "stages.align.experts.mixture.experts=3"])
+    align = made.stages["align"]
+    experts = align.experts.model_copy(update={"grounding": None})
+    stages = made.stages | {"align": align.model_copy(update={"experts": experts})}
+    made = made.model_copy(update={"stages": stages})
     save_resolved(made)
     return made
 
@@ -69,7 +71,7 @@ def test_a_run_of_adapters_is_exported_finished_or_from_a_checkpoint(
     config: RunConfig, rows: list[Example], tiny_model: Path, tmp_path: Path
 ) -> None:
     inputs = InputBuilder(tiny_model)
-    wanted = {name: Wanted(config.stages["sft"].lora) for name in (POLICY,)}  # pyright: ignore
+    wanted = {name: Wanted(SFT) for name in (POLICY,)}
     policy = shaken(load_adapted(tiny_model, config, wanted))[POLICY]
 
     def train(folder: Path) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def test_a_run_of_adapters_is_exported_finished_or_from_a_checkpoint(
 def test_an_experts_adapter_is_one_of_pefts_with_its_head(
     config: RunConfig, rows: list[Example], tiny_model: Path, tmp_path: Path
 ) -> None:
-    expert = shaken(load_adapted(tiny_model, config, {"perception": Wanted(config.stages["sft"].lora)}))["perception"]  # pyright: ignore
+    expert = shaken(load_adapted(tiny_model, config, {"perception": Wanted(SFT)}))["perception"]
     save_learnt(expert, tmp_path / "out", InputBuilder(tiny_model))
     batch = pack(rows, InputBuilder(tiny_model))
     ours = ranks.run_sharded(expert, lambda: expert(batch))
