@@ -81,7 +81,7 @@ def run(
     prepare(config, console)
     if pending := [name for name in config.stages if name not in evaluated_stages(config.run_dir)]:
         refuse_bad_rows(config, question_check(config, start_of(config, pending[0])))
-    share = _placed(here, launch, attach=attach)
+    share = policy_share(here, launch, attach=attach)
     for name, stage in config.stages.items():
         if stage_result(config, name) or not isinstance(stage, SftConfig):
             break
@@ -135,8 +135,11 @@ def learner_cards(config: RunConfig) -> dict[str, str]:
     return visible(config.stack.devices.learner) if config.device == "cuda" and config.stack.devices else {}
 
 
-def _placed(config: RunConfig, launch: Launch, *, attach: bool) -> float | None:
-    """vLLM's share of its card. Raises ConfigError for a stage that cannot fit its cards."""
+def policy_share(config: RunConfig, launch: Launch, *, attach: bool) -> float | None:
+    """vLLM's share of its card, beside the stages that are not finished; None where nothing says, or the run does.
+
+    Raises ConfigError for a stage that cannot fit its cards.
+    """
     pending = {name: stage for name, stage in config.stages.items() if _is_pending(config, name)}
     folder = Path(start_of(config, next(iter(pending)))) if pending else None
     if "cuda" not in (config.device, config.stack.device) or folder is None or not folder.is_dir():
