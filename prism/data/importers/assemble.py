@@ -6,6 +6,7 @@ A key that changes the prompt is used, or the row is refused: whatever a reader 
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, get_args
 
@@ -184,7 +185,7 @@ def golds_of(row: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if isinstance(of_reward, dict) and row.get("gold") is None and not is_blank(of_reward.get("ground_truth")):
         found["gold"] = of_reward["ground_truth"]
-    elif key := next((key for key in GOLD_KEYS if not _is_nothing(row.get(key))), None):
+    elif key := next((key for key in GOLD_KEYS if key in row and not _is_nothing(row[key])), None):
         found["gold"] = row[key]
     elif "gold" in row:
         found["gold"] = row["gold"]
@@ -221,19 +222,21 @@ def _is_number(value: Any) -> bool:
 
 def content_id(own: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that differ where the prompt or a text differs."""
-    digest = blake2b(digest_size=8)
-
-    def add(text: object) -> None:
-        given = str(text).encode(errors="surrogatepass")
-        digest.update(b"%d:" % len(given) + given)
-
+    pieces: list[bytes] = []
     for message in own["messages"]:
         content = message["content"]
-        add(message["role"])
+        pieces.append(_framed_name(message["role"]))
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            add(part["type"])
-            add(part[part["type"]])
+            pieces += (_framed_name(part["type"]), _framed(part[part["type"]]))
     for key in ("response", "responses", "teacher", "policy", "gold"):
-        add(key)
-        add(own.get(key))
-    return digest.hexdigest()
+        pieces += (_framed_name(key), _framed_name("None") if (given := own.get(key)) is None else _framed(given))
+    return blake2b(b"".join(pieces), digest_size=8).hexdigest()
+
+
+def _framed(text: object) -> bytes:
+    """With its length before it, so that no two rows' pieces join to the same."""
+    given = str(text).encode(errors="surrogatepass")
+    return b"%d:%b" % (len(given), given)
+
+
+_framed_name = lru_cache(64)(_framed)  # of the few texts that every row has
