@@ -21,13 +21,13 @@ class LazyRows(Sequence[RowT]):
     """Rows of a file, each read and parsed when it is asked for. Thread-safe; may be sent to another process."""
 
     def __init__(self, file: RowFile, places: array, parse: Callable[[Any, int], RowT]) -> None:
-        self._file, self.places, self._parse = file, places, parse
+        self._file, self._places, self._parse = file, places, parse
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LazyRows, (self._file, self.places, self._parse)
+        return LazyRows, (self._file, self._places, self._parse)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self._places)
 
     @property
     def nbytes(self) -> int:
@@ -42,7 +42,7 @@ class LazyRows(Sequence[RowT]):
         """Raises what reading a row raises, should the file have been written to since its rows were found."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place, turn = self.places[index] >> TURN_BITS, self.places[index] & MAX_TURNS
+        place, turn = self._places[index] >> TURN_BITS, self._places[index] & MAX_TURNS
         return self._parse(self._file.read(place), turn)
 
 
