@@ -4,7 +4,8 @@ import re
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from prism.data.importers.draft import Draft, Turn, is_blank
+from prism.data.importers.draft import Draft, Turn
+from prism.data.importers.keys import OF_PART, is_blank, refuse
 from prism.errors import DataError
 from prism.wire.messages import is_data_uri
 
@@ -16,25 +17,12 @@ LOOKS_LIKE_ONE = re.compile(r"<\|?/?(?:image|img|picture)\b[^<>\n]{0,40}>|\[(?:i
 SIGN = re.compile(r"<(?=[|ivabrp])\|?(?:image|img|video|audio|ref-object|bbox|point)", re.IGNORECASE)
 BASE64 = re.compile(r"[A-Za-z0-9+/_-]{512,}={0,2}")  # no name of a file is that long
 BARE_IMAGE = ("image", "url", "path", "image_url", "data", "base64")  # where a part of type image may hold it
-PART_KEYS = frozenset(  # what else a part may say of how its image is shown
-    [
-        "min_pixels",
-        "max_pixels",
-        "total_pixels",
-        "resized_height",
-        "resized_width",
-        "nframes",
-        "fps",
-        "video",
-        "audio",
-        "images",
-    ]
-)
 
 
 def reference(image: Any, where: str) -> str:
     """A path or a data: URL, of all the ways in which rows name an image. Raises DataError."""
     if isinstance(image, dict):
+        refuse(image, OF_PART, f"{where}.")
         if image.get("bytes") is not None:
             return _of_bytes(image["bytes"], where)
         found = [
@@ -115,9 +103,7 @@ def _texts(turn: Turn, where: str) -> list[str]:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "image", "image_url", "input_text", "input_image"):
             raise DataError(f"{at}: {kind or part!r:.80} is no part: text and image are")
-        if more := [key for key in part if key in PART_KEYS and not is_blank(part[key])]:
-            hint = "; [limits] holds min_pixels and max_pixels" if "pixels" in more[0] else ""
-            raise DataError(f"{at}.{more[0]}: changes what the model is shown, and cannot be used{hint}")
+        refuse(part, OF_PART, f"{at}.")
         if kind in ("text", "input_text"):
             if not isinstance(part.get("text"), str):
                 told = "the assistant's message must consist of text parts" if turn.role == "assistant" else "no text"
