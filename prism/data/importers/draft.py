@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from prism.data.importers.keys import OF_MESSAGE, TOOLS, is_blank, refuse
 from prism.errors import DataError
 
 Lone = Literal["first", "refuse"]
@@ -75,39 +76,6 @@ ROLES = {
     "tool_call": "tool",
     "tool_response": "tool",
 }
-TOOLS = "tools are not supported: a row is one answer to one prompt, environments of several turns come later"
-
-# Of a message, beside its role and content; each changes what a model would be shown.
-MESSAGE_KEYS = frozenset(
-    [
-        "tool_calls",
-        "function_call",
-        "tool_call_id",
-        "tools",
-        "image",
-        "images",
-        "video",
-        "videos",
-        "audio",
-        "audios",
-        "objects",
-        "reasoning_content",
-        "reasoning",
-        "thinking",
-        "prefix",
-        "loss_scale",
-        "refusal",
-        "max_pixels",
-        "min_pixels",
-    ]
-)
-
-
-def is_blank(value: Any) -> bool:
-    """What says nothing: null, NaN, an empty text, list or table, and what JSON writes for those."""
-    if value is None or value is False or value == [] or value == {} or (isinstance(value, float) and value != value):
-        return True
-    return isinstance(value, str) and value.strip() in ("", "[]", "{}", "null")
 
 
 def is_chat(value: Any) -> bool:
@@ -146,10 +114,7 @@ def _turn(message: Any, where: str, tags: Tags | None) -> Turn:
         raise DataError(f"{where}.{role_key}: {given!r} is none of system, user and assistant")
     trained = True
     if len(message) > 2:
-        for key in message.keys() & MESSAGE_KEYS:
-            if key not in (role_key, content_key) and not is_blank(message[key]) and not _is_one(key, message[key]):
-                told = TOOLS if "tool" in key or "function" in key else "what it changes cannot be said to the model"
-                raise DataError(f"{where}.{key}: {told}")
+        refuse(message, OF_MESSAGE, f"{where}.", but=(role_key, content_key))
         trained = _is_trained(message, role, where)
     if role == "tool":
         raise DataError(f"{where}.{role_key}: {given!r}: {TOOLS}")
@@ -158,10 +123,6 @@ def _turn(message: Any, where: str, tags: Tags | None) -> Turn:
         kind = "is missing" if content is None else f"a text or a list of parts is expected, not {content!r:.80}"
         raise DataError(f"{where}.{content_key}: {kind}")
     return Turn(role, content, trained)
-
-
-def _is_one(key: str, value: Any) -> bool:
-    return key == "loss_scale" and value == 1
 
 
 def _is_trained(message: Mapping[str, Any], role: str, where: str) -> bool:

@@ -3,18 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prism.data.importers.draft import (
-    Draft,
-    Format,
-    Tags,
-    Turn,
-    images_of,
-    is_blank,
-    one_text,
-    pairs,
-    read_turns,
-    with_system,
-)
+from prism.data.importers.draft import Draft, Format, Tags, Turn, images_of, one_text, pairs, read_turns, with_system
+from prism.data.importers.keys import is_blank
 from prism.errors import DataError
 
 MEDIA = ("<image>", "<video>", "<audio>")
