@@ -14,7 +14,6 @@ import asyncio
 import os
 import secrets
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ import torch
 from rich.table import Table
 
 from bench.learner.workload import SIZES, make_model
-from bench.shared import Server, command_line, console, prism_service, spread
+from bench.shared import Server, card_memory, command_line, console, prism_service, spread
 from prism.config import PushConfig
 from prism.model.expert import ARCHITECTURES, load_expert
 from prism.trainer.learn.policy_model import load_policy
@@ -80,8 +79,8 @@ def main() -> None:
         if options.device == "cuda":
             size = expert_size(folder / "model", None, [])
             console.print(f"an expert was taken to need {(PROCESS + ALLOCATOR * expert_bytes(size)) / 2**30:.1f} GiB")
-            for model, held in card_memory(servers).items():
-                console.print(f"{model} holds {held / 2**30:.1f} GiB of its card")
+            for model, server in servers.items():
+                console.print(f"{model} holds {card_memory(server.processes()) / 2**30:.1f} GiB of its card")
 
 
 def environment(
@@ -201,14 +200,6 @@ async def judged(expert: Server, prompt: str, texts: list[str]) -> None:
     body = {"items": [{"prompt": prompt, "responses": texts}], "section": "all"}
     async with expert.client() as http:
         (await http.post("/v1/score", json=body)).raise_for_status()
-
-
-def card_memory(servers: Mapping[str, Server]) -> dict[str, int]:
-    """Bytes of its card that each server's processes hold, as the driver says."""
-    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
-    held = {int(pid): int(size) * 2**20 for pid, size in (line.split(",") for line in listed if "," in line)}
-    return {model: sum(held.get(process.pid, 0) for process in server.processes()) for model, server in servers.items()}
 
 
 def canary(learners: Learners, servers: Mapping[str, Server], times: int) -> None:
