@@ -16,7 +16,7 @@ import secrets
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -36,7 +36,7 @@ from prism.trainer.run.estimate import expert_size
 from prism.trainer.run.placement import ALLOCATOR, PROCESS, expert_bytes
 from prism.trainer.weights.named import as_saved, config_json, named_weights, own_weights
 from prism.trainer.weights.publish import Publisher, PushTimes
-from prism.wire.response import EXPERTS
+from prism.wire.response import EXPERTS, Expert
 
 ADMIN_TOKEN = secrets.token_urlsafe(24)
 WAYS = ("file", "broadcast")
@@ -213,14 +213,14 @@ def canary(learners: Learners, servers: Mapping[str, Server], times: int) -> Non
     console.print(f"{times} pushes of the same weights changed none of {len(before)} log-probabilities and scores")
 
 
-async def logprobs(servers: Mapping[str, Server]) -> list[float]:
+async def logprobs(servers: Mapping[str, Server], experts: Sequence[Expert] = EXPERTS) -> list[float]:
     """Of a text, by the policy; its scores, by the experts."""
     text = " ".join(str(number * number) for number in range(60))
     async with servers["policy"].client() as http:
         body = {"model": "policy", "prompt": text, "max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
         answer = (await http.post("/v1/completions", json=body)).raise_for_status().json()
     found = [next(iter(entry.values()))["logprob"] for entry in answer["choices"][0]["prompt_logprobs"][1:]]
-    for expert in EXPERTS:
+    for expert in experts:
         async with servers[expert].client() as http:
             body = {"items": [{"prompt": "squares", "responses": [text]}], "section": "all"}
             answer = (await http.post("/v1/score", json=body)).raise_for_status().json()
