@@ -62,6 +62,9 @@ def warmup(
     label_smoothing: Annotated[float, typer.Option(help="chance that teacher and policy are taken as swapped")] = 0.0,
     margin: Annotated[float, typer.Option(help="gap by which the teacher must lead")] = 0.0,
     dropout: Annotated[float, typer.Option(help="of what the head reads")] = 0.1,
+    freeze: Annotated[
+        list[str] | None, typer.Option(help="a part that is not trained, such as model.visual; give it for each")
+    ] = None,
     micro_batch_tokens: Annotated[
         int, typer.Option(min=1, help="tokens of one forward and backward pass: changes memory, hardly results")
     ] = 16_384,
@@ -87,6 +90,7 @@ def warmup(
         "label_smoothing": label_smoothing,
         "margin": margin,
         "dropout": dropout,
+        "freeze": freeze or [],
         "micro_batch_tokens": micro_batch_tokens,
         "score_regularisation": 0.0,  # it belongs to the online game
     }

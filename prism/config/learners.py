@@ -106,8 +106,8 @@ class ExpertLearnerConfig(ConfigModel):
     optimizer: OptimizerConfig
     """Each expert's AdamW; the schedule spans the warm-up and the steps of the game."""
     freeze: Frozen = Field(default=[])
-    """Modules that are not trained in the game, such as ``["model.visual"]`` (grounding, before it, trains all). By
-    default everything is trained, as published."""
+    """Modules that are not trained, in the game and in grounding, such as ``["model.visual"]``. By default everything
+    is trained, as published."""
     mixture: MixtureConfig | None = None
     """Makes the experts mixtures of experts, upcycled from the model that the stage starts from. They are published as
     mixtures (66.2 against 62.8 % for dense ones); the default is dense because that takes a third of the memory."""

@@ -16,6 +16,7 @@ one that is being written, in which parts that are frozen are links. Images and 
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,10 +160,11 @@ def place(
         for number, each in enumerate(EXPERTS):
             cards[number % len(cards)].parts[each] = PROCESS + ALLOCATOR * expert_bytes(expert)
         cards = [card(each) for each in named(devices.policy)]
-        made.policy_share = _share(config, cards)
+        given_share = _given_share(config)
+        made.policy_share = None if given_share else _share(cards)
         for each in cards:
-            share = made.policy_share and each.size and made.policy_share * each.size
-            each.parts["policy"] = PROCESS + max(policy_bytes(config, policy) / len(cards), share or 0)
+            share = (given_share or made.policy_share or 0) * (each.size or 0)
+            each.parts["policy"] = PROCESS + max(policy_bytes(config, policy) / len(cards), share)
     for each in made.cards.values():
         if each.size and each.taken > each.size:
             fits_when_short = each.taken - each.of_full_passes <= each.size
@@ -264,10 +266,15 @@ def _bytes_in(folders: Iterable[Path]) -> int:
     return sum(sizes.values())
 
 
-def _share(config: RunConfig, cards: Sequence[Card]) -> float | None:
+def _given_share(config: RunConfig) -> float | None:
+    """Of a card, for vLLM, as the configuration has it."""
+    flags = config.stack.policy_options.get("vllm_flags", "").replace("_", "-")
+    given = re.search(r"--gpu-memory-utilization[=\s]+([\d.]+)", flags)
+    return float(given[1]) if given else None
+
+
+def _share(cards: Sequence[Card]) -> float | None:
     """What is left of the cards of the policy server, as a share of each."""
-    if "gpu-memory-utilization" in str(config.stack.policy_options.get("vllm_flags", "")):
-        return None
     left = [MOST_OF_A_CARD - (card.taken + PROCESS) / card.size for card in cards if card.size]
     return max(LEAST_SHARE, round(min(left), 2)) if len(left) == len(cards) else None
 

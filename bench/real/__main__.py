@@ -31,7 +31,7 @@ from prism.stack.cards import visible
 from prism.stack.local import Stack, end_group, start_process
 from prism.trainer.checkpoint.folder import checkpoints
 from prism.trainer.run.launch import Launch
-from prism.trainer.run.pipeline import of_cards, policy_share, prepare, save_resolved, served_model
+from prism.trainer.run.pipeline import of_cards, policy_share, prepare, refuse_small_disk, save_resolved, served_model
 from prism.trainer.run.result import stage_result
 from prism.wire.response import EXPERTS
 
@@ -106,12 +106,14 @@ class Whole:
         self._printed = len(self._lines())
 
     def play(self) -> None:
-        """Raises OutOfTime, ServiceError for services that do not start, SystemExit for a command that fails."""
+        """Raises OutOfTime, SystemExit for a command that fails, and PrismError for what does not fit or start."""
         config = self._config
         save_resolved(config)
         prepare(config, console)
         make_start(config)
-        share = policy_share(config, of_cards(config, load_settings(Launch)), attach=False)
+        launch = of_cards(config, load_settings(Launch))
+        refuse_small_disk(config, launch)
+        share = policy_share(config, launch, attach=False)
         self._say(f"vLLM is given {share:.0%} of its card" if share else "start model and data are there")
         sft = None
         if not stage_result(config, SFT):
