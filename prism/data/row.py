@@ -6,6 +6,7 @@ all are optional. Several golds, or ``equivalent_answers`` beside one, are equal
 blank is not there.
 """
 
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
@@ -68,21 +69,16 @@ class DataRow(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _several_golds(cls, value: object) -> object:
-        """Of several the first is the gold answer, and the others are equivalent."""
+    def _as_read(cls, value: object, info: ValidationInfo) -> object:
+        """Images in place and the demonstration apart; of several golds the first, and the others as equivalent."""
+        if info.context is not READ:
+            value = take_demonstration(place_images(without_nan(value)))
         if not isinstance(value, dict):
             return value
         if not isinstance(value.get("gold"), list) and value.get("equivalent_answers") is None:
             return value
         first, *others = _without_blanks(value.get("gold")) + _without_blanks(value.get("equivalent_answers")) or [None]
         return value | {"gold": first, "equivalent_answers": others}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _demonstration_in_messages(cls, value: object, info: ValidationInfo) -> object:
-        if info.context is READ:
-            return value
-        return take_demonstration(place_images(without_nan(value)))
 
     @model_validator(mode="after")
     def _ends_with_user(self) -> "DataRow":
@@ -92,7 +88,7 @@ class DataRow(BaseModel):
             raise ValueError("an image of the messages has an empty path")
         return self
 
-    @property
+    @cached_property
     def image_paths(self) -> list[str]:
         return [part.image for part in image_parts(self.messages)]
 

@@ -5,7 +5,7 @@ A key that changes the prompt is used, or the row is refused: whatever a reader 
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, get_args
@@ -41,11 +41,12 @@ IMAGE_KEYS = re.compile(
 TABLES = ("messages", "conversations", "images", "meta", "options", "reward_model", "extra_info")
 """What columns of a table may hold as JSON."""
 CHAT_AS_TEXT = re.compile(r"\s*\[\s*\{")
-KINDS = frozenset(get_args(AnswerKind))
+KINDS = get_args(AnswerKind)
+PASSED_KEYS = frozenset(["kind", "meta", "options", "tokens", "response", "teacher", "responses", "policy"])
 GOLD_KEYS = ("gold", "ground_truth", "answer", "solution", "reference_answer", "final_answer")
+GOLD_PLACES = frozenset(["equivalent_answers", "reward_model", "extra_info", *GOLD_KEYS])
 MAIN_KEYS = ("conversations", "messages", "prompt", "problem", "instruction", "query", "conversation")
 """Where the formats have a prompt."""
-TEXT_KEYS = ("teacher", "responses", "policy")
 
 
 def own_row(value: Any, form: Format, tags: Tags | None = None) -> dict[str, Any]:
@@ -57,8 +58,9 @@ def own_row(value: Any, form: Format, tags: Tags | None = None) -> dict[str, Any
     row = object_of(value)
     draft = form.read(row, tags)
     messages, images = place_images(draft)
-    refuse_unused(row, draft.used, images)
-    keys.refuse_pairs(row, answered=draft.turns[-1].role == "assistant" or row.get("response") is not None)
+    if any(key not in PLAIN_KEYS and key not in draft.used for key in row):
+        refuse_unused(row, draft.used, images)
+        keys.refuse_pairs(row, answered=draft.turns[-1].role == "assistant" or row.get("response") is not None)
     own = passed_on(row, form)
     if "response" in draft.used:
         own.pop("response", None)  # it is a turn by now
@@ -114,12 +116,15 @@ def _with_chat(row: dict[str, Any], prompt: str) -> dict[str, Any]:
     return {**row, "prompt": chat} if is_chat(chat) else row
 
 
-def refuse_unused(row: Mapping[str, Any], used: set[str], images: int) -> None:
+def refuse_unused(row: Mapping[str, Any], used: Set[str], images: int) -> None:
     """Raises DataError for a key that nobody has used and that would change the prompt."""
     keys.refuse(row, keys.OF_ROW, "", but=tuple(used))
     for table in ("extra_info", "reward_model"):
         if isinstance(beside := row.get(table), dict):
             keys.refuse(beside, keys.ANYWHERE, f"{table}.")
+            for key, value in beside.items() if not images else ():
+                if not is_blank(value) and (key in ("image", "images") or _shows_image(key, value)):
+                    raise DataError(f"{table}.{key}: an image that would not be shown: a row's own images are")
     for key, value in row.items():
         if key in used or key in PLAIN_KEYS:
             continue
@@ -127,11 +132,13 @@ def refuse_unused(row: Mapping[str, Any], used: set[str], images: int) -> None:
             continue
         if not images and not is_blank(value) and keys.MEDIA.fullmatch(key):
             raise DataError(f"{key}: {keys.why(key)}")
-        if not images and not is_blank(value) and (IMAGE_KEYS.fullmatch(key) or _is_image(value)):
+        if not images and not is_blank(value) and _shows_image(key, value):
             raise DataError(f'{key}: an image that would not be shown: name it, with columns = {{ images = "{key}" }}')
 
 
-def _is_image(value: Any) -> bool:
+def _shows_image(key: str, value: Any) -> bool:
+    if IMAGE_KEYS.fullmatch(key):
+        return True
     if isinstance(value, list) and value:
         value = value[0]
     if isinstance(value, dict):
@@ -141,8 +148,9 @@ def _is_image(value: Any) -> bool:
 
 def passed_on(row: Mapping[str, Any], form: Format) -> dict[str, Any]:
     """What PRISM's own rows may hold beside a prompt, from a row of any format."""
-    passed = ("kind", "meta", "options", "tokens", "response", *TEXT_KEYS)
-    own = {key: row[key] for key in passed if row.get(key) is not None}
+    if PASSED_KEYS.isdisjoint(row):
+        return {}
+    own = {key: value for key, value in row.items() if key in PASSED_KEYS and value is not None}
     if form.name == "prism":
         return own
     # In public data these names may stand for anything.
@@ -160,6 +168,8 @@ def passed_on(row: Mapping[str, Any], form: Format) -> dict[str, Any]:
 
 def golds_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """``gold`` and ``equivalent_answers``, from where the formats have them."""
+    if GOLD_PLACES.isdisjoint(row):
+        return {}
     of_reward = row.get("reward_model")
     places = [row, *(place for place in (of_reward, row.get("extra_info")) if isinstance(place, dict))]
     found: dict[str, Any] = {}
@@ -195,8 +205,7 @@ def _is_nothing(value: Any) -> bool:
 def named(row: Mapping[str, Any], own: dict[str, Any], form: Format) -> dict[str, Any]:
     """With the row's id; one that has none is named by its content."""
     given = row.get("id")
-    usable = (isinstance(given, str) and bool(given.strip())) or _is_number(given)
-    if usable or (form.unique_ids and given is not None):
+    if given is not None and (form.unique_ids or _is_number(given) or (isinstance(given, str) and given.strip())):
         own["id"] = _whole(given)
     else:
         own["id"], own["made_id"] = content_id(own), True
@@ -218,8 +227,12 @@ def content_id(own: Mapping[str, Any]) -> str:
     for message in own["messages"]:
         content = message["content"]
         pieces.append(_framed_name(message["role"]))
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            pieces += (_framed_name(part["type"]), _framed(part[part["type"]]))
+        if isinstance(content, str):
+            pieces += (_framed_name("text"), _framed(content))
+            continue
+        for part in content:
+            kind = part["type"]
+            pieces += (_framed_name(kind), _framed(part[kind]))
     for key in ("response", "responses", "teacher", "policy", "gold"):
         pieces += (_framed_name(key), _framed_name("None") if (given := own.get(key)) is None else _framed(given))
     return blake2b(b"".join(pieces), digest_size=8).hexdigest()
@@ -227,7 +240,7 @@ def content_id(own: Mapping[str, Any]) -> str:
 
 def _framed(text: object) -> bytes:
     """With its length before it, so that no two rows' pieces join to the same."""
-    given = str(text).encode(errors="surrogatepass")
+    given = str(text).encode("utf-8", "surrogatepass")
     return b"%d:%b" % (len(given), given)
 
 

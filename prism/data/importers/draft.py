@@ -1,6 +1,6 @@
 """What every format's reader hands on: turns, images, and which keys of the row it has read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ Lone = Literal["first", "refuse"]
 """What images mean that no placeholder asks for: they stand before the first user's text, or the row is refused."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Turn:
     role: str
     content: Any
@@ -20,12 +20,12 @@ class Turn:
     """Of an assistant's turn: whether it is learnt from."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Draft:
     """A row as its format tells it. What it means for a prompt is decided in ``assemble``, for all formats."""
 
     turns: list[Turn]
-    used: set[str]
+    used: Set[str]
     """Keys of the row that the reader has used, or that mean nothing to a prompt."""
     where: str = "messages"
     """The key that the turns stand under, for messages about them."""
@@ -161,7 +161,7 @@ def one_text(row: Mapping[str, Any], key: str) -> str:
 
 def with_system(row: Mapping[str, Any], turns: list[Turn], key: str = "system") -> list[Turn]:
     """The turns after the row's own system text, if it has one. Raises DataError if there are two of them."""
-    if is_blank(system := row.get(key)):
+    if (system := row.get(key)) is None or is_blank(system):
         return turns
     if not isinstance(system, str):
         raise DataError(f"{key}: a text is expected, not {system!r:.80}")
@@ -177,7 +177,7 @@ def images_of(row: Mapping[str, Any], *keys: str) -> list[Any]:
     found: list[Any] | None = None
     for key in keys:
         value = row.get(key)
-        if is_blank(value):
+        if value is None or is_blank(value):
             continue
         images = value if isinstance(value, list) else [value]
         if found is not None and images != found:

@@ -81,11 +81,11 @@ def why(key: str) -> str:
 
 def refuse_pairs(row: Mapping[str, Any], *, answered: bool) -> None:
     """Raises DataError for a row that compares answers, or ``answered``, says of its answer whether it is good."""
-    for key in PAIRS.intersection(row):
-        if not is_blank(row[key]):
+    for key in row:  # in its order, so that the same row is always refused with the same words
+        if key in PAIRS and not is_blank(row[key]):
             raise DataError(f"{key}: pairs of preference are not learnt from")
     if not answered:
         return
-    for key in JUDGED.intersection(row):
-        if isinstance(row[key], bool):
+    for key in row:
+        if key in JUDGED and isinstance(row[key], bool):
             raise DataError(f"{key}: judgements of an answer are not learnt from")

@@ -197,6 +197,7 @@ def by_url(image_url: Row) -> Row:
     return chat(("user", [{"type": "image_url", "image_url": image_url}]), ASKED[1])
 
 
+TEXT_ONLY: Row = {"images": None, "prompt": [{"role": "user", "content": "What?"}]}
 # Of single formats: name, what is changed, what is said.
 OWN: list[tuple[str, str, Row, str]] = [
     ("prism", "both placed and beside", {"images": ["pictures/blue.png"]}, "others are given in the messages"),
@@ -233,6 +234,9 @@ OWN: list[tuple[str, str, Row, str]] = [
     ("verl", "tools", {"extra_info": {"need_tools_kwargs": True}}, "need_tools_kwargs: "),
     ("verl", "tools with arguments", {"extra_info": {"tools_kwargs": {"f": {"create": {"a": 1}}}}}, "tools_kwargs: "),
     ("verl", "interaction", {"extra_info": {"interaction_kwargs": {"name": "x"}}}, "interaction_kwargs: "),
+    ("verl", "images beside", TEXT_ONLY | {"extra_info": {"images": [RED]}}, "extra_info.images: "),
+    ("verl", "image beside", TEXT_ONLY | {"extra_info": {"image": RED}}, "extra_info.image: "),
+    ("verl", "embedded beside", TEXT_ONLY | {"extra_info": {"shown": data_url("red")}}, "extra_info.shown: "),
     ("verl", "agent with tools", {"agent_name": "tool_agent"}, "agent_name: "),
     ("alpaca", "no prompt", {"instruction": "", "images": []}, "instruction: is empty"),
     ("sharegpt", "a film beside", told(("human", "?"), SAID[1], video_path="a.mp4", images=[]), "video_path: "),
