@@ -126,13 +126,12 @@ def refuse_unused(row: Mapping[str, Any], used: Set[str], images: int) -> None:
                 if not is_blank(value) and (key in ("image", "images") or _shows_image(key, value)):
                     raise DataError(f"{table}.{key}: an image that would not be shown: a row's own images are")
     for key, value in row.items():
-        if key in used or key in PLAIN_KEYS:
+        if key in used or key in PLAIN_KEYS or key in keys.OF_ROW or is_blank(value):
             continue
-        if key in keys.OF_ROW:
-            continue
-        if not images and not is_blank(value) and keys.MEDIA.fullmatch(key):
+        if keys.MEDIA.fullmatch(key):
             raise DataError(f"{key}: {keys.why(key)}")
-        if not images and not is_blank(value) and _shows_image(key, value):
+        # Beside images that are shown, other names hold the same in another form, and numbers others.
+        if keys.NUMBERED_IMAGE.fullmatch(key) if images else _shows_image(key, value):
             raise DataError(f'{key}: an image that would not be shown: name it, with columns = {{ images = "{key}" }}')
 
 

@@ -50,6 +50,7 @@ PAIRS = frozenset(
     ]
 )
 JUDGED = frozenset(["kto_tag", "kto_label", "label"])
+NUMBERED_IMAGE = re.compile(r"(image|img|picture|photo)[ _-]?\d+", re.IGNORECASE)
 MEDIA = re.compile(r"(video|audio)s?([ _-]?\d+|_(path|file|url|bytes|data|base64|list)s?)", re.IGNORECASE)
 
 

@@ -63,6 +63,18 @@ def test_history_is_prompt_where_no_demonstration_is_needed(folder: Path) -> Non
     assert [shown(row, data) for row in data.rows] == [["user: [red]a", "assistant: b", "user: c"]]
 
 
+@pytest.mark.parametrize("kind", ["reasoning", 7, ["number"], {"type": "number"}])
+def test_what_public_data_calls_a_kind_may_be_anything(folder: Path, kind: Any) -> None:
+    file = lines(folder / "a.jsonl", {"problem": "2 + 2?", "answer": 4, "kind": kind})
+    assert read_rows(file, "fail", ("gold",)).rows[0].kind == "auto"
+
+
+def test_the_picture_that_is_shown_may_stand_there_in_another_form_too(folder: Path) -> None:
+    row = {"problem": "<image>?", "answer": 4, "images": ["pictures/red.png"], "decoded_image": "pictures/red.png"}
+    data = read_rows(lines(folder / "a.jsonl", row | {"image_2": None}), "fail", ("gold",))
+    assert [shown(row, data) for row in data.rows] == [["user: [red]?"]]
+
+
 def test_rows_that_share_an_id_and_differ_are_told_apart_by_content(folder: Path) -> None:
     data = read_rows(PUBLISHED["LLaVA"].write(folder), "fail", ("response",))
     text, first, second = (row.id for row in data.rows)

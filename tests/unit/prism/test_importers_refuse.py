@@ -77,6 +77,8 @@ KEYS: dict[str, tuple[Row, str]] = {
     "judged": ({"label": False}, "label: judgements"),
     "judged good": ({"kto_tag": True}, "kto_tag: judgements"),
     "tools beside": ({"extra_info": {"tools": TOOL}}, "extra_info.tools: tools are not supported"),
+    "video by another name": ({"video_path": "a.mp4"}, "video_path: "),
+    "second image": ({"image_2": RED}, "image_2: an image that would not be shown"),
     "videos beside": ({"extra_info": {"videos": ["a.mp4"]}}, "extra_info.videos: "),
     "image with pixels": ({"images": [{"path": RED, "max_pixels": 9}], "image": None}, "images.0.max_pixels: "),
     "image with a size": ({"images": [{"image": RED, "resized_height": 28}], "image": None}, "images.0.resized_height"),
