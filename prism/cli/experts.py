@@ -70,6 +70,10 @@ def warmup(
     ] = 16_384,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="updates between checkpoints")] = 100,
     on_bad_row: Annotated[Literal["skip", "fail"], typer.Option(help="what a row that cannot be used does")] = "skip",
+    image_root: Annotated[
+        Path | None,
+        typer.Option("--image-root", help="folder that images of PAIRS must lie in; without it, the folder of PAIRS"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the order of pairs, of dropout and of a new head")] = 0,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where to compute")] = "cpu",
     dtype: Dtype = "float32",
@@ -103,6 +107,7 @@ def warmup(
         learner=learner,
         checkpoint_every=checkpoint_every,
         on_bad_row=on_bad_row,
+        image_root=image_root,
         seed=seed,
         device=device,
         dtype=dtype,
