@@ -9,11 +9,11 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 from PIL import Image
@@ -32,28 +32,33 @@ Size = Annotated[int, typer.Option("--bytes", help="of a response, about")]
 @app.command()
 def index(rows: Annotated[int, typer.Option(min=1)] = 1_260_000, size: Size = 4_000, folder: Folder = None) -> None:
     """Index a file of JSON Lines. Needs 4.4 kB of disk a row."""
-    with placed(folder) as place:
-        write_images(place)
-        file = place / f"rows-{rows}-{size}.jsonl"
-        if not file.exists():
-            with file.open("w") as lines:
-                lines.writelines(f"{row(number, size)}\n" for number in range(rows))
-        measure(file)
+
+    def write(lines: IO[str]) -> None:
+        lines.writelines(f"{row(number, size)}\n" for number in range(rows))
+
+    measure_file(folder, f"rows-{rows}-{size}.jsonl", write)
 
 
 @app.command()
 def array(gb: Annotated[float, typer.Option(min=0.001)] = 1.0, size: Size = 4_000, folder: Folder = None) -> None:
     """Read a JSON array."""
+
+    def write(whole: IO[str]) -> None:
+        whole.write("[" + row(0, size))
+        whole.writelines(f",\n{row(number, size)}" for number in range(1, int(gb * 1e9 / len(row(0, size))) + 1))
+        whole.write("]")
+
+    measure_file(folder, f"array-{gb}-{size}.json", write)
+
+
+def measure_file(folder: Path | None, name: str, write: Callable[[IO[str]], None]) -> None:
+    """Its images are written too. In a ``folder`` that holds the file already it is taken as it is."""
     with placed(folder) as place:
         write_images(place)
-        file = place / f"array-{gb}-{size}.json"
+        file = place / name
         if not file.exists():
-            with file.open("w") as whole:
-                whole.write("[" + row(0, size))
-                whole.writelines(
-                    f",\n{row(number, size)}" for number in range(1, int(gb * 1e9 / len(row(0, size))) + 1)
-                )
-                whole.write("]")
+            with file.open("w") as opened:
+                write(opened)
         measure(file)
 
 
