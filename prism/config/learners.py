@@ -147,8 +147,8 @@ class ExpertLearnerConfig(ConfigModel):
     adapters of each MLP are several, to which a router sends tokens, over the one dense MLP (MixLoRA, arXiv
     2404.15159). By default everything is trained, as published."""
     freeze: Frozen = Field(default=[])
-    """Modules that are not trained in the game, such as ``["model.visual"]`` (grounding, before it, trains all). By
-    default everything is trained, as published."""
+    """Modules that are not trained, in the game and in grounding, such as ``["model.visual"]``. By default everything
+    is trained, as published."""
     mixture: MixtureConfig | None = None
     """Makes the experts mixtures of experts, upcycled from the model that the stage starts from; with ``lora`` mixtures
     of adapters. They are published as mixtures (66.2 against 62.8 % for dense ones); the default is dense because that

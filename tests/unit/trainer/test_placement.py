@@ -23,7 +23,7 @@ from prism.trainer.run import placement
 from prism.trainer.run.estimate import ModelSize, checkpoint_bytes, expert_size, policy_size
 from prism.trainer.run.launch import Launch
 from prism.trainer.run.pipeline import learner_cards, of_cards
-from prism.trainer.run.placement import learners_of, memory_of, place, served_expert, share_for_policy
+from prism.trainer.run.placement import disk_of, learners_of, memory_of, place, served_expert, share_for_policy
 from prism.wire.response import EXPERTS
 
 GIB = 2**30
@@ -88,6 +88,10 @@ def test_a_card_of_unknown_size_refuses_nothing_and_a_share_that_is_given_is_kep
     assert (made.problems, made.policy_share, made.cards["0"].size) == ([], None, None)
     own = 'stack.policy_options={vllm_flags="--gpu-memory-utilization=0.3"}'
     assert placed(config("stack.card_gib=500", own)).policy_share is None
+    large = 'stack.policy_options={vllm_flags="--enforce-eager --gpu-memory-utilization 0.9"}'
+    (problem,) = placed(config("stack.card_gib=500", large)).problems
+    assert "does not fit card 0" in problem
+    assert ", policy 483.9 GB" in problem
 
 
 def test_on_cpus_no_card_is_taken() -> None:
@@ -187,9 +191,11 @@ def test_presets_fit_the_cards_they_name(
 ) -> None:
     chart: Any = yaml.safe_load(Path(f"deploy/helm/prism/values-{values}.yaml").read_text()) if values else {}
     overrides = chart.get("run", {}).get("overrides", [])
-    made = load_config(Path("configs/qwen3-vl-2b.toml"), [*overrides, f"stack.card_gib={gib}"])
+    made: Any = load_config(Path("configs/qwen3-vl-2b.toml"), [*overrides, f"stack.card_gib={gib}"])
     if values:
-        stack = made.stack.model_copy(update={"devices": DevicesConfig.model_validate(devices)})
+        flags = {"vllm_flags": chart["policy"].get("vllmFlags", "")}
+        update = {"devices": DevicesConfig.model_validate(devices), "policy_options": flags}
+        stack = made.stack.model_copy(update=update)
         made = made.model_copy(update={"stack": stack})
     ranks = chart.get("trainer", {}).get("gpus", 1)
     assert ranks == len(devices["learner"].split(","))
@@ -198,6 +204,13 @@ def test_presets_fit_the_cards_they_name(
         memory = memory_of(made, stage, learners, ranks, 0)
         found = place(made, name, learners, memory, expert=served_expert(made, two_billion))
         assert (found.problems, found.doubts) == ([], []), name
+    experts = made.stages["align"].experts
+    assert experts.mixture
+    assert experts.grounding, "as the demo's"
+    if values:
+        size = chart["storage"]["size"]
+        room = int(size[:-2]) * {"Gi": GIB, "Ti": 1024 * GIB}[size[-2:]]
+        assert sum(disk_of(made, two_billion, made.stages, ranks).parts.values()) < 0.9 * room
     if not values:  # nor would it on one
         alone = made.model_copy(update={"stack": made.stack.model_copy(update={"devices": None})})
         with pytest.raises(ConfigError, match="does not fit card 0"):
