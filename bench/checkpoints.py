@@ -81,7 +81,8 @@ def main() -> None:
                 shutil.rmtree(folder / way)
             return seconds
 
-        seconds_of("none")  # warm
+        for _ in range(3):  # warm
+            learner.update(samples, examples)
         rounds = {way: list[float]() for way in WAYS}
         for _ in range(options.rounds):
             for way in WAYS:

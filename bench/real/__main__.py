@@ -53,6 +53,7 @@ TINY = [
     'stages.align.experts.freeze=["model.visual"]',
     "stages.align.rollouts.max_tokens=64",
     "stages.rlvr.policy.optimizer.lr=1e-4",
+    'stages.rlvr.policy.freeze=["model.visual"]',
     "stages.rlvr.rollouts.max_tokens=64",
     "evaluate.questions=16",
     "evaluate.max_tokens=64",
