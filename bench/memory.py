@@ -7,36 +7,38 @@ vLLM's start:
     python -m bench.memory
     python -m bench.memory --parts learners --sizes qwen3-vl-2b
 
-What a process holds is what the driver says once its work is done: torch gives nothing back before. It fails if an
-estimate is further from that than ``--within``.
+What a process holds is what the driver says once its work is done: torch gives nothing back before. (Where the driver
+names no processes, it is what their end gives back to the card, which should be free of others' work.) It fails if an
+estimate is further from that than ``--within``, or a part did not run.
 """
 
 import argparse
 import asyncio
-import os
 import secrets
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import torch
+from rich.table import Table
 
 from bench.experts.workload import make_groups
 from bench.learner.workload import make_learner, make_samples
-from bench.shared import DidNotStart, Server, at_most, card_memory, command_line, console, prism_service
+from bench.shared import DidNotStart, Server, at_most, card_memory, card_used, command_line, console, prism_service
 from prism.config import PolicyLearnerConfig, PushConfig, RunConfig, load_config
 from prism.data.blobs import BlobStore
 from prism.errors import PrismError
 from prism.model.expert import load_expert, save_expert
 from prism.model.inputs import InputBuilder
-from prism.stack.cards import VISIBLE, card_bytes
+from prism.stack.cards import VISIBLE, card_bytes, named
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.run.estimate import ModelSize, expert_size, learners_memory, policy_size
 from prism.trainer.run.placement import ALLOCATOR, PROCESS, expert_bytes, policy_bytes
@@ -44,9 +46,14 @@ from prism.trainer.weights.publish import Publisher
 
 PARTS = ("learners", "experts", "policy")
 GROUPS = 1  # of 16 responses, of a learner's update
+GROUPS_SCORED = 24  # by an expert, before a push and after it
 PASS = 6_000  # tokens of a full pass, which holds them
 MOST_LEARNERS, MOST_OF_A_CARD = 3, 0.9
+PATIENCE = 300.0  # seconds, for a model that is made or learns
 GIB = 2**30
+
+Found = tuple[str, float, int, str]
+"""Size, estimate and what is held, in bytes, and of what; nothing is held where it did not run."""
 
 
 def main() -> None:
@@ -62,40 +69,51 @@ def main() -> None:
         return
     began = time.monotonic()
     sizes, parts = options.sizes.split(","), options.parts.split(",")
-    found: list[float] = []
+    table = Table("part", "size", "estimated, GiB", "held, GiB", "apart", "")
+    apart: list[float] = []
 
-    def say(part: str, size: str, estimate: float, held: float, note: str) -> None:
-        apart = estimate / held - 1
-        found.append(abs(apart))
-        said = (
-            f"{part:>9} {size:>12}: estimated {estimate / GIB:6.2f} GiB, held {held / GIB:6.2f} ({apart:+.0%}) {note}"
-        )
-        console.print(f"{said} [dim]{time.monotonic() - began:.0f} s[/]", soft_wrap=True)
+    def say(part: str, found: Found) -> None:
+        size, estimate, held, note = found
+        off = estimate / held - 1 if held else None
+        apart.append(float("inf") if off is None else abs(off))
+        said = f"{off:+.0%}" if off is not None else "did not run"
+        table.add_row(part, size, f"{estimate / GIB:.2f}", f"{held / GIB:.2f}", said, note)
+        line = f"{part:>9} {size:>12}: estimated {estimate / GIB:6.2f} GiB, held {held / GIB:6.2f} ({said}) {note}"
+        console.print(f"{line} [dim]{time.monotonic() - began:.0f} s[/]", soft_wrap=True)
 
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folders = {size: Path(name) / size for size in sizes}
-        for size, folder in folders.items():
-            code = "import sys; from pathlib import Path; from bench.learner.workload import make_model"
-            code += (
-                "; make_model(Path(sys.argv[1]), sys.argv[2], 'cuda')"  # in a process of its own, which frees the card
-            )
-            subprocess.run([sys.executable, "-c", code, str(folder / "model"), size], check=True)
-            if "learners" in parts:
-                command = [sys.executable, "-m", "bench.memory", "--learners", str(folder)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-                if done.returncode:
-                    console.print(f"[red]learners of {size} ended with status {done.returncode}[/]")
-                    found.append(float("inf"))
-                    continue
-                estimate, held, *note = done.stdout.strip().splitlines()[-1].split(" ", 2)
-                say("learners", size, float(estimate), float(held), " ".join(note))
-        for part, measure in (("experts", experts), ("policy", policies)):
+        with ThreadPoolExecutor(len(folders)) as threads:
+            list(threads.map(make_start, folders, folders.values()))
+        for part, measure in (("learners", learners), ("experts", experts), ("policy", policies)):
             if part in parts:
-                for size, estimate, held, note in measure(folders):
-                    say(part, size, estimate, held, note)
-    far = sum(apart > options.within for apart in found)
-    console.print(f"{len(found)} estimates, {far} of them further off than {options.within:.0%}")
+                try:
+                    for found in measure(folders):
+                        say(part, found)
+                except (PrismError, httpx.HTTPError, subprocess.SubprocessError) as error:
+                    say(part, ("", 0.0, 0, f"{type(error).__name__}: {error}"))
+    far = sum(each > options.within for each in apart)
+    console.print(table)
+    console.print(f"{len(apart)} estimates, {far} of them further off than {options.within:.0%}")
     sys.exit(bool(far))
+
+
+def make_start(size: str, folder: Path) -> None:
+    """In a process of its own, which frees the card."""
+    code = "import sys; from pathlib import Path; from bench.learner.workload import make_model"
+    code += "; make_model(Path(sys.argv[1]), sys.argv[2], 'cuda')"
+    subprocess.run([sys.executable, "-c", code, str(folder / "model"), size], check=True, timeout=PATIENCE)
+
+
+def learners(folders: Mapping[str, Path]) -> Iterable[Found]:
+    for size, folder in folders.items():
+        command = [sys.executable, "-m", "bench.memory", "--learners", str(folder)]
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENCE)
+            estimate, held, *note = done.stdout.strip().splitlines()[-1].split(" ", 2)
+            yield size, float(estimate), int(held), " ".join(note)
+        except subprocess.SubprocessError as error:
+            yield size, 0.0, 0, f"{type(error).__name__}, see above"
 
 
 def gpu_config() -> RunConfig:
@@ -135,61 +153,76 @@ def measure_learners(folder: Path) -> None:
     print(estimated(count), held, f"{count} of {parameters}; torch held {reserved:.2f} GiB{note}")
 
 
-def experts(folders: Mapping[str, Path]) -> Iterable[tuple[str, float, int, str]]:
+def experts(folders: Mapping[str, Path]) -> Iterable[Found]:
     """Of each size a dense expert's service, which has scored prompts beyond what it remembers, and taken a push."""
     tokens = {size: secrets.token_urlsafe(24) for size in folders}
-    with ExitStack() as stack, ThreadPoolExecutor(len(folders)) as threads:
+    with ThreadPoolExecutor(len(folders)) as threads:  # to the end: a process ends with the thread that started it
         started = {size: threads.submit(start, "perception", folders[size], tokens[size]) for size in folders}
-        servers: dict[str, Server] = {}
         for size, each in started.items():
-            service, server = each.result()
-            stack.push(service.__exit__)
-            servers[size] = server
-        for size, server in servers.items():
             folder = folders[size]
-            inputs = InputBuilder(folder / "model")
-            asyncio.run(score(server, make_groups(inputs, 24, 0)))
-            save_expert(load_expert(folder / "model", dtype=torch.bfloat16), folder / "expert", inputs)
-            publisher = Publisher(
-                "perception", server.url, tokens[size], folder / "weights", 1, PushConfig(deadline_seconds=300)
-            )
-            publisher.push_folder(1, folder / "expert")
-            asyncio.run(score(server, make_groups(inputs, 24, 1)))
             estimate = PROCESS + ALLOCATOR * expert_bytes(expert_size(folder / "model", None, []))
-            yield size, estimate, card_memory(server.processes()), "with 48 groups of 16 scored and a push"
+            try:
+                service, server = each.result()
+            except DidNotStart as error:
+                console.print(str(error), markup=False)
+                yield size, estimate, 0, "see above"
+                continue
+            with ending(service, server, 0) as held:
+                inputs = InputBuilder(folder / "model")
+                asyncio.run(score(server, make_groups(inputs, GROUPS_SCORED, 0)))
+                save_expert(load_expert(folder / "model", dtype=torch.bfloat16), folder / "expert", inputs)
+                publisher = Publisher(
+                    "perception", server.url, tokens[size], folder / "weights", 1, PushConfig(deadline_seconds=300)
+                )
+                publisher.push_folder(1, folder / "expert")
+                asyncio.run(score(server, make_groups(inputs, GROUPS_SCORED, 1)))
+            yield size, estimate, sum(held), f"{2 * GROUPS_SCORED} groups of 16 scored and a push"
 
 
-def policies(folders: Mapping[str, Path]) -> Iterable[tuple[str, float, int, str]]:
+def policies(folders: Mapping[str, Path]) -> Iterable[Found]:
     """Of each size a vLLM server, given no more of its card than the estimate says that it needs."""
     cards = torch.cuda.device_count()
+    sizes = sorted(folders, key=lambda size: -(folders[size] / "model" / "model.safetensors").stat().st_size)
+    lanes = [sizes[card::cards] for card in range(cards)]  # one after another: each looks at what is free as it starts
     with ThreadPoolExecutor(cards) as threads:
-        sizes = sorted(folders, key=lambda size: -(folders[size] / "model" / "model.safetensors").stat().st_size)
-        lanes = [
-            sizes[card::cards] for card in range(cards)
-        ]  # one after another: each looks at what is free as it starts
         done = [threads.submit(lane, card, [(size, folders[size]) for size in of]) for card, of in enumerate(lanes)]
         for each in done:
             yield from each.result()
 
 
-def lane(card: int, sizes: Sequence[tuple[str, Path]]) -> list[tuple[str, float, int, str]]:
-    found: list[tuple[str, float, int, str]] = []
+def lane(card: int, sizes: Sequence[tuple[str, Path]]) -> list[Found]:
+    found: list[Found] = []
+    (own,) = named(str(card))
     for size, folder in sizes:
-        whole = card_bytes()[str(card)]
+        whole = card_bytes()[own]
         share = share_of(policy_size(folder / "model", []), whole)
         flags = f"--gpu-memory-utilization={share} --enforce-eager"
+        estimate = PROCESS + share * whole
         try:
             service, server = start("policy", folder, secrets.token_urlsafe(24), card, PRISM_VLLM_FLAGS=flags)
         except DidNotStart as error:
-            console.print(f"[red]the policy server of {size} did not start with {share:.0%} of its card[/]\n{error}")
+            console.print(
+                f"the policy server of {size} did not start with {share:.0%} of its card\n{error}", markup=False
+            )
+            found.append((size, estimate, 0, "see above"))
             continue
-        try:
+        with ending(service, server, card) as held:
             asyncio.run(sample(server))
-            held = card_memory(server.processes())
-        finally:
-            service.__exit__(None, None, None)
-        found.append((size, PROCESS + share * whole, held, f"given {share:.0%} of its card, which was enough"))
+        found.append((size, estimate, sum(held), f"given {share:.0%} of its card, which was enough"))
     return found
+
+
+@contextmanager
+def ending(service: Any, server: Server, card: int) -> Iterator[list[int]]:
+    """Fills in, once the service has ended, what it held of its card."""
+    held: list[int] = []
+    (own,) = named(str(card))
+    try:
+        yield held
+        by_process, before = card_memory(server.processes()), card_used(own)
+    finally:
+        service.__exit__(None, None, None)
+    held.append(by_process or before - card_used(own))
 
 
 def share_of(size: ModelSize, whole: int) -> float:
@@ -199,7 +232,6 @@ def share_of(size: ModelSize, whole: int) -> float:
 
 def start(name: str, folder: Path, admin: str, card: int = 0, **more: str) -> tuple[Any, Server]:
     """A service and what ends it. Raises DidNotStart."""
-    seen = [each for each in os.environ.get(VISIBLE, "").split(",") if each]
     settings: dict[str, object] = {
         "PRISM_MODEL": folder / "model",
         "PRISM_WEIGHTS_ROOT": folder / "weights",
@@ -207,7 +239,7 @@ def start(name: str, folder: Path, admin: str, card: int = 0, **more: str) -> tu
         "PRISM_ADMIN_TOKEN": admin,
         "PRISM_DEVICE": "cuda",
         "PRISM_MAX_MODEL_LEN": 2048,
-        VISIBLE: seen[card] if seen else card,
+        VISIBLE: ",".join(named(str(card))),
     }
     service = prism_service(name, settings | more)
     return service, service.__enter__()
@@ -225,7 +257,8 @@ async def score(server: Server, groups: Sequence[Any]) -> None:
 async def sample(server: Server) -> None:
     body = {"model": "policy", "prompt": "one two three", "n": 16, "max_tokens": 512, "ignore_eos": True}
     async with server.client() as http:
-        await at_most(8, (http.post("/v1/completions", json=body) for _ in range(8)))
+        for answer in await at_most(8, (http.post("/v1/completions", json=body) for _ in range(8))):
+            answer.raise_for_status()
 
 
 if __name__ == "__main__":

@@ -119,12 +119,23 @@ def started(command: list[str], environment: Mapping[str, object], port: int, re
 
 
 def card_memory(processes: Iterable[psutil.Process]) -> int:
-    """Bytes of GPUs that these processes hold, as the driver says."""
-    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+    """Bytes of GPUs that these processes hold, as the driver says; 0 where it names no processes."""
+    listed = _driver_says("--query-compute-apps=pid,used_memory")
     rows = [line.split(",") for line in listed if "," in line]
-    wanted = {process.pid for process in processes}
-    return sum(int(size) * 2**20 for pid, size in rows if int(pid) in wanted)
+    wanted = {str(process.pid) for process in processes}
+    return sum(int(size) * 2**20 for pid, size in rows if pid in wanted and size.strip().isdigit())
+
+
+def card_used(card: str) -> int:
+    """Bytes that are taken of a card, by its number or UUID."""
+    (used,) = _driver_says("--query-gpu=memory.used", "--id", card)
+    return int(used) * 2**20
+
+
+def _driver_says(*query: str) -> list[str]:
+    command = ["nvidia-smi", *query, "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.strip().splitlines()
 
 
 def _answers(url: str) -> bool:

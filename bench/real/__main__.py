@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ TINY = [
     'stages.align.experts.freeze=["model.visual"]',
     "stages.align.rollouts.max_tokens=64",
     "stages.rlvr.policy.optimizer.lr=1e-4",
+    'stages.rlvr.policy.freeze=["model.visual"]',
     "stages.rlvr.rollouts.max_tokens=64",
     "evaluate.questions=16",
     "evaluate.max_tokens=64",
@@ -60,6 +62,7 @@ TINY = [
     "stack.start_deadline_seconds=600",
     "stack.policy_options={}",
 ]
+PREPARED = "model"  # the folder of the model that the configuration's script makes
 SFT, ALIGN, RLVR = "sft", "align", "rlvr"
 LINES_OF_SFT = 25  # of which one is printed
 KILLED = "killed.json"
@@ -109,8 +112,11 @@ class Whole:
         """Raises OutOfTime, SystemExit for a command that fails, and PrismError for what does not fit or start."""
         config = self._config
         save_resolved(config)
-        prepare(config, console)
-        make_start(config)
+        with ThreadPoolExecutor(1) as beside:
+            random_start = beside.submit(make_start, config) if config.model != PREPARED else None
+            prepare(config, console)
+            if random_start:
+                random_start.result()
         launch = of_cards(config, load_settings(Launch))
         refuse_small_disk(config, launch)
         share = policy_share(config, launch, attach=False)
@@ -207,7 +213,7 @@ class Whole:
 
 
 def make_start(config: RunConfig) -> None:
-    """A policy of random weights, unless it is there or the configuration's own script has made it."""
+    """A policy of random weights, unless it is there."""
     folder = config.run_dir / config.model
     if folder.exists():
         return

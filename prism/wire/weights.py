@@ -137,7 +137,7 @@ def seal(
     folder = root / path
     if not files:
         found = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name != MANIFEST]
-        described = zip(found, _sha256s(found), strict=True)
+        described = zip(found, file_sha256s(found), strict=True)
         files = {file.name: WeightFile(sha256=sha256, bytes=file.stat().st_size) for file, sha256 in described}
     manifest = Manifest(model=model, version=version, attempt=attempt, path=path, files=files, probe=probe)
     sync_tree(folder)
@@ -168,15 +168,15 @@ def _verify(root: Path, manifest: Manifest) -> Path:
             raise WeightsError(f"weights file {name!r} is missing from {manifest.path!r}")
         if file.stat().st_size != expected.bytes:
             raise WeightsError(f"weights file {name!r} of {manifest.path!r} does not match its sha256: other size")
-    found = _sha256s([folder / name for name in manifest.files], known=manifest.is_adapter)
+    found = file_sha256s([folder / name for name in manifest.files], known=manifest.is_adapter)
     for (name, expected), sha256 in zip(manifest.files.items(), found, strict=True):
         if sha256 != expected.sha256:
             raise WeightsError(f"weights file {name!r} of {manifest.path!r} does not match its sha256")
     return folder
 
 
-def _sha256s(files: list[Path], *, known: bool = False) -> list[str]:
-    """``known``: as ``known_sha256``."""
+def file_sha256s(files: list[Path], *, known: bool = False) -> list[str]:
+    """Of each, several at a time where they are large; ``known``: as ``known_sha256``."""
     of_file = known_sha256 if known else file_sha256
     if sum(file.stat().st_size for file in files) < SMALL:
         return list(map(of_file, files))

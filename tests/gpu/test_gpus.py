@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +20,35 @@ pytestmark = pytest.mark.timeout(300)
 
 def work(folder: Path, out: Path, ranks: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures and weights of what this many ranks, each with a GPU, learn."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += ["-m", "tests.unit.trainer.ranks_work", str(folder), str(out)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    command += [f"--nproc-per-node={ranks}", "-m", "tests.unit.trainer.ranks_work", str(folder), str(out)]
     done = subprocess.run(command, env=os.environ | {"DEVICE": "cuda"}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-20_000:]
     return json.loads((out / "figures.json").read_text()), torch.load(out / "weights.pt", weights_only=True)
 
 
+@pytest.mark.timeout(560)  # most of it compiles
 def test_two_gpus_learn_what_one_does(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    alone, mine = work(demo_folder, tmp_path_factory.mktemp("alone"), 1)
-    together, other = work(demo_folder, tmp_path_factory.mktemp("together"), 2)
+    """All that differs is said, not the first alone."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("alone", "together")]
+    with ThreadPoolExecutor(2) as threads:
+        (alone, mine), (together, other) = threads.map(partial(work, demo_folder), folders, (1, 2))
+    wrong: list[str] = []
     for case in [*POLICIES, *EXPERTS]:
         for one, two in zip(alone[case]["figures"], together[case]["figures"], strict=True):
             for name in one:
                 if name.endswith(("loss", "grad_norm")):
-                    print(f"{case}: {name} {one[name]:.6f} on one GPU, {two[name]:.6f} on two")
-                    assert two[name] == pytest.approx(one[name], rel=3e-2, abs=1e-3), (case, name)
+                    said = f"{case}: {name} {one[name]:.6f} on one GPU, {two[name]:.6f} on two"
+                    print(said)
+                    wrong += [said] if two[name] != pytest.approx(one[name], rel=3e-2, abs=1e-3) else []
         weights = [torch.cat([tensor.float().flatten() for tensor in each[case].values()]) for each in (mine, other)]
-        assert (weights[1] - weights[0]).norm() <= 1e-2 * weights[0].norm(), case
+        apart = float((weights[1] - weights[0]).norm() / weights[0].norm())
+        wrong += [f"{case}: weights are {apart:.2%} apart"] if apart > 1e-2 else []
     for kind in ("rlvr", "align"):
         first, second = together[kind]["everywhere"]
-        assert [first] == alone[kind]["everywhere"]
-        assert not any(second.values())
+        wrong += [f"{kind}: {first}, {alone[kind]['everywhere']}"] if [first] != alone[kind]["everywhere"] else []
+        wrong += [f"{kind}: the second rank has {second}"] if any(second.values()) else []
+    assert not wrong, "\n".join(wrong)
 
 
 # Two processes of a broadcast; what goes wrong with the receiver is in its arguments.

@@ -1,8 +1,8 @@
 """A checkpoint is a folder a step, written beside the old one and renamed, checked by sha256 on load.
 
-``000040/`` holds ``tensors/``, a safetensors file a rank, which any number of ranks reads; for each learner a folder
-with its model's configuration; ``config.json`` (the settings), ``state.json`` and ``manifest.json``. Nothing in it is
-executed when it is read: a run's folder may come from anyone. Several hosts must share the folder.
+``000040/`` holds ``tensors/``, safetensors files of each rank, which any number of ranks reads; for each learner a
+folder with its model's configuration; ``config.json`` (the settings), ``state.json`` and ``manifest.json``. Nothing in
+it is executed when it is read: a run's folder may come from anyone. Several hosts must share the folder.
 """
 
 import json
@@ -19,7 +19,7 @@ from prism.errors import CheckpointError, PrismError, WeightsError
 from prism.files import sealed_folder, write_json
 from prism.trainer.checkpoint.tensors import reason
 from prism.trainer.learn import ranks
-from prism.wire.weights import file_sha256
+from prism.wire.weights import file_sha256s
 
 # What a full disk raises: Python's own writes, torch's and those of safetensors.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, CheckpointException)
@@ -47,8 +47,9 @@ def save_checkpoint(
         with sealed_folder(target) as folder:
             write(folder)
             write_json(folder / STATE, state)
-            files = {str(file.relative_to(folder)): file_sha256(file) for file in _files(folder)}
-            write_json(folder / MANIFEST, files)
+            files = _files(folder)
+            names = [str(file.relative_to(folder)) for file in files]
+            write_json(folder / MANIFEST, dict(zip(names, file_sha256s(files), strict=True)))
             if check:
                 check()
     except PrismError:
@@ -94,9 +95,10 @@ def _newest(root: Path) -> tuple[Path, dict[str, Any]] | None:
         files: dict[str, str] = json.loads((folder / MANIFEST).read_text())
     except ValueError:
         files = {MANIFEST: "unreadable"}
+    there = [name for name in files if (folder / name).is_file()]
+    found = dict(zip(there, file_sha256s([folder / name for name in there]), strict=True))
     for name, sha256 in files.items():
-        file = folder / name
-        if not file.is_file() or file_sha256(file) != sha256:
+        if found.get(name) != sha256:
             raise WeightsError(f"checkpoint {folder} is damaged at {name}: delete the folder to use the one before it")
     return folder, json.loads((folder / STATE).read_text())
 

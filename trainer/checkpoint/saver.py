@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
 from prism.errors import PrismError
 from prism.files import partial_of
+from prism.trainer.checkpoint.copies import StateCopies
 from prism.trainer.checkpoint.folder import save_checkpoint
 from prism.trainer.checkpoint.tensors import write_tensors
 from prism.trainer.learn import ranks
@@ -30,6 +30,7 @@ class Checkpoints:
 
     def __init__(self, root: Path, keep: int) -> None:
         self.root, self._keep = root, keep
+        self._copies = StateCopies()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
         self._then: Callable[[], None] | None = None
@@ -52,9 +53,8 @@ class Checkpoints:
         its prevents; ``then`` by a later call here, once it is sealed. Raises CheckpointError if the one before could
         not be written, and what its ``check`` raised.
         """
-        self.wait()
-        copies = DefaultStager(StagingOptions(False, False, False, False)).stage(_without(tensors, lent))
-        assert isinstance(copies, dict)
+        self.wait()  # the memory that it is written from is that of the next copy
+        copies = self._copies.take(_without(tensors, lent))
         self._then = then
         self._saving = self._thread.submit(self._save, step, state, _joined(copies, tensors), write, check)
         return partial(wait, [self._saving])
@@ -96,6 +96,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._thread.shutdown()
+        self._copies = StateCopies()  # lets the memory go
         if kind is None:
             self.wait()
         else:

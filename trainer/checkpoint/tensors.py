@@ -1,11 +1,13 @@
 """The tensors of a checkpoint, written and read by all ranks together, however many wrote them.
 
-A file a rank, in safetensors' format, whose header says where each shard belongs, as torch's own reader of such files
-wants it: a checkpoint holds tensors and JSON, nothing that is executed when it is read.
+Files of a rank's own, in safetensors' format, whose header says where each shard belongs, as torch's own reader of such
+files wants it: a checkpoint holds tensors and JSON, nothing that is executed when it is read.
 """
 
 import json
 import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from prism.trainer.learn import ranks
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 TENSORS = "tensors"
+FILE_BYTES = 2**30  # of a file, which one larger tensor may exceed: files are written, and hashed, side by side
+WRITERS = 8
 # What reading files raises that are not what ``write_tensors`` wrote, or not of this model.
 READ_ERRORS = (CheckpointException, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
@@ -55,12 +59,32 @@ class _Writer(HuggingFaceStorageWriter):
             places.add(data.data_ptr())
             offsets[name] = {SAVED_OFFSETS_KEY: list(shard.chunk.offsets)}
             results.append(WriteResult(item.index, data.nbytes, None))
-        if tensors:
-            name = f"rank-{plan.storage_data['shard_index'] - 1:05d}.safetensors"
-            save_file(tensors, f"{self.path}/{name}", {CUSTOM_METADATA_KEY: json.dumps(offsets)})
+        rank = plan.storage_data["shard_index"] - 1
+
+        def write(number: int, part: Mapping[str, Tensor]) -> None:
+            name = f"rank-{rank:05d}{f'-{number}' if number else ''}.safetensors"
+            about = {CUSTOM_METADATA_KEY: json.dumps({name: offsets[name] for name in part})}
+            save_file(dict(part), f"{self.path}/{name}", about)
+
+        parts = _split(tensors)
+        with ThreadPoolExecutor(WRITERS, "tensors") as threads:
+            list(threads.map(write, range(len(parts)), parts))
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
+
+
+def _split(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """What goes into each file."""
+    parts: list[dict[str, Tensor]] = []
+    taken = FILE_BYTES
+    for name, tensor in tensors.items():
+        if taken + tensor.nbytes > FILE_BYTES and taken:
+            parts.append({})
+            taken = 0
+        parts[-1][name] = tensor
+        taken += tensor.nbytes
+    return parts
 
 
 def write_tensors(folder: Path, tensors: dict[str, Any]) -> None:

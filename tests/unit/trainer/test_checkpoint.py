@@ -262,3 +262,19 @@ def test_random_generators_go_on(tmp_path: Path) -> None:
     set_random_state(tensors["rng"])
     assert tensors["step"] == 3
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_large_states_are_written_in_several_files_which_all_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prism.trainer.checkpoint.tensors.FILE_BYTES", 1000)
+    sizes = (300, 100, 100, 40, 1, 250)  # floats
+    given = {f"weight{place}": torch.randn(size) for place, size in enumerate(sizes)}
+    with behind(tmp_path) as saved:
+        saved.save(1, {}, {"policy": given, "steps": 3}, no_files)
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert len(list((newest[0] / "tensors").iterdir())) == 4
+    found = {"policy": {name: torch.zeros_like(tensor) for name, tensor in given.items()}, "steps": 0}
+    read_tensors(newest[0], found)
+    torch.testing.assert_close(found, {"policy": given, "steps": 3}, rtol=0, atol=0)
