@@ -6,7 +6,8 @@ import sys
 import typer
 
 from prism import logs
-from prism.cli import data, demo, experts, export, grade, prepare, report, run, score, secrets, serve, train, up
+from prism.cli import data, demo, experts, grade, prepare, run, score, secrets, serve, train, up
+from prism.cli.results import evaluate, export, report
 from prism.errors import PrismError
 from prism.stack.ending import end_on_sigterm, leave
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.add_typer(serve.app, name="serve")
 app.add_typer(experts.experts, name="experts")
 app.add_typer(data.data, name="data")
+app.add_typer(evaluate.evaluate, name="evaluate")
 app.command()(score.score)
 app.command()(score.calibrate)
 app.command()(grade.grade)

@@ -9,7 +9,7 @@ import typer
 
 from prism import logs
 from prism.cli.options import ConfigArgument, Fresh, Overrides, WaitForLock, Yes, delete
-from prism.cli.report import report
+from prism.cli.results.report import report
 from prism.errors import ConfigError
 from prism.stack.folder_lock import FolderLock, Use, lock_run
 

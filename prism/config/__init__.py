@@ -2,6 +2,13 @@
 
 from prism.config.alerts import AlertsConfig
 from prism.config.data import DataConfig, DataName, DataNames, FormatName, data_configs
+from prism.config.evaluation import (
+    BenchmarkConfig,
+    EvaluationConfig,
+    JudgeConfig,
+    SamplingConfig,
+    ServerConfig,
+)
 from prism.config.grader import GraderConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
@@ -22,6 +29,7 @@ __all__ = [
     "LIMITS_FILE",
     "AlertsConfig",
     "AlignConfig",
+    "BenchmarkConfig",
     "ConfigModel",
     "DataConfig",
     "DataName",
@@ -29,10 +37,12 @@ __all__ = [
     "DevicesConfig",
     "DisentangleConfig",
     "EvaluateConfig",
+    "EvaluationConfig",
     "ExpertLearnerConfig",
     "FormatName",
     "GraderConfig",
     "GroundingConfig",
+    "JudgeConfig",
     "LimitedSettings",
     "LimitsConfig",
     "MixtureConfig",
@@ -44,6 +54,8 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "RunLimits",
+    "SamplingConfig",
+    "ServerConfig",
     "SftConfig",
     "StackConfig",
     "Stage",
