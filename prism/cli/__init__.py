@@ -7,7 +7,7 @@ import typer
 
 from prism import logs
 from prism.cli import data, demo, experts, grade, prepare, run, score, secrets, serve, train, up
-from prism.cli.results import evaluate, export, report
+from prism.cli.results import evaluate, export, report, track
 from prism.errors import PrismError
 from prism.stack.ending import end_on_sigterm, leave
 
@@ -32,6 +32,7 @@ app.command()(train.train)
 app.command()(up.up)
 app.command()(report.report)
 app.command()(export.export)
+app.command()(track.track)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import DevicesConfig, DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import AlignConfig, RlvrConfig, RolloutConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
+from prism.config.track import TrackConfig
 
 __all__ = [
     "LIMITS_FILE",
@@ -59,6 +60,7 @@ __all__ = [
     "SftConfig",
     "StackConfig",
     "Stage",
+    "TrackConfig",
     "as_toml",
     "data_configs",
     "load_config",

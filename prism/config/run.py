@@ -11,6 +11,7 @@ from prism.config.limits import LimitsConfig, RunLimits, place_of
 from prism.config.services import EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import RlvrConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
+from prism.config.track import TrackConfig
 
 
 class PrepareConfig(ConfigModel):
@@ -69,6 +70,8 @@ class RunConfig(ConfigModel):
     """How weights reach the services."""
     alerts: AlertsConfig = Field(default_factory=AlertsConfig)
     """Bounds of figures that a healthy run does not cross."""
+    track: TrackConfig = Field(default_factory=TrackConfig)
+    """Trackers that get the figures and rollouts too."""
     keep_checkpoints: int = Field(2, gt=0)
     """Checkpoints of each stage that stay on disk. 2 by default: should the newest be damaged, one is left."""
     redis_patience_seconds: float = Field(3600, ge=0)

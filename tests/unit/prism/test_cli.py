@@ -25,6 +25,9 @@ COMMANDS = [
     ["up"],
     ["report"],
     ["export"],
+    ["track"],
+    ["evaluate"],
+    *(["evaluate", command] for command in ("run", "show", "compare", "table")),
     ["score"],
     ["calibrate"],
     ["experts"],
@@ -40,7 +43,7 @@ def names(app: object) -> set[str]:
 
 
 def test_all_commands_are_tested_here() -> None:
-    groups = {"serve": cli.serve.app, "experts": cli.experts.experts}
+    groups = {"serve": cli.serve.app, "experts": cli.experts.experts, "evaluate": cli.evaluate.evaluate}
     assert names(cli.app) | set(groups) == {command[0] for command in COMMANDS if command}
     for name, group in groups.items():
         assert names(group) == {command[1] for command in COMMANDS if len(command) == 2 and command[0] == name}
