@@ -7,7 +7,7 @@ import typer
 
 from prism import logs
 from prism.cli import data, demo, experts, grade, prepare, run, score, secrets, serve, train, up
-from prism.cli.results import evaluate, export, report, track
+from prism.cli.results import evaluate, export, report, track, upload
 from prism.errors import PrismError
 from prism.stack.ending import end_on_sigterm, leave
 
@@ -33,6 +33,7 @@ app.command()(up.up)
 app.command()(report.report)
 app.command()(export.export)
 app.command()(track.track)
+app.command()(upload.upload)
 
 
 def main() -> None:

@@ -107,6 +107,11 @@ class RunConfig(ConfigModel):
             if isinstance(stage, SftConfig):
                 continue
             rollouts, policy = stage.rollouts, stage.policy
+            if self.evaluate.keep_best and (self.evaluate.every or 0) % stage.checkpoint_every:
+                raise ValueError(
+                    f"evaluate.every: {self.evaluate.every} is no multiple of stages.{name}.checkpoint_every = "
+                    f"{stage.checkpoint_every}, and the best checkpoint must be one"
+                )
             if rollouts.prompts % policy.minibatches:
                 raise ValueError(
                     f"stages.{name}.policy.minibatches: {policy.minibatches} does not divide "

@@ -16,7 +16,7 @@ from prism.files import sealed_folder
 from prism.model.expert import CLASSES, save_expert
 from prism.model.folder import complete_folder
 from prism.model.inputs import InputBuilder
-from prism.trainer.checkpoint.folder import CONFIG, newest_checkpoint
+from prism.trainer.checkpoint.folder import CONFIG, best_checkpoint, newest_checkpoint
 from prism.trainer.checkpoint.tensors import read_tensors
 from prism.trainer.learn.policy_model import save_policy
 from prism.trainer.run.card import write_card
@@ -26,12 +26,14 @@ from prism.trainer.run.result import RESULT, stage_folder, stage_result, start_o
 ModelName = Literal["policy", "perception", "reasoning"]
 
 
-def export(run_dir: Path, out: Path, *, stage: str | None, model: ModelName, console: Console) -> None:
+def export(
+    run_dir: Path, out: Path, *, stage: str | None, model: ModelName, console: Console, best: bool = False
+) -> None:
     """Write ``out``: weights, configuration, processor, what the start held, a model card. Checkpoints are checked by
     sha256 first.
 
-    ``stage`` None: the last one that has anything. Raises ConfigError if ``out`` exists or there is nothing to export,
-    WeightsError for a damaged checkpoint.
+    ``stage`` None: the last one that has anything. ``best``: of its checkpoints the one whose validation was best.
+    Raises ConfigError if ``out`` exists or there is nothing to export, WeightsError for a damaged checkpoint.
     """
     refuse_existing(out)
     config = _config_of(run_dir)
@@ -40,7 +42,16 @@ def export(run_dir: Path, out: Path, *, stage: str | None, model: ModelName, con
     for name in [stage] if stage else reversed(config.stages):
         if model != "policy" and not isinstance(config.stages[name], AlignConfig):
             continue
-        if result := stage_result(config, name):
+        root = config.run_dir / "checkpoints" / name
+        if best:
+            if found := best_checkpoint(root):
+                said = f"best, after step {found[1]['step']}"
+                with sealed_folder(out, aside(out)) as target:
+                    _assemble(config, name, found[0], model, target)
+                    write_card(target, config, name, model, said, found[1])
+            else:
+                continue
+        elif result := stage_result(config, name):
             folder = stage_folder(config, name)
             finished = folder if model == "policy" else folder / "experts" / model
             said = "finished"
@@ -49,7 +60,7 @@ def export(run_dir: Path, out: Path, *, stage: str | None, model: ModelName, con
                 inputs = InputBuilder(finished, config.limits.pixel_bounds)
                 complete_folder(target, start_of(config, name), inputs.processor, inputs.pixel_bounds)
                 write_card(target, config, name, model, said, result)
-        elif newest := newest_checkpoint(config.run_dir / "checkpoints" / name):
+        elif newest := newest_checkpoint(root):
             said = f"after step {newest[1]['step']}"
             with sealed_folder(out, aside(out)) as target:
                 _assemble(config, name, newest[0], model, target)
@@ -58,7 +69,12 @@ def export(run_dir: Path, out: Path, *, stage: str | None, model: ModelName, con
             continue
         console.print(f"{escape(str(out))}: the {model} of {name}, {said}", soft_wrap=True)
         return
-    raise ConfigError(f"{run_dir} holds no {model} yet{f' of {stage}' if stage else ''}: neither result nor checkpoint")
+    of_stage = f" of {stage}" if stage else ""
+    if best:
+        raise ConfigError(
+            f"{run_dir} holds no best {model}{of_stage}: evaluate.keep_best keeps one while a stage learns"
+        )
+    raise ConfigError(f"{run_dir} holds no {model} yet{of_stage}: neither result nor checkpoint")
 
 
 def _config_of(run_dir: Path) -> RunConfig:

@@ -10,6 +10,7 @@ from prism.data.blobs import BlobStore
 from prism.errors import ConfigError, DataError, ServiceError
 
 METRICS, EVALUATIONS, SAMPLES = "metrics.jsonl", "evaluations.jsonl", "samples.jsonl"
+VALIDATIONS, VALIDATION_SAMPLES = "validations.jsonl", "validation_samples.jsonl"
 NOT_FIGURES = ("step", "time", "attempt")
 
 
@@ -56,14 +57,19 @@ class RunFiles:
         for line in self._new(METRICS):
             stage, step = str(line["stage"]), self._begin(str(line["stage"])) + int(line["step"])
             by_step[stage, step] = Figures(step, _numbers(line, stage))
-        for line in self._new(EVALUATIONS):
-            stage = str(line["stage"])
-            step = self._begin(stage) + int(line["step"]) if "step" in line else self._ends.get(stage, (0, 0))[1]
-            by_step[f"held_out {stage}", step] = Figures(step, _numbers(line, "held_out"), held_out=True)
+        for name, prefix in ((EVALUATIONS, "held_out"), (VALIDATIONS, "validation")):
+            for line in self._new(name):
+                step = self._step_of(line)
+                by_step[f"{prefix} {line['stage']}", step] = Figures(step, _numbers(line, prefix), held_out=True)
         return sorted((one for one in by_step.values() if one.values), key=lambda figures: figures.step)
 
     def new_rollouts(self) -> list[Rollout]:
-        return [self._rollout(line) for line in self._new(SAMPLES)]
+        return [self._rollout(line) for name in (SAMPLES, VALIDATION_SAMPLES) for line in self._new(name)]
+
+    def _step_of(self, line: dict[str, Any]) -> int:
+        """What was measured after a stage is of its last step."""
+        stage = str(line["stage"])
+        return self._begin(stage) + int(line["step"]) if "step" in line else self._ends.get(stage, (0, 0))[1]
 
     def _begin(self, stage: str) -> int:
         return self._ends.get(stage, (0, 0))[0]
@@ -87,7 +93,6 @@ class RunFiles:
 
     def _rollout(self, line: dict[str, Any]) -> Rollout:
         stage = str(line["stage"])
-        step = self._begin(stage) + int(line["step"]) if "step" in line else self._ends.get(stage, (0, 0))[1]
         verdict = line.get("verdict") or {}
         scores = [f"{score['expert']} {score.get('value')}" for score in line.get("scores") or []]
         texts = {
@@ -99,7 +104,7 @@ class RunFiles:
             "scores": ", ".join(scores),
         }
         return Rollout(
-            step,
+            self._step_of(line),
             stage,
             str(line.get("prompt_id")),
             self._pictures(line.get("images") or []),

@@ -16,8 +16,11 @@ def export(
     model: Annotated[
         Literal["policy", "perception", "reasoning"], typer.Option(help="the policy, or an expert of an alignment")
     ] = "policy",
+    best: Annotated[
+        bool, typer.Option("--best", help="the checkpoint whose validation was best (evaluate.keep_best)")
+    ] = False,
 ) -> None:
     """A run's model as an ordinary Hugging Face folder: a stage's result, or what its newest checkpoint holds."""
     from prism.trainer.run.export import export as export_model
 
-    export_model(run_dir, out, stage=stage, model=model, console=logs.console())
+    export_model(run_dir, out, stage=stage, model=model, console=logs.console(), best=best)

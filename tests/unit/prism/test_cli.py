@@ -26,6 +26,7 @@ COMMANDS = [
     ["report"],
     ["export"],
     ["track"],
+    ["upload"],
     ["evaluate"],
     *(["evaluate", command] for command in ("run", "show", "compare", "table")),
     ["score"],
