@@ -9,9 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import test_stages
 from pydantic import ValidationError
 from rich.console import Console
-from test_stages import Stage, inputs, stage  # noqa: F401  (fixtures)
+from test_stages import Stage
 
 from prism.config import EvaluateConfig
 from prism.errors import ConfigError, ServiceError
@@ -24,6 +25,7 @@ from prism.trainer.run.export import export
 from prism.trainer.stages import validation
 from prism.wire.v1 import rollout_pb2 as pb
 
+stage, inputs = test_stages.stage, test_stages.inputs  # fixtures
 SETTINGS = {"every": 1, "validation": "validation.jsonl"}
 
 
@@ -60,7 +62,7 @@ def accuracies(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
 
 
 def test_the_best_checkpoint_stays_beside_the_newest(
-    stage: Stage,  # noqa: F811
+    stage: Stage,
     accuracies: dict[int, Any],
     tmp_path: Path,
 ) -> None:
@@ -81,7 +83,7 @@ def test_the_best_checkpoint_stays_beside_the_newest(
 
 
 def test_a_stage_ends_early_by_a_rule_and_its_groups_are_kept_with_its_checkpoint(
-    stage: Stage,  # noqa: F811
+    stage: Stage,
     accuracies: dict[int, Any],
     tmp_path: Path,
 ) -> None:
