@@ -6,7 +6,8 @@ import sys
 import typer
 
 from prism import logs
-from prism.cli import data, demo, experts, grade, prepare, run, score, secrets, serve, train, up
+from prism.cli import data, demo, experts, prepare, run, secrets, serve, train, up
+from prism.cli.judge import grade, score
 from prism.cli.results import evaluate, export, report, track, upload
 from prism.errors import PrismError
 from prism.stack.ending import end_on_sigterm, leave

@@ -13,6 +13,7 @@ from prism.config.grader import GraderConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
     GroundingConfig,
+    LoraConfig,
     MixtureConfig,
     OptimizerConfig,
     PolicyLearnerConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "JudgeConfig",
     "LimitedSettings",
     "LimitsConfig",
+    "LoraConfig",
     "MixtureConfig",
     "OptimizerConfig",
     "PolicyLearnerConfig",

@@ -35,7 +35,7 @@ COMMANDS = [
     *(["experts", command] for command in ("upcycle", "warmup")),
     ["grade"],
     ["serve"],
-    *(["serve", service] for service in ("policy", "perception", "reasoning", "grader", "rollouts")),
+    *(["serve", service] for service in ("policy", "perception", "reasoning", "experts", "grader", "rollouts")),
 ]
 
 
