@@ -41,6 +41,7 @@ from prism.trainer.stages.common import (
 )
 from prism.trainer.stages.context import Context, open_context
 from prism.trainer.stages.empty_steps import EmptySteps
+from prism.trainer.stages.validation import Validation
 from prism.wire.response import EXPERTS, Expert, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -60,6 +61,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     counts = {"empty_steps": empty_steps, "alerts": alerts}
     saved, first, publishers = resume_and_push(context, learners, intake, counts)
 
+    validation, ended = Validation(context, total), total
     recorder = Recorder(config.run_dir, name, total, alerts=alerts)
     started = time.perf_counter()
     asked = first
@@ -104,8 +106,14 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
             figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             empty_steps.end_if_nothing_learnt(context, intake, step, policy.version, groups)
+            validation.begin(step + 1, policy.version)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
                 saved.save(step + 1)
+                if validation.is_over():
+                    context.say(f"{name} ends after step {step + 1}: evaluate.stop_after")
+                    ended = step + 1
+                    break
+        validation.close()
     recorder.close()
     settle(publishers)
     save_learnt(policy.model, output, context.inputs)
@@ -116,7 +124,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     return {
         "version": policy.version,
         "expert_version": experts[0].version,
-        "steps": stage.steps,
+        "steps": ended - stage.warmup_steps,
         "seconds": time.perf_counter() - started,
         "data": saved.data,
     }

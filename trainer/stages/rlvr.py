@@ -33,6 +33,7 @@ from prism.trainer.stages.common import (
 )
 from prism.trainer.stages.context import Context, open_context
 from prism.trainer.stages.empty_steps import EmptySteps
+from prism.trainer.stages.validation import Validation
 from prism.wire.response import parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -52,6 +53,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     counts = {"empty_steps": empty_steps, "alerts": alerts}
     saved, first, publishers = resume_and_push(context, {POLICY: policy}, intake, counts)
 
+    validation, ended = Validation(context, stage.steps), stage.steps
     recorder = Recorder(config.run_dir, name, stage.steps, alerts=alerts)
     started = time.perf_counter()
     asked = first
@@ -99,8 +101,14 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             empty_steps.end_if_nothing_learnt(context, intake, step, policy.version, sampled)
+            validation.begin(step + 1, policy.version)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
                 saved.save(step + 1)
+                if validation.is_over():
+                    context.say(f"{name} ends after step {step + 1}: evaluate.stop_after")
+                    ended = step + 1
+                    break
+        validation.close()
     recorder.close()
     settle(publishers)
     save_learnt(policy.model, output, context.inputs)
@@ -108,7 +116,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
         intake.check_newest()
     return {
         "version": policy.version,
-        "steps": stage.steps,
+        "steps": ended,
         "seconds": time.perf_counter() - started,
         "data": saved.data,
     }
