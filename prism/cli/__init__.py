@@ -6,7 +6,7 @@ import sys
 import typer
 
 from prism import logs
-from prism.cli import data, demo, experts, export, grade, prepare, report, run, score, secrets, serve, train, up
+from prism.cli import curate, data, demo, experts, export, grade, prepare, report, run, score, secrets, serve, train, up
 from prism.errors import PrismError
 from prism.stack.ending import end_on_sigterm, leave
 
@@ -26,6 +26,7 @@ app.command()(run.run)
 app.command()(prepare.prepare)
 app.command("secrets")(secrets.write_secrets)
 app.command()(demo.demo)
+app.command()(curate.curate)
 app.command()(train.train)
 app.command()(up.up)
 app.command()(report.report)

@@ -121,10 +121,7 @@ class Teacher:
                 continue  # one has ended since the books said no
             if not self._open and not self._asking:
                 self._ended.set()
-                raise CapReached(
-                    f"the next question to {self.config.model} may cost {dollars(cost)}, more than is left of the cap "
-                    f"of ${self.config.cap:g}: raise cap, and the same command goes on"
-                )
+                raise CapReached(self.config.model, dollars(cost), self.config.cap)
             await self._ended.wait()
 
     async def _send(self, send: str, body: dict[str, object], reserved: int) -> Reply:

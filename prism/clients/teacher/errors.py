@@ -38,3 +38,9 @@ class OutOfCredit(Stopped):
 
 class CapReached(Stopped):
     """The next question might cost more than is left under the cap."""
+
+    def __init__(self, model: str, cost: str, cap: float) -> None:
+        super().__init__(
+            f"the next question to {model} may cost {cost}, more than is left of the cap of ${cap:g}: raise cap, and "
+            "the same command goes on"
+        )

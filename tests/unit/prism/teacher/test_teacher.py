@@ -34,7 +34,7 @@ def question(number: int = 0, **more: Any) -> Question:
 
 
 def config(url: str, api: Any = "openai", **more: Any) -> TeacherConfig:
-    values: dict[str, Any] = {"api": api, "url": url, "model": "oracle", "input_price": 1.0, "output_price": 10.0, "cap": 5.0}
+    values: dict[str, Any] = {"api": api, "url": url, "model": "oracle", "input_price": 1, "output_price": 10, "cap": 5}
     return TeacherConfig.model_validate(values | {"patience_seconds": 20, "timeout_seconds": 5} | more)
 
 
