@@ -17,6 +17,7 @@ from typing import Any
 from prism.clients.teacher.reply import Prices, Usage
 
 GOOD = "<caption>- a three</caption><think>3 + 4 = 7</think><answer>7</answer>"
+IMAGE_TOKENS = 300
 TROUBLES = ("busy", "broken", "drop", "late", "malformed", "empty", "refusal", "credit")
 """429 with Retry-After; 500; an answer that is made and not delivered, the connection closed, or kept silent; an answer
 in no shape, or empty; a refusal; 402."""
@@ -119,7 +120,7 @@ class FakeTeacher:
 
     def _make(self, is_openai: bool, body: dict[str, Any], trouble: str | None = None, share: float = 1.0) -> Any:
         text = "" if trouble == "empty" else self.answer(body)
-        usage = Usage(len(json.dumps(body)) // 8, max(1, len(text) // 4))
+        usage = Usage(tokens_of(body), max(1, len(text) // 4))
         self.billed += Prices(self.prices.input, self.prices.output, share).cost(usage)
         self.answered[name_of(body)] += 1
         if is_openai:
@@ -203,6 +204,13 @@ class FakeTeacher:
             else:
                 batch |= {"processing_status": "ended", "results_url": f"/v1/messages/batches/{name}/results"}
         return batch
+
+
+def tokens_of(body: dict[str, Any]) -> int:
+    """A few for each letter, and as many for each image."""
+    contents = [message["content"] for message in body["messages"]]
+    parts = [part for content in contents for part in (content if isinstance(content, list) else [{"text": content}])]
+    return 8 + sum(len(part["text"]) // 4 if "text" in part else IMAGE_TOKENS for part in parts)
 
 
 def name_of(body: dict[str, Any]) -> str:

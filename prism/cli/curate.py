@@ -1,8 +1,9 @@
 """``prism curate``: what the command line offers. prism.curation does it, and is imported only then."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -11,11 +12,11 @@ from prism.cli.options import Fresh, Overrides, WaitForLock, Yes, delete
 from prism.errors import ConfigError
 from prism.stack.folder_lock import lock_run
 
-Step = Literal["mine", "ask", "verify", "split", "card"]
+Step = StrEnum("Step", ["mine", "ask", "verify", "split", "card"])  # typer checks against it
 
 
 def curate(
-    config: Annotated[Path, typer.Argument(help="a curation's TOML file, such as configs/curate-demo.toml")],
+    config: Annotated[Path, typer.Argument(help="a curation's TOML file; docs/curation.md shows one")],
     steps: Annotated[
         list[Step] | None,
         typer.Argument(metavar="[STEP]...", help="mine, ask, verify, split, card; all of them without any"),
@@ -38,17 +39,20 @@ def curate(
     """Demonstrations from the hardest problems, a closed teacher, and nothing unverified.
 
     \b
-    mine    samples each problem through the run's policy server and has the grader judge: never solved goes to the
-            teacher, solved at times is a prompt for RL
-    ask     the teacher answers with a caption of visual facts, steps and an answer
-    verify  the grader's rules, a judge for what they cannot decide, the caption against the images
-    split   duplicates and benchmarks' problems out, validation by clusters of images, sets for SFT, alignment, RL
-    card    card.md with counts, costs, terms and rates of rejection, and samples.html to look at
+    mine    the run's policy answers each problem, the grader judges: never
+            solved goes to the teacher, solved at times is a prompt for RL
+    ask     the teacher answers with a caption of visual facts, steps, answer
+    verify  the grader's rules, a judge for what they cannot decide, the
+            caption against the images
+    split   duplicates and benchmarks' problems out, validation by clusters of
+            images, sets for SFT, alignment and RL
+    card    card.md: counts, costs, terms, rates of rejection; samples.html
 
-    Each goes on where it was, whatever ended it; an answer that is stored is never paid for again. Before a question is
-    sent the most that it can cost is reserved, so that teacher.cap holds. Keys are read from PRISM_TEACHER_KEY and
-    PRISM_CURATION_JUDGE_KEY, or files of these names in lower case in PRISM_SECRETS_DIR. The services are those of a
-    run that is up (`prism up`), or where PRISM_* variables say.
+    Each goes on where it was, whatever ended it: an answer that is stored is never paid for again.
+    Before a question is sent the most that it can cost is reserved, so that teacher.cap holds.
+    Keys are read from PRISM_TEACHER_KEY and PRISM_CURATION_JUDGE_KEY, or files of these names in
+    lower case in PRISM_SECRETS_DIR. The services are those of a run that is up (prism up), or
+    where PRISM_* variables say.
 
     \b
     prism curate hard.toml --dry-run
@@ -83,7 +87,7 @@ def curate(
         terms = resolved.terms
         if accept_terms or not terms.accepted_by:
             terms = terms.model_copy(update={"accepted_by": accept_terms or _ask_who_accepts(terms.name)})
-        chosen: list[Step] = [step for step in STEPS if not steps or step in steps]
+        chosen = [step for step in STEPS if not steps or Step(step) in steps]
         curate_all(resolved.model_copy(update={"terms": terms}), chosen, say)
 
 

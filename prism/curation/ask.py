@@ -1,6 +1,5 @@
 """Asking the teacher: what is stored is never asked again, what has failed is no answer."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,11 @@ from prism.clients.teacher.errors import Busy, Refused, Unusable
 from prism.clients.teacher.reply import Estimate, Question, count_tokens
 from prism.curation.config import CurateConfig
 from prism.curation.prompts import teacher_prompt, with_system
-from prism.curation.rows import images_of, messages_of
+from prism.curation.rows import images_of, messages_of, sizes_of
 from prism.curation.state.job import OpenJob
 from prism.curation.state.tables import Answer, Demo, Problem
 from prism.curation.window import in_chunks, work_through
 from prism.data.blobs import BlobStore
-from prism.data.images import image_size
 from prism.errors import ConfigError, DataError
 
 CHUNK = 256
@@ -117,7 +115,7 @@ def queued(job: OpenJob, last: int) -> list[Row[Any]]:
 
 
 async def ask(job: OpenJob, asked: Asked, teacher: Teacher, blobs: BlobStore) -> None:
-    """Every demonstration that is queued. Raises Stopped when nothing can be asked any more."""
+    """Every demonstration that is queued; ``blobs`` is a folder. Raises Stopped when nothing can be asked any more."""
     under_way = set[str]()
 
     async def one(demo: Row[Any]) -> None:
@@ -125,9 +123,8 @@ async def ask(job: OpenJob, asked: Asked, teacher: Teacher, blobs: BlobStore) ->
             return
         under_way.add(demo.key)
         try:
-            images = {sha256: await asyncio.to_thread(blobs.get, sha256) for sha256 in set(images_of(demo.row))}
-            sizes = [image_size(images[sha256], None) for sha256 in images_of(demo.row)]
-            await teacher.ask(asked.question(demo.row, demo.attempt), images, sizes)
+            images = {sha256: blobs.get(sha256) for sha256 in set(images_of(demo.row))}
+            await teacher.ask(asked.question(demo.row, demo.attempt), images, sizes_of(demo.row, images))
         except (Busy, Unusable, Refused, DataError) as error:
             await set_failed(job, demo.key, str(error))
         finally:
@@ -142,7 +139,7 @@ def estimate(job: OpenJob, asked: Asked, blobs: BlobStore) -> Estimate:
     teacher, found = asked.config.teacher, Estimate()
     for demo in in_chunks(lambda last: queued(job, last), lambda row: row.id):
         if demo.finish is None:
-            sizes = [image_size(blobs.get(sha256), None) for sha256 in images_of(demo.row)]
+            sizes = sizes_of(demo.row, {sha256: blobs.get(sha256) for sha256 in set(images_of(demo.row))})
             tokens = count_tokens(asked.question(demo.row, demo.attempt), sizes, teacher.image_tokens)
             expected = min(teacher.expected_tokens, teacher.max_tokens)
             found.add(tokens, expected, teacher.max_tokens, teacher.prices)

@@ -15,13 +15,12 @@ from prism.clients.teacher.config import TeacherConfig
 from prism.clients.teacher.errors import Busy, CapReached, Stopped
 from prism.clients.teacher.reply import Usage, count_tokens, dollars
 from prism.curation.ask import Asked, queued, set_failed
-from prism.curation.rows import images_of
+from prism.curation.rows import images_of, sizes_of
 from prism.curation.state.books import Books
 from prism.curation.state.job import OpenJob
 from prism.curation.state.tables import Batch, Demo, SendRow
 from prism.curation.window import in_chunks
 from prism.data.blobs import BlobStore
-from prism.data.images import image_size
 from prism.errors import DataError
 
 MOST_BYTES = 128 * 2**20
@@ -89,12 +88,11 @@ async def _send(
     for number, demo in enumerate(demos):
         try:
             images = {sha256: blobs.get(sha256) for sha256 in set(images_of(demo.row))}
-            sizes = [image_size(images[sha256], None) for sha256 in images_of(demo.row)]
         except DataError as error:
             await set_failed(job, demo.key, str(error))
             continue
         question = asked.question(demo.row, demo.attempt)
-        tokens = count_tokens(question, sizes, teacher.config.image_tokens)
+        tokens = count_tokens(question, sizes_of(demo.row, images), teacher.config.image_tokens)
         cost = teacher.config.prices.cost(Usage(tokens.bound, question.max_tokens))
         if size > MOST_BYTES:
             return await _go(job, teacher, batches, books, bodies) + await _send(

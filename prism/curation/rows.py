@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,11 @@ def images_of(row: dict[str, Any]) -> list[str]:
     """sha256 of each, in order."""
     parts = (part for message in row.get("messages", []) for part in message["content"])
     return [part["image"].removeprefix(BLOB) for part in parts if part["type"] == "image"]
+
+
+def sizes_of(row: dict[str, Any], images: Mapping[str, bytes]) -> list[tuple[int, int]]:
+    """Width and height of each image, in order. What the blob store holds are canonical PNGs: the header says it."""
+    return [struct.unpack_from(">II", images[sha256], 16) for sha256 in images_of(row)]
 
 
 def question_of(row: dict[str, Any]) -> str:

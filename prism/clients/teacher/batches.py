@@ -111,7 +111,7 @@ class Batches:
     async def _request(self, method: str, url: str, **options: Any) -> httpx.Response:
         teacher = self._teacher
         try:
-            response = await teacher.http.request(method, url, headers=teacher.headers, **options)
+            response = await teacher.line.http.request(method, url, headers=teacher.line.headers, **options)
         except httpx.TransportError as error:
             unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
             raise Busy(f"{url}: {type(error).__name__}: {error}", billed=method == "POST" and not unsent) from None

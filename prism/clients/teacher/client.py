@@ -12,11 +12,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from prism.clients.teacher.config import TeacherConfig
 from prism.clients.teacher.errors import Busy, CapReached, Stopped, Unusable
-from prism.clients.teacher.http import make_api, post
+from prism.clients.teacher.http import Line, make_api
 from prism.clients.teacher.ledger import Ledger
 from prism.clients.teacher.pace import Pace, Rate
 from prism.clients.teacher.reply import Question, Reply, Tokens, Usage, count_tokens, dollars
-from prism.http.client import async_client
 
 Sizes = Sequence[tuple[int, int]]
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -38,10 +37,7 @@ class Teacher:
         """``window_seconds`` is the minute of the limits, ``first_pause`` the bound of the first random pause."""
         self.config, self._ledger = config, ledger
         self.api = make_api(config)
-        self.headers = self.api.headers(key.get_secret_value())
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=config.concurrency)
-        timeout = httpx.Timeout(config.timeout_seconds, connect=min(10.0, config.timeout_seconds))
-        self.http = async_client(proxy=config.proxy, transport=transport, limits=limits, timeout=timeout)
+        self.line = Line(config, self.api, key.get_secret_value(), transport)
         a_minute = config.requests_per_minute, config.tokens_per_minute
         requests, tokens = (Rate(limit, window_seconds) if limit else None for limit in a_minute)
         self._pace = Pace(requests, tokens)
@@ -57,7 +53,7 @@ class Teacher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.http.aclose()
+        await self.line.close()
 
     async def ask(self, question: Question, images: Mapping[str, bytes], sizes: Sizes = ()) -> Reply:
         """The answer, which the ledger has kept by then. ``images``: bytes by sha256; ``sizes``: theirs, if known.
@@ -97,8 +93,21 @@ class Teacher:
             is_late = time.monotonic() - began + state.upcoming_sleep > self.config.patience_seconds
             return paid >= self.config.max_sends or (isinstance(error, Busy) and is_late)
 
+        failure: Busy | Unusable | None = None
+        try:
+            return await once()  # mostly: retrying is set up where it is needed, it costs more than all else here
+        except (Busy, Unusable) as error:
+            failure = error
+
+        async def again() -> Reply:
+            nonlocal failure
+            if failure:
+                first, failure = failure, None
+                raise first
+            return await once()
+
         passes = retry_if_exception_type((Busy, Unusable))
-        return await AsyncRetrying(retry=passes, wait=self._pause, stop=gives_up, reraise=True)(once)
+        return await AsyncRetrying(retry=passes, wait=self._pause, stop=gives_up, reraise=True)(again)
 
     def _pause(self, state: RetryCallState) -> float:
         """Full jitter, on top of what the teacher asks for: those that were refused together do not come back so."""
@@ -127,7 +136,7 @@ class Teacher:
     async def _send(self, send: str, body: dict[str, object], reserved: int) -> Reply:
         """One request, and its entry in the books whatever becomes of it."""
         try:
-            reply = await post(self.http, self.api, self.config, self.headers, body)
+            reply = await self.line.post(body)
         except Unusable as error:
             if error.usage:
                 await self._settle(send, error.usage, reserved, None)

@@ -1,12 +1,12 @@
 """One request to a teacher, and what its failure means."""
 
-import json
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
 import httpx
+from pydantic_core import from_json, to_json
 
 from prism.clients.teacher.anthropic_api import AnthropicApi
 from prism.clients.teacher.config import TeacherConfig
@@ -14,6 +14,7 @@ from prism.clients.teacher.errors import Busy, OutOfCredit, Refused, Stopped, Un
 from prism.clients.teacher.openai_api import OpenAiApi
 from prism.clients.teacher.reply import Question, Reply
 from prism.errors import ServiceError
+from prism.http.client import async_client, async_transport
 from prism.wire.events import EVENTS, read_events
 
 LONGEST_PAUSE = 600.0  # of what a Retry-After may ask for
@@ -35,31 +36,48 @@ def make_api(config: TeacherConfig) -> Api:
     return OpenAiApi(config) if config.api == "openai" else AnthropicApi(config)
 
 
-async def post(
-    http: httpx.AsyncClient, api: Api, config: TeacherConfig, headers: Mapping[str, str], body: dict[str, Any]
-) -> Reply:
-    """Raises Busy, Unusable, Refused or Stopped."""
-    try:
-        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-        sent = {"content-type": "application/json", **headers}
-        if not body.get("stream"):
-            response = await http.post(config.url + api.path, content=content, headers=sent)
-        else:
-            async with http.stream("POST", config.url + api.path, content=content, headers=sent) as response:
-                if response.is_success and response.headers.get("content-type", "").startswith(EVENTS):
-                    return api.read_events([event async for event in read_events(response.aiter_bytes())])
+class Line:
+    """To one teacher: everything about a request that is always the same, made once."""
+
+    def __init__(self, config: TeacherConfig, api: Api, key: str, transport: httpx.AsyncBaseTransport | None) -> None:
+        self.config, self.api, self.headers = config, api, api.headers(key)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=config.concurrency)
+        timeout = httpx.Timeout(config.timeout_seconds, connect=min(10.0, config.timeout_seconds))
+        self._transport = transport or async_transport(proxy=config.proxy, limits=limits)
+        self.http = async_client(transport=self._transport, timeout=timeout)
+        """For all else: batches."""
+        self._url = httpx.URL(config.url + api.path)
+        self._sent = httpx.Headers({"content-type": "application/json", **self.headers})
+        self._extensions = {"timeout": timeout.as_dict()}
+
+    async def close(self) -> None:
+        await self.http.aclose()
+
+    async def post(self, body: dict[str, Any]) -> Reply:
+        """Raises Busy, Unusable, Refused or Stopped."""
+        request = httpx.Request(
+            "POST", self._url, headers=self._sent, content=to_json(body), extensions=dict(self._extensions)
+        )
+        try:
+            response = await self._transport.handle_async_request(request)
+            try:
+                is_stream = response.headers.get("content-type", "").startswith(EVENTS)
+                if body.get("stream") and response.is_success and is_stream:
+                    return self.api.read_events([event async for event in read_events(response.aiter_bytes())])
                 await response.aread()
-    except httpx.TransportError as error:
-        # What was sent may have been answered, and billed, even though the answer did not come.
-        billed = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-        raise Busy(f"{config.url}: {type(error).__name__}: {error}", billed=billed) from None
-    if not response.is_success:
-        raise failure(response, api, config)
-    try:
-        answer = response.json()
-    except (ValueError, RecursionError):
-        raise Unusable(f"{config.url} answered what is no JSON: {response.text[:200]}") from None
-    return api.read(answer)
+            finally:
+                await response.aclose()
+        except httpx.TransportError as error:
+            # What was sent may have been answered, and billed, even though the answer did not come.
+            billed = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+            raise Busy(f"{self.config.url}: {type(error).__name__}: {error}", billed=billed) from None
+        if not response.is_success:
+            raise failure(response, self.api, self.config)
+        try:
+            answer = from_json(response.content)
+        except ValueError:
+            raise Unusable(f"{self.config.url} answered what is no JSON: {response.text[:200]}") from None
+        return self.api.read(answer)
 
 
 def failure(response: httpx.Response, api: Api, config: TeacherConfig) -> ServiceError | Stopped:

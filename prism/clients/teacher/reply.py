@@ -1,7 +1,6 @@
 """A question to a teacher, its answer, and what it cost."""
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,12 +56,17 @@ class Question:
 
         Addresses and keys are not in it: the same model elsewhere is the same model.
         """
-        messages = [
-            [message.role, *([part.image_sha256] if part.image_sha256 else part.text for part in message.parts)]
-            for message in self.messages
-        ]
-        asked = [model, self.prompt_version, messages, self.max_tokens, self.temperature, self.attempt]
-        return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()
+        digest = hashlib.sha256()
+        temperature = "" if self.temperature is None else repr(float(self.temperature))
+        said = [model, self.prompt_version, str(self.max_tokens), temperature, str(self.attempt)]
+        for message in self.messages:
+            said += ["message", message.role]
+            for part in message.parts:
+                said += ["image", part.image_sha256] if part.HasField("image_sha256") else ["text", part.text]
+        for one in said:
+            data = one.encode(errors="surrogatepass")
+            digest.update(b"%d:" % len(data) + data)  # lengths keep apart what stands side by side
+        return digest.hexdigest()
 
     @property
     def images(self) -> int:

@@ -56,16 +56,22 @@ def equations(text: str) -> Iterator[tuple[Fraction, Fraction, str]]:
         sides = _EQUALS.split(line)
         for before, after in pairwise(sides):
             left, right = _LAST.search(before), _FIRST.search(after)
-            if not left or not right or _goes_on(before[: left.start()], after[right.end() :]):
+            if not left or not right or _goes_on(before[: left.start()], left[0], right[0], after[right.end() :]):
                 continue
             values = _value(left[0]), _value(right[0])
             if values[0] is not None and values[1] is not None and _computes(left[0], right[0]):
                 yield values[0], values[1], f"{left[0]}={right[0]}"
 
 
-def _goes_on(before: str, after: str) -> bool:
+def _goes_on(before: str, left: str, right: str, after: str) -> bool:
     """Whether what stands beside the arithmetic belongs to it: a name, a power, a percent sign, a list."""
-    return bool(re.search(r"[\w)^%!,|√\]}]$", before)) or bool(re.match(r"[\w(^%!|√\[{]|,\d", after))
+    if (not left[0].isspace() and re.search(r"[\w,]$", before)) or re.search(r"[)^%!|√\]}]\s*$", before):
+        return True
+    if left.lstrip()[:1] in ("+", "-", "*", "/") and re.search(r"[\w)]\s*$", before):
+        return True
+    if not right[-1].isspace() and re.match(r"\w|,\d", after):
+        return True
+    return bool(re.match(r"\s*[(^%!|√\[{]|[b-zB-Z]\b", after))
 
 
 def _computes(left: str, right: str) -> bool:

@@ -5,7 +5,6 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -23,7 +22,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Write = Callable[[Connection, Sequence[Item]], Sequence[Result]]
 """Takes what several callers want written, and gives each his result."""
-Wanted = tuple[Write[Any, Any], Any, "Future[Any]"]
+Wanted = tuple[Write[Any, Any], Any, "asyncio.Future[Any]"]
+Done = list[tuple["asyncio.Future[Any]", Any]]
 
 
 class Store:
@@ -78,9 +78,9 @@ class Store:
 
     async def write(self, how: Write[Item, Result], item: Item) -> Result:
         """``how`` with ``item`` and all that others want written the same way at the time, in one transaction."""
-        done: Future[Result] = Future()
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._wanted.put((how, item, done))
-        return await asyncio.wrap_future(done)
+        return await done
 
     def insert_new(self, table: Any) -> "Insert":
         """An INSERT that leaves alone what is there already."""
@@ -103,21 +103,23 @@ class Store:
                 return
 
     def _write_all(self, wanted: list[Wanted]) -> None:
-        by_how: dict[Write[Any, Any], list[tuple[Any, Future[Any]]]] = {}
+        by_how: dict[Write[Any, Any], list[tuple[Any, asyncio.Future[Any]]]] = {}
         for how, item, done in wanted:
             by_how.setdefault(how, []).append((item, done))
-        results: list[tuple[Future[Any], Any]] = []
+        results: Done = []
         try:
             with self.writing() as connection:
                 for how, items in by_how.items():
                     given = how(connection, [item for item, _ in items])
                     results += zip((done for _, done in items), given, strict=True)
         except Exception as error:  # whoever waits for a write of this transaction is told
-            for _, _, done in wanted:
-                _finish(done, error)
-            return
-        for done, result in results:
-            _finish(done, result)
+            results = [(done, error) for _, _, done in wanted]
+        by_loop: dict[asyncio.AbstractEventLoop, Done] = {}
+        for one in results:
+            by_loop.setdefault(one[0].get_loop(), []).append(one)
+        for loop, done in by_loop.items():
+            with suppress(RuntimeError):  # a loop that is closed has nobody who waits
+                loop.call_soon_threadsafe(_finish, done)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -127,13 +129,14 @@ class Store:
             raise ServiceError(f"the database failed: {_short(error)}") from error
 
 
-def _finish(done: "Future[Any]", result: Any) -> None:
-    if not done.set_running_or_notify_cancel():
-        return  # nobody waits any more
-    if isinstance(result, Exception):
-        done.set_exception(result)
-    else:
-        done.set_result(result)
+def _finish(results: Done) -> None:
+    for done, result in results:
+        if done.done():
+            continue  # nobody waits any more
+        if isinstance(result, Exception):
+            done.set_exception(result)
+        else:
+            done.set_result(result)
 
 
 def _short(error: SQLAlchemyError) -> str:

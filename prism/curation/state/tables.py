@@ -122,8 +122,8 @@ class Demo(Base):
     __table_args__ = (
         UniqueConstraint("problem", "attempt"),
         one_of("state", DEMO_STATES),
-        Index(None, "job", "state"),
-        Index(None, "key"),
+        Index("ix_demos_job_state", "job", "state"),
+        Index("ix_demos_job_key", "job", "key"),
     )
 
 

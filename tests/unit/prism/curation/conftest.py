@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from curation_world import TOKEN, FakeServices, World, served
+from curation_world import World
+from fake_services import TOKEN, FakeServices, served
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curation_world import World, response, served, write_rows
+from curation_world import World
+from fake_services import response, served, write_rows
 from sqlalchemy import select
 
 from prism.clients.teacher.errors import CapReached, OutOfCredit
@@ -22,7 +23,7 @@ from prism.wire.response import parse_response
 
 def asked_of(body: dict[str, Any]) -> str:
     """The number of the problem that a request is about."""
-    return re.findall(r"Q(\d+)", json.dumps(body["messages"]))[-1]
+    return re.findall(r"Q(\d+)[ :]", json.dumps(body["messages"]))[-1]
 
 
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -8,19 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curation_world import World, response, served, write_rows
+from curation_world import World, write_config
+from fake_services import response, served, write_rows
 from test_curate import asked_of
 
-from prism.config import toml_value
 from prism.curation.config import CurateConfig
 
 ROOT = Path(__file__).parents[4]
-
-
-def write_config(config: CurateConfig, file: Path) -> Path:
-    values = config.model_dump(mode="json", exclude_none=True)
-    file.write_text("\n".join(f"{key} = {toml_value(value)}" for key, value in values.items()))
-    return file
 
 
 def killed(world: World, config: CurateConfig, kills: int) -> dict[str, Any]:
