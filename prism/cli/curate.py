@@ -87,8 +87,8 @@ def curate(
         terms = resolved.terms
         if accept_terms or not terms.accepted_by:
             terms = terms.model_copy(update={"accepted_by": accept_terms or _ask_who_accepts(terms.name)})
-        chosen = [step for step in STEPS if not steps or Step(step) in steps]
-        curate_all(resolved.model_copy(update={"terms": terms}), chosen, say)
+        resolved = resolved.model_copy(update={"terms": terms})
+        curate_all(resolved, tuple(step for step in STEPS if not steps or Step(step) in steps), say)
 
 
 def _ask_who_accepts(terms: str) -> str:

@@ -1,6 +1,5 @@
 """Who checks is checked: on rows of which a person knows what is right, and with the figures in the card."""
 
-import asyncio
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -13,11 +12,11 @@ from prism.curation.checks import NotChecked
 from prism.curation.mine import wilson
 from prism.curation.rows import own_row, question_of
 from prism.curation.verify import Verifier
+from prism.curation.window import work_through
 from prism.data.blobs import BlobStore
 from prism.data.files import ROW_ERRORS, open_rows
 from prism.data.rows import DataFile, DataRow, what_is_wrong
 from prism.errors import ConfigError, DataError
-from prism.tasks import together
 from prism.wire.response import parse_response
 
 LABELS = ("answer", "caption", "steps")
@@ -84,25 +83,24 @@ async def hold_against(verifier: Verifier, labelled: Sequence[LabelledRow]) -> d
     The judge is also held against the labels of answers that rules decide, so that its agreement is known. What could
     not be checked is counted, and is in no share.
     """
-    room, seen = asyncio.Semaphore(verifier.config.concurrency), dict[str, Counter[tuple[bool, str]]]()
+    seen = dict[str, Counter[tuple[bool, str]]]()
 
     async def one(row: LabelledRow) -> None:
-        async with room:
-            try:
-                checks = await verifier.checks(row.row, row.response, all_of_them=True)
-                outcomes = {name: check.outcome for name, check in checks.items()}
-                if verifier.judge and "answer" in row.labels and checks["format"].outcome == "ok":
-                    golds, answer = [row.row["gold"]], parse_response(row.response).answer
-                    said = await verifier.judge.check_answer(question_of(row.row), golds, answer)
-                    outcomes["judge of answers"] = said.outcome
-            except NotChecked:
-                outcomes = dict.fromkeys(row.labels, "unknown")
+        try:
+            checks = await verifier.checks(row.row, row.response, all_of_them=True)
+            outcomes = {name: check.outcome for name, check in checks.items()}
+            if verifier.judge and "answer" in row.labels and checks["format"].outcome == "ok":
+                golds, answer = [row.row["gold"]], parse_response(row.response).answer
+                said = await verifier.judge.check_answer(question_of(row.row), golds, answer)
+                outcomes["judge of answers"] = said.outcome
+        except NotChecked:
+            outcomes = dict.fromkeys(row.labels, "unknown")
         for name, outcome in outcomes.items():
             label = row.labels.get("answer" if name == "judge of answers" else name)
             if label is not None:
                 seen.setdefault(name, Counter())[label, outcome] += 1
 
-    await together(*map(one, labelled))
+    await work_through(labelled, one, verifier.config.concurrency)
     return {name: _shares(counts) for name, counts in seen.items()}
 
 

@@ -145,7 +145,7 @@ def choose_best(job: OpenJob) -> None:
             Demo.job == job.id, Demo.state == "verified"
         )
         best: dict[int, tuple[tuple[int, int, int], int]] = {}
-        for demo in connection.execution_options(yield_per=1000).execute(wanted):
+        for demo in connection.execute(wanted, execution_options={"yield_per": 1000}):
             caption = (demo.checks or {}).get("caption", {})
             unclear = caption.get("unclear", 0)
             worth = (-unclear, caption.get("bullets", 0), -demo.attempt)

@@ -80,7 +80,7 @@ class Judge:
         key = question.key(config.model)
         if key not in self._asking:  # two attempts often say the same of a picture
             self._asking[key] = asyncio.ensure_future(self._text(question, key, images))
-            self._asking[key].add_done_callback(lambda _: self._asking.pop(key, None))
+            self._asking[key].add_done_callback(lambda done: self._forget(key, done))
         try:
             text = await asyncio.shield(self._asking[key])
         except (Busy, Unusable, Refused) as error:
@@ -89,6 +89,11 @@ class Judge:
         if verdict is None:
             raise NotChecked(f"the judge's reply is no verdict: {text[:100]}")
         return verdict
+
+    def _forget(self, key: str, done: "asyncio.Task[str]") -> None:
+        self._asking.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # whoever waits is told; that nobody does any more is no matter
 
     async def _text(self, question: Question, key: str, images: Mapping[str, bytes]) -> str:
         with self._store.reading() as connection:
