@@ -1,6 +1,6 @@
 # Every target sets up what it needs first: `make demo` and `make test` work right after `git clone`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test mutations fuzz-grader test-compose test-gpu lint format bench protobuf openapi sbom clean
+.PHONY: help setup demo compare test mutations fuzz-grader test-compose test-gpu test-trackers lint format bench protobuf openapi sbom clean
 PY := .venv/bin/python
 
 help: ## show this list
@@ -29,8 +29,14 @@ fuzz-grader: setup ## change one thing in right answers, 10,000 of each kind: th
 test-compose: setup ## docker compose up for real, with every part killed on the way (needs Docker; ten minutes and more)
 	$(PY) -m pytest tests/compose $(ARGS)
 
-test-gpu: ## what only GPUs can show, learners and weights over NCCL (needs two, and a torch that has CUDA)
+test-gpu: ## what only GPUs can show, learners and weights over NCCL (needs two, a torch that has CUDA, and vLLM)
 	$(PY) -m pytest tests/gpu $(ARGS)
+
+test-trackers: setup ## what TensorBoard, MLflow and Weights & Biases hold after `prism track`, in an environment of its own
+	python3.11 -m venv .venv-trackers
+	$(PY) -c 'import site; print(site.getsitepackages()[0])' > .venv-trackers/lib/python3.11/site-packages/checkout.pth
+	.venv-trackers/bin/pip install --quiet tensorboard wandb mlflow-skinny
+	PYTHONPATH=$(CURDIR) .venv-trackers/bin/python -m pytest tests/trackers $(ARGS)
 
 lint: setup ## ruff, import directions, pyright
 	.venv/bin/ruff check .

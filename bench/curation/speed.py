@@ -29,8 +29,8 @@ from prism.clients.teacher.client import Teacher
 from prism.curation.ask import Asked, ask, queue_demos
 from prism.curation.config import CurateConfig
 from prism.curation.rows import load_problems
-from prism.curation.sets import write_sets
-from prism.curation.split import split
+from prism.curation.sets.split import split
+from prism.curation.sets.write import write_sets
 from prism.curation.state.books import Books
 from prism.curation.state.job import begin
 from prism.curation.state.store import Store

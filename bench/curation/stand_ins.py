@@ -107,7 +107,7 @@ def _reader() -> Any:
         puzzle = task.draw_puzzle(rng, rng.choice(task.LEVELS))
         cells += _cells(task.render(puzzle, held_out, rng))
         digits += puzzle.digits
-    network = MLPClassifier((256,), alpha=0.1, max_iter=30, batch_size=200, random_state=0)
+    network = MLPClassifier((256,), alpha=0.1, max_iter=30, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it is stopped early: it shall not be too sure
         return network.fit(np.array(cells), digits)

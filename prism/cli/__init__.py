@@ -6,7 +6,9 @@ import sys
 import typer
 
 from prism import logs
-from prism.cli import curate, data, demo, experts, export, grade, prepare, report, run, score, secrets, serve, train, up
+from prism.cli import curate, data, demo, experts, prepare, run, secrets, serve, train, up
+from prism.cli.judge import grade, score
+from prism.cli.results import evaluate, export, report, track, upload
 from prism.errors import PrismError
 from prism.stack.ending import end_on_sigterm, leave
 
@@ -19,6 +21,7 @@ app = typer.Typer(
 app.add_typer(serve.app, name="serve")
 app.add_typer(experts.experts, name="experts")
 app.add_typer(data.data, name="data")
+app.add_typer(evaluate.evaluate, name="evaluate")
 app.command()(score.score)
 app.command()(score.calibrate)
 app.command()(grade.grade)
@@ -31,6 +34,8 @@ app.command()(train.train)
 app.command()(up.up)
 app.command()(report.report)
 app.command()(export.export)
+app.command()(track.track)
+app.command()(upload.upload)
 
 
 def main() -> None:

@@ -2,10 +2,18 @@
 
 from prism.config.alerts import AlertsConfig
 from prism.config.data import DataConfig, DataName, DataNames, FormatName, data_configs
+from prism.config.evaluation import (
+    BenchmarkConfig,
+    EvaluationConfig,
+    JudgeConfig,
+    SamplingConfig,
+    ServerConfig,
+)
 from prism.config.grader import GraderConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
     GroundingConfig,
+    LoraConfig,
     MixtureConfig,
     OptimizerConfig,
     PolicyLearnerConfig,
@@ -17,11 +25,13 @@ from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import DevicesConfig, DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
 from prism.config.stages import AlignConfig, RlvrConfig, RolloutConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
+from prism.config.track import TrackConfig
 
 __all__ = [
     "LIMITS_FILE",
     "AlertsConfig",
     "AlignConfig",
+    "BenchmarkConfig",
     "ConfigModel",
     "DataConfig",
     "DataName",
@@ -29,12 +39,15 @@ __all__ = [
     "DevicesConfig",
     "DisentangleConfig",
     "EvaluateConfig",
+    "EvaluationConfig",
     "ExpertLearnerConfig",
     "FormatName",
     "GraderConfig",
     "GroundingConfig",
+    "JudgeConfig",
     "LimitedSettings",
     "LimitsConfig",
+    "LoraConfig",
     "MixtureConfig",
     "OptimizerConfig",
     "PolicyLearnerConfig",
@@ -44,9 +57,12 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "RunLimits",
+    "SamplingConfig",
+    "ServerConfig",
     "SftConfig",
     "StackConfig",
     "Stage",
+    "TrackConfig",
     "as_toml",
     "data_configs",
     "load_config",

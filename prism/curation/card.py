@@ -17,7 +17,7 @@ from prism.clients.teacher.reply import dollars
 from prism.curation.config import CurateConfig
 from prism.curation.mine import wilson
 from prism.curation.rows import golds_of, images_of, question_of
-from prism.curation.sets import demos_of
+from prism.curation.sets.write import demos_of
 from prism.curation.state.job import OpenJob
 from prism.curation.state.tables import Answer, Demo, Job, Problem, Purse, Sample, SendRow
 from prism.data.blobs import BlobStore

@@ -25,10 +25,10 @@ from prism.curation.checks.expert import CaptionExpert
 from prism.curation.checks.judge import Judge
 from prism.curation.config import CurateConfig
 from prism.curation.mine import CurationEndpoints, mine
-from prism.curation.rank import rank
 from prism.curation.rows import load_problems
-from prism.curation.sets import write_sets
-from prism.curation.split import split
+from prism.curation.sets.rank import rank
+from prism.curation.sets.split import split
+from prism.curation.sets.write import write_sets
 from prism.curation.state.books import Books
 from prism.curation.state.job import OpenJob, begin
 from prism.curation.state.store import Store

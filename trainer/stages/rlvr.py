@@ -12,10 +12,11 @@ from prism.config import RlvrConfig, RunConfig
 from prism.model.inputs import Example
 from prism.trainer.flow.intake import POLICY, Admission, Intake, StepRollouts
 from prism.trainer.learn import ranks
+from prism.trainer.learn.adapted import load_policy_adapter, save_learnt
 from prism.trainer.learn.advantages import Advantages, group_centred, group_normalised, soft_overlong_penalty
 from prism.trainer.learn.losses import Algorithm
+from prism.trainer.learn.offload import offload_of
 from prism.trainer.learn.policy_learner import training_samples
-from prism.trainer.learn.policy_model import save_policy
 from prism.trainer.run.alerts import Alerts
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.stages.common import (
@@ -32,6 +33,7 @@ from prism.trainer.stages.common import (
 )
 from prism.trainer.stages.context import Context, open_context
 from prism.trainer.stages.empty_steps import EmptySteps
+from prism.trainer.stages.validation import Validation
 from prism.wire.response import parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -42,12 +44,16 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     """Train from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
     ranks.seed(config.seed)
     context = open_context(config, name, start)
-    policy = new_policy(context, stage, start, stage.loss, kl_coef=stage.kl_coef)
+    lora = stage.policy.lora
+    model = load_policy_adapter(start, config, lora) if lora else None
+    offload = offload_of(config) if config.offload == "optimizer" else None
+    policy = new_policy(context, stage, start, stage.loss, kl_coef=stage.kl_coef, model=model, offload=offload)
     intake = context.intake(stage.rollouts, (POLICY,), require=("gold",))
     empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
     counts = {"empty_steps": empty_steps, "alerts": alerts}
     saved, first, publishers = resume_and_push(context, {POLICY: policy}, intake, counts)
 
+    validation, ended = Validation(context, stage.steps), stage.steps
     recorder = Recorder(config.run_dir, name, stage.steps, alerts=alerts)
     started = time.perf_counter()
     asked = first
@@ -95,16 +101,22 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             empty_steps.end_if_nothing_learnt(context, intake, step, policy.version, sampled)
+            validation.begin(step + 1, policy.version)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
                 saved.save(step + 1)
+                if validation.is_over():
+                    context.say(f"{name} ends after step {step + 1}: evaluate.stop_after")
+                    ended = step + 1
+                    break
+        validation.close()
     recorder.close()
     settle(publishers)
-    save_policy(policy.model, output, context.inputs)
+    save_learnt(policy.model, output, context.inputs)
     if ranks.is_first():
         intake.check_newest()
     return {
         "version": policy.version,
-        "steps": stage.steps,
+        "steps": ended,
         "seconds": time.perf_counter() - started,
         "data": saved.data,
     }

@@ -21,17 +21,22 @@ COMMANDS = [
     ["prepare"],
     ["secrets"],
     ["demo"],
+    ["curate"],
     ["train"],
     ["up"],
     ["report"],
     ["export"],
+    ["track"],
+    ["upload"],
+    ["evaluate"],
+    *(["evaluate", command] for command in ("run", "show", "compare", "table")),
     ["score"],
     ["calibrate"],
     ["experts"],
     *(["experts", command] for command in ("upcycle", "warmup")),
     ["grade"],
     ["serve"],
-    *(["serve", service] for service in ("policy", "perception", "reasoning", "grader", "rollouts")),
+    *(["serve", service] for service in ("policy", "perception", "reasoning", "experts", "grader", "rollouts")),
 ]
 
 
@@ -40,7 +45,7 @@ def names(app: object) -> set[str]:
 
 
 def test_all_commands_are_tested_here() -> None:
-    groups = {"serve": cli.serve.app, "experts": cli.experts.experts}
+    groups = {"serve": cli.serve.app, "experts": cli.experts.experts, "evaluate": cli.evaluate.evaluate}
     assert names(cli.app) | set(groups) == {command[0] for command in COMMANDS if command}
     for name, group in groups.items():
         assert names(group) == {command[1] for command in COMMANDS if len(command) == 2 and command[0] == name}

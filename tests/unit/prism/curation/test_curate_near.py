@@ -13,7 +13,7 @@ from fake_services import response, served
 from PIL import Image, ImageDraw
 from test_curate import asked_of, rows
 
-from prism.curation.near import (
+from prism.curation.sets.near import (
     Clusters,
     Problem,
     is_near,

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import bindparam, or_, select, update
 
 from prism.curation.config import CurateConfig, SplitConfig
-from prism.curation.near import Clusters, Hash, Problem, is_near, near_pairs, picture_hash, plain_gold
 from prism.curation.rows import golds_of, images_of, own_row, question_of
+from prism.curation.sets.near import Clusters, Hash, Problem, is_near, near_pairs, picture_hash, plain_gold
 from prism.curation.state.job import OpenJob
 from prism.curation.state.tables import Demo, Picture
 from prism.curation.state.tables import Problem as ProblemRow
