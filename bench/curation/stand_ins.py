@@ -4,7 +4,7 @@
     python -m bench.curation.stand_ins judge --port 8191
 
 The teacher knows the grids, and errs at known rates in one section alone: a digit of the caption, a computation of the
-steps, or the answer. The judge reads each picture by itself, with a classifier trained on handwriting that no prompt
+steps, or the answer. The judge reads each picture by itself, with networks trained on handwriting that no prompt
 shows, and is told a statement; it says "no" where it is sure, "unclear" where it is not.
 """
 
@@ -99,18 +99,18 @@ def make_teacher(rows: Path) -> Callable[[dict[str, Any]], str]:
 
 
 @cache
-def _reader() -> Any:
-    """Trained on the held-out handwriting, in the grids of its own puzzles."""
+def _readers() -> list[Any]:
+    """Two networks trained on the held-out handwriting, in the grids of its own puzzles."""
     _, held_out = task.split_scans(0)
     rng, cells, digits = random.Random("judge"), list[NDArray[np.float32]](), list[int]()
-    for _ in range(700):
+    for _ in range(2000):
         puzzle = task.draw_puzzle(rng, rng.choice(task.LEVELS))
         cells += _cells(task.render(puzzle, held_out, rng))
         digits += puzzle.digits
-    network = MLPClassifier((256,), alpha=0.1, max_iter=30, random_state=0)
+    networks = [MLPClassifier((256,), alpha=0.1, max_iter=20, random_state=seed) for seed in (0, 1)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it is stopped early: it shall not be too sure
-        return network.fit(np.array(cells), digits)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # they are stopped early: they shall not be too sure
+        return [network.fit(np.array(cells), digits) for network in networks]
 
 
 def _cells(image: Image.Image) -> list[NDArray[np.float32]]:
@@ -138,8 +138,8 @@ def judge(body: dict[str, Any]) -> str:
     cells = _cells(Image.open(io.BytesIO(image)))
     if not stated or task.LETTERS.index(stated[1]) >= len(cells):
         return json.dumps({"verdict": "unclear"})
-    seen = _reader().predict_proba([cells[task.LETTERS.index(stated[1])]])[0]
-    likely = seen[task.DIGIT_NAMES.index(stated[2])]
+    cell, digit = [cells[task.LETTERS.index(stated[1])]], task.DIGIT_NAMES.index(stated[2])
+    likely = np.mean([reader.predict_proba(cell)[0][digit] for reader in _readers()])
     return json.dumps({"verdict": "no" if likely < SURE else "yes" if likely > LIKELY else "unclear"})
 
 
@@ -193,7 +193,7 @@ def main() -> None:
     if options.which == "teacher":
         app = Api(make_teacher(options.rows))
     else:
-        _reader()
+        _readers()
         app = Api(judge)
     uvicorn.run(app, port=options.port, log_level="warning", lifespan="off")
 

@@ -7,6 +7,7 @@ from curation_world import World
 from fake_services import response, served, write_rows
 from test_curate import asked_of, state
 
+from bench.curation.errors import broken_bars
 from prism.curation.checks.expert import MOST_COPIES, false_copies
 from prism.curation.checks.judge import read_verdict
 from prism.curation.checks.rules import check_equations, check_format
@@ -182,3 +183,15 @@ def test_a_sample_that_cannot_calibrate_is_refused(world: World) -> None:
         file.write_text(file.read_text().replace('"caption": true', '"caption": 1'))
         with pytest.raises(DataError, match=r"labelled\.jsonl:5: a label is true or false"):
             world.curate(few, ["verify"])
+
+
+def test_the_demo_fails_below_its_bars() -> None:
+    holds = {"caught_share": 0.96, "rejected_share": 0.05}
+    assert broken_bars({"answer": holds, "caption": holds}) == []
+    few, many, none = (
+        {**holds, **other} for other in ({"caught_share": 0.89}, {"rejected_share": 0.06}, {"caught_share": None})
+    )
+    assert broken_bars({"answer": holds, "caption": few}) == ["caption: caught 89.0%, not 90%"]
+    assert broken_bars({"answer": many, "caption": holds}) == ["answer: rejected 6.0% of what is right"]
+    assert broken_bars({"answer": none, "caption": holds}) == ["answer: caught None, not 95%"]
+    assert len(broken_bars({})) == 4
