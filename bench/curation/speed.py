@@ -92,7 +92,7 @@ def through_state(folder: Path, rows: int, concurrency: int) -> None:
     choice = {"message": {"content": GOOD}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
     answer = json.dumps({"model": "oracle", "choices": [choice], "usage": usage}).encode()
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=answer))
+    transport = _Instant(answer)
     write_problems(folder, rows)
     config = make_config(folder, "http://teacher", concurrency)
     asked, blobs = Asked.of(config), BlobStore(str(config.folder / "blobs"))
@@ -193,6 +193,16 @@ def _bodies(config: CurateConfig, asked: Asked, blobs: BlobStore, rows: int, fol
         sha256 = row["messages"][0]["content"][0]["image"].removeprefix("sha256:")
         bodies.append(api.body(asked.question(row, 0), {sha256: blobs.get(sha256)}))
     return bodies
+
+
+class _Instant(httpx.AsyncBaseTransport):
+    """A teacher in this process that always says the same."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=self._answer)
 
 
 class _Ready:

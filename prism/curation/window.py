@@ -14,20 +14,21 @@ async def work_through(items: Iterable[Item], work: Callable[[Item], Awaitable[N
 
     Raises what the first raised, a Stopped before all else.
     """
-    left, at_work = iter(items), set[asyncio.Future[None]]()
-    errors: list[BaseException] = []
-    try:
-        while True:
-            while len(at_work) < width and not errors and (item := next(left, None)) is not None:
-                at_work.add(asyncio.ensure_future(work(item)))
-            if not at_work:
-                break
-            done, at_work = await asyncio.wait(at_work, return_when=asyncio.FIRST_COMPLETED)
-            errors += [error for one in done if (error := one.exception())]
-    finally:
-        for one in at_work:
-            one.cancel()
-        await asyncio.gather(*at_work, return_exceptions=True)
+    left, errors = iter(items), list[Exception]()
+
+    async def go_on() -> None:
+        while not errors:
+            try:
+                item = next(left, None)
+                if item is None:
+                    return
+                await work(item)
+            except Exception as error:  # raised below, once all have come to their end
+                errors.append(error)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(width):
+            group.create_task(go_on())
     if errors:
         raise next((error for error in errors if isinstance(error, Stopped)), errors[0])
 

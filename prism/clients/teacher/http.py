@@ -47,7 +47,8 @@ class Line:
         self.http = async_client(transport=self._transport, timeout=timeout)
         """For all else: batches."""
         self._url = httpx.URL(config.url + api.path)
-        self._sent = httpx.Headers({"content-type": "application/json", **self.headers})
+        host = self._url.netloc.decode()
+        self._sent = {"host": host, "content-type": "application/json", **self.headers}
         self._extensions = {"timeout": timeout.as_dict()}
 
     async def close(self) -> None:
@@ -55,9 +56,10 @@ class Line:
 
     async def post(self, body: dict[str, Any]) -> Reply:
         """Raises Busy, Unusable, Refused or Stopped."""
-        request = httpx.Request(
-            "POST", self._url, headers=self._sent, content=to_json(body), extensions=dict(self._extensions)
-        )
+        data = to_json(body)
+        headers = {**self._sent, "content-length": str(len(data))}
+        stream, extensions = httpx.ByteStream(data), dict(self._extensions)
+        request = httpx.Request("POST", self._url, headers=headers, stream=stream, extensions=extensions)
         try:
             response = await self._transport.handle_async_request(request)
             try:
