@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--http-rows", type=int, default=2_000, help="0: none")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--concurrency", type=int, default=256, help="of the rows through state and cache")
+    parser.add_argument("--http-concurrency", type=int, default=64)
     parser.add_argument("--serve", type=int, help="be the teacher, on this port")
     options = parser.parse_args()
     if options.serve:
@@ -58,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         through_state(Path(name), options.rows, options.concurrency)
     if options.http_rows:
-        over_http(options.http_rows, options.concurrency, options.rounds)
+        over_http(options.http_rows, options.http_concurrency, options.rounds)
 
 
 def write_problems(folder: Path, rows: int) -> None:
@@ -196,13 +197,13 @@ def _bodies(config: CurateConfig, asked: Asked, blobs: BlobStore, rows: int, fol
 
 
 class _Instant(httpx.AsyncBaseTransport):
-    """A teacher in this process that always says the same."""
+    """A teacher in this process that always says the same, and takes no time to: its answer is made and read once."""
 
     def __init__(self, answer: bytes) -> None:
-        self._answer = answer
+        self._answer = httpx.Response(200, content=answer)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, content=self._answer)
+        return self._answer
 
 
 class _Ready:

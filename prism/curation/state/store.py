@@ -6,10 +6,12 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
-from sqlalchemy import Connection, Insert, Table, create_engine, event
+from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -127,6 +129,21 @@ class Store:
             yield
         except SQLAlchemyError as error:
             raise ServiceError(f"the database failed: {_short(error)}") from error
+
+
+def reading_engine(url: str) -> Engine:
+    """For who only looks: a SQLite file is opened for reading, and is not made where there is none.
+
+    Raises ConfigError for a URL that cannot be used.
+    """
+    try:
+        made = make_url(url)
+        if made.drivername.partition("+")[0] != "sqlite":
+            return create_engine(made, execution_options={"postgresql_readonly": True})
+        path = Path(made.database or "").resolve()
+        return create_engine(f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true")
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise ConfigError(f"database: {error}") from None
 
 
 def _finish(results: Done) -> None:
