@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import pgserver
 import pytest
 from curation_world import World
 from fake_services import response, served, write_rows
+from pgserver.postgres_server import get_server
 from sqlalchemy.engine import make_url
 from test_curate import asked_of, state
 from test_curate_killed import killed
@@ -19,7 +19,7 @@ from prism.errors import ConfigError, Superseded
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete")
+    server = get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete")
     try:
         url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
         yield url.render_as_string(hide_password=False)
