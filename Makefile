@@ -1,6 +1,6 @@
 # Every target sets up what it needs first: `make demo` and `make test` work right after `git clone`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test mutations fuzz-grader test-compose test-gpu test-trackers harness lint format bench protobuf openapi sbom clean
+.PHONY: help setup demo compare curate-demo test mutations fuzz-grader test-compose test-gpu test-trackers harness lint format bench protobuf openapi sbom clean
 PY := .venv/bin/python
 
 help: ## show this list
@@ -16,6 +16,10 @@ demo: ## the whole of PRISM on this machine's CPU: SFT, alignment, RLVR over liv
 compare: ## the demo beside its baseline and its control, over several seeds, in one table
 	@scripts/setup demo
 	@.venv/bin/prism demo --compare $(ARGS)
+
+curate-demo: ## curate demonstrations for the demo from a teacher that errs, and align its SFT policy on them
+	@scripts/setup demo
+	@$(PY) -m bench.curation.demo $(ARGS)
 
 test: lint ## lint, types, then all tests (make test ARGS=tests/unit for some)
 	$(PY) -m pytest $(ARGS)
@@ -53,7 +57,7 @@ format: setup ## format the code and sort its imports
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.checkpoints, bench.kills, bench.soak
+bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.checkpoints, bench.kills, bench.soak, bench.curation.speed, .kills, .errors
 	$(PY) -m bench $(ARGS)
 
 protobuf: setup ## regenerate prism/wire/v1 from proto/

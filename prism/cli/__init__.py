@@ -6,7 +6,7 @@ import sys
 import typer
 
 from prism import logs
-from prism.cli import data, demo, experts, prepare, run, secrets, serve, train, up
+from prism.cli import curate, data, demo, experts, prepare, run, secrets, serve, train, up
 from prism.cli.judge import grade, score
 from prism.cli.results import evaluate, export, report, track, upload
 from prism.errors import PrismError
@@ -29,6 +29,7 @@ app.command()(run.run)
 app.command()(prepare.prepare)
 app.command("secrets")(secrets.write_secrets)
 app.command()(demo.demo)
+app.command()(curate.curate)
 app.command()(train.train)
 app.command()(up.up)
 app.command()(report.report)

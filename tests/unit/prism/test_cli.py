@@ -21,6 +21,7 @@ COMMANDS = [
     ["prepare"],
     ["secrets"],
     ["demo"],
+    ["curate"],
     ["train"],
     ["up"],
     ["report"],
