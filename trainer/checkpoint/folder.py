@@ -105,9 +105,9 @@ def _checked(found: list[Path]) -> tuple[Path, dict[str, Any]] | None:
     except ValueError:
         files = {MANIFEST: "unreadable"}
     there = [name for name in files if (folder / name).is_file()]
-    found = dict(zip(there, file_sha256s([folder / name for name in there]), strict=True))
+    hashed = dict(zip(there, file_sha256s([folder / name for name in there]), strict=True))
     for name, sha256 in files.items():
-        if found.get(name) != sha256:
+        if hashed.get(name) != sha256:
             raise WeightsError(f"checkpoint {folder} is damaged at {name}: delete the folder to use the one before it")
     return folder, json.loads((folder / STATE).read_text())
 
