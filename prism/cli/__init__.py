@@ -6,7 +6,22 @@ import sys
 import typer
 
 from prism import logs
-from prism.cli import data, demo, experts, export, grade, prepare, report, run, score, secrets, serve, train, up
+from prism.cli import (
+    data,
+    demo,
+    experts,
+    export,
+    grade,
+    prepare,
+    report,
+    run,
+    score,
+    secrets,
+    serve,
+    train,
+    up,
+)
+from prism.cli.console import jobs, start
 from prism.errors import PrismError
 from prism.stack.ending import end_on_sigterm, leave
 
@@ -19,6 +34,7 @@ app = typer.Typer(
 app.add_typer(serve.app, name="serve")
 app.add_typer(experts.experts, name="experts")
 app.add_typer(data.data, name="data")
+app.add_typer(jobs.jobs, name="jobs")
 app.command()(score.score)
 app.command()(score.calibrate)
 app.command()(grade.grade)
@@ -26,6 +42,7 @@ app.command()(run.run)
 app.command()(prepare.prepare)
 app.command("secrets")(secrets.write_secrets)
 app.command()(demo.demo)
+app.command()(start.console)
 app.command()(train.train)
 app.command()(up.up)
 app.command()(report.report)

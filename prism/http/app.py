@@ -20,7 +20,7 @@ from prism import logs, telemetry
 from prism.errors import ServiceError
 from prism.http.auth import OPEN_PATHS, BearerAuth
 from prism.http.waiting import SignsOfLife
-from prism.settings import AdminSettings, ServiceSettings
+from prism.settings import AdminSettings, ListenSettings, ServiceSettings
 from prism.wire.messages import well_formed
 
 T = TypeVar("T")
@@ -127,7 +127,14 @@ def create_app(
     app.add_exception_handler(RequestValidationError, refuse)
     documented = app.openapi
     app.openapi = lambda: with_tokens(documented())  # as FastAPI's own documentation has it done
+    add_health(app, not_ready=not_ready, unhealthy=unhealthy)
+    return app
 
+
+def add_health(
+    app: FastAPI, *, not_ready: Callable[[], str | None], unhealthy: Callable[[], str | None] | None = None
+) -> None:
+    """``/healthz``, ``/readyz`` and ``/metrics``, as ``create_app`` says."""
     broken: dict[int | str, dict[str, Any]] = {503: {"description": "only a new process would help, with the reason"}}
 
     @app.get("/healthz", tags=["health"], responses=broken if unhealthy else None)
@@ -151,8 +158,6 @@ def create_app(
     async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-    return app
 
 
 def with_tokens(document: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +220,7 @@ def end(app: FastAPI, error: Exception) -> None:
         server.should_exit = True
 
 
-def _sockets(settings: ServiceSettings) -> list[socket.socket] | None:
+def _sockets(settings: ListenSettings) -> list[socket.socket] | None:
     """For two ports; None leaves the only one to uvicorn. Raises ServiceError for a port that is taken."""
     if not isinstance(settings, AdminSettings) or settings.admin_port is None:
         return None
@@ -227,7 +232,7 @@ def _sockets(settings: ServiceSettings) -> list[socket.socket] | None:
         raise ServiceError(f"cannot listen on {settings.host}, ports {ports}: {error.strerror}") from None
 
 
-def serve(app: FastAPI, settings: ServiceSettings) -> None:
+def serve(app: FastAPI, settings: ListenSettings) -> None:
     """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand. Raises what ``end`` was given."""
     logs.configure(settings.log_level, settings.log_format)
     logs.about(run=settings.run)
