@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from prism.config.alerts import AlertsConfig
 from prism.config.grader import GraderConfig
 from prism.config.limits import LimitsConfig, RunLimits, place_of
-from prism.config.services import EvaluateConfig, PushConfig, StackConfig
+from prism.config.services import EvaluateConfig, PushConfig, RolloutLogConfig, StackConfig
 from prism.config.stages import RlvrConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
 
@@ -69,6 +69,8 @@ class RunConfig(ConfigModel):
     """How weights reach the services."""
     alerts: AlertsConfig = Field(default_factory=AlertsConfig)
     """Bounds of figures that a healthy run does not cross."""
+    rollout_log: RolloutLogConfig = Field(default_factory=RolloutLogConfig)
+    """Rollouts that are kept to be looked at."""
     keep_checkpoints: int = Field(2, gt=0)
     """Checkpoints of each stage that stay on disk. 2 by default: should the newest be damaged, one is left."""
     redis_patience_seconds: float = Field(3600, ge=0)
