@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -29,8 +28,14 @@ MARK = "PRISM_JOB"
 def main() -> None:
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    spec = json.loads(sys.stdin.buffer.readline())
-    os.set_blocking(0, False)
+    first, pending = b"", b""
+    while b"\n" not in pending:  # no reader of Python's own, whose buffer would keep what comes with the first line
+        data = os.read(0, 65536)
+        if not data:
+            return  # the worker died before it said what to run
+        pending += data
+    first, _, pending = pending.partition(b"\n")
+    spec = json.loads(first)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the worker says when, by closing the pipe
     beat = spec["beat"]
@@ -53,20 +58,22 @@ def main() -> None:
             start_new_session=True,
             preexec_fn=prepare,
         )
-    why, pending, give_up = "", b"", math.inf
+    why, give_up = "", math.inf
     while process.poll() is None and time.monotonic() < give_up:
-        readable, _, _ = select.select([0] if why in ("", "cancel") else [], [], [], LOOK_SECONDS)
-        now, before = time.monotonic(), why
+        before = why
+        *lines, pending = pending.split(b"\n")
+        for line in lines:
+            if line == b"cancel":
+                why = "cancel"
+            else:
+                beat = max(beat, float(line))
+        readable, _, _ = select.select([0] if why in ("", "cancel") else [], [], [], 0 if lines else LOOK_SECONDS)
         if readable:
             data = os.read(0, 65536)
-            *lines, pending = (pending + data).split(b"\n")
-            for line in lines:
-                if line == b"cancel":
-                    why = "cancel"
-                else:
-                    beat = max(beat, float(line))
+            pending += data
             why = why if data else "worker"
-        if now - beat > spec["keep_seconds"]:
+        now = time.monotonic()
+        if not readable and now - beat > spec["keep_seconds"]:
             why = "lease"
         if why != before:
             give_up = min(give_up, now + spec["grace_seconds" if why == "cancel" else "kill_seconds"])
