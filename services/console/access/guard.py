@@ -99,9 +99,11 @@ def guard(app: FastAPI, store: Store, attempts: Attempts) -> None:
 
 async def _refusal(app: FastAPI, store: Store, attempts: Attempts, request: Request) -> Response | None:
     route = next((r for r in app.router.routes if r.matches(request.scope)[0] is Match.FULL), None)
-    scope = scope_of(route) if route else OPEN  # what there is not, is told to everybody
+    request.state.identity = None
+    if route is None:
+        return None  # what there is not, and what it cannot be asked, is told to everybody
+    scope = scope_of(route)
     if scope == OPEN:
-        request.state.identity = None
         return None if request.method in SAFE or _is_own(request) else _foreign()
     address = address_of(request)
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
