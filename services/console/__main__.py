@@ -20,7 +20,8 @@ def main() -> None:
 def sign_in_link(settings: ConsoleSettings, code: str) -> str:
     """What follows ``#`` stays in the browser: it is in no log, and no page is asked for with it."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-    return f"console: http://{host}:{settings.port}/sign-in#{code}  (good for one sign-in within 15 minutes)"
+    url = settings.public_url.rstrip("/") or f"http://{host}:{settings.port}"
+    return f"console: {url}/sign-in#{code}  (good for one sign-in within 15 minutes)"
 
 
 if __name__ == "__main__":

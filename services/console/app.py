@@ -132,6 +132,7 @@ def _with_tokens(app: FastAPI, document: dict) -> dict:
             operation["responses"] |= {
                 "401": {"description": "no token, or an unknown one"},
                 "403": {"description": "the token's scope is another one"},
+                "429": {"description": "too many unknown tokens from this address: wait, as Retry-After says"},
             }
             for status, response in operation["responses"].items():
                 if status[0] == "4" and status != "422":

@@ -44,6 +44,8 @@ class StoreSettings(ListenSettings):
 
 
 class ConsoleSettings(StoreSettings):
+    jobs: bool = Field(True, description="offer jobs; false where no worker shares the database: runs are shown alone")
+    public_url: str = Field("", description="address that people reach the console at, where it is another one")
     secure_cookie: bool = Field(
         False, description="send the sign-in cookie over https alone: set it where https is what people see"
     )

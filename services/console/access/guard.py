@@ -109,11 +109,11 @@ async def _refusal(app: FastAPI, store: Store, attempts: Attempts, request: Requ
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     found: Identity | None = None
     if scheme:
-        if attempts.wait_seconds(address):
-            return _slow_down(attempts.wait_seconds(address))
         if scheme.lower() == "bearer":
             found = await run_in_threadpool(identity.of_token, store, given)
-        if found is None:
+        if found is None:  # a right token passes, whoever else has failed from its address
+            if wait := attempts.wait_seconds(address):
+                return _slow_down(wait)
             attempts.failed(address)
     elif cookie := request.cookies.get(COOKIE):
         found = await run_in_threadpool(identity.of_cookie, store, cookie)

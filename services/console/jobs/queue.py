@@ -31,7 +31,7 @@ class JobError(ConfigError):
 
 
 class NoJob(JobError):
-    """A job, or a command, that there is not."""
+    """A job that there is not."""
 
 
 @dataclass(frozen=True)

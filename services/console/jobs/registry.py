@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prism.config import RunConfig, as_toml, load_config, load_saved
 from prism.errors import ConfigError
-from prism.services.console.jobs.queue import JobError, Wanted
+from prism.services.console.jobs.queue import Wanted
 from prism.settings import describe
 
 
@@ -166,11 +166,11 @@ def commands() -> dict[str, Command[Any]]:
 
 
 def command_of(name: str) -> Command[Any]:
-    """Raises JobError."""
+    """Raises ConfigError."""
     try:
         return commands()[name]
     except KeyError:
-        raise JobError(f"there is no command {name!r}: there are {', '.join(commands())}") from None
+        raise ConfigError(f"there is no command {name!r}: there are {', '.join(commands())}") from None
 
 
 def plan(name: str, parameters: dict[str, Any], place: Place) -> Wanted:

@@ -66,5 +66,8 @@ ENVIRONMENT.filters |= {
 def page(request: Request, template: str, *, code: int = 200, **context: Any) -> HTMLResponse:
     """A whole page, or what a template holds alone if its name begins with ``parts/``."""
     identity = getattr(request.state, "identity", None)
+    jobs = request.app.state.console.settings.jobs
+    starts = jobs and identity is not None and identity.may("operate")
+    context |= {"has_jobs": jobs, "starts": starts}
     text = ENVIRONMENT.get_template(template).render(identity=identity, path=request.url.path, code=code, **context)
     return HTMLResponse(text, code)

@@ -9,6 +9,7 @@ import pytest
 from deployment import ROOT, TARGETS, stages, target
 
 EXTRAS = {
+    "console": ["console"],
     "experts": ["experts", "s3"],
     "grader": ["grader"],
     "policy-cpu": ["policy-cpu"],

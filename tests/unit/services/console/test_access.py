@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from prism.services.console.access import identity
 from prism.services.console.access.guard import OPEN, POLICY, scope_of
+from prism.services.console.access.identity import new_token
 from prism.services.console.store.models import SCOPES
 
 OPEN_ROUTES = {"/healthz", "/readyz", "/metrics", "/sign-in", "/static"}
@@ -109,6 +110,8 @@ def test_guessing_is_slowed_down(app: FastAPI) -> None:
         assert [answer.status_code for answer in answers] == [401] * 10 + [429]
         assert int(answers[-1].headers["retry-after"]) > 0
         assert client.post("/sign-in", data={"secret": "guess"}, headers=OWN).status_code == 429
+        right = new_token(app.state.console.store, "right", "view", "test")
+        assert client.get("/api/v1/whoami", headers={"Authorization": f"Bearer {right}"}).status_code == 200
 
 
 def test_every_answer_says_what_a_page_may_do(client: TestClient) -> None:

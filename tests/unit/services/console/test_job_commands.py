@@ -8,6 +8,8 @@ from fastapi.testclient import TestClient
 
 from prism.config import load_config, save_resolved
 from prism.errors import ConfigError
+from prism.services.console.access.identity import new_token
+from prism.services.console.app import create_app
 from prism.services.console.jobs.registry import Assigned, Place, command_of, commands, plan
 from prism.services.console.settings import ConsoleSettings
 
@@ -135,3 +137,14 @@ def test_jobs_over_the_api(client: TestClient) -> None:
     ]
     assert client.get("/api/v1/jobs/9999").status_code == 404
     assert client.get("/api/v1/jobs/9999/log").status_code == 404
+
+
+def test_a_console_without_workers_offers_no_jobs(settings: ConsoleSettings) -> None:
+    with TestClient(create_app(settings.model_copy(update={"jobs": False}))) as client:
+        token = new_token(client.app.state.console.store, "me", "admin", "test")  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+        client.headers["Authorization"] = f"Bearer {token}"
+        page = client.get("/runs").text
+        assert "/jobs" not in page
+        refused = client.post("/api/v1/jobs", json={"command": "run", "parameters": RUN})
+        assert refused.status_code == 422
+        assert "no workers" in refused.text
