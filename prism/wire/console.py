@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-Scope = Literal["view", "vote", "operate", "admin"]
+Scope = Literal["view", "operate", "admin"]
 
 
 class Said(BaseModel):

@@ -7,7 +7,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = STATES = ("queued", "running", "done", "failed", "cancelled")
 ENDED = (DONE, FAILED, CANCELLED)
-SCOPES = ("view", "vote", "operate", "admin")
+SCOPES = ("view", "operate", "admin")
 """Each may do what those before it may."""
 
 

@@ -15,6 +15,7 @@ from prism.services.console.app import create_app
 from prism.services.console.settings import ConsoleSettings
 from prism.services.console.store.engine import Store, sqlite_url
 from prism.services.console.store.migrate import upgrade
+from prism.services.console.store.models import SCOPES
 from prism.settings import load_settings
 
 
@@ -63,7 +64,7 @@ def tokens(app: FastAPI) -> dict[str, str]:
     upgrade(app.state.console.store)
     return {
         scope: new_token(app.state.console.store, scope, scope, "test")
-        for scope in ("view", "vote", "operate", "admin")
+        for scope in SCOPES
     }
 
 

@@ -12,7 +12,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-SCOPES = "scope IN ('view', 'vote', 'operate', 'admin')"
+SCOPES = "scope IN ('view', 'operate', 'admin')"
 STATES = "state IN ('queued', 'running', 'done', 'failed', 'cancelled')"
 
 
