@@ -62,10 +62,7 @@ def app(settings: ConsoleSettings) -> FastAPI:
 def tokens(app: FastAPI) -> dict[str, str]:
     """One of each scope."""
     upgrade(app.state.console.store)
-    return {
-        scope: new_token(app.state.console.store, scope, scope, "test")
-        for scope in SCOPES
-    }
+    return {scope: new_token(app.state.console.store, scope, scope, "test") for scope in SCOPES}
 
 
 @pytest.fixture
