@@ -29,7 +29,7 @@ fuzz-grader: setup ## change one thing in right answers, 10,000 of each kind: th
 test-compose: setup ## docker compose up for real, with every part killed on the way (needs Docker; ten minutes and more)
 	$(PY) -m pytest tests/compose $(ARGS)
 
-test-gpu: ## what only GPUs can show, learners and weights over NCCL (needs two, and a torch that has CUDA)
+test-gpu: ## what only GPUs can show, learners and weights over NCCL (needs two, a torch that has CUDA, and vLLM)
 	$(PY) -m pytest tests/gpu $(ARGS)
 
 lint: setup ## ruff, import directions, pyright

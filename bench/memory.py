@@ -1,72 +1,235 @@
-"""What learners take of a GPU beside what ``prism run --dry-run`` says they will: three learners of each size, as many
-as alignment has, each with one update of full passes. Each size in a process of its own:
+"""What learners, experts and policy server take of a GPU beside what ``prism run --dry-run`` says they will, at several
+sizes, one line a part as it comes. Learners first, each size in a process of its own that updates as many as fit the
+card, with a full pass; then an expert's service of every size, all at once, with prompts to remember and a push; then
+the policy server of one size after another, those of several cards at once. On one H100 five to six minutes, most of it
+vLLM's start:
 
-    python -m bench.memory --models larger,qwen3-vl-2b
+    python -m bench.memory
+    python -m bench.memory --parts learners --sizes qwen3-vl-2b
+
+What a process holds is what the driver says once its work is done: torch gives nothing back before. It fails if an
+estimate is further from that than ``--within``.
 """
 
+import argparse
+import asyncio
+import os
+import secrets
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from bench.learner.workload import SIZES, make_learner, make_model, make_samples
-from bench.shared import command_line, console
-from prism.config import PolicyLearnerConfig, load_config
+from bench.experts.workload import make_groups
+from bench.learner.workload import make_learner, make_samples
+from bench.shared import DidNotStart, Server, at_most, card_memory, command_line, console, prism_service
+from prism.config import PolicyLearnerConfig, PushConfig, RunConfig, load_config
 from prism.data.blobs import BlobStore
+from prism.errors import PrismError
+from prism.model.expert import load_expert, save_expert
 from prism.model.inputs import InputBuilder
+from prism.stack.cards import VISIBLE, card_bytes
 from prism.trainer.flow.examples import GroupExamples
-from prism.trainer.run.estimate import learners_memory, policy_size
-from prism.trainer.run.placement import ALLOCATOR, PROCESS
+from prism.trainer.run.estimate import ModelSize, expert_size, learners_memory, policy_size
+from prism.trainer.run.placement import ALLOCATOR, PROCESS, expert_bytes, policy_bytes
+from prism.trainer.weights.publish import Publisher
 
-GROUPS = 3
+PARTS = ("learners", "experts", "policy")
+GROUPS = 1  # of 16 responses, of a learner's update
+PASS = 6_000  # tokens of a full pass, which holds them
+MOST_LEARNERS, MOST_OF_A_CARD = 3, 0.9
+GIB = 2**30
 
 
 def main() -> None:
     parser = command_line("bench.memory", __doc__)
-    parser.add_argument("--models", default="larger,qwen3-vl-2b")
-    parser.add_argument("--learners", type=int, default=3)
-    parser.add_argument("--one", choices=list(SIZES), help="in this process")
+    parser.add_argument("--sizes", default="larger,half-billion,qwen3-vl-2b")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--within", type=float, default=0.15)
+    parser.add_argument("--folder", type=Path, help="where models lie meanwhile; default: a temporary one")
+    parser.add_argument("--learners", help=argparse.SUPPRESS)  # in this process, those of the model in a folder
     options = parser.parse_args()
-    if options.one:
-        measure(options.one, options.learners)
+    if options.learners:
+        measure_learners(Path(options.learners))
         return
-    for model in options.models.split(","):
-        command = [sys.executable, "-m", "bench.memory", "--one", model, "--learners", str(options.learners)]
-        subprocess.run(command, check=True)
+    began = time.monotonic()
+    sizes, parts = options.sizes.split(","), options.parts.split(",")
+    found: list[float] = []
+
+    def say(part: str, size: str, estimate: float, held: float, note: str) -> None:
+        apart = estimate / held - 1
+        found.append(abs(apart))
+        said = (
+            f"{part:>9} {size:>12}: estimated {estimate / GIB:6.2f} GiB, held {held / GIB:6.2f} ({apart:+.0%}) {note}"
+        )
+        console.print(f"{said} [dim]{time.monotonic() - began:.0f} s[/]", soft_wrap=True)
+
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folders = {size: Path(name) / size for size in sizes}
+        for size, folder in folders.items():
+            code = "import sys; from pathlib import Path; from bench.learner.workload import make_model"
+            code += (
+                "; make_model(Path(sys.argv[1]), sys.argv[2], 'cuda')"  # in a process of its own, which frees the card
+            )
+            subprocess.run([sys.executable, "-c", code, str(folder / "model"), size], check=True)
+            if "learners" in parts:
+                command = [sys.executable, "-m", "bench.memory", "--learners", str(folder)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+                if done.returncode:
+                    console.print(f"[red]learners of {size} ended with status {done.returncode}[/]")
+                    found.append(float("inf"))
+                    continue
+                estimate, held, *note = done.stdout.strip().splitlines()[-1].split(" ", 2)
+                say("learners", size, float(estimate), float(held), " ".join(note))
+        for part, measure in (("experts", experts), ("policy", policies)):
+            if part in parts:
+                for size, estimate, held, note in measure(folders):
+                    say(part, size, estimate, held, note)
+    far = sum(apart > options.within for apart in found)
+    console.print(f"{len(found)} estimates, {far} of them further off than {options.within:.0%}")
+    sys.exit(bool(far))
 
 
-def measure(model: str, count: int) -> None:
-    config = load_config(Path("configs/demo.toml"), ["device=cuda", "dtype=bfloat16"])
-    learner_config = PolicyLearnerConfig.model_validate({"optimizer": {"lr": 1e-6}, "max_mismatch": 99})
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_model(folder / "model", model, "cuda")
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        inputs = InputBuilder(folder / "model")
-        examples = GroupExamples(inputs, BlobStore(str(folder / "blobs")))
-        samples: list[Any] = make_samples(inputs, GROUPS, 1000, 200)
-        learners = [make_learner(folder / "model", "bfloat16", "cuda", learner_config, 1) for _ in range(count)]
-        for learner in learners:
-            learner.update(samples, examples)
-        first = {sample.group: sample.example for sample in reversed(samples)}.values()
-        tokens = sum(example.prompt_length for example in first) + sum(len(s.logprobs) for s in samples)
-        patches = sum(len(example.pixel_values) for example in first if example.pixel_values is not None)
-        size = policy_size(folder / "model", [])
-    memory = learners_memory(config, [(size, tokens)] * count, patches_per_token=patches / tokens)
-    said = PROCESS + ALLOCATOR * memory.total
-    free, whole = torch.cuda.mem_get_info()
-    used, held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    taken = whole - free
-    console.print(f"{count} x {model}, {size.parameters / 1e9:.2f}B, {tokens} tokens, {patches} patches in GiB:")
-    console.print(
-        f"  estimated {said / 2**30:.1f}, taken of the card {taken / 2**30:.1f} ({said / taken - 1:+.0%}), "
-        f"held by torch {held / 2**30:.1f}, in use {used / 2**30:.1f}"
-    )
+def gpu_config() -> RunConfig:
+    return load_config(Path("configs/demo.toml"), ["device=cuda", "dtype=bfloat16"])
+
+
+def measure_learners(folder: Path) -> None:
+    """Prints bytes estimated, bytes held, and of what."""
+    config = gpu_config()
+    given = {"optimizer": {"lr": 1e-6}, "max_mismatch": 99, "micro_batch_tokens": PASS}
+    learner_config = PolicyLearnerConfig.model_validate(given)
+    size = policy_size(folder / "model", [])
+    inputs = InputBuilder(folder / "model")
+    examples = GroupExamples(inputs, BlobStore(str(folder / "blobs")))
+    samples: list[Any] = make_samples(inputs, GROUPS, 1000, 200)
+    first = {sample.group: sample.example for sample in reversed(samples)}.values()
+    tokens = sum(example.prompt_length for example in first) + sum(len(s.logprobs) for s in samples)
+    patches = sum(len(example.pixel_values) for example in first if example.pixel_values is not None)
+
+    def estimated(count: int) -> float:
+        memory = learners_memory(config, [(size, min(tokens, PASS))] * count, patches_per_token=patches / tokens)
+        return PROCESS + ALLOCATOR * memory.total
+
+    _, whole = torch.cuda.mem_get_info()
+    counts = [count for count in range(1, MOST_LEARNERS + 1) if estimated(count) < MOST_OF_A_CARD * whole]
+    count = max(counts, default=1)
+    learners = [make_learner(folder / "model", "bfloat16", "cuda", learner_config, 1) for _ in range(count)]
+    for learner in learners:
+        learner.update(samples, examples)
+    torch.cuda.synchronize()
+    held, note = card_memory([psutil.Process()]), ""
+    if not held:  # the driver names no processes here
+        free, whole = torch.cuda.mem_get_info()
+        held, note = whole - free, ", of the whole card"
+    parameters = f"{size.parameters / 1e9:.3g}B, {tokens} tokens, {patches} patches"
+    reserved = torch.cuda.max_memory_reserved() / GIB
+    print(estimated(count), held, f"{count} of {parameters}; torch held {reserved:.2f} GiB{note}")
+
+
+def experts(folders: Mapping[str, Path]) -> Iterable[tuple[str, float, int, str]]:
+    """Of each size a dense expert's service, which has scored prompts beyond what it remembers, and taken a push."""
+    tokens = {size: secrets.token_urlsafe(24) for size in folders}
+    with ExitStack() as stack, ThreadPoolExecutor(len(folders)) as threads:
+        started = {size: threads.submit(start, "perception", folders[size], tokens[size]) for size in folders}
+        servers: dict[str, Server] = {}
+        for size, each in started.items():
+            service, server = each.result()
+            stack.push(service.__exit__)
+            servers[size] = server
+        for size, server in servers.items():
+            folder = folders[size]
+            inputs = InputBuilder(folder / "model")
+            asyncio.run(score(server, make_groups(inputs, 24, 0)))
+            save_expert(load_expert(folder / "model", dtype=torch.bfloat16), folder / "expert", inputs)
+            publisher = Publisher(
+                "perception", server.url, tokens[size], folder / "weights", 1, PushConfig(deadline_seconds=300)
+            )
+            publisher.push_folder(1, folder / "expert")
+            asyncio.run(score(server, make_groups(inputs, 24, 1)))
+            estimate = PROCESS + ALLOCATOR * expert_bytes(expert_size(folder / "model", None, []))
+            yield size, estimate, card_memory(server.processes()), "with 48 groups of 16 scored and a push"
+
+
+def policies(folders: Mapping[str, Path]) -> Iterable[tuple[str, float, int, str]]:
+    """Of each size a vLLM server, given no more of its card than the estimate says that it needs."""
+    cards = torch.cuda.device_count()
+    with ThreadPoolExecutor(cards) as threads:
+        sizes = sorted(folders, key=lambda size: -(folders[size] / "model" / "model.safetensors").stat().st_size)
+        lanes = [
+            sizes[card::cards] for card in range(cards)
+        ]  # one after another: each looks at what is free as it starts
+        done = [threads.submit(lane, card, [(size, folders[size]) for size in of]) for card, of in enumerate(lanes)]
+        for each in done:
+            yield from each.result()
+
+
+def lane(card: int, sizes: Sequence[tuple[str, Path]]) -> list[tuple[str, float, int, str]]:
+    found: list[tuple[str, float, int, str]] = []
+    for size, folder in sizes:
+        whole = card_bytes()[str(card)]
+        share = share_of(policy_size(folder / "model", []), whole)
+        flags = f"--gpu-memory-utilization={share} --enforce-eager"
+        try:
+            service, server = start("policy", folder, secrets.token_urlsafe(24), card, PRISM_VLLM_FLAGS=flags)
+        except DidNotStart as error:
+            console.print(f"[red]the policy server of {size} did not start with {share:.0%} of its card[/]\n{error}")
+            continue
+        try:
+            asyncio.run(sample(server))
+            held = card_memory(server.processes())
+        finally:
+            service.__exit__(None, None, None)
+        found.append((size, PROCESS + share * whole, held, f"given {share:.0%} of its card, which was enough"))
+    return found
+
+
+def share_of(size: ModelSize, whole: int) -> float:
+    config = load_config(Path("configs/demo.toml"), ["stack.max_model_len=2048"])
+    return max(0.05, round(policy_bytes(config, size) / whole + 0.005, 2))
+
+
+def start(name: str, folder: Path, admin: str, card: int = 0, **more: str) -> tuple[Any, Server]:
+    """A service and what ends it. Raises DidNotStart."""
+    seen = [each for each in os.environ.get(VISIBLE, "").split(",") if each]
+    settings: dict[str, object] = {
+        "PRISM_MODEL": folder / "model",
+        "PRISM_WEIGHTS_ROOT": folder / "weights",
+        "PRISM_STATE_DIR": folder / "state" / name,
+        "PRISM_ADMIN_TOKEN": admin,
+        "PRISM_DEVICE": "cuda",
+        "PRISM_MAX_MODEL_LEN": 2048,
+        VISIBLE: seen[card] if seen else card,
+    }
+    service = prism_service(name, settings | more)
+    return service, service.__enter__()
+
+
+async def score(server: Server, groups: Sequence[Any]) -> None:
+    async with server.client() as http:
+
+        async def one(item: Mapping[str, Any]) -> None:
+            (await http.post("/v1/score", json={"items": [item], "section": "all"})).raise_for_status()
+
+        await at_most(16, (one(group.item) for group in groups))
+
+
+async def sample(server: Server) -> None:
+    body = {"model": "policy", "prompt": "one two three", "n": 16, "max_tokens": 512, "ignore_eos": True}
+    async with server.client() as http:
+        await at_most(8, (http.post("/v1/completions", json=body) for _ in range(8)))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (PrismError, DidNotStart) as error:
+        sys.exit(str(error))

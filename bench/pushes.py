@@ -14,10 +14,9 @@ import asyncio
 import os
 import secrets
 import statistics
-import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -29,7 +28,7 @@ import torch
 from rich.table import Table
 
 from bench.learner.workload import SIZES, make_model
-from bench.shared import Server, command_line, console, prism_service, spread
+from bench.shared import Server, card_memory, command_line, console, prism_service, spread
 from prism.config import PushConfig
 from prism.model.expert import ARCHITECTURES, load_expert
 from prism.trainer.learn.policy_model import load_policy
@@ -37,7 +36,7 @@ from prism.trainer.run.estimate import expert_size
 from prism.trainer.run.placement import ALLOCATOR, PROCESS, expert_bytes
 from prism.trainer.weights.named import as_saved, config_json, named_weights, own_weights
 from prism.trainer.weights.publish import Publisher, PushTimes
-from prism.wire.response import EXPERTS
+from prism.wire.response import EXPERTS, Expert
 
 ADMIN_TOKEN = secrets.token_urlsafe(24)
 WAYS = ("file", "broadcast")
@@ -80,8 +79,8 @@ def main() -> None:
         if options.device == "cuda":
             size = expert_size(folder / "model", None, [])
             console.print(f"an expert was taken to need {(PROCESS + ALLOCATOR * expert_bytes(size)) / 2**30:.1f} GiB")
-            for model, held in card_memory(servers).items():
-                console.print(f"{model} holds {held / 2**30:.1f} GiB of its card")
+            for model, server in servers.items():
+                console.print(f"{model} holds {card_memory(server.processes()) / 2**30:.1f} GiB of its card")
 
 
 def environment(
@@ -203,14 +202,6 @@ async def judged(expert: Server, prompt: str, texts: list[str]) -> None:
         (await http.post("/v1/score", json=body)).raise_for_status()
 
 
-def card_memory(servers: Mapping[str, Server]) -> dict[str, int]:
-    """Bytes of its card that each server's processes hold, as the driver says."""
-    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
-    held = {int(pid): int(size) * 2**20 for pid, size in (line.split(",") for line in listed if "," in line)}
-    return {model: sum(held.get(process.pid, 0) for process in server.processes()) for model, server in servers.items()}
-
-
 def canary(learners: Learners, servers: Mapping[str, Server], times: int) -> None:
     """Raises AssertionError if weights that stay the same are not what they were from files, however often pushed."""
     learners.push("file")
@@ -222,14 +213,14 @@ def canary(learners: Learners, servers: Mapping[str, Server], times: int) -> Non
     console.print(f"{times} pushes of the same weights changed none of {len(before)} log-probabilities and scores")
 
 
-async def logprobs(servers: Mapping[str, Server]) -> list[float]:
+async def logprobs(servers: Mapping[str, Server], experts: Sequence[Expert] = EXPERTS) -> list[float]:
     """Of a text, by the policy; its scores, by the experts."""
     text = " ".join(str(number * number) for number in range(60))
     async with servers["policy"].client() as http:
         body = {"model": "policy", "prompt": text, "max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
         answer = (await http.post("/v1/completions", json=body)).raise_for_status().json()
     found = [next(iter(entry.values()))["logprob"] for entry in answer["choices"][0]["prompt_logprobs"][1:]]
-    for expert in EXPERTS:
+    for expert in experts:
         async with servers[expert].client() as http:
             body = {"items": [{"prompt": "squares", "responses": [text]}], "section": "all"}
             answer = (await http.post("/v1/score", json=body)).raise_for_status().json()

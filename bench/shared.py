@@ -5,6 +5,7 @@ import asyncio
 import secrets
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -115,6 +116,15 @@ def started(command: list[str], environment: Mapping[str, object], port: int, re
         finally:
             process.terminate()
             end_group(process, patience_seconds=30)
+
+
+def card_memory(processes: Iterable[psutil.Process]) -> int:
+    """Bytes of GPUs that these processes hold, as the driver says."""
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+    rows = [line.split(",") for line in listed if "," in line]
+    wanted = {process.pid for process in processes}
+    return sum(int(size) * 2**20 for pid, size in rows if int(pid) in wanted)
 
 
 def _answers(url: str) -> bool:

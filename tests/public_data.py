@@ -240,6 +240,7 @@ def _prism_rl(folder: Path) -> Path:
 
 
 LLAMA_FACTORY = "github.com/hiyouga/LLaMA-Factory: data/README.md and data/mllm_demo.json, November 2026"
+VERL = "github.com/volcengine/verl: docs/preparation/prepare_data.rst, verl/utils/dataset/rl_dataset.py, November 2026"
 SWIFT = "swift.readthedocs.io: Customization/Custom-dataset, November 2026"
 
 PUBLISHED: dict[str, Published] = {
@@ -298,7 +299,7 @@ PUBLISHED: dict[str, Published] = {
         [["user: [blue]What colour?", "= Blue."]],
     ),
     "verl": Published(
-        "verl: docs/preparation/prepare_data.rst, examples/data_preprocess/geo3k.py, November 2026", "verl", _verl,
+        VERL, "verl", _verl,
         [["user: [red]Find x0."], ["user: [blue]Find x1."]], [["3"], ["2 \\sqrt { 221 }"]], learnt=False,
     ),
     "EasyR1": Published(
@@ -306,11 +307,11 @@ PUBLISHED: dict[str, Published] = {
         [["user: [green]Find x."], ["user: 2 + 2?"]], [["3"]], learnt=False,
     ),
     "PRISM's demonstrations": Published(
-        "the data card of PRISM (arXiv 2604.28123), November 2026", "sharegpt", _prism_sft,
+        f"{LLAMA_FACTORY}; answers in the sections of arXiv 2604.28123", "sharegpt", _prism_sft,
         [["user: [red]What colour?", f"= {ANSWERED}"]],
     ),
     "PRISM's prompts": Published(
-        "the data card of PRISM (arXiv 2604.28123), November 2026", "verl", _prism_rl,
+        f"{VERL}; several right answers as docs/data.md names them", "verl", _prism_rl,
         [["user: [red]What colour?"]], [["red", "crimson"]], learnt=False,
     ),
 }  # fmt: skip

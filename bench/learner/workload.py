@@ -24,8 +24,11 @@ SIZES = {
     "demo": EXPERT_SIZES["demo"],
     "larger": Size(hidden=384, layers=8, heads=12, key_value_heads=4, mlp=1024, vision_hidden=192, vision_layers=4,
                 vision_heads=6, vision_mlp=384, max_positions=4096, max_side=1024),
+    "half-billion": replace(QWEN3_VL_2B, hidden=1024, layers=24, head=64, mlp=3072, vision_hidden=768, vision_layers=12,
+                            vision_heads=12, vision_mlp=3072, deepstack=(3, 6, 9)),
     "qwen3-vl-2b": QWEN3_VL_2B,
     "qwen3-vl-4b": replace(QWEN3_VL_2B, hidden=2560, layers=36, heads=32, mlp=9728),
+    "qwen3-vl-8b": replace(QWEN3_VL_2B, hidden=4096, layers=36, heads=32, mlp=12288),
 }  # fmt: skip
 LENGTHS = "300+60,1000+200,2000+400"  # tokens of a prompt, of its average response
 

@@ -62,11 +62,18 @@ def warmup(
     label_smoothing: Annotated[float, typer.Option(help="chance that teacher and policy are taken as swapped")] = 0.0,
     margin: Annotated[float, typer.Option(help="gap by which the teacher must lead")] = 0.0,
     dropout: Annotated[float, typer.Option(help="of what the head reads")] = 0.1,
+    freeze: Annotated[
+        list[str] | None, typer.Option(help="a part that is not trained, such as model.visual; give it for each")
+    ] = None,
     micro_batch_tokens: Annotated[
         int, typer.Option(min=1, help="tokens of one forward and backward pass: changes memory, hardly results")
     ] = 16_384,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="updates between checkpoints")] = 100,
     on_bad_row: Annotated[Literal["skip", "fail"], typer.Option(help="what a row that cannot be used does")] = "skip",
+    image_root: Annotated[
+        Path | None,
+        typer.Option("--image-root", help="folder that images of PAIRS must lie in; without it, the folder of PAIRS"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the order of pairs, of dropout and of a new head")] = 0,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where to compute")] = "cpu",
     dtype: Dtype = "float32",
@@ -87,6 +94,7 @@ def warmup(
         "label_smoothing": label_smoothing,
         "margin": margin,
         "dropout": dropout,
+        "freeze": freeze or [],
         "micro_batch_tokens": micro_batch_tokens,
         "score_regularisation": 0.0,  # it belongs to the online game
     }
@@ -99,6 +107,7 @@ def warmup(
         learner=learner,
         checkpoint_every=checkpoint_every,
         on_bad_row=on_bad_row,
+        image_root=image_root,
         seed=seed,
         device=device,
         dtype=dtype,

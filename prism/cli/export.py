@@ -16,8 +16,12 @@ def export(
     model: Annotated[
         Literal["policy", "perception", "reasoning"], typer.Option(help="the policy, or an expert of an alignment")
     ] = "policy",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="the adapter alone, a folder of PEFT's, where a stage trained with lora")
+    ] = False,
 ) -> None:
-    """A run's model as an ordinary Hugging Face folder: a stage's result, or what its newest checkpoint holds."""
+    """A run's model as an ordinary Hugging Face folder: a stage's result, or what its newest checkpoint holds. Adapters
+    are merged into it, unless they are asked for alone."""
     from prism.trainer.run.export import export as export_model
 
-    export_model(run_dir, out, stage=stage, model=model, console=logs.console())
+    export_model(run_dir, out, stage=stage, model=model, console=logs.console(), adapter=adapter)

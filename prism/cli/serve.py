@@ -29,6 +29,14 @@ def serve_reasoning() -> None:
     main("reasoning")
 
 
+@app.command("experts")
+def serve_experts() -> None:
+    """Both experts in one process, on PRISM_PORT and the port after it; adapters over one model hold it once."""
+    from prism.services.experts.__main__ import main_of_both
+
+    main_of_both()
+
+
 @app.command("grader")
 def serve_grader() -> None:
     """The verifiable-reward API: verdicts over answers, in processes that are killed at a deadline."""

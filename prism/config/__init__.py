@@ -6,6 +6,7 @@ from prism.config.grader import GraderConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
     GroundingConfig,
+    LoraConfig,
     MixtureConfig,
     OptimizerConfig,
     PolicyLearnerConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "GroundingConfig",
     "LimitedSettings",
     "LimitsConfig",
+    "LoraConfig",
     "MixtureConfig",
     "OptimizerConfig",
     "PolicyLearnerConfig",

@@ -37,11 +37,35 @@ class OptimizerConfig(ConfigModel):
     single bad batch does no harm; five in a row mean that the weights themselves are broken."""
 
 
+class LoraConfig(ConfigModel):
+    """Adapters: the model stays as the stage finds it, and pairs of thin matrices beside its layers learn."""
+
+    rank: int = Field(default=16, gt=0)
+    """Width of an adapter: each weight gets ``rank * (inputs + outputs)`` numbers that learn. 16 is the field's usual
+    value for reinforcement learning, where a rank of 1 to 32 does as well as training everything."""
+    alpha: float = Field(default=32.0, gt=0)
+    """What an adapter computes counts ``alpha / rank`` times. By default twice the rank, as is usual."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that it does not see while it learns. 0 by default: what the learner computes with
+    dropout is not the policy that was sampled from; SFT and experts may use some."""
+    targets: Frozen | None = Field(default=None, min_length=1)
+    """Layers of the language model that get an adapter, by the last part of their names, such as ``["q_proj",
+    "v_proj"]``. By default all of attention and MLPs, which learns as well as full fine-tuning; of a mixture of experts
+    attention's alone, since its experts are no layers of their own."""
+    vision: bool = False
+    """Whether the blocks of the vision tower get adapters too. Off by default: pictures are seen as before, and what is
+    computed of them needs no backward pass."""
+
+
 class PolicyLearnerConfig(ConfigModel):
     """Clipped policy gradients on the groups of a step."""
 
     optimizer: OptimizerConfig
     """The policy's AdamW; the schedule spans the stage's steps."""
+    lora: LoraConfig | None = None
+    """Trains adapters over the frozen model that the stage starts from, instead of all its weights; the stage's result
+    is that model with the adapters merged. Experts with ``lora`` share the frozen model. By default everything is
+    trained, as published. Adapters want about ten times the learning rate."""
     freeze: Frozen = Field(default=[])
     """Modules that are not trained, such as ``["model.visual"]``. They need no optimizer state, and pushes do not write
     them again. By default everything is trained, as published."""
@@ -72,6 +96,11 @@ class PolicyLearnerConfig(ConfigModel):
     """Once more groups than these were left out for their mismatch, since the stage was last started, the run stops. A
     few spoil nothing; many mean that sampler and learner disagree in general."""
 
+    @model_validator(mode="after")
+    def _frozen_once(self) -> Self:
+        refuse_frozen_adapters(self.lora, self.freeze)
+        return self
+
 
 class MixtureConfig(ConfigModel):
     """Sparse upcycling: every MLP of a dense model becomes several experts, of which each token is sent to a few."""
@@ -81,13 +110,20 @@ class MixtureConfig(ConfigModel):
     top_k: int = Field(2, ge=1)
     """Experts that a token is sent to, their outputs weighted to sum to 1. The published discriminator uses 2."""
     noise: float = Field(0.01, ge=0)
-    """Standard deviation of the noise added to each expert's dense weights, so that experts differ. Published: 0.01."""
+    """Standard deviation of the noise added to each expert's dense weights, so that experts differ. Published: 0.01.
+    Adapters (``lora``) begin with none of it: they differ from the start."""
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> Self:
         if self.top_k > self.experts:
             raise ValueError(f"top_k: a token cannot be sent to {self.top_k} of {self.experts} experts")
         return self
+
+
+def refuse_frozen_adapters(lora: LoraConfig | None, freeze: Frozen) -> None:
+    """Raises ValueError."""
+    if lora and freeze:
+        raise ValueError("freeze: with lora all that is no adapter is frozen; lora.targets says what gets one")
 
 
 class GroundingConfig(ConfigModel):
@@ -105,12 +141,18 @@ class ExpertLearnerConfig(ConfigModel):
 
     optimizer: OptimizerConfig
     """Each expert's AdamW; the schedule spans the warm-up and the steps of the game."""
+    lora: LoraConfig | None = None
+    """Trains adapters and the head over a frozen model in the game, instead of all weights. It is one model for both
+    experts, and for the policy where that has ``lora``; experts that were grounded have one each. With ``mixture`` the
+    adapters of each MLP are several, to which a router sends tokens, over the one dense MLP (MixLoRA, arXiv
+    2404.15159). By default everything is trained, as published."""
     freeze: Frozen = Field(default=[])
-    """Modules that are not trained in the game, such as ``["model.visual"]`` (grounding, before it, trains all). By
-    default everything is trained, as published."""
+    """Modules that are not trained, in the game and in grounding, such as ``["model.visual"]``. By default everything
+    is trained, as published."""
     mixture: MixtureConfig | None = None
-    """Makes the experts mixtures of experts, upcycled from the model that the stage starts from. They are published as
-    mixtures (66.2 against 62.8 % for dense ones); the default is dense because that takes a third of the memory."""
+    """Makes the experts mixtures of experts, upcycled from the model that the stage starts from; with ``lora`` mixtures
+    of adapters. They are published as mixtures (66.2 against 62.8 % for dense ones); the default is dense because that
+    takes a third of the memory."""
     grounding: GroundingConfig | None = None
     """Teaches experts to look at image and question, before the game: pairs with the policy teach them only what the
     policy tends to write. Off by default because the published method has none.
@@ -141,3 +183,8 @@ class ExpertLearnerConfig(ConfigModel):
     micro_batch_tokens: int = Field(16_384, gt=0)
     """Tokens of one forward and backward pass; a prompt's pairs stay in one. Changes memory, hardly results. The
     default holds a published prompt with 8 responses of 1,800 tokens; more than fit are a pass by themselves."""
+
+    @model_validator(mode="after")
+    def _frozen_once(self) -> Self:
+        refuse_frozen_adapters(self.lora, self.freeze)
+        return self

@@ -9,7 +9,7 @@ from prism.config.alerts import AlertsConfig
 from prism.config.grader import GraderConfig
 from prism.config.limits import LimitsConfig, RunLimits, place_of
 from prism.config.services import EvaluateConfig, PushConfig, RolloutLogConfig, StackConfig
-from prism.config.stages import RlvrConfig, SftConfig, Stage
+from prism.config.stages import AlignConfig, RlvrConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
 
 
@@ -47,6 +47,12 @@ class RunConfig(ConfigModel):
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass: far less memory, about a third more time. Off by default, as
     ``micro_batch_tokens`` bounds memory too; `prism run --dry-run` estimates both."""
+    offload: Literal["idle", "optimizer", False] = False
+    """What of the learners lies in page-locked host memory: float32 copies of the weights, and AdamW's moments, 12 of
+    the 16 bytes that a weight takes which is trained in bfloat16. ``idle``: of learners that wait for their turn in an
+    alignment; they come to the card while it computes. ``optimizer``: always; at a step they come a chunk at a time,
+    which costs a second or more for each learner of 2 billion weights, and least memory. By default nothing: where all
+    has room on the card, moving it gains nothing."""
     compile: bool = False
     """Runs decoder layers through torch.compile: 1.4 to 1.6 times as fast on an H100. Off by default, as it needs a C
     compiler and a minute at the start, and gains nothing on a CPU."""
@@ -93,6 +99,11 @@ class RunConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
+        if self.offload == "idle" and not any(isinstance(stage, AlignConfig) for stage in self.stages.values()):
+            raise ValueError(
+                'offload: "idle" is for the learners of an alignment, which take turns; of one learner "optimizer" '
+                "offloads the state"
+            )
         if self.device == "cuda" and self.dtype != "bfloat16":
             raise ValueError("dtype: on a GPU the learners' attention computes in bfloat16")
         for name in sorted(RunLimits.model_fields.keys() & self.stack.policy_options.keys()):

@@ -85,6 +85,9 @@ class StackConfig(ConfigModel):
     devices: DevicesConfig | None = None
     """GPUs of policy server, experts and learner for `prism run`, where they compute on "cuda": ``{ policy = "0",
     experts = "0", learner = "1" }``. By default all see every card, and take the first."""
+    experts_together: bool = False
+    """Both experts in one process (`prism serve experts`), which holds once what adapters of both are over. They take
+    turns on it, and one that dies takes the other with it. Off by default: apart, neither waits for the other."""
     card_gib: float | None = Field(default=None, gt=0)
     """GiB of memory of a card, to ask on another machine with `prism run --dry-run` whether the run fits such cards. By
     default what this machine's cards have."""
@@ -94,6 +97,12 @@ class StackConfig(ConfigModel):
     policy_options: dict[str, str] = Field(default={})
     """More settings of the policy server, each named as its PRISM_* variable without that prefix, in lower case: ``{
     kv_cache_gib = "4" }``. services/policy/settings.py has them all."""
+
+    @model_validator(mode="after")
+    def _together_on_one_card(self) -> Self:
+        if self.experts_together and self.devices and "," in self.devices.experts:
+            raise ValueError(f"devices.experts: together they have one card, {self.devices.experts} are two")
+        return self
 
 
 class RolloutLogConfig(ConfigModel):

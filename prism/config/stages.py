@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from prism.config.data import DataName, DataNames
-from prism.config.learners import ExpertLearnerConfig, OptimizerConfig, PolicyLearnerConfig
+from prism.config.learners import ExpertLearnerConfig, LoraConfig, OptimizerConfig, PolicyLearnerConfig
 from prism.config.strict import ConfigModel
 
 
@@ -41,6 +41,9 @@ class SftConfig(ConfigModel):
     fifteen times slower, and on a GPU ``dtype`` is bfloat16 already."""
     optimizer: OptimizerConfig
     """The policy's AdamW."""
+    lora: LoraConfig | None = None
+    """Trains adapters over the frozen model, instead of all its weights, as in ``policy.lora`` of the later stages. By
+    default everything is trained, as published."""
     checkpoint_every: int = Field(200, gt=0)
     """Steps between checkpoints. A step of SFT takes seconds, so 200 lose minutes at most."""
 

@@ -1,6 +1,7 @@
 """What every row's images and size are held against when it is read."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,34 @@ REQUEST_BYTES = 64 * 1024  # of a request, beside texts and images
 
 Size = tuple[int, int]
 """Width and height."""
+
+RowCheck = Callable[["DataRow", Sequence[Size]], None]
+"""Raises DataError for a row, with images of these sizes, that a use cannot take.
+
+It may have an attribute ``fits``: what says of a row and its sizes that they pass for certain, and can be sent to
+another process.
+"""
+
+TEMPLATE_BYTES = 64  # that a chat template writes around a message, about; a shorter row is not tokenised
+TEMPLATE_START = 512  # and before the first
+
+
+@dataclass(frozen=True)
+class FitsUncounted:
+    """Whether a row cannot have more than ``limit`` tokens, without counting them."""
+
+    limit: int
+    target: str
+
+    def __call__(self, row: "DataRow", sizes: Sequence[Size], image_tokens: int = 0) -> bool:
+        """``image_tokens``: what images of these sizes come to; a row with any is not sure without it."""
+        if sizes and not image_tokens:
+            return False
+        parts = [part for message in row.messages for part in message.parts]
+        texts = [getattr(row, self.target) or "", *(part.text for part in parts if part.type == "text")]
+        frame = TEMPLATE_START + TEMPLATE_BYTES * (1 + len(row.messages))
+        # No token is less than a byte.
+        return image_tokens + sum(len(text.encode()) for text in texts) + frame <= self.limit
 
 
 def image_check(data: "DataFile", *, decode: bool) -> Callable[[str], Size | None]:

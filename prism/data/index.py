@@ -20,7 +20,7 @@ MAX_TURNS = 2**TURN_BITS - 1
 class LazyRows(Sequence[RowT]):
     """Rows of a file, each read and parsed when it is asked for. Thread-safe; may be sent to another process."""
 
-    def __init__(self, file: RowFile, places: Sequence[int], parse: Callable[[Any, int], RowT]) -> None:
+    def __init__(self, file: RowFile, places: array, parse: Callable[[Any, int], RowT]) -> None:
         self._file, self._places, self._parse = file, places, parse
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -28,6 +28,11 @@ class LazyRows(Sequence[RowT]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory, for all of them."""
+        return len(self._places) * self._places.itemsize
 
     @overload
     def __getitem__(self, index: int) -> RowT: ...
@@ -83,27 +88,52 @@ class RowIndex:
     """The good rows of a file, as they are found."""
 
     def __init__(self, parser: Any) -> None:
-        """``parser`` is a RowParser."""
+        """``parser`` is a RowParser, or None where nothing is read again."""
         self.parser = parser
         self.examples = array("q")
         """What LazyRows takes, one for each turn that is learnt from."""
-        self._places, self._numbers, self._ids = array("q"), array("q"), array("Q")
+        self.places, self.numbers, self.ids = array("q"), array("q"), array("Q")
+        """Of each row: where it is read again, its line, its id's digest."""
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def add(self, found: Found, given: Any, turns: Sequence[int]) -> None:
-        self._places.append(found.place)
-        self._numbers.append(found.number)
-        self._ids.append(id_digest(given))
+        self.places.append(found.place)
+        self.numbers.append(found.number)
+        self.ids.append(id_digest(given))
         self.examples.extend(found.place << TURN_BITS | turn for turn in turns)
+
+    def at(self, row: int) -> tuple[int, int]:
+        """Place and line of a row."""
+        return self.places[row], self.numbers[row]
+
+    def extend(self, other: "RowIndex", lines: int) -> None:
+        """By the rows of another, which stand behind these ``lines``."""
+        self.places.extend(other.places)
+        self.numbers.extend(number + lines for number in other.numbers)
+        self.ids.extend(other.ids)
+        self.examples.extend(other.examples)
+
+    def leave_out(self, places: Sequence[int]) -> None:
+        """Take out the rows of these places."""
+        if not places:
+            return
+        kept = ~np.isin(np.array(self.places), places)
+        for of_rows in (self.places, self.numbers, self.ids):
+            of_rows[:] = array(of_rows.typecode, np.array(of_rows)[kept].tobytes())
+        self._leave_out_examples(places)
+
+    def _leave_out_examples(self, places: Sequence[int]) -> None:
+        found = np.array(self.examples)
+        self.examples = array("q", found[~np.isin(found >> TURN_BITS, places)].tobytes())
 
     def repeated(self, file: RowFile) -> Iterator[tuple[int, str]]:
         """Line and problem of each row that stands there again, which is taken out.
 
         Where ids are no names, rows that share one and differ both stay, and get ids of their own.
         """
-        values = np.frombuffer(self._ids, np.uint64)
+        values = np.frombuffer(self.ids, np.uint64)
         order = np.argsort(values, kind="stable")
         same = values[order[1:]] == values[order[:-1]]
         several = np.concatenate((same, [False])) | np.concatenate(([False], same)) if len(order) else same
@@ -111,14 +141,13 @@ class RowIndex:
         unique = self.parser.reader.format.unique_ids
         out: list[int] = []
         for index in np.sort(order[several]).tolist():
-            own = self.parser.reader.own(file.read(self._places[index]))
-            first = seen.setdefault(self._ids[index], {}).setdefault("" if unique else content_id(own), index)
+            own = self.parser.reader.own(file.read(self.places[index]))
+            first = seen.setdefault(self.ids[index], {}).setdefault("" if unique else content_id(own), index)
             if first != index:
-                out.append(self._places[index])
-                again = " in this file" if unique else f": it is the row of line {self._numbers[first]} again"
-                yield self._numbers[index], f"id {str(own['id'])!r} stands twice{again}"
+                out.append(self.places[index])
+                again = " in this file" if unique else f": it is the row of line {self.numbers[first]} again"
+                yield self.numbers[index], f"id {str(own['id'])!r} stands twice{again}"
         if out:
-            found = np.frombuffer(self.examples, np.int64)
-            self.examples = array("q", found[~np.isin(found >> TURN_BITS, out)].tobytes())
+            self._leave_out_examples(out)
         if shared := frozenset(digest for digest, contents in seen.items() if len(contents) > 1):
             self.parser = type(self.parser)(self.parser.reader, shared)

@@ -1,10 +1,4 @@
-"""Data rows: what PRISM knows of a row, whichever format and file it came from.
-
-A row's ``messages`` end with the user's turn, or with the assistant's, which is then the demonstration ``response``.
-``teacher`` is the closed teacher's text, ``gold`` the answer that a grader compares with, by ``kind`` and ``options``;
-all are optional. Several golds, or ``equivalent_answers`` beside one, are equally right. A text that is null, NaN or
-blank is not there.
-"""
+"""Data files: which of their rows can be used, what is wrong with the others, and the rows as prompts."""
 
 import json
 import time
@@ -14,121 +8,43 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from prism.config import DataConfig, LimitsConfig
 from prism.data.blobs import BlobStore
-from prism.data.checks import CHECKED_IMAGES, Size, check_request, image_check
+from prism.data.checks import CHECKED_IMAGES, RowCheck, Size
 from prism.data.files import ROW_ERRORS, open_rows
+from prism.data.halves import SecondHalf
 from prism.data.image_folder import ImageFolder
 from prism.data.images import canonical_image, decode_image, naming_image
 from prism.data.importers import Reader, find_reader
 from prism.data.importers.assemble import content_id
-from prism.data.index import LazyRows, RowIndex, at_turn, id_digest, learnt_turns
-from prism.data.table import NUMBERS_ARE_TEXTS, without_nan
+from prism.data.index import LazyRows, RowIndex, at_turn, id_digest
+from prism.data.look import Look
+from prism.data.row import MAX_EQUIVALENT, DataRow, validated, what_is_wrong
 from prism.errors import DataError
-from prism.settings import describe
-from prism.wire.grading import AnswerKind, GradeOptions
-from prism.wire.messages import (
-    Message,
-    from_json,
-    image_parts,
-    is_data_uri,
-    place_images,
-    take_demonstration,
-)
-from prism.wire.response import parse_response
+from prism.wire.messages import from_json, is_data_uri
 from prism.wire.v1 import rollout_pb2 as pb
 
-MAX_EQUIVALENT = 63  # beside the gold answer: a grader takes 64
+__all__ = [
+    "MAX_EQUIVALENT",
+    "ROW_ERRORS",
+    "DataFile",
+    "DataRow",
+    "Mixture",
+    "Prompts",
+    "RowCheck",
+    "RowParser",
+    "read_rows",
+    "to_prompt",
+    "validated",
+    "what_is_wrong",
+]
+
 KEPT_PROBLEMS = 1_000  # texts; beyond them problems are counted
 SAY_SECONDS = 10
-
-
-def _blank_is_none(value: object) -> object:
-    return None if isinstance(value, str) and not value.strip() else value
-
-
-OptionalText = Annotated[str | None, BeforeValidator(_blank_is_none)]
-
-
-def _without_blanks(value: object) -> list[object]:
-    """Texts and numbers of a list, without what is null, NaN or blank; a value alone is a list of one."""
-    values = value if isinstance(value, list) else [value]
-    return [v for v in values if _blank_is_none(v) is not None and not (isinstance(v, float) and v != v)]
-
-
-READ: dict[str, Any] = {}
-"""The context of validation for what a reader has made: its images are in place, its demonstration is apart."""
-
-
-def _grade_options(value: object) -> object:
-    """Strictly, unlike all else of a row: a key that nobody reads would change what is right without a word."""
-    if not isinstance(value, dict):
-        return value
-    given = {name: one for name, one in value.items() if one is not None}
-    try:
-        return GradeOptions.model_validate(without_nan(given)) if given else None
-    except ValidationError as error:
-        raise ValueError("; ".join(describe(error))) from None
-
-
-class DataRow(BaseModel):
-    """One line. Unknown keys are let through: data sets carry more than a trainer reads.
-
-    An image is named by its path, relative to the file the row stands in, or given as a data: URL.
-    """
-
-    model_config = NUMBERS_ARE_TEXTS
-
-    id: str = Field(min_length=1)
-    messages: list[Message] = Field(min_length=1)
-    response: OptionalText = None
-    teacher: OptionalText = None
-    gold: OptionalText = None
-    equivalent_answers: Annotated[list[str], Field(max_length=MAX_EQUIVALENT), BeforeValidator(_without_blanks)] = (
-        Field(default_factory=list)
-    )
-    kind: AnswerKind = "auto"
-    options: Annotated[GradeOptions | None, BeforeValidator(_grade_options)] = None
-    meta: dict[str, object] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _several_golds(cls, value: object) -> object:
-        """Of several the first is the gold answer, and the others are equivalent."""
-        if not isinstance(value, dict):
-            return value
-        if not isinstance(value.get("gold"), list) and value.get("equivalent_answers") is None:
-            return value
-        first, *others = _without_blanks(value.get("gold")) + _without_blanks(value.get("equivalent_answers")) or [None]
-        return value | {"gold": first, "equivalent_answers": others}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _demonstration_in_messages(cls, value: object, info: ValidationInfo) -> object:
-        if info.context is READ:
-            return value
-        return take_demonstration(place_images(without_nan(value)))
-
-    @model_validator(mode="after")
-    def _ends_with_user(self) -> "DataRow":
-        if self.messages[-1].role != "user":
-            raise ValueError("the last message must be the user's (or the assistant's demonstration after it)")
-        if not all(self.image_paths):
-            raise ValueError("an image of the messages has an empty path")
-        return self
-
-    @property
-    def image_paths(self) -> list[str]:
-        return [part.image for part in image_parts(self.messages)]
-
-
-RowCheck = Callable[[DataRow, Sequence[Size]], None]
-"""Raises DataError for a row, with images of these sizes, that a use cannot take."""
 
 
 @dataclass
@@ -170,6 +86,10 @@ class DataFile:
             return canonical_image(data, self.limits.max_image_pixels)
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
 def read_rows(
     path: Path,
     on_bad_row: Literal["skip", "fail"],
@@ -181,7 +101,7 @@ def read_rows(
     check: RowCheck | None = None,
     entry: DataConfig | None = None,
     every_turn: bool = False,
-    tell: Callable[[int, DataRow, Sequence[Size]], None] = lambda *_: None,
+    tell: Callable[[int, DataRow, Sequence[Size]], None] = _nothing,
     refused: Callable[[str], None] = lambda _: None,
 ) -> DataFile:
     """Check every row and keep where it stands: 8 bytes a row, which is read again when it is asked for.
@@ -208,36 +128,29 @@ def read_rows(
         if on_bad_row == "fail":
             raise DataError(f'{path}:{number}: {text}\n(set on_bad_row = "skip" to count and skip such rows)')
 
-    size_of = image_check(result, decode=images == "decode")
     file = open_rows(path)
     reader = find_reader(path, (found.value for found in file), entry.format, entry.columns, entry.dataset)
     result.format, result.container = reader.format.name, file.container
     turns = (reader.format.turns if entry.turns == "format" else entry.turns) if every_turn else None
-    index, said = RowIndex(RowParser(reader)), time.monotonic()
-    for found in file:
-        if time.monotonic() - said > SAY_SECONDS:
-            said = time.monotonic()
-            say(f"checking {path}: {found.number:,} rows, {file.progress:.0%}")
-        try:
-            if found.problem:
-                raise found.problem
-            own = reader.own(found.value)
-            learnt = learnt_turns(own, turns)
-            for turn in learnt:
-                row = validated(at_turn(own, turn))
-                _refuse_unusable(row, require)
-                names = row.image_paths
-                if len(names) > result.limits.max_images:
-                    raise DataError(f"{len(names)} images, over the limit of {result.limits.max_images} (max_images)")
-                sizes = [size for name in names if (size := size_of(name))]
-                check_request(row, sizes, result)
-                if check:
-                    check(row, sizes)
-                tell(found.number, row, sizes)
-        except ROW_ERRORS as error:
-            bad(found.number, found.note + what_is_wrong(error))
-            continue
-        index.add(found, own["id"], learnt)
+    look = Look(reader, require, turns, images, result)
+    index, said, told = RowIndex(RowParser(reader)), time.monotonic(), tell is not _nothing
+    with SecondHalf(file, look, check, wanted=images == "exist" and not told) as half:
+        for found in half.first():
+            if time.monotonic() - said > SAY_SECONDS:
+                said = time.monotonic()
+                say(f"checking {path}: {found.number:,} rows, {file.progress:.0%}")
+            try:
+                given, learnt, seen = look(found)
+                for row, sizes in seen:
+                    if check:
+                        check(row, sizes)
+                    tell(found.number, row, sizes)
+            except ROW_ERRORS as error:
+                bad(found.number, found.note + what_is_wrong(error))
+                continue
+            index.add(found, given, learnt)
+        for number, problem in half.join(index):
+            bad(number, problem)
     for number, problem in index.repeated(file):
         bad(number, problem)
     if not len(index):
@@ -245,19 +158,6 @@ def read_rows(
         raise DataError(f"data file {path} holds no usable row{first}")
     result.rows = LazyRows(file, index.examples, index.parser)
     return result
-
-
-def _refuse_unusable(row: DataRow, require: tuple[str, ...]) -> None:
-    """Raises DataError unless the row has each of these texts, and the teacher's has its three sections."""
-    if missing := [key for key in require if getattr(row, key) is None]:
-        raise DataError(f"{', '.join(missing)} is missing or empty, which this stage needs")
-    if "teacher" in require and (problems := parse_response(row.teacher or "").problems):
-        raise DataError(f"the teacher's text is not in the response format: {', '.join(problems)}")
-
-
-def what_is_wrong(error: Exception) -> str:
-    """With a row, in words; ``error`` is one of ROW_ERRORS."""
-    return "; ".join(describe(error)) if isinstance(error, ValidationError) else str(error)
 
 
 @dataclass(frozen=True)
@@ -274,11 +174,6 @@ class RowParser:
         if self.shared and id_digest(own["id"]) in self.shared:
             own["id"] = f"{own['id']}-{content_id(own)}"
         return validated(at_turn(own, turn))
-
-
-def validated(own: dict[str, Any]) -> DataRow:
-    """Of what a reader has made. Raises ValidationError. (In messages, HTTP takes no unknown key.)"""
-    return DataRow.model_validate(own, extra="ignore", context=READ)
 
 
 def to_prompt(row: DataRow, data: DataFile, blobs: BlobStore) -> pb.Prompt:

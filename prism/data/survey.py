@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from prism.config import DataConfig, LimitsConfig
-from prism.data.checks import Size
+from prism.data.checks import RowCheck, Size
 from prism.data.importers import FORMATS
-from prism.data.rows import DataRow, RowCheck, read_rows
+from prism.data.rows import DataRow, read_rows
 from prism.errors import DataError
 
 DUPLICATES_NAMED = 5

@@ -16,7 +16,7 @@ def without_nan(row: object) -> object:
     if not isinstance(row, dict):
         return row
     for value in row.values():
-        if isinstance(value, (float, list)):
+        if isinstance(value, float) or (isinstance(value, list) and float in map(type, value)):
             break
     else:
         return row

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -232,10 +233,38 @@ def _sockets(settings: ListenSettings) -> list[socket.socket] | None:
         raise ServiceError(f"cannot listen on {settings.host}, ports {ports}: {error.strerror}") from None
 
 
-def serve(app: FastAPI, settings: ListenSettings) -> None:
-    """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand. Raises what ``end`` was given."""
+def serve(app: FastAPI, settings: ListenSettings, *beside: tuple[FastAPI, ListenSettings]) -> None:
+    """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand; and others ``beside`` it in this process,
+    each on a port of its own: when one ends, all do. Raises what ``end`` was given."""
     logs.configure(settings.log_level, settings.log_format)
     logs.about(run=settings.run)
+    servers = [_server(*each) for each in ((app, settings), *beside)]
+
+    def run(server: uvicorn.Server, settings: ListenSettings) -> None:
+        try:
+            server.run(_sockets(settings))
+        finally:
+            for other in servers:
+                other.should_exit = True
+
+    # Signals reach the one of this thread alone.
+    threads = [threading.Thread(target=run, args=(s, b[1])) for s, b in zip(servers[1:], beside, strict=True)]
+    for thread in threads:
+        thread.start()
+    with suppress(KeyboardInterrupt):  # SIGINT, raised again once all is finished
+        try:
+            run(servers[0], settings)
+        finally:
+            for thread in threads:
+                thread.join()
+    for each, _ in ((app, settings), *beside):
+        if error := getattr(each.state, "error", None):
+            raise error
+    if not all(server.started for server in servers):
+        sys.exit(3)
+
+
+def _server(app: FastAPI, settings: ListenSettings) -> uvicorn.Server:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -248,9 +277,4 @@ def serve(app: FastAPI, settings: ListenSettings) -> None:
         )
     )
     app.state.server = server
-    with suppress(KeyboardInterrupt):  # SIGINT, raised again once all is finished
-        server.run(_sockets(settings))
-    if error := getattr(app.state, "error", None):
-        raise error
-    if not server.started:
-        sys.exit(3)
+    return server

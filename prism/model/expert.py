@@ -5,9 +5,10 @@ Folders written here are ordinary Hugging Face folders: the backbone's own tenso
 expert. Method: arXiv 2604.28123, section on the discriminator; sparse upcycling: arXiv 2212.05055.
 """
 
+import copy
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 
 from prism.errors import ConfigError, WeightsError
 from prism.model import torchvision_cpu
+from prism.model.adapters.mixture import AdapterMixture, kept_logits
 from prism.model.folder import complete_folder
 from prism.model.inputs import InputBuilder
 from prism.model.packing import Batch, run_backbone
@@ -71,10 +73,13 @@ class ExpertModel(nn.Module):
 
     def judge(self, batch: Batch, *, router_logits: bool = False) -> ExpertOutput:
         """Scores, and what the routers said about every token if asked for."""
-        options = {"output_router_logits": True} if router_logits and self.mixture else {}
-        out = run_backbone(self.model, batch, **options)
+        own = router_logits and not self.adapter_mixtures and self.mixture is not None
+        options = {"output_router_logits": True} if own else {}
+        with kept_logits(self.adapter_mixtures if router_logits else []):
+            out = run_backbone(self.model, batch, **options)
+            kept = tuple(mixture.logits for mixture in self.adapter_mixtures if mixture.logits is not None)
         last = out.last_hidden_state[0, batch.ends]  # [N, H]
-        return ExpertOutput(self.read(last), tuple(out.router_logits) if options else ())
+        return ExpertOutput(self.read(last), tuple(out.router_logits) if own else kept)
 
     def read(self, last: torch.Tensor) -> torch.Tensor:
         """The backbone's states at last tokens [N, H] -> scores [N] in float32."""
@@ -83,31 +88,48 @@ class ExpertModel(nn.Module):
     @property
     def mixture(self) -> tuple[int, int] | None:
         """(experts of each layer, experts a token is sent to); None if dense."""
+        if self.adapter_mixtures:
+            return self.adapter_mixtures[0].experts, self.adapter_mixtures[0].top_k
         text = self.config.text_config
         return (text.num_experts, text.num_experts_per_tok) if self.config.model_type == "qwen3_vl_moe" else None
 
     def _add_head(self, backbone: Any, config: Any) -> None:
         self.model = backbone
+        self.adapter_mixtures: list[AdapterMixture] = []
+        """Where its MLPs are mixtures of adapters; plain attributes, whose parameters are the backbone's."""
+        self.adapter: str | None = None
+        """The name of its adapter, if it is one over a backbone that others share."""
+        self.computing: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """In which it computes, where its backbone computes for others too."""
         self.dropout = nn.Dropout(0.0)
         config.num_labels = config.text_config.num_labels = 1  # for servers that size the head by it
         self.score = nn.Linear(config.text_config.hidden_size, 1, bias=False)
 
 
 class DenseExpert(ExpertModel, Qwen3VLPreTrainedModel):
-    def __init__(self, config: Qwen3VLConfig) -> None:
+    def __init__(self, config: Qwen3VLConfig, backbone: Any = None) -> None:
         Qwen3VLPreTrainedModel.__init__(self, config)
-        self._add_head(Qwen3VLModel(config), config)
+        self._add_head(Qwen3VLModel(config) if backbone is None else backbone, config)
         self.post_init()
 
 
 class MixtureExpert(ExpertModel, Qwen3VLMoePreTrainedModel):
-    def __init__(self, config: Qwen3VLMoeConfig) -> None:
+    def __init__(self, config: Qwen3VLMoeConfig, backbone: Any = None) -> None:
         Qwen3VLMoePreTrainedModel.__init__(self, config)
-        self._add_head(Qwen3VLMoeModel(config), config)
+        self._add_head(Qwen3VLMoeModel(config) if backbone is None else backbone, config)
         self.post_init()
 
 
 CLASSES: dict[str, Any] = {"qwen3_vl": DenseExpert, "qwen3_vl_moe": MixtureExpert}
+
+
+def refuse_other_family(model_type: str, folder: Path | str) -> None:
+    """Raises ConfigError for a model that can be neither policy nor expert."""
+    if model_type not in CLASSES:
+        raise ConfigError(
+            f"{folder} is a {model_type}: policy and experts start from a {' or a '.join(CLASSES)} (Qwen3-VL, dense or "
+            "a mixture of experts)"
+        )
 
 
 def load_expert(
@@ -127,9 +149,8 @@ def load_expert(
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no model can be loaded from {folder}: {str(error)[:500]}") from None
-    kind = CLASSES.get(config.model_type)
-    if kind is None:
-        raise ConfigError(f"{folder} is a {config.model_type}: an expert starts from a {' or a '.join(CLASSES)}")
+    refuse_other_family(config.model_type, folder)
+    kind = CLASSES[config.model_type]
     try:
         with _quiet():
             expert, loading = kind.from_pretrained(
@@ -155,6 +176,22 @@ def load_expert(
         _new_head(expert, seed)
     expert.dropout.p = dropout
     return expert
+
+
+def expert_over(model: Any, *, seed: int = 0, dropout: float = 0.0) -> ExpertModel:
+    """An expert over the very backbone of ``model``, a policy or an expert: only its head is its own, another expert's
+    copied or new by ``seed``."""
+    kind = CLASSES[model.config.model_type]
+    with no_init_weights():
+        expert = kind._from_config(
+            copy.deepcopy(model.config), dtype=model.dtype, attn_implementation=ATTENTION, backbone=model.model
+        )
+    if isinstance(model, ExpertModel):
+        expert.score.load_state_dict(model.score.state_dict())
+    else:
+        _new_head(expert, seed)
+    expert.dropout.p = dropout
+    return expert.to(model.device)
 
 
 def unfilled_expert(config: str, like: ExpertModel) -> ExpertModel:
@@ -185,9 +222,14 @@ def place(expert: ExpertModel, device: str, *, move: bool = True) -> ExpertModel
     On a GPU that is one grouped matrix product for all experts of a layer. On a CPU torch's grouped product is 1.4 to
     1.7 times slower, there and back, than transformers' own way, which gathers each expert's tokens.
     """
-    if expert.mixture:
-        expert.model.set_experts_implementation("eager" if torch.device(device).type == "cpu" else "grouped_mm")
+    compute_mixtures(expert, device)
     return expert.to(device) if move else expert
+
+
+def compute_mixtures(model: Any, device: str) -> None:
+    """Of a policy or an expert: as ``place``."""
+    if model.config.model_type == "qwen3_vl_moe":
+        model.model.set_experts_implementation("eager" if torch.device(device).type == "cpu" else "grouped_mm")
 
 
 def save_expert(

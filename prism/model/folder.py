@@ -6,6 +6,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from prism.errors import ConfigError
+
 # What a folder holds beside weights and configuration, and what is taken over from the folder a model starts from, as
 # it stands there. Not its README, which describes another model, and no code.
 KEPT = (
@@ -37,6 +39,14 @@ def complete_folder(
     if pixel_bounds:
         _bound_images(folder, *pixel_bounds)
     _name_as_earlier(folder / "config.json")
+
+
+def model_folder(start: Path | str) -> Path:
+    """Where the files of a model lie. Raises ConfigError for one of the hub that is not in its cache."""
+    folder = _folder_of(start)
+    if folder is None:
+        raise ConfigError(f"{start} is no folder and not in the cache: hf download {start}")
+    return folder
 
 
 def _folder_of(start: Path | str) -> Path | None:

@@ -189,6 +189,9 @@ def hidden_states(backbone: Any, batch: Batch) -> Tensor:
 def run_backbone(backbone: Any, batch: Batch, **options: Any) -> Any:
     """What the backbone's language model gives for the row. It must be loaded with ``shared_prefix.ATTENTION``."""
     embeds = backbone.get_input_embeddings()(batch.input_ids)  # [1, T, H]
+    if torch.is_grad_enabled() and not embeds.requires_grad:
+        # Where embeddings are frozen the first layer, too, hears of its backward pass on every rank, images or not.
+        embeds.requires_grad_(True)
     vision: dict[str, Any] = {}
     if batch.pixel_values is not None:
         features = backbone.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)

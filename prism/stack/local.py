@@ -183,14 +183,8 @@ class Stack:
 
     def _describe(self) -> list[ServiceProcess]:
         config = self.config.stack
-        weights = (
-            self.config.run_limits.environment()
-            | self._given("token", "admin_token")
-            | {
-                "PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"),
-                "PRISM_DEVICE": config.device,
-            }
-        )
+        weights = self.config.run_limits.environment() | self._given("token", "admin_token")
+        weights |= {"PRISM_WEIGHTS_ROOT": str(self._run_dir / "weights"), "PRISM_DEVICE": config.device}
         services = [] if os.environ.get("PRISM_REDIS_URL") else [self._redis()]
         policy = {"PRISM_MODEL": str(self._model)}
         policy |= {f"PRISM_{name.upper()}": value for name, value in config.policy_options.items()}
@@ -202,6 +196,11 @@ class Stack:
             own |= self._given("blobs")
             (other,) = set(EXPERTS) - {expert}
             peer = {"PRISM_PEER_URL": self._endpoints()[f"{other}_url"]}
+            if config.experts_together:
+                both = self._service(2, "experts", ["experts"], weights | threads | own | expert_cards(config, 0))
+                both.ready = lambda: self._not_ready(2) or self._not_ready(3)
+                services.append(both)
+                break
             own |= peer | expert_cards(config, index - 2)
             services.append(self._service(index, expert, [expert], weights | threads | own))
         judge = {name: os.environ[name] for name in ("PRISM_JUDGE_TOKEN",) if name in os.environ}
@@ -222,8 +221,11 @@ class Stack:
             environment,
             port,
             self._logs / f"{name}.log",
-            lambda: _http_ready(f"http://127.0.0.1:{port}/readyz"),
+            lambda: self._not_ready(index),
         )
+
+    def _not_ready(self, index: int) -> str | None:
+        return _http_ready(f"http://127.0.0.1:{self._port(index)}/readyz")
 
     def _redis(self) -> ServiceProcess:
         folder = self._run_dir / "redis"

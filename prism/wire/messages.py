@@ -176,7 +176,7 @@ def data_uri(image: bytes) -> str:
 
 
 def is_data_uri(text: str) -> bool:
-    return text[:64].translate(_REMOVED).lstrip()[:5].lower() == "data:"
+    return ":" in text[:64] and text[:64].translate(_REMOVED).lstrip()[:5].lower() == "data:"
 
 
 def data_uri_bytes(uri: str) -> bytes:

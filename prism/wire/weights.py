@@ -17,7 +17,9 @@ from prism.errors import WeightsError
 from prism.files import sync_tree, write_text
 
 MANIFEST = "manifest.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them
 SMALL = 2**25  # bytes of all files, hashed sooner than threads begin
+MOST_KNOWN = 4096  # files
 HASHERS = 8  # files hashed at a time, where there are as many cores: one core does 1 to 2 GB a second
 
 
@@ -84,11 +86,38 @@ class Manifest(BaseModel):
     def order(self) -> tuple[int, int]:
         return self.attempt, self.version
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether these files are a base and an adapter over it."""
+        return ADAPTER in self.files
+
+    @property
+    def base(self) -> dict[str, WeightFile]:
+        """The files without the adapter's."""
+        return {name: file for name, file in self.files.items() if name not in (ADAPTER, ADAPTER_CONFIG)}
+
 
 def file_sha256(path: Path) -> str:
     """Of a file that may be larger than memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_known: dict[tuple[int, int, int, int], str] = {}  # sha256 of files that were read, by what stat says of them
+
+
+def known_sha256(path: Path) -> str:
+    """``file_sha256``, by reading what an unchanged file was read as before, under whatever name: linked files are one.
+
+    For the base of adapters, which every push names again.
+    """
+    stat = path.stat()
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if key not in _known:
+        if len(_known) >= MOST_KNOWN:
+            _known.clear()
+        _known[key] = file_sha256(path)
+    return _known[key]
 
 
 def seal(
@@ -139,18 +168,20 @@ def _verify(root: Path, manifest: Manifest) -> Path:
             raise WeightsError(f"weights file {name!r} is missing from {manifest.path!r}")
         if file.stat().st_size != expected.bytes:
             raise WeightsError(f"weights file {name!r} of {manifest.path!r} does not match its sha256: other size")
-    found = _sha256s([folder / name for name in manifest.files])
+    found = _sha256s([folder / name for name in manifest.files], known=manifest.is_adapter)
     for (name, expected), sha256 in zip(manifest.files.items(), found, strict=True):
         if sha256 != expected.sha256:
             raise WeightsError(f"weights file {name!r} of {manifest.path!r} does not match its sha256")
     return folder
 
 
-def _sha256s(files: list[Path]) -> list[str]:
+def _sha256s(files: list[Path], *, known: bool = False) -> list[str]:
+    """``known``: as ``known_sha256``."""
+    of_file = known_sha256 if known else file_sha256
     if sum(file.stat().st_size for file in files) < SMALL:
-        return list(map(file_sha256, files))
+        return list(map(of_file, files))
     with ThreadPoolExecutor(HASHERS, "sha256") as threads:
-        return list(threads.map(file_sha256, files))
+        return list(threads.map(of_file, files))
 
 
 def note_newest(state_dir: Path, manifest: Manifest) -> None:

@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException, Request
 from prism.errors import PrismError, ServiceError, WeightsError
 from prism.http.app import create_app as create_service
 from prism.http.app import end, unless_gone
+from prism.model.adapters.experts import Bases
 from prism.services.experts import compatible, metrics
 from prism.services.experts.engine import Overloaded
 from prism.services.experts.mixture import Peer
@@ -52,7 +53,8 @@ OLD = "the weights are older than min_version"
 FULL = "too many requests are waiting; try again after Retry-After seconds"
 
 
-def create_app(settings: ExpertSettings) -> FastAPI:
+def create_app(settings: ExpertSettings, bases: Bases | None = None) -> FastAPI:
+    """``bases``: of a process that serves both experts."""
     scorer: Scorer | None = None
     peer = Peer(settings)
     busy = 0
@@ -60,7 +62,7 @@ def create_app(settings: ExpertSettings) -> FastAPI:
     async def load() -> None:
         nonlocal scorer
         try:
-            scorer = await asyncio.to_thread(Scorer, settings)
+            scorer = await asyncio.to_thread(Scorer, settings, bases)
         except PrismError as error:
             end(app, error)
         except Exception as error:  # out of memory, for one: to say "loading" for ever would hide it

@@ -19,7 +19,10 @@ import torch
 
 from prism import logs
 from prism.errors import ConfigError, ServiceError, WeightsError
-from prism.model.expert import ExpertModel, load_expert, place
+from prism.model.adapters.experts import Base, Bases
+from prism.model.adapters.layers import base_name
+from prism.model.adapters.merging import read_adapter
+from prism.model.expert import ExpertModel, MixtureExpert, load_expert, place
 from prism.model.incoming import IncomingExpert
 from prism.model.inputs import Example, InputBuilder
 from prism.services.experts import metrics
@@ -160,9 +163,14 @@ class ScoringEngine:
         max_queue: int,
         cache_tokens: int = 16_384,
         receive_deadline: float = 120,
+        start: Path | None = None,
+        bases: Bases | None = None,
+        base: Base | None = None,
     ) -> None:
-        """``receive_deadline``: seconds for each tensor of a broadcast."""
+        """``receive_deadline``: seconds for each tensor of a broadcast. ``start``: the folder that ``model`` is from.
+        ``bases``: of the process, for adapters; ``base``: the one whose model this is, if others share it."""
         self.name, self.device = name, device
+        self._bases, self._base, self._start = bases or Bases(), base or Base(model), start
         self._incoming = IncomingExpert(receive_deadline)
         self.version = Version(0, 0)
         self._image_token_id, self._cache_tokens = inputs.image_token_id, cache_tokens
@@ -223,7 +231,10 @@ class ScoringEngine:
                     f"version {current[1]}, which is loaded"
                 )
             before, broadcast = self.model, manifest.broadcast
-            if broadcast is None:
+            before_base, base = self._base, None
+            if manifest.is_adapter:
+                model, base = self._adapted(verify(root, manifest), manifest)
+            elif broadcast is None:
                 model = self._load(verify(root, manifest))
             else:
                 model = self._incoming.receive(broadcast, before, self._refuse_other_shape)
@@ -237,23 +248,34 @@ class ScoringEngine:
             logs.about(expert_version=manifest.version, attempt=manifest.attempt)
             metrics.VERSION.labels(self.name).set(manifest.version)
             self._incoming.retire(before, broadcast)  # nothing computes with it any more
+            before_base.retire(before)
+            self._base, self._start = base or Base(model), None
             return swap.paused.result()
 
     def close(self) -> None:
         self._requests.put(None)
         self._thread.join(timeout=10)
 
-    def _load(self, folder: Path) -> ExpertModel:
+    def _load(self, folder: Path, *, base: bool = False) -> ExpertModel:
+        """``base``: what an adapter is over, which may have no head, and be what a mixture in use was made of."""
         try:
-            model = load_expert(folder, dtype=self.model.score.weight.dtype, strict=True)
+            model = load_expert(folder, dtype=self.model.score.weight.dtype, strict=not base)
         except ConfigError as error:
             raise WeightsError(str(error)) from None
-        self._refuse_other_shape(model, folder)
+        self._refuse_other_shape(model, folder, base=base)
         return model
 
-    def _refuse_other_shape(self, model: ExpertModel, whose: object = "the learner") -> None:
+    def _adapted(self, folder: Path, manifest: Manifest) -> tuple[ExpertModel, Base]:
+        def load() -> ExpertModel:
+            return place(self._load(folder, base=True), self.device)
+
+        base = self._bases.of(manifest.base, load, self._base, self._start)
+        return base.expert(read_adapter(folder)), base
+
+    def _refuse_other_shape(self, model: ExpertModel, whose: object = "the learner", *, base: bool = False) -> None:
         # A service may start before the mixture that is upcycled from its model is there.
-        mlps = self.model.mixture is not None or model.mixture is None
+        ours, theirs = isinstance(self.model, MixtureExpert), isinstance(model, MixtureExpert)
+        mlps = ours == theirs or (ours and not base)
         if _shape(model, mlps=mlps) != _shape(self.model, mlps=mlps):
             raise WeightsError(f"{whose} holds another architecture than the model in use: push to where it belongs")
 
@@ -354,5 +376,7 @@ def why_broken(device: str) -> str | None:
 
 def _shape(model: ExpertModel, *, mlps: bool) -> tuple[Any, ...]:
     """What has to be equal between two versions of one model."""
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if mlps or ".mlp." not in name}
-    return model.mixture if mlps else None, shapes
+    tensors = {named: t for name, t in model.state_dict().items() if (named := base_name(name))}
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if mlps or ".mlp." not in name}
+    routed = model.mixture if mlps and isinstance(model, MixtureExpert) else None
+    return routed, shapes

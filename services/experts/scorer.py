@@ -12,7 +12,8 @@ import torch
 from fastapi import HTTPException
 
 from prism.errors import ConfigError, WeightsError
-from prism.model.expert import load_expert
+from prism.model.adapters.experts import Bases
+from prism.model.expert import ExpertModel, load_expert
 from prism.model.inputs import InputBuilder
 from prism.services.experts import metrics
 from prism.services.experts.calibration import Calibration, keep, read_kept, sigmoid
@@ -46,7 +47,7 @@ PLANNING_THREADS = 8  # more than most hosts' cores: a long text that one reques
 class Scorer:
     """One expert at work. Raises ConfigError or WeightsError if its model cannot be used."""
 
-    def __init__(self, settings: ExpertSettings) -> None:
+    def __init__(self, settings: ExpertSettings, bases: Bases | None = None) -> None:
         self.settings = settings
         self.base = str(settings.model)
         try:
@@ -64,15 +65,24 @@ class Scorer:
         self.planner = Planner(settings, self.inputs)
         self.images = ImageSources(settings)
         self.calibration: Calibration | None = read_kept(settings.state_dir, self.base)
+        bases = bases or Bases()
+
+        def load() -> ExpertModel:
+            return load_expert(settings.model, seed=settings.seed, dtype=getattr(torch, settings.dtype))
+
+        base = bases.started(settings.model, load)
         self.engine = ScoringEngine(
             settings.expert,
-            load_expert(settings.model, seed=settings.seed, dtype=getattr(torch, settings.dtype)),
+            base.model,
             self.inputs,
             device=settings.device,
             max_batch_tokens=settings.max_batch_tokens,
             max_queue=settings.max_queue,
             cache_tokens=settings.cache_tokens,
             receive_deadline=settings.receive_deadline,
+            start=settings.model,
+            bases=bases,
+            base=base,
         )
         self._calibrating = asyncio.Lock()
         self._pixels = ByteBudget(self.planner.max_pixel_bytes)

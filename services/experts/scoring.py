@@ -64,8 +64,9 @@ class PrefixScorer:
                 todo.append((entry, new))
         metrics.KNOWN_SCORES.labels(self._name).inc(sum(map(len, scores)))
         if todo:
-            prefixes = self._prefixes_of([entry for entry, _ in todo])
-            fresh = self._branch_scores(prefixes, [texts for _, texts in todo])
+            with self.model.computing():
+                prefixes = self._prefixes_of([entry for entry, _ in todo])
+                fresh = self._branch_scores(prefixes, [texts for _, texts in todo])
             names = [_name(entry, text) for entry, texts in todo for text in texts]
             computed = dict(zip(names, fresh, strict=True))
             self._known.update(computed)

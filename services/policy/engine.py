@@ -29,6 +29,11 @@ class Engine:
         """Load a folder's weights in place. They must not be used before ``flush``."""
         await self._workers("reload_weights", deadline, weights_path=str(folder))
 
+    async def merge(self, folder: Path, deadline: float, *, over_same: bool) -> None:
+        """Load a folder's weights in place with its adapter merged, as ``reload`` does without. ``over_same``: those in
+        memory are the same with another adapter of the same layers."""
+        await self._workers("load_merged", deadline, folder=str(folder), over_same=over_same)
+
     async def join(self, broadcast: Broadcast, deadline: float) -> None:
         """Meet the learner whose weights come; what is loaded stays as it is."""
         await self._workers("join_broadcast", deadline, broadcast=broadcast.model_dump(), deadline=deadline * 0.8)

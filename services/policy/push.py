@@ -16,7 +16,7 @@ from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, Phase
 from prism.services.policy.settings import PolicySettings
 from prism.services.policy.signs import Progress
-from prism.wire.weights import Manifest, note_newest, read_newest, verify
+from prism.wire.weights import ADAPTER_CONFIG, Manifest, note_newest, read_newest, verify
 
 logger = logging.getLogger("vllm.prism.policy")  # below vLLM's logger, whose handlers print to the server's log
 
@@ -222,6 +222,9 @@ class ServedWeights:
         began = time.monotonic()
         if folder is None:
             await self.engine.receive(self.settings.reload_deadline)
+        elif manifest.is_adapter:
+            over_same = self._same_layers(manifest)
+            await self.engine.merge(folder, self.settings.reload_deadline, over_same=over_same)
         else:
             await self.engine.reload(folder, self.settings.reload_deadline)
         loaded = time.monotonic()
@@ -246,6 +249,11 @@ class ServedWeights:
         metrics.VERSION.set(self.version)
         metrics.ATTEMPT.set(self.attempt)
         return difference
+
+    def _same_layers(self, manifest: Manifest) -> bool:
+        """Whether all that differs from what is loaded is what the adapter changes."""
+        was, config = self.loaded, ADAPTER_CONFIG
+        return was is not None and was.base == manifest.base and was.files.get(config) == manifest.files.get(config)
 
     def _result(self, total: float, paused: float, difference: float | None) -> PushResult:
         return PushResult(

@@ -5,11 +5,13 @@ Weights go through the same reload in place as a folder's, which takes an iterat
 were loaded, straight through the model's own loader.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
+from prism.model.adapters.merging import merged_tensors, read_adapter
 from prism.model.broadcast import Receiver
 from prism.model.control import vision_tokens
 from prism.wire.weights import Broadcast
@@ -44,6 +46,17 @@ class BroadcastWorker:
                 self.model_runner.reload_weights(weights_iterator=receiver.tensors())
         finally:
             receiver.close()
+
+    def load_merged(self, folder: str, over_same: bool) -> None:
+        """Load a folder's model with its adapter merged, in place; what the adapter does not change is there already if
+        it is ``over_same``, and stays where parameters can be loaded one by one."""
+        adapter = read_adapter(Path(folder))
+        as_loaded = self._is_as_loaded()
+        tensors = merged_tensors(Path(folder), adapter, self.device, changed=over_same and as_loaded)
+        if as_loaded:
+            self.model_runner.get_model().load_weights(tensors)
+        else:
+            self.model_runner.reload_weights(weights_iterator=tensors)
 
     def _is_as_loaded(self) -> bool:
         """Whether parameters lie as a checkpoint's tensors were loaded into them, so that more can be, at once. Not on

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prism.errors import WeightsError
-from prism.wire.weights import Manifest
+from prism.model.adapters.merging import A, B, read_adapter
+from prism.wire.weights import ADAPTER, Manifest
 
 MAX_HEADER = 100 * 2**20  # bytes, the format's own limit
 
@@ -27,21 +28,26 @@ class FolderTensors:
 
 
 def folder_tensors(folder: Path) -> FolderTensors:
-    """Raises WeightsError if a file is malformed."""
+    """Of a model, without an adapter beside it. Raises WeightsError if a file is malformed."""
     found = FolderTensors({}, {})
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                (size,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(size)) if size <= MAX_HEADER else None
-            assert isinstance(header, dict)
-            header.pop("__metadata__", None)
-            found.shapes.update((name, tuple(entry["shape"])) for name, entry in header.items())
-        except (AssertionError, KeyError, TypeError, ValueError, struct.error):
-            raise WeightsError(f"{path.name!r} is not a safetensors file") from None
-        for name in header:
+    for path in sorted(path for path in folder.glob("*.safetensors") if path.name != ADAPTER):
+        shapes = _shapes(path)
+        found.shapes.update(shapes)
+        for name in shapes:
             found.files.setdefault(name, []).append(path.name)
     return found
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size)) if size <= MAX_HEADER else None
+        assert isinstance(header, dict)
+        header.pop("__metadata__", None)
+        return {name: tuple(entry["shape"]) for name, entry in header.items()}
+    except (AssertionError, KeyError, TypeError, ValueError, struct.error):
+        raise WeightsError(f"{path.name!r} is not a safetensors file") from None
 
 
 def check_folder(base: Path, folder: Path, manifest: Manifest) -> None:
@@ -52,6 +58,22 @@ def check_folder(base: Path, folder: Path, manifest: Manifest) -> None:
     given = folder_tensors(folder)
     _check_files(folder, given)
     check_shapes(base, given.shapes)
+    if manifest.is_adapter:
+        _check_adapter(folder, given.shapes)
+
+
+def _check_adapter(folder: Path, model: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises WeightsError unless the adapter is one of this model's layers, and nothing else."""
+    adapter = read_adapter(folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
+    rank = adapter.config["r"]
+    expected: dict[str, tuple[int, ...]] = {}
+    for name in adapter.changes:
+        outputs, inputs = model[name] if len(model.get(name, ())) == 2 else (0, 0)
+        layer = name.removesuffix(".weight")
+        expected |= {layer + A: (rank, inputs), layer + B: (outputs, rank)}
+    if wrong := sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name)):
+        raise WeightsError(f"not an adapter of the served model: {', '.join(wrong[:3])}, …")
 
 
 def check_shapes(base: Path, given: Mapping[str, tuple[int, ...]]) -> None:

@@ -107,7 +107,10 @@ class StageCheckpoints:
             check = self._intake.check_newest
         models = {name: learner.model for name, learner in self._learners.items()}
         description = partial(write_description, self._config, models)
-        self._checkpoints.save(step, state, self._tensors(), description, acknowledge, check)
+        lent = {storage for learner in self._learners.values() for storage in learner.host_storages}
+        written = self._checkpoints.save(step, state, self._tensors(), description, acknowledge, check, lent)
+        for learner in self._learners.values():
+            learner.lend(written)
 
     def poll(self) -> None:
         """Between steps: acknowledge a save that is sealed by now. Raises CheckpointError if it was not written."""

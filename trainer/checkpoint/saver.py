@@ -4,13 +4,16 @@ The loop waits for a copy of the tensors alone: they are written behind it, and 
 counts once it is sealed.
 """
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Set
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
 
 from prism.errors import PrismError
 from prism.files import partial_of
@@ -39,18 +42,22 @@ class Checkpoints:
         write: Callable[[Path], None],
         then: Callable[[], None] | None = None,
         check: Callable[[], None] | None = None,
-    ) -> None:
+        lent: Set[int] = frozenset(),
+    ) -> Callable[[], object]:
         """Save ``state`` (JSON) and ``tensors`` as they are now, and what ``write(folder)`` adds on the first rank.
 
+        Tensors are copied, but for those whose storage, by its ``data_ptr``, is ``lent``: these are written from where
+        they lie, and must stay as they are until what is returned returns.
         Waits for the checkpoint before it. ``check`` is called right before this one is sealed, which a PrismError of
         its prevents; ``then`` by a later call here, once it is sealed. Raises CheckpointError if the one before could
         not be written, and what its ``check`` raised.
         """
         self.wait()
-        copies = DefaultStager(StagingOptions(False, False, False, False)).stage(tensors)
+        copies = DefaultStager(StagingOptions(False, False, False, False)).stage(_without(tensors, lent))
         assert isinstance(copies, dict)
         self._then = then
-        self._saving = self._thread.submit(self._save, step, state, copies, write, check)
+        self._saving = self._thread.submit(self._save, step, state, _joined(copies, tensors), write, check)
+        return partial(wait, [self._saving])
 
     def _save(
         self,
@@ -94,3 +101,27 @@ class Checkpoints:
         else:
             with suppress(PrismError):  # another error is on its way
                 self.wait()
+
+
+def _without(tensors: dict[str, Any], lent: Set[int]) -> dict[str, Any]:
+    """The nested dictionaries without the tensors that are lent."""
+    kept: dict[str, Any] = {}
+    for name, value in tensors.items():
+        if isinstance(value, dict):
+            kept[name] = _without(value, lent)
+        elif not (isinstance(value, Tensor) and _storage(value) in lent):
+            kept[name] = value
+    return kept
+
+
+def _joined(copies: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
+    """What was copied, and the others as they are, by their names; in the order of ``tensors``."""
+    return {
+        name: _joined(copies[name], value) if isinstance(value, dict) else copies.get(name, value)
+        for name, value in tensors.items()
+    }
+
+
+def _storage(tensor: Tensor) -> int:
+    own = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+    return own.untyped_storage().data_ptr()

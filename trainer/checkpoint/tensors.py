@@ -40,7 +40,7 @@ class _Writer(HuggingFaceStorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         tensors: dict[str, Tensor] = {}
         offsets: dict[str, Any] = {}
-        storages: set[int] = set()
+        places: set[int] = set()
         results: list[WriteResult] = []
         for item in plan.items:
             name, data, shard = item.index.fqn, planner.resolve_data(item), item.tensor_data
@@ -49,9 +49,10 @@ class _Writer(HuggingFaceStorageWriter):
             assert name not in tensors, name
             if shard.size.numel() and not data.numel():  # more ranks than rows: nothing of it is here
                 continue
-            shared = data.untyped_storage().data_ptr() in storages  # as models on one frozen base do
+            # As models on one frozen base do. A piece of host memory has a place of its own in it.
+            shared = data.data_ptr() in places
             tensors[name] = data.clone(memory_format=torch.contiguous_format) if shared else data.contiguous()
-            storages.add(data.untyped_storage().data_ptr())
+            places.add(data.data_ptr())
             offsets[name] = {SAVED_OFFSETS_KEY: list(shard.chunk.offsets)}
             results.append(WriteResult(item.index, data.nbytes, None))
         if tensors:

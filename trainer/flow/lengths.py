@@ -3,14 +3,11 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from prism.data.checks import Size
-from prism.data.rows import DataRow, RowCheck
+from prism.data.checks import FitsUncounted, RowCheck, Size
+from prism.data.rows import DataRow
 from prism.errors import ConfigError, DataError
 from prism.model.inputs import SAFELY, InputBuilder
 from prism.wire.messages import from_json
-
-TEMPLATE_BYTES = 64  # that a chat template writes around a message, about; a shorter row is not tokenised
-TEMPLATE_START = 512  # and before the first
 
 
 def max_positions(model: Path | str) -> int:
@@ -26,19 +23,23 @@ def max_positions(model: Path | str) -> int:
 def refuse_overlong(inputs: InputBuilder, limit: int, target: str) -> RowCheck:
     """What raises DataError for a row whose prompt and ``target`` come to more than ``limit`` tokens, end included."""
 
-    def check(row: DataRow, sizes: Sequence[Size]) -> None:
-        response: str = getattr(row, target) or ""
-        images = sum(inputs.image_tokens(*size) for size in sizes)
-        parts = [part for message in row.messages for part in message.parts]
-        texts = [response, *(part.text for part in parts if part.type == "text")]
-        frame = TEMPLATE_START + TEMPLATE_BYTES * (1 + len(row.messages))
-        if images + sum(len(text.encode()) for text in texts) + frame <= limit:  # no token is less than a byte
-            return
-        prompt = inputs.prompt_tokens(from_json(row.messages, str), sizes, room=-1)
-        if (tokens := prompt + len(inputs.text_ids(response)) + 1) > limit:
-            raise DataError(too_long(tokens, limit))
+    return _RefuseOverlong(inputs, limit, target)
 
-    return check
+
+class _RefuseOverlong:
+    """A RowCheck."""
+
+    def __init__(self, inputs: InputBuilder, limit: int, target: str) -> None:
+        self._inputs, self._limit, self._target = inputs, limit, target
+        self.fits = FitsUncounted(limit, target)
+
+    def __call__(self, row: DataRow, sizes: Sequence[Size]) -> None:
+        if self.fits(row, sizes, sum(self._inputs.image_tokens(*size) for size in sizes)):
+            return
+        prompt = self._inputs.prompt_tokens(from_json(row.messages, str), sizes, room=-1)
+        response: str = getattr(row, self._target) or ""
+        if (tokens := prompt + len(self._inputs.text_ids(response)) + 1) > self._limit:
+            raise DataError(too_long(tokens, self._limit))
 
 
 def too_long(tokens: int, limit: int) -> str:

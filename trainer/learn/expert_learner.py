@@ -5,19 +5,20 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from prism.config import ExpertLearnerConfig
-from prism.model.expert import ExpertModel, ExpertOutput, save_expert
+from prism.model.expert import ExpertModel, ExpertOutput
 from prism.model.inputs import Example, InputBuilder, distinct
 from prism.model.packing import pack, share_by_tokens, split_by_tokens
 from prism.trainer.learn import ranks
+from prism.trainer.learn.adapted import learning
 from prism.trainer.learn.freeze import freeze
 from prism.trainer.learn.learner import Learner
 from prism.trainer.learn.losses import bradley_terry, score_regularisation
+from prism.trainer.learn.offload import Offload
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.router import RouterLoad, load_balance
 from prism.wire.response import Expert, parse_response
@@ -58,9 +59,16 @@ class ExpertLearner(Learner):
 
     model: ExpertModel
 
-    def __init__(self, expert: Expert, model: ExpertModel, config: ExpertLearnerConfig, updates: int) -> None:
+    def __init__(
+        self,
+        expert: Expert,
+        model: ExpertModel,
+        config: ExpertLearnerConfig,
+        updates: int,
+        offload: Offload | None = None,
+    ) -> None:
         freeze(model, config.freeze)
-        super().__init__(model, Optimizer(model.named_parameters(), config.optimizer, updates), 0)
+        super().__init__(model, Optimizer(learning(model).items(), config.optimizer, updates, offload), 0)
         self.expert: Expert = expert
         self.config = config
         self.not_finite: list[int] = []
@@ -99,6 +107,7 @@ class ExpertLearner(Learner):
         own_scores: dict[int, _Scores] = {}  # by the prompt's place in ``used``
         own_loss = 0.0
         blamed: list[int] = []
+        self._optimizer.prepare()
         self.model.train()
         ranks.expect_images(self.model, any(p.teacher.pixel_values is not None for p in used))
         for indices in self._passes(used):
@@ -185,13 +194,6 @@ class ExpertLearner(Learner):
     def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
         parsed = parse_response(text)
         return inputs.with_text(prompt, parsed.section(self.expert)) if parsed.valid else None
-
-
-def write_expert(model: ExpertModel, weights: dict[str, torch.Tensor], folder: Path, inputs: InputBuilder) -> None:
-    """What ``ranks.full_weights`` gathered, with the model's configuration and the processor."""
-    save_expert(model, folder, inputs, weights)
-    file = folder / "config.json"
-    file.write_text(ranks.in_precision(model, file.read_text()))
 
 
 def _with_mismatches(pairs: Sequence[_Pairs], inputs: InputBuilder) -> list[_Pairs]:

@@ -1,5 +1,6 @@
 """The part that all learners share: a model, its optimizer and its version, as checkpoints hold them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from prism.trainer.learn.optimizer import Optimizer
@@ -15,6 +16,15 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """The learner's own tensors, for a checkpoint to be written from or read into; without the version."""
         return self._optimizer.state_dict()
+
+    def lend(self, returned: Callable[[], object]) -> None:
+        """As ``Optimizer.lend``."""
+        self._optimizer.lend(returned)
+
+    @property
+    def host_storages(self) -> set[int]:
+        """As ``Optimizer.host_storages``."""
+        return self._optimizer.host_storages
 
     def load_state_dict(self, state: dict[str, Any], version: int) -> None:
         """Go on where ``state`` was taken, at ``version``."""

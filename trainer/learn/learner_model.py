@@ -13,9 +13,12 @@ from prism.trainer.learn import ranks
 PROGRAMS = 64
 
 
-def learner_model(load: Callable[[torch.dtype], Any], config: RunConfig) -> Any:
-    """The model that ``load(dtype of its weights)`` makes, over all ranks; it saves time and memory as the run says."""
-    model = ranks.shard_model(load, config.device, getattr(torch, config.dtype))
+def learner_model(load: Callable[[torch.dtype], Any], config: RunConfig, *, held: torch.dtype = torch.float32) -> Any:
+    """The model that ``load(dtype of its weights)`` makes, over all ranks; it saves time and memory as the run says.
+
+    ``held``: the precision of shards.
+    """
+    model = ranks.shard_model(load, config.device, getattr(torch, config.dtype), held)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if config.compile:

@@ -14,6 +14,7 @@ from prism.model.inputs import Example
 from prism.model.packing import pack, share_by_tokens, split_by_tokens
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.learn import ranks
+from prism.trainer.learn.adapted import learning
 from prism.trainer.learn.freeze import freeze
 from prism.trainer.learn.learner import Learner
 from prism.trainer.learn.losses import (
@@ -24,6 +25,7 @@ from prism.trainer.learn.losses import (
     policy_loss,
     truncated_importance_weights,
 )
+from prism.trainer.learn.offload import Offload
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_model import ResponseTokens, response_tokens
 from prism.wire.v1 import rollout_pb2 as pb
@@ -81,13 +83,14 @@ class PolicyLearner(Learner):
         version: int,
         reference: Any = None,
         never: Sequence[int] = (),
+        offload: Offload | None = None,
     ) -> None:
         """``reference``: the model that ``options.kl_coef`` keeps the policy near to. ``never``: tokens that no request
         samples.
         """
         freeze(model, config.freeze)
         steps = updates * config.minibatches * config.epochs
-        super().__init__(model, Optimizer(model.named_parameters(), config.optimizer, steps), version)
+        super().__init__(model, Optimizer(learning(model).items(), config.optimizer, steps, offload), version)
         self.config = config
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of a minibatch's if its gradient alone was."""
@@ -119,6 +122,7 @@ class PolicyLearner(Learner):
         skipped = 0
         mismatch, entropy = _Mean(), _Mean()
         self.not_finite, self.mismatched, self.seen = [], {}, {}
+        self._optimizer.prepare()
         self.model.train()
         minibatches = [
             (minibatch, self._micro_batches(minibatch, examples))

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from prism.config import RunConfig
 from prism.errors import ConfigError
+from prism.model.expert import compute_mixtures, refuse_other_family
 from prism.model.folder import complete_folder
 from prism.model.inputs import SAFELY, InputBuilder
 from prism.model.packing import Batch, hidden_states
@@ -25,8 +26,10 @@ NO_CHANCE = -1e9  # a logit whose probability is 0, and, unlike an infinite one,
 
 
 def load_policy(folder: Path | str, *, dtype: torch.dtype, device: str = "cpu") -> Any:
-    """A model that takes packed rows alone. Raises ConfigError if there is none to load."""
+    """A model that takes packed rows alone. Raises ConfigError if there is none to load, or one of another family."""
     try:
+        described = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        refuse_other_family(described.model_type, folder)
         model: Any = AutoModelForImageTextToText.from_pretrained(
             str(folder), dtype=dtype, attn_implementation=ATTENTION, **SAFELY
         )
@@ -38,6 +41,7 @@ def load_policy(folder: Path | str, *, dtype: torch.dtype, device: str = "cpu") 
 def load_learner(folder: Path | str, config: RunConfig) -> Any:
     """The model as a run trains it, over all ranks. Raises ConfigError if there is none to load."""
     model = learner_model(lambda dtype: load_policy(folder, dtype=dtype), config)
+    compute_mixtures(model, config.device)
     if config.compile:
         compile_head(model)
     return model
@@ -58,12 +62,12 @@ def load_reference(folder: Path | str, config: RunConfig) -> Any:
     return ranks.shard_model(load, config.device, dtype)
 
 
-def save_policy(model: Any, folder: Path, inputs: InputBuilder) -> None:
+def save_policy(model: Any, folder: Path, inputs: InputBuilder, weights: dict[str, Tensor] | None = None) -> None:
     """An ordinary Hugging Face folder, with processor and all that its start held: what loads the start loads this.
 
-    All ranks must call it; the first writes.
+    All ranks must call it; the first writes. ``weights``: what was gathered before, if not the model's own.
     """
-    weights = ranks.full_weights(model)
+    weights = ranks.full_weights(model) if weights is None else weights
     if ranks.is_first():
         write_policy(model, weights, folder)
         complete_folder(folder, inputs.start, inputs.processor, inputs.pixel_bounds)

@@ -6,7 +6,7 @@ another never enters.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -97,16 +97,19 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def shard_model(load: Callable[[torch.dtype], Any], device: str, dtype: torch.dtype) -> Any:
+def shard_model(
+    load: Callable[[torch.dtype], Any], device: str, dtype: torch.dtype, held: torch.dtype = torch.float32
+) -> Any:
     """Load a model with ``load(dtype of its weights)`` on the CPU and move it to where it computes. Over ranks it is
     sharded by FSDP2: by decoder layer, and the rest at once.
 
-    Sharded, it computes in ``dtype``; weights, sums of gradients and what the optimizer steps are float32. The vision
-    tower is of the rest: a rank without an image takes part in all that it communicates, with a gradient of 0.
+    Sharded, it computes in ``dtype``; weights are ``held``, sums of gradients and what the optimizer steps are float32.
+    The vision tower is of the rest: a rank without an image takes part in all that it communicates, with a gradient of
+    0.
     """
     if not dist.is_initialized():
         return load(dtype).to(device)
-    model = load(torch.float32)
+    model = load(held)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device, (world(),))
     for part in [*model.model.language_model.layers, model]:
@@ -117,8 +120,11 @@ def shard_model(load: Callable[[torch.dtype], Any], device: str, dtype: torch.dt
 
     def run(forward: Callable[[], Any]) -> Any:
         if model.expects_images and torch.is_grad_enabled():
-            for parameter in model.model.visual.parameters():  # whole here: a rank without an image reduces zeros
-                if parameter.requires_grad and parameter.grad is None:
+            own = getattr(model, "active", "")  # of adapters, the one that learns now
+            # Parameters are whole here: a rank without an image reduces zeros.
+            for name, parameter in model.model.visual.named_parameters():
+                other = ".lora_" in name and f".{own}." not in name
+                if parameter.requires_grad and parameter.grad is None and not other:
                     parameter.grad = torch.zeros_like(parameter)
         return forward()
 
@@ -127,19 +133,25 @@ def shard_model(load: Callable[[torch.dtype], Any], device: str, dtype: torch.dt
     return model
 
 
+def root_of(model: Any) -> Any:
+    """The model that is sharded as a whole: of adapters over one base, whoever's model that base is."""
+    return getattr(model, "shares", (model,))[0]
+
+
 def is_sharded(model: Any) -> bool:
-    return isinstance(model, FSDPModule)
+    return isinstance(root_of(model), FSDPModule)
 
 
 def run_sharded(model: Any, forward: Callable[[], T]) -> T:
     """Return ``forward()``, which computes with all of ``model``. All ranks must call it where the model is sharded."""
-    return model.run_sharded(forward) if is_sharded(model) else forward()
+    run = getattr(model, "run_sharded", None)
+    return run(forward) if run else forward()
 
 
 def expect_images(model: Any, images: bool) -> None:
     """Before the passes of an update: whether any rank has an image. Only then does the vision tower learn."""
     if is_sharded(model):
-        model.expects_images = images
+        root_of(model).expects_images = images
 
 
 def full_weights(model: Any) -> dict[str, Tensor]:
@@ -151,11 +163,18 @@ def full_weights(model: Any) -> dict[str, Tensor]:
     """
     if not is_sharded(model):
         return model.state_dict()
-    model.reshard()  # after a pass without gradient the outermost weights still lie whole
+    return gather_tensors(model, model.state_dict(keep_vars=True))
+
+
+def gather_tensors(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same of some of the model's tensors, given by name."""
+    if not is_sharded(model):
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+    root_of(model).reshard()  # after a pass without gradient the outermost weights still lie whole
     dtype = computes_in(model)
     whole: dict[int, Tensor] = {}  # tied weights are one tensor
     named: dict[str, Tensor] = {}
-    for name, parameter in model.state_dict(keep_vars=True).items():
+    for name, parameter in tensors.items():
         if id(parameter) not in whole:
             tensor = parameter.detach()
             tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -173,7 +192,7 @@ def in_precision(model: Any, config: str) -> str:
 def computes_in(model: Any) -> torch.dtype:
     """The precision of forward and backward passes."""
     if is_sharded(model):
-        return model._get_fsdp_state()._mp_policy.param_dtype or torch.float32
+        return root_of(model)._get_fsdp_state()._mp_policy.param_dtype or torch.float32
     return model.dtype
 
 

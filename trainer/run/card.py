@@ -9,6 +9,7 @@ from prism.config import RunConfig
 from prism.evaluation.held_out import evaluated_stages
 from prism.files import read_jsonl, write_text
 from prism.trainer.run.result import stage_result
+from prism.wire.weights import ADAPTER_CONFIG
 
 STAGE_COLUMNS = ("stage", "kind", "steps", "policy version", "expert version")
 DATA_COLUMNS = ("stage", "file", "rows used", "rows left out", "sha256")
@@ -23,6 +24,33 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 folder = "."  # this folder
 model = AutoModelForImageTextToText.from_pretrained(folder)
 processor = AutoProcessor.from_pretrained(folder)
+```
+"""
+
+LOAD_ADAPTER = """\
+An adapter of PEFT's over `{base}`, which it needs:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+base = AutoModelForImageTextToText.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, ".")  # this folder
+processor = AutoProcessor.from_pretrained("{base}")
+```
+
+Stock vLLM: `vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules NAME=FOLDER`.
+"""
+
+LOAD_EXPERT_ADAPTER = """\
+An adapter of PEFT's over `{base}`, which it needs, and the head of a judge, `score.weight`, a scalar read at the last
+token of a response's {section}. PRISM's own class has that head; `prism export` without `--adapter` writes the whole.
+
+```python
+from peft import PeftModel
+from prism.model.expert import load_expert
+
+expert = PeftModel.from_pretrained(load_expert("{base}"), ".")  # this folder
 ```
 """
 
@@ -73,6 +101,12 @@ def write_card(folder: Path, config: RunConfig, stage: str, model: str, said: st
     if model != "policy":
         section, response = SECTIONS[model]
         load = LOAD_EXPERT.format(section=section, response=response, expert=model)
+    if (file := folder / ADAPTER_CONFIG).is_file():
+        adapter = json.loads(file.read_text())
+        head[1] = "library_name: peft"
+        load = LOAD_ADAPTER if model == "policy" else LOAD_EXPERT_ADAPTER
+        section = "" if model == "policy" else SECTIONS[model][0]
+        load = load.format(base=adapter["base_model_name_or_path"], rank=adapter["r"], section=section)
     figures = _policy_figures(config, stage, finished) if model == "policy" else _expert_figures(config, stage, model)
     parts = [
         "\n".join([*head, "---"]),

@@ -8,6 +8,10 @@ Of P parameters that learn and F that are frozen, at b bytes each (4 in float32 
     activations  tokens · layers · (6H + 5A + 5K + 4I), plus patches · depth · (11H + 2I) of the images, in the
                  precision that is computed in; plus three times the logits of a chunk, in float32
 
+Adapters are the P of their learner and its base the F, which is held once for all that share it, over ranks in the
+precision that is computed in, and which no checkpoint holds. Of what is offloaded one learner's optimizer is counted,
+while it works, or a chunk.
+
 H is the hidden size, A and K are heads and key-value heads times their size, I the width of the MLP (of all experts
 that a token is sent to). With gradient checkpointing a layer keeps 1.5H a token, and one layer everything. The factors
 were counted on what autograd keeps for Qwen3-VL. Ranks share all but the activations. What the allocator, CUDA and the
@@ -15,17 +19,19 @@ libraries hold comes on top: allow a fifth. A pass is taken to have all of its `
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from prism.config import MixtureConfig, RunConfig
+from prism.config import LoraConfig, MixtureConfig, RunConfig
 from prism.errors import ConfigError
-from prism.model.expert import CLASSES, mixture_config
+from prism.model.adapters.layers import add_adapter
+from prism.model.expert import CLASSES, mixture_config, refuse_other_family
 from prism.trainer.learn.freeze import freeze
+from prism.trainer.learn.offload import CHUNK
 from prism.trainer.learn.policy_model import LOGITS
 
 
@@ -45,6 +51,8 @@ class ModelSize:
     of_one_layer: float
     """Numbers that a token takes in one layer, while that is computed."""
     vocabulary: int
+    base: str | None = None
+    """Of adapters, the folder whose frozen model they are over."""
 
     @property
     def parameters(self) -> int:
@@ -65,18 +73,30 @@ class Memory:
         return self.weights + self.optimizer + self.gradients + self.activations
 
 
-def policy_size(folder: Path, frozen: Sequence[str], *, checkpointing: bool = False) -> ModelSize:
-    """Raises ConfigError for a folder without a model, or a frozen part that it does not have."""
-    return _size(AutoModelForImageTextToText.from_config, _config(folder), frozen, checkpointing)
+def policy_size(
+    folder: Path, frozen: Sequence[str], *, checkpointing: bool = False, lora: LoraConfig | None = None
+) -> ModelSize:
+    """Raises ConfigError for a folder without a model, or a frozen part or a layer that it does not have."""
+    config = _config(folder)
+    refuse_other_family(config.model_type, folder)
+    size = _size(AutoModelForImageTextToText.from_config, config, frozen, checkpointing, lora)
+    return replace(size, base=str(folder)) if lora else size
 
 
 def expert_size(
-    folder: Path, mixture: MixtureConfig | None, frozen: Sequence[str], *, checkpointing: bool = False
+    folder: Path,
+    mixture: MixtureConfig | None,
+    frozen: Sequence[str],
+    *,
+    checkpointing: bool = False,
+    lora: LoraConfig | None = None,
 ) -> ModelSize:
     """The expert that a policy's folder becomes. Raises as ``policy_size``."""
     config = _config(folder)
-    if config.model_type not in CLASSES:
-        raise ConfigError(f"{folder} is a {config.model_type}: an expert starts from a {' or a '.join(CLASSES)}")
+    refuse_other_family(config.model_type, folder)
+    if lora:
+        size = _size(CLASSES[config.model_type], config, frozen, checkpointing, lora, mixture)
+        return replace(size, base=str(folder))
     if mixture and config.model_type == "qwen3_vl":
         config = mixture_config(config, mixture.experts, mixture.top_k)
     return _size(CLASSES[config.model_type], config, frozen, checkpointing)
@@ -93,10 +113,19 @@ def learners_memory(
 ) -> Memory:
     """Of learners that one process holds, each with its ``micro_batch_tokens``, and of a frozen ``reference``."""
     held = 4 if config.dtype == "float32" or ranks > 1 else 2
+    in_precision = 4 if config.dtype == "float32" else 2
     computed = 2 if config.dtype == "bfloat16" or autocast else 4
     sizes = [size for size, _ in learners]
-    weights = held * sum(size.parameters for size in sizes) + (held * sizes[0].parameters if reference else 0)
-    optimizer = sum(size.trained for size in sizes) * (8 if held == 4 else 12)
+    whole = [size for size in sizes if size.base is None]
+    weights = held * sum(size.parameters for size in whole)
+    weights += held * sizes[0].parameters if reference and sizes[0].base is None else 0
+    bases = {size.base: size.frozen for size in sizes if size.base}
+    weights += in_precision * (sum(bases.values()) + sum(size.trained for size in sizes if size.base))
+    states = [size.trained * (8 if (in_precision if size.base else held) == 4 else 12) for size in sizes]
+    optimizer = sum(states)
+    if config.offload:
+        optimizer = max(states) if config.offload == "idle" else min(CHUNK, max(states))
+        optimizer = sum(states) if config.offload == "idle" and len(states) == 1 else optimizer
 
     def update(size: ModelSize, tokens: int) -> tuple[float, float]:
         kept = size.per_token + size.once_per_token + patches_per_token * size.per_patch
@@ -108,9 +137,9 @@ def learners_memory(
 
 
 def checkpoint_bytes(config: RunConfig, sizes: Sequence[ModelSize], ranks: int = 1) -> float:
-    """Of a checkpoint: float32 weights and moments of what learns, the rest as it is held."""
+    """Of a checkpoint: float32 weights and moments of what learns, the rest as it is held, but for adapters' base."""
     held = 4 if config.dtype == "float32" or ranks > 1 else 2
-    return sum(12 * size.trained + held * size.frozen for size in sizes)
+    return sum(12 * size.trained + (0 if size.base else held * size.frozen) for size in sizes)
 
 
 def _config(folder: Path) -> Any:
@@ -120,15 +149,29 @@ def _config(folder: Path) -> Any:
         raise ConfigError(f"no model can be loaded from {folder}: {str(error)[:500]}") from None
 
 
-def _size(make: Any, config: Any, frozen: Sequence[str], checkpointing: bool) -> ModelSize:
+def _size(
+    make: Any,
+    config: Any,
+    frozen: Sequence[str],
+    checkpointing: bool,
+    lora: LoraConfig | None = None,
+    mixture: MixtureConfig | None = None,
+) -> ModelSize:
     with torch.device("meta"):
         model = make(config)
+        if lora:
+            model.requires_grad_(False)
+            add_adapter(model, "adapter", lora, mixture)
+            if head := getattr(model, "score", None):
+                head.requires_grad_(True)
     freeze(model, frozen)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     text, vision = config.text_config, config.vision_config
     heads, pairs = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
     experts = getattr(text, "num_experts_per_tok", None)
     width = experts * text.moe_intermediate_size if experts else text.intermediate_size
+    if mixture and lora:  # each expert's states, over the shared ones
+        width = round(text.intermediate_size * (0.5 + 1.25 * mixture.top_k))
     layer = 6 * text.hidden_size + 5 * heads + 5 * pairs + 4 * width
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     return ModelSize(

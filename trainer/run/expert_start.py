@@ -21,7 +21,7 @@ def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Exper
     """
     start = start_of(config, name)
     folder = config.run_dir / "experts" / name
-    if mixture := stage.experts.mixture:
+    if (mixture := stage.experts.mixture) and not stage.experts.lora:  # adapters are mixed in the learner
         made = folder / "mixture"
         options = mixture.model_dump() | {"seed": config.seed, "dtype": config.dtype}
         start = _made(made, ["upcycle", str(start), str(made)], options)
@@ -32,7 +32,7 @@ def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Exper
             {"expert": expert, "mismatch": 1.0}
             | grounding.model_dump()
             | learner.optimizer.model_dump(include={"lr", "weight_decay"})
-            | learner.model_dump(include={"load_balance", "dropout", "micro_batch_tokens"})
+            | learner.model_dump(include={"load_balance", "dropout", "freeze", "micro_batch_tokens"})
             | config.model_dump(include={"on_bad_row", "seed", "device", "dtype"})
         )
         if not isinstance(file := stage.rollouts.data, str):
@@ -48,7 +48,9 @@ def _made(folder: Path, arguments: list[str], options: dict[str, Any]) -> Path:
     """The folder, which ``prism experts`` makes if it is not there."""
     if not folder.is_dir():
         command = [sys.executable, "-m", "prism", "experts", *arguments]
-        command += [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+        for key, value in options.items():
+            each = value if isinstance(value, list) else [value]
+            command += [f"--{key.replace('_', '-')}={one}" for one in each]
         if subprocess.run(command, check=False).returncode:
             raise ConfigError(f"the experts' start {folder} could not be made; the message stands above")
     return folder

@@ -1,5 +1,6 @@
 """``prism export``: a model of a run, finished or from its newest checkpoint, as an ordinary Hugging Face folder."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -10,28 +11,43 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from prism.config import AlignConfig, RunConfig
+from prism.config import AlignConfig, LoraConfig, MixtureConfig, RunConfig, SftConfig
 from prism.errors import ConfigError
-from prism.files import sealed_folder
-from prism.model.expert import CLASSES, save_expert
+from prism.files import sealed_folder, write_json
+from prism.model.adapters.layers import adapter_config, add_adapter, mixtures_of, peft_settings
+from prism.model.expert import CLASSES, load_expert, save_expert
 from prism.model.folder import complete_folder
 from prism.model.inputs import InputBuilder
-from prism.trainer.checkpoint.folder import CONFIG, newest_checkpoint
+from prism.trainer.checkpoint.folder import CONFIG, checkpoints, newest_checkpoint
 from prism.trainer.checkpoint.tensors import read_tensors
-from prism.trainer.learn.policy_model import save_policy
+from prism.trainer.learn.adapted import (
+    ADAPTER_FOLDER,
+    Adapted,
+    adapter_tensors,
+    learning,
+    save_learnt,
+    write_adapter,
+)
+from prism.trainer.learn.policy_model import load_policy, save_policy
 from prism.trainer.run.card import write_card
+from prism.trainer.run.expert_start import expert_start
 from prism.trainer.run.make_experts import aside, refuse_existing
 from prism.trainer.run.result import RESULT, stage_folder, stage_result, start_of
+from prism.wire.response import EXPERTS
+from prism.wire.weights import ADAPTER_CONFIG
 
 ModelName = Literal["policy", "perception", "reasoning"]
 
 
-def export(run_dir: Path, out: Path, *, stage: str | None, model: ModelName, console: Console) -> None:
+def export(
+    run_dir: Path, out: Path, *, stage: str | None, model: ModelName, console: Console, adapter: bool = False
+) -> None:
     """Write ``out``: weights, configuration, processor, what the start held, a model card. Checkpoints are checked by
     sha256 first.
 
-    ``stage`` None: the last one that has anything. Raises ConfigError if ``out`` exists or there is nothing to export,
-    WeightsError for a damaged checkpoint.
+    ``stage`` None: the last one that has anything. ``adapter``: the stage's adapter alone, as PEFT reads it, instead of
+    the model that it is merged into. Raises ConfigError if ``out`` exists or there is nothing to export, WeightsError
+    for a damaged checkpoint.
     """
     refuse_existing(out)
     config = _config_of(run_dir)
@@ -40,25 +56,46 @@ def export(run_dir: Path, out: Path, *, stage: str | None, model: ModelName, con
     for name in [stage] if stage else reversed(config.stages):
         if model != "policy" and not isinstance(config.stages[name], AlignConfig):
             continue
+        if adapter and (stage or stage_result(config, name) or checkpoints(config.run_dir / "checkpoints" / name)):
+            _refuse_without_adapter(config, name, model)
         if result := stage_result(config, name):
             folder = stage_folder(config, name)
             finished = folder if model == "policy" else folder / "experts" / model
             said = "finished"
             with sealed_folder(out, aside(out)) as target:
-                _copy(finished, target)
-                inputs = InputBuilder(finished, config.limits.pixel_bounds)
-                complete_folder(target, start_of(config, name), inputs.processor, inputs.pixel_bounds)
+                if adapter:
+                    _copy(finished / ADAPTER_FOLDER, target)
+                    _name_base(target, _base_of(config, name, model))
+                else:
+                    _copy(finished, target)
+                    inputs = InputBuilder(finished, config.limits.pixel_bounds)
+                    complete_folder(target, start_of(config, name), inputs.processor, inputs.pixel_bounds)
                 write_card(target, config, name, model, said, result)
         elif newest := newest_checkpoint(config.run_dir / "checkpoints" / name):
             said = f"after step {newest[1]['step']}"
             with sealed_folder(out, aside(out)) as target:
-                _assemble(config, name, newest[0], model, target)
+                if _lora_of(config, name, model):
+                    _assemble_adapted(config, name, newest[0], model, target, alone=adapter)
+                else:
+                    _assemble(config, name, newest[0], model, target)
                 write_card(target, config, name, model, said, newest[1])
         else:
             continue
-        console.print(f"{escape(str(out))}: the {model} of {name}, {said}", soft_wrap=True)
+        what = f"adapter of the {model}" if adapter else model
+        console.print(f"{escape(str(out))}: the {what} of {name}, {said}", soft_wrap=True)
         return
     raise ConfigError(f"{run_dir} holds no {model} yet{f' of {stage}' if stage else ''}: neither result nor checkpoint")
+
+
+def _refuse_without_adapter(config: RunConfig, stage: str, model: ModelName) -> None:
+    """Raises ConfigError."""
+    if not _lora_of(config, stage, model):
+        raise ConfigError(f"the {model} of {stage} has no adapter, all its weights were trained: leave out --adapter")
+    if model != "policy" and _mixture_of(config, stage):
+        raise ConfigError(
+            f"the adapters of the {model} of {stage} are a mixture, which PEFT does not know: without --adapter it "
+            "becomes a mixture of experts that transformers loads"
+        )
 
 
 def _config_of(run_dir: Path) -> RunConfig:
@@ -96,3 +133,58 @@ def _assemble(config: RunConfig, stage: str, checkpoint: Path, model: ModelName,
     made.tie_weights()
     save: Any = save_policy if model == "policy" else save_expert
     save(made, target, InputBuilder(start_of(config, stage), config.limits.pixel_bounds))
+
+
+def _lora_of(config: RunConfig, stage: str, model: str) -> LoraConfig | None:
+    """How the policy or an expert of this stage was trained; None if whole."""
+    of_stage = config.stages[stage]
+    if isinstance(of_stage, SftConfig):
+        return of_stage.lora
+    if model == "policy":
+        return of_stage.policy.lora
+    return of_stage.experts.lora if isinstance(of_stage, AlignConfig) else None
+
+
+def _mixture_of(config: RunConfig, stage: str) -> MixtureConfig | None:
+    of_stage = config.stages[stage]
+    return of_stage.experts.mixture if isinstance(of_stage, AlignConfig) else None
+
+
+def _base_of(config: RunConfig, stage: str, model: str) -> Path | str:
+    """The model that the adapter is over."""
+    of_stage = config.stages[stage]
+    for expert in EXPERTS:
+        if model == expert and isinstance(of_stage, AlignConfig):
+            return expert_start(config, stage, of_stage, expert)
+    return start_of(config, stage)
+
+
+def _name_base(folder: Path, base: Path | str) -> None:
+    """Say in an adapter's configuration where its base lies now: a run's folder may have been moved."""
+    file = folder / ADAPTER_CONFIG
+    write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": _place(base)})
+
+
+def _assemble_adapted(
+    config: RunConfig, stage: str, checkpoint: Path, model: str, target: Path, *, alone: bool
+) -> None:
+    """Write what the checkpoint holds of the model: its adapter ``alone``, or merged with its base."""
+    lora, base, dtype = _lora_of(config, stage, model), _base_of(config, stage, model), getattr(torch, config.dtype)
+    assert lora
+    mixture = _mixture_of(config, stage) if model != "policy" else None
+    made: Any = load_policy(base, dtype=dtype) if model == "policy" else load_expert(base, dtype=dtype)
+    settings = peft_settings(made, lora, mixture)
+    add_adapter(made, model, lora, mixture)
+    routed = (mixture.experts, mixture.top_k) if mixture else None
+    made.adapted = Adapted(model, _place(base), adapter_config(settings, _place(base), routed, head=model != "policy"))
+    if model != "policy":
+        made.adapter_mixtures = mixtures_of(made, model)
+    read_tensors(checkpoint, {model: {"weights": {name: tensor.data for name, tensor in learning(made).items()}}})
+    if alone:
+        write_adapter(made, adapter_tensors(made), target)
+    else:
+        save_learnt(made, target, InputBuilder(base, config.limits.pixel_bounds), adapter=False)
+
+
+def _place(base: Path | str) -> str:
+    return str(Path(base).resolve()) if Path(base).is_dir() else str(base)

@@ -39,7 +39,7 @@ from prism.trainer.weights.publish import open_publisher
 from prism.wire.response import EXPERTS
 
 # What may change between two starts of one run: nothing that the results depend on.
-FREE_KEYS = ("stack", "push", "evaluate", "threads", "keep_checkpoints", "runs_dir", "alerts", "rollout_log")
+FREE_KEYS = ("stack", "push", "evaluate", "threads", "keep_checkpoints", "runs_dir", "alerts", "offload", "rollout_log")
 FREE_STAGE_KEYS = {"max_empty_steps", "max_flat_steps"}
 
 
@@ -81,7 +81,8 @@ def run(
     prepare(config, console)
     if pending := [name for name in config.stages if name not in evaluated_stages(config.run_dir)]:
         refuse_bad_rows(config, question_check(config, start_of(config, pending[0])))
-    share = _placed(here, launch, attach=attach)
+    share = policy_share(here, launch, attach=attach)
+    refuse_small_disk(here, launch)
     for name, stage in config.stages.items():
         if stage_result(config, name) or not isinstance(stage, SftConfig):
             break
@@ -135,8 +136,11 @@ def learner_cards(config: RunConfig) -> dict[str, str]:
     return visible(config.stack.devices.learner) if config.device == "cuda" and config.stack.devices else {}
 
 
-def _placed(config: RunConfig, launch: Launch, *, attach: bool) -> float | None:
-    """vLLM's share of its card. Raises ConfigError for a stage that cannot fit its cards."""
+def policy_share(config: RunConfig, launch: Launch, *, attach: bool) -> float | None:
+    """vLLM's share of its card, beside the stages that are not finished; None where nothing says, or the run does.
+
+    Raises ConfigError for a stage that cannot fit its cards.
+    """
     pending = {name: stage for name, stage in config.stages.items() if _is_pending(config, name)}
     folder = Path(start_of(config, next(iter(pending)))) if pending else None
     if "cuda" not in (config.device, config.stack.device) or folder is None or not folder.is_dir():
@@ -145,6 +149,18 @@ def _placed(config: RunConfig, launch: Launch, *, attach: bool) -> float | None:
 
     ranks = launch.nodes * launch.node_processes
     return placement.share_for_policy(config, folder, pending, ranks, served=not attach)
+
+
+def refuse_small_disk(config: RunConfig, launch: Launch) -> None:
+    """Raises ConfigError if checkpoints, results and weights of what is not finished cannot all be written."""
+    unfinished = {name: stage for name, stage in config.stages.items() if not stage_result(config, name)}
+    folder = Path(start_of(config, next(iter(unfinished)))) if unfinished else None
+    if folder is None or not folder.is_dir():
+        return
+    from prism.trainer.run import placement  # with torch
+
+    if problem := placement.disk_of(config, folder, unfinished, launch.nodes * launch.node_processes).problem:
+        raise ConfigError(problem)
 
 
 def take_part(config: RunConfig, command: Callable[[str], list[str]], console: Console) -> None:

@@ -1,4 +1,5 @@
-"""What a run takes of each GPU, before it starts: learners, experts and policy server, and whether that fits a card.
+"""What a run takes of each GPU and of the disk, before it starts, and whether that fits: learners, experts and policy
+server of a card; checkpoints, results and pushed weights of the disk.
 
 Estimates, in bytes, beside those of ``estimate``:
 
@@ -8,10 +9,17 @@ Estimates, in bytes, beside those of ``estimate``:
     policy       what vLLM is given: a share of the card, which is what the others leave of it
 
 and ALLOCATOR times what learners and experts have in use, since torch's allocator holds more than that.
+
+On disk, at the most of what lies there at one time: checkpoints that are kept and the one that is being written, of all
+stages; what a stage results in, experts' starts included; versions of each model's pushed weights that are kept and the
+one that is being written, in which parts that are frozen are links. Images and logs come on top.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -19,7 +27,9 @@ from rich.filesize import decimal
 from prism.config import AlignConfig, DevicesConfig, RlvrConfig, RunConfig, SftConfig, Stage
 from prism.errors import ConfigError
 from prism.stack.cards import card_bytes, named
-from prism.trainer.run.estimate import Memory, ModelSize, expert_size, learners_memory, policy_size
+from prism.trainer.run.estimate import Memory, ModelSize, checkpoint_bytes, expert_size, learners_memory, policy_size
+from prism.trainer.run.result import stage_folder
+from prism.trainer.weights.publish import KEEP_VERSIONS
 from prism.wire.response import EXPERTS
 
 PROCESS = 0.7 * 2**30
@@ -64,17 +74,48 @@ class Placement:
     """Why it does not fit if passes are as full as they may be."""
 
 
+@dataclass
+class Disk:
+    """What stages that are not finished will have on the disk of the run's folder, in bytes."""
+
+    folder: Path
+    parts: dict[str, float]
+    there: int
+    """Of that, what lies there already."""
+    free: int
+
+    @property
+    def problem(self) -> str | None:
+        """Why it does not fit."""
+        missing = sum(self.parts.values()) - self.there - self.free
+        if missing <= 0:
+            return None
+        return (
+            f"the disk of {self.folder} has {decimal(self.free)} left, the run needs {self}: {decimal(round(missing))} "
+            "more. What helps: another runs_dir, smaller keep_checkpoints or push.keep_gib, freeze parts of what learns"
+        )
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {decimal(round(value))}" for name, value in self.parts.items())
+        there = f", {decimal(self.there)} of it there already" if self.there else ""
+        return f"about {decimal(round(sum(self.parts.values())))} ({parts}){there}"
+
+
 def learners_of(config: RunConfig, stage: Stage, folder: Path) -> list[tuple[ModelSize, int]]:
     """The learners of a stage with the tokens of a pass, the policy first. Raises ConfigError as ``policy_size``."""
     checkpointing = config.gradient_checkpointing
     if isinstance(stage, SftConfig):
-        return [(policy_size(folder, [], checkpointing=checkpointing), stage.micro_batch_tokens)]
+        size = policy_size(folder, [], checkpointing=checkpointing, lora=stage.lora)
+        return [(size, stage.micro_batch_tokens)]
     learner = stage.policy
-    found = [(policy_size(folder, learner.freeze, checkpointing=checkpointing), learner.micro_batch_tokens)]
+    size = policy_size(folder, learner.freeze, checkpointing=checkpointing, lora=learner.lora)
+    found = [(size, learner.micro_batch_tokens)]
     if isinstance(stage, AlignConfig):
         experts = stage.experts
-        size = expert_size(folder, experts.mixture, experts.freeze, checkpointing=checkpointing)
-        found += [(size, experts.micro_batch_tokens)] * len(EXPERTS)
+        size = expert_size(folder, experts.mixture, experts.freeze, checkpointing=checkpointing, lora=experts.lora)
+        for expert in EXPERTS:  # those that were grounded do not share the model that they start from
+            own = replace(size, base=f"{folder} {expert}") if size.base and experts.grounding else size
+            found.append((own, experts.micro_batch_tokens))
     return found
 
 
@@ -120,23 +161,30 @@ def place(
     if expert and config.stack.device == "cuda":
         policy = learners[0][0]
         cards = [card(each) for each in named(devices.experts)]
-        for number, each in enumerate(EXPERTS):
+        if config.stack.experts_together:
+            grounded = any(isinstance(s, AlignConfig) and s.experts.grounding for s in config.stages.values())
+            once = 2 * expert.frozen if expert.base and not grounded else 0  # both are over it
+            cards[0].parts["experts"] = PROCESS + ALLOCATOR * (2 * expert_bytes(expert) - once)
+        for number, each in enumerate(() if config.stack.experts_together else EXPERTS):
             cards[number % len(cards)].parts[each] = PROCESS + ALLOCATOR * expert_bytes(expert)
         cards = [card(each) for each in named(devices.policy)]
-        made.policy_share = _share(config, cards)
+        given_share = _given_share(config)
+        made.policy_share = None if given_share else _share(cards)
         for each in cards:
-            share = made.policy_share and each.size and made.policy_share * each.size
-            each.parts["policy"] = PROCESS + max(policy_bytes(config, policy) / len(cards), share or 0)
+            share = (given_share or made.policy_share or 0) * (each.size or 0)
+            each.parts["policy"] = PROCESS + max(policy_bytes(config, policy) / len(cards), share)
+    whole = any(size.base is None for size, _ in learners)
     for each in made.cards.values():
         if each.size and each.taken > each.size:
             fits_when_short = each.taken - each.of_full_passes <= each.size
-            (made.doubts if fits_when_short else made.problems).append(_problem(config, name, each))
+            (made.doubts if fits_when_short else made.problems).append(_problem(config, name, each, whole))
     return made
 
 
 def expert_bytes(size: ModelSize) -> float:
-    """In use by an expert's service on a GPU, in bfloat16."""
-    return 2 * (2 * size.parameters + EXPERT_TOKENS * (size.states_per_token + size.of_one_layer))
+    """In use by an expert's service on a GPU, in bfloat16. Of adapters the base is there once."""
+    held = 2 * size.trained + size.frozen if size.base else 2 * size.parameters
+    return 2 * (held + EXPERT_TOKENS * (size.states_per_token + size.of_one_layer))
 
 
 def policy_bytes(config: RunConfig, size: ModelSize) -> float:
@@ -148,7 +196,8 @@ def policy_bytes(config: RunConfig, size: ModelSize) -> float:
 def served_expert(config: RunConfig, folder: Path) -> ModelSize:
     """As the run's alignment makes it; a dense one where it has none. Raises ConfigError as ``expert_size``."""
     games = [stage for stage in config.stages.values() if isinstance(stage, AlignConfig)]
-    return expert_size(folder, games[0].experts.mixture if games else None, [])
+    lora = games[0].experts.lora if games else None
+    return expert_size(folder, games[0].experts.mixture if games else None, [], lora=lora)
 
 
 def share_for_policy(
@@ -172,19 +221,83 @@ def share_for_policy(
     return min(shares, default=None)
 
 
-def _share(config: RunConfig, cards: Sequence[Card]) -> float | None:
+def disk_of(config: RunConfig, folder: Path, stages: Mapping[str, Stage], ranks: int) -> Disk:
+    """What ``stages``, those that are not finished, take. ``folder`` holds the model that they start from.
+
+    Raises ConfigError as ``policy_size``.
+    """
+    held = 4 if config.dtype == "float32" else 2
+    checkpoints = results = one_more = 0.0
+    pushed: dict[str, float] = {}  # of each model, the most that a stage has there
+    for stage in stages.values():
+        sizes = [size for size, _ in learners_of(config, stage, folder)]
+        checkpoint, kept = checkpoint_bytes(config, sizes, ranks), min(config.keep_checkpoints, saves(stage))
+        checkpoints += kept * checkpoint
+        one_more = max(one_more, checkpoint if saves(stage) > kept else 0)  # while it is written
+        results += held * sum(size.parameters for size in sizes)
+        if isinstance(stage, SftConfig):
+            continue
+        if isinstance(stage, AlignConfig):
+            starts = bool(stage.experts.mixture) + len(EXPERTS) * bool(stage.experts.grounding)
+            results += held * starts * sizes[-1].parameters
+        for model, size in zip(("policy", *EXPERTS), sizes, strict=False):
+            pushed[model] = max(pushed.get(model, 0), _versions_bytes(config, held * size.trained, held * size.frozen))
+    written = [config.run_dir / "weights", *(stage_folder(config, name) for name in stages)]
+    written += [config.run_dir / kind / name for kind in ("checkpoints", "experts") for name in stages]
+    nearest = next(path for path in (config.run_dir, *config.run_dir.absolute().parents) if path.exists())
+    parts = {"checkpoints": checkpoints + one_more, "results": results, "pushed weights": sum(pushed.values())}
+    return Disk(config.run_dir, parts, _bytes_in(written), shutil.disk_usage(nearest).free)
+
+
+def saves(stage: Stage) -> int:
+    """Checkpoints that a stage writes: SFT's end needs none."""
+    if isinstance(stage, SftConfig):
+        return (stage.steps - 1) // stage.checkpoint_every
+    steps = stage.steps + (stage.warmup_steps if isinstance(stage, AlignConfig) else 0)
+    return -(-steps // stage.checkpoint_every)
+
+
+def _versions_bytes(config: RunConfig, trained: float, frozen: float) -> float:
+    """Of one model's pushed weights."""
+    fit = frozen + KEEP_VERSIONS * trained <= config.push.keep_gib * 2**30
+    return frozen + ((KEEP_VERSIONS if fit else 2) + 1) * trained
+
+
+def _bytes_in(folders: Iterable[Path]) -> int:
+    """Of files, those that are linked several times once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for folder in folders:
+        for where, _, names in os.walk(folder):
+            for name in names:
+                try:
+                    found = os.stat(os.path.join(where, name), follow_symlinks=False)
+                except FileNotFoundError:  # whoever writes there has gone on
+                    continue
+                sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
+
+
+def _given_share(config: RunConfig) -> float | None:
+    """Of a card, for vLLM, as the configuration has it."""
+    flags = config.stack.policy_options.get("vllm_flags", "").replace("_", "-")
+    given = re.search(r"--gpu-memory-utilization[=\s]+([\d.]+)", flags)
+    return float(given[1]) if given else None
+
+
+def _share(cards: Sequence[Card]) -> float | None:
     """What is left of the cards of the policy server, as a share of each."""
-    if "gpu-memory-utilization" in str(config.stack.policy_options.get("vllm_flags", "")):
-        return None
     left = [MOST_OF_A_CARD - (card.taken + PROCESS) / card.size for card in cards if card.size]
     return max(LEAST_SHARE, round(min(left), 2)) if len(left) == len(cards) else None
 
 
-def _problem(config: RunConfig, name: str, card: Card) -> str:
+def _problem(config: RunConfig, name: str, card: Card, whole: bool) -> str:
+    """``whole``: whether a learner trains more than an adapter."""
     assert card.size
     helps: list[str] = []
     if any(part.startswith("learner") for part in card.parts):
         helps += ["more cards for the learner (stack.devices.learner, which shards it)", "freeze parts of what learns"]
+        helps += ["adapters (lora)"] if whole else []
+        helps += ["offload"] if whole and not config.offload else []
         helps += [] if config.gradient_checkpointing else ["gradient_checkpointing = true"]
         helps += ["fewer micro_batch_tokens"]
     if len(card.parts) > 1:

@@ -3,7 +3,6 @@
 Models are sized and data is checked as the run would; what a preparation has yet to make is said to be unknown.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +30,6 @@ from prism.trainer.run.pipeline import (
     served_model,
 )
 from prism.trainer.run.result import stage_folder, stage_result, start_of
-from prism.trainer.weights.publish import KEEP_VERSIONS
 from prism.wire.response import EXPERTS
 
 if TYPE_CHECKING:
@@ -238,30 +236,20 @@ def _lengths(plan: Plan, file: DataFile, inputs: "InputBuilder", response: str |
 def _sizes(plan: Plan, folder: Path, ranks: int, *, attach: bool) -> None:
     """Of models, memory and disk."""
     from prism.trainer.run.estimate import checkpoint_bytes, policy_size
-    from prism.trainer.run.placement import learners_of, memory_of, place, served_expert
+    from prism.trainer.run.placement import disk_of, learners_of, memory_of, place, saves, served_expert
 
     config = plan.config
     policy = policy_size(folder, [], checkpointing=config.gradient_checkpointing)
     plan.say("policy", f"{policy.parameters / 1e6:,.1f}M parameters")
-    held = 4 if config.dtype == "float32" else 2
-    disk, expert = 0.0, policy
+    expert = policy
     for name, stage in plan.pending.items():
         learners = learners_of(config, stage, folder)
-        if isinstance(stage, SftConfig):
-            saved = (stage.steps - 1) // stage.checkpoint_every
-        else:
-            steps = stage.steps + (stage.warmup_steps if isinstance(stage, AlignConfig) else 0)
-            saved = -(-steps // stage.checkpoint_every)
         if isinstance(stage, AlignConfig):
             expert = learners[-1][0]
             plan.say("experts", f"2 of {expert.parameters / 1e6:,.1f}M parameters each")
-            starts = bool(stage.experts.mixture) + 2 * bool(stage.experts.grounding)
-            disk += held * expert.parameters * starts
         memory = memory_of(config, stage, learners, ranks, plan.patches_per_token)
-        sizes = [size for size, _ in learners]
-        checkpoint = checkpoint_bytes(config, sizes, ranks)
-        kept = min(config.keep_checkpoints, saved)
-        disk += checkpoint * (kept + bool(saved)) + held * sum(size.parameters for size in sizes)
+        kept = min(config.keep_checkpoints, saves(stage))
+        checkpoint = checkpoint_bytes(config, [size for size, _ in learners], ranks)
         parts = ", ".join(f"{part} {decimal(round(value))}" for part, value in vars(memory).items())
         plan.say(
             name,
@@ -275,12 +263,9 @@ def _sizes(plan: Plan, folder: Path, ranks: int, *, attach: bool) -> None:
             plan.say("", *(card.line() for card in placed.cards.values()), *share)
         plan.lines += [f"{'':12} {doubt}" for doubt in placed.doubts]
         plan.problems += placed.problems
-    games = any(isinstance(stage, AlignConfig) for stage in plan.pending.values())
-    disk += KEEP_VERSIONS * held * (policy.parameters + 2 * expert.parameters * games)
-    free = shutil.disk_usage(next(p for p in (config.run_dir, *config.run_dir.absolute().parents) if p.exists())).free
-    plan.say(
-        "disk", f"about {decimal(round(disk))} for checkpoints, results and pushed weights; {decimal(free)} are free"
-    )
+    disk = disk_of(config, folder, plan.pending, ranks)
+    plan.say("disk", f"{disk}; {decimal(disk.free)} are free")
+    plan.problems += [disk.problem] if disk.problem else []
     on_cpu = config.stack.device == "cpu"
     cache = f"{config.stack.policy_options.get('kv_cache_gib', 1)} GiB of keys and values"
     served = (

@@ -17,12 +17,13 @@ from prism.model.expert import ExpertModel, load_expert, place
 from prism.model.inputs import Example
 from prism.trainer.flow.intake import POLICY, Admission, Intake
 from prism.trainer.learn import ranks
+from prism.trainer.learn.adapted import Wanted, load_adapted, save_learnt
 from prism.trainer.learn.advantages import Advantages, ExpertScores, alignment_advantages
-from prism.trainer.learn.expert_learner import ExpertLearner, write_expert
+from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.learn.learner_model import learner_model
 from prism.trainer.learn.losses import Algorithm
+from prism.trainer.learn.offload import offload_of
 from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
-from prism.trainer.learn.policy_model import save_policy
 from prism.trainer.run.alerts import Alerts
 from prism.trainer.run.expert_start import expert_start
 from prism.trainer.run.recorder import Recorder
@@ -39,7 +40,7 @@ from prism.trainer.stages.common import (
     shared_step,
     usable_groups,
 )
-from prism.trainer.stages.context import open_context
+from prism.trainer.stages.context import Context, open_context
 from prism.trainer.stages.empty_steps import EmptySteps
 from prism.wire.response import EXPERTS, Expert, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
@@ -53,11 +54,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     ranks.seed(config.seed)
     context = open_context(config, name, start)
     total = stage.warmup_steps + stage.steps
-    policy = new_policy(context, stage, start, Algorithm.ALIGN)
-    experts = [
-        _new_expert(expert, config, stage, ranks.from_first(partial(expert_start, config, name, stage, expert)), total)
-        for expert in EXPERTS
-    ]
+    policy, experts = _learners(context, stage, start)
     intake = context.intake(stage.rollouts, (POLICY, *EXPERTS), require=("teacher",))
     learners = {POLICY: policy} | {expert.expert: expert for expert in experts}
     empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
@@ -116,11 +113,9 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
                 saved.save(step + 1)
     recorder.close()
     settle(publishers)
-    save_policy(policy.model, output, context.inputs)
+    save_learnt(policy.model, output, context.inputs)
     for expert in experts:
-        weights = ranks.full_weights(expert.model)
-        if ranks.is_first():
-            write_expert(expert.model, weights, output / "experts" / expert.expert, context.inputs)
+        save_learnt(expert.model, output / "experts" / expert.expert, context.inputs)
     if ranks.is_first():
         intake.check_newest()
     return {
@@ -132,14 +127,31 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     }
 
 
-def _new_expert(
-    expert: Expert, config: RunConfig, stage: AlignConfig, start: Path | str, updates: int
-) -> ExpertLearner:
+def _learners(context: Context, stage: AlignConfig, start: Path | str) -> tuple[PolicyLearner, list[ExpertLearner]]:
+    """The policy's and both experts'. Those with adapters that start from one folder share its model."""
+    config, updates = context.config, stage.warmup_steps + stage.steps
+    starts = {POLICY: start} | {
+        expert: ranks.from_first(partial(expert_start, config, context.stage, stage, expert)) for expert in EXPERTS
+    }
+    wanted = {POLICY: Wanted(stage.policy.lora)} if stage.policy.lora else {}
+    if (lora := stage.experts.lora) is not None:
+        wanted |= dict.fromkeys(EXPERTS, Wanted(lora, stage.experts.mixture, stage.experts.dropout))
+    adapted: dict[str, Any] = {}
+    for folder in dict.fromkeys(starts[name] for name in wanted):
+        of_folder = {name: one for name, one in wanted.items() if starts[name] == folder}
+        adapted |= load_adapted(folder, config, of_folder)
+    offload = offload_of(config)
+    policy = new_policy(context, stage, start, Algorithm.ALIGN, model=adapted.get(POLICY), offload=offload)
+    models = {e: adapted[e] if e in adapted else _new_expert(config, stage, starts[e]) for e in EXPERTS}
+    return policy, [ExpertLearner(expert, model, stage.experts, updates, offload) for expert, model in models.items()]
+
+
+def _new_expert(config: RunConfig, stage: AlignConfig, start: Path | str) -> ExpertModel:
     def load(dtype: torch.dtype) -> ExpertModel:
         model = load_expert(start, seed=config.seed, dropout=stage.experts.dropout, dtype=dtype)
         return place(model, config.device, move=False)
 
-    return ExpertLearner(expert, learner_model(load, config), stage.experts, updates)
+    return learner_model(load, config)
 
 
 def _admit_ahead(

@@ -16,16 +16,19 @@ from prism.data.rows import Prompts
 from prism.errors import DataError, MismatchError, StreamError, WeightsError
 from prism.model.control import vision_tokens
 from prism.model.expert import ARCHITECTURES
+from prism.model.folder import model_folder
 from prism.model.inputs import Example
 from prism.trainer.checkpoint.resume import Counts, StageCheckpoints
 from prism.trainer.flow.intake import POLICY, Intake, StepRollouts
 from prism.trainer.flow.rollout_log import RolloutLog
 from prism.trainer.flow.staleness import staleness
 from prism.trainer.learn import ranks
+from prism.trainer.learn.adapted import WithoutAdapter, adapter_tensors
 from prism.trainer.learn.advantages import Advantages
 from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.learn.losses import DEFAULT_OPTIONS, Algorithm, LossOptions
 from prism.trainer.learn.not_finite import keep_groups
+from prism.trainer.learn.offload import Offload
 from prism.trainer.learn.policy_learner import PolicyLearner
 from prism.trainer.learn.policy_model import load_learner, load_reference
 from prism.trainer.run.result import start_version
@@ -33,9 +36,10 @@ from prism.trainer.stages.context import Context
 from prism.trainer.stages.picture_check import check_pictures
 from prism.trainer.weights.named import as_saved, config_json, named_weights, own_weights
 from prism.trainer.weights.probe import make_probe
-from prism.trainer.weights.publish import Publisher
+from prism.trainer.weights.publish import Publisher, PushTimes
 from prism.wire.response import EXPERTS, caption_f1, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.weights import Probe
 
 T = TypeVar("T")
 
@@ -50,10 +54,23 @@ def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int, *
 
 
 def new_policy(
-    context: Context, stage: AlignConfig | RlvrConfig, start: Path | str, algorithm: str, *, kl_coef: float = 0.0
+    context: Context,
+    stage: AlignConfig | RlvrConfig,
+    start: Path | str,
+    algorithm: str,
+    *,
+    kl_coef: float = 0.0,
+    model: Any = None,
+    offload: Offload | None = None,
 ) -> PolicyLearner:
-    """The learner of the policy in ``start``, at its version there; with ``kl_coef`` beside it as it starts."""
-    model = load_learner(start, context.config)
+    """The learner of the policy in ``start``, at its version there; with ``kl_coef`` beside it as it starts.
+
+    ``model``: that of an adapter, which is loaded already; as it starts it is without.
+    """
+    reference = None
+    if kl_coef:
+        reference = WithoutAdapter(model) if model is not None else load_reference(start, context.config)
+    model = load_learner(start, context.config) if model is None else model
     return PolicyLearner(
         model,
         stage.policy,
@@ -62,8 +79,9 @@ def new_policy(
         temperature=stage.rollouts.temperature,
         updates=stage.steps,
         version=start_version(start),
-        reference=load_reference(start, context.config) if kl_coef else None,
+        reference=reference,
         never=vision_tokens(model.config),
+        offload=offload,
     )
 
 
@@ -257,31 +275,46 @@ def _prepared_push(
     group: pb.RolloutGroup | None,
 ) -> Callable[[], dict[str, Any]]:
     """Probe and weights of one learner, from all ranks; what is returned pushes them, and gives the figures."""
-    model = learner.model
-    if isinstance(learner, ExpertLearner):
+    model: Any = learner.model
+    name = learner.expert if isinstance(learner, ExpertLearner) else POLICY
+    prefix = f"{name}_" if isinstance(learner, ExpertLearner) else ""
+    probe = None if group is None or name != POLICY else _probe(context, model, group)
+    if hasattr(model, "adapted"):
+        tensors, base = adapter_tensors(model), model_folder(model.adapted.base)
+
+        def push() -> PushTimes:
+            return publishers[name].push_adapter(learner.version, base, tensors, model.adapted.config, probe)
+
+    elif isinstance(learner, ExpertLearner):
         weights = ranks.full_weights(model)
         config = config_json(model, ARCHITECTURES[model.config.model_type])
         own, saved = own_weights(model, weights), partial(as_saved, model)
-        return lambda: (
-            publishers[learner.expert].push(learner.version, own, config, None, saved).figures(f"{learner.expert}_")
-        )
-    probe = None
-    if group is not None:
-        text = next((sample.text for sample in group.samples if sample.text), group.request.prompt.teacher)
-        tolerance = context.config.push.probe_tolerance
-        probe = make_probe(model, context.inputs, group.request.prompt, text, context.blobs, tolerance)
-    weights = ranks.full_weights(model)  # after the probe's pass, which leaves weights gathered
-    config = config_json(model)
 
-    def push() -> dict[str, Any]:
+        def push() -> PushTimes:
+            return publishers[name].push(learner.version, own, config, None, saved)
+
+    else:
+        weights = ranks.full_weights(model)  # after the probe's pass, which leaves weights gathered
+        config = config_json(model)
+
+        def push() -> PushTimes:
+            return publishers[name].push(learner.version, named_weights(model, weights), config, probe)
+
+    def figures() -> dict[str, Any]:
         try:
-            return publishers[POLICY].push(learner.version, named_weights(model, weights), config, probe).figures()
+            return push().figures(prefix)
         except WeightsError as error:
             if probe is None or group is None:
                 raise
             raise WeightsError(f"{error} (probed with prompt {group.request.prompt.id})") from error
 
-    return push
+    return figures
+
+
+def _probe(context: Context, model: Any, group: pb.RolloutGroup) -> Probe | None:
+    text = next((sample.text for sample in group.samples if sample.text), group.request.prompt.teacher)
+    tolerance = context.config.push.probe_tolerance
+    return make_probe(model, context.inputs, group.request.prompt, text, context.blobs, tolerance)
 
 
 def settle(publishers: Mapping[str, Publisher]) -> None:

@@ -12,10 +12,11 @@ from prism.config import RlvrConfig, RunConfig
 from prism.model.inputs import Example
 from prism.trainer.flow.intake import POLICY, Admission, Intake, StepRollouts
 from prism.trainer.learn import ranks
+from prism.trainer.learn.adapted import load_policy_adapter, save_learnt
 from prism.trainer.learn.advantages import Advantages, group_centred, group_normalised, soft_overlong_penalty
 from prism.trainer.learn.losses import Algorithm
+from prism.trainer.learn.offload import offload_of
 from prism.trainer.learn.policy_learner import training_samples
-from prism.trainer.learn.policy_model import save_policy
 from prism.trainer.run.alerts import Alerts
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.stages.common import (
@@ -43,7 +44,10 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     """Train from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
     ranks.seed(config.seed)
     context = open_context(config, name, start)
-    policy = new_policy(context, stage, start, stage.loss, kl_coef=stage.kl_coef)
+    lora = stage.policy.lora
+    model = load_policy_adapter(start, config, lora) if lora else None
+    offload = offload_of(config) if config.offload == "optimizer" else None
+    policy = new_policy(context, stage, start, stage.loss, kl_coef=stage.kl_coef, model=model, offload=offload)
     intake = context.intake(stage.rollouts, (POLICY,), require=("gold",))
     empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
     counts = {"empty_steps": empty_steps, "alerts": alerts}
@@ -102,7 +106,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
                 saved.save(step + 1)
     recorder.close()
     settle(publishers)
-    save_policy(policy.model, output, context.inputs)
+    save_learnt(policy.model, output, context.inputs)
     if ranks.is_first():
         intake.check_newest()
     return {

@@ -22,10 +22,12 @@ from prism.trainer.flow.demonstrations import Demonstrations, Order, report_prob
 from prism.trainer.flow.intake import POLICY
 from prism.trainer.flow.lengths import max_positions, refuse_overlong
 from prism.trainer.learn import ranks
+from prism.trainer.learn.adapted import learning, load_policy_adapter, save_learnt
 from prism.trainer.learn.learner import Learner
 from prism.trainer.learn.not_finite import keep_rows
+from prism.trainer.learn.offload import offload_of
 from prism.trainer.learn.optimizer import Optimizer
-from prism.trainer.learn.policy_model import load_learner, response_logprobs, save_policy
+from prism.trainer.learn.policy_model import load_learner, response_logprobs
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.run.result import start_version
 
@@ -38,9 +40,11 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
     ranks.seed(config.seed)
     console = ranks.console()
     inputs = InputBuilder(start, config.limits.pixel_bounds)
-    model = load_learner(start, config).train()
+    model = load_policy_adapter(start, config, stage.lora) if stage.lora else load_learner(start, config)
+    model.train()
     data = _open_data(config, stage, inputs, console)
-    optimizer = Optimizer(model.named_parameters(), stage.optimizer, stage.steps)
+    offload = offload_of(config) if config.offload == "optimizer" else None
+    optimizer = Optimizer(learning(model).items(), stage.optimizer, stage.steps, offload)
     learner = Learner(model, optimizer, start_version(start))
     spare = spare_example(inputs)
     order = Order(data.parts, stage.batch, config.seed)
@@ -97,7 +101,7 @@ def train(config: RunConfig, name: str, stage: SftConfig, start: Path | str, out
             if (step + 1) % stage.checkpoint_every == 0 and step + 1 < stage.steps:
                 saved.save(step + 1)
     recorder.close()
-    save_policy(model, output, inputs)
+    save_learnt(model, output, inputs)
     return {
         "version": learner.version,
         "steps": stage.steps,

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
 from rich.markup import escape
 
-from prism.config import ConfigModel, ExpertLearnerConfig
+from prism.config import ConfigModel, DataConfig, ExpertLearnerConfig
 from prism.data.rows import DataFile, DataRow, read_rows
 from prism.errors import ConfigError, DataError
 from prism.files import partial_of, sealed_folder, write_json
@@ -50,6 +50,8 @@ class WarmupConfig(ConfigModel):
     seed: int
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
+    image_root: Path | None = None
+    """Folder that images of the pairs must lie in; without it, the folder of the pairs."""
 
     @model_validator(mode="after")
     def _device_computes_dtype(self) -> Self:
@@ -73,7 +75,8 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
     """
     refuse_existing(out)
     required = ("teacher",) if config.learner.mismatch else ("teacher", "response")
-    file = read_rows(config.pairs, config.on_bad_row, require=required)
+    entry = DataConfig(path=str(config.pairs), image_root=config.image_root)
+    file = read_rows(config.pairs, config.on_bad_row, required, entry=entry)
     report_problems(file, console)
     _refuse_unusable(file, console)
     work = partial_of(out)

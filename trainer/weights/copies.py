@@ -4,17 +4,12 @@ For a GPU it is page-locked, so that the card writes into it by itself, on a str
 travel. Memory that is there already is several times as fast to copy to as memory that is new.
 """
 
-import logging
-import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
-
-ALIGNMENT = 64  # bytes
+from prism.model.host_memory import HostMemory, bytes_of, pieces
 
 
 class HostCopies:
@@ -23,8 +18,8 @@ class HostCopies:
     def __init__(self) -> None:
         self._layout: list[tuple[str, torch.Size, torch.dtype]] = []
         self._copies: list[tuple[str, Tensor]] = []
+        self._memory: HostMemory | None = None
         self._stream: torch.cuda.Stream | None = None
-        self._unlock: weakref.finalize[Any, Any] | None = None
 
     def begin(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
         """Start to copy; the tensors must stay as they are until ``finish`` has returned."""
@@ -51,29 +46,9 @@ class HostCopies:
             copy.copy_(tensor.detach(), non_blocking=True)
 
     def _make_room(self, layout: list[tuple[str, torch.Size, torch.dtype]], *, locked: bool) -> None:
-        """In one piece, of exactly the bytes that it takes: torch's own pool rounds up to powers of 2."""
-        if self._unlock is not None:
-            self._unlock()
-        sizes = [shape.numel() * dtype.itemsize for _, shape, dtype in layout]
-        room = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
-        whole = torch.empty(sum(room), dtype=torch.uint8)
-        if locked and _lock_pages(whole):
-            self._unlock = weakref.finalize(self, _unlock_pages, whole)
-            self._unlock.atexit = False
-        pieces = zip(layout, sizes, whole.split(room), strict=True)
-        self._copies = [(name, piece[:size].view(dtype).view(shape)) for (name, shape, dtype), size, piece in pieces]
+        self._copies, self._memory = [], None  # let go before more is taken
+        shapes = [(shape, dtype) for _, shape, dtype in layout]
+        self._memory = HostMemory(bytes_of(shapes), locked=locked)
+        places = pieces(self._memory.bytes, shapes)
+        self._copies = [(name, place) for (name, _, _), place in zip(layout, places, strict=True)]
         self._layout = layout
-
-
-def _lock_pages(memory: Tensor) -> bool:
-    """Without it a copy is right, only slow: where the system refuses, that is said and no more."""
-    cudart: Any = torch.cuda.cudart()
-    code = int(cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
-    if code:
-        log.warning("%d bytes of host memory could not be page-locked (CUDA error %d)", memory.nbytes, code)
-    return not code
-
-
-def _unlock_pages(memory: Tensor) -> None:
-    cudart: Any = torch.cuda.cudart()
-    cudart.cudaHostUnregister(memory.data_ptr())

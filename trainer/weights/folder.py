@@ -19,7 +19,15 @@ from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 from prism.files import make_folder
-from prism.wire.weights import HASHERS, Manifest, WeightFile, file_sha256
+from prism.wire.weights import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    HASHERS,
+    Manifest,
+    WeightFile,
+    file_sha256,
+    known_sha256,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +97,26 @@ class WeightFolder:
             for file, done in zip(files, threads.map(add, files), strict=True):
                 self._note(file.name, *done)
 
+    def add_adapter(self, base: Path, tensors: dict[str, "Tensor"], config: dict[str, Any]) -> None:
+        """An adapter, and beside it the model folder that it is over, which nobody changes: linked, and read once."""
+
+        def add(file: Path) -> tuple[WeightFile, bool]:
+            noted = WeightFile(sha256=known_sha256(file), bytes=file.stat().st_size)
+            linked = self._link(file.resolve(), name=file.name)
+            if not linked and self._base.get(file.name) == noted:  # of another file system, copied once
+                linked = self._link(self._base_folder / file.name)
+            if not linked:
+                shutil.copyfile(file, self._folder / file.name)
+            return noted, linked
+
+        files = [*sorted(base.glob("*.safetensors*")), base / CONFIG]
+        with ThreadPoolExecutor(HASHERS, "weights-folder") as threads:
+            for file, done in zip(files, threads.map(add, files), strict=True):
+                self._note(file.name, *done)
+        content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        self._note(ADAPTER, *self._add(ADAPTER, _encoded(content)))
+        self._note(ADAPTER_CONFIG, *self._add(ADAPTER_CONFIG, [json.dumps(config, indent=2).encode()]))
+
     def _add(self, name: str, content: Content) -> tuple[WeightFile, bool]:
         """What the file is, and whether it was linked."""
         digest = hashlib.sha256()
@@ -104,12 +132,12 @@ class WeightFolder:
                         left = left[file.write(left) :]
         return noted, linked
 
-    def _link(self, source: Path, sha256: str | None = None) -> bool:
+    def _link(self, source: Path, sha256: str | None = None, name: str | None = None) -> bool:
         """Whether the file could be linked. One that is no longer what it was is left to be written again."""
         try:
             if sha256 is not None and file_sha256(source) != sha256:
                 return False
-            os.link(source, self._folder / source.name)
+            os.link(source, self._folder / (name or source.name))
         except OSError:  # it is gone, or the file system has no links
             return False
         return True

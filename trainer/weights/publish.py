@@ -97,6 +97,20 @@ class Publisher:
         """The weights of a finished model folder."""
         return self._push_files(version, lambda folder: folder.add_folder(source), None)
 
+    def push_adapter(
+        self,
+        version: int,
+        base: Path,
+        tensors: dict[str, "Tensor"],
+        config: dict[str, Any],
+        probe: Probe | None = None,
+    ) -> PushTimes:
+        """An adapter over the model in the folder ``base``, by the names and with the ``config`` of PEFT's files.
+
+        It goes by files whatever the transport: they are megabytes, and the base is linked.
+        """
+        return self._push_files(version, lambda folder: folder.add_adapter(base, tensors, config), probe)
+
     def settle(self) -> PushTimes | None:
         """Wait for the files that follow the last broadcast, if there was one; what became of them."""
         behind, self._behind = self._behind, None

@@ -9,7 +9,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any
 
-from prism.data.files.row_file import BOM, ROW_ERRORS, Found, RowFile, parse_line
+from prism.data.files.row_file import BOM, HALF_A_PAIR, ROW_ERRORS, Found, RowFile, parse_line
 from prism.errors import DataError
 
 CHUNK = 2**20
@@ -52,7 +52,7 @@ class JsonArray(RowFile):
                 raw, value = window.take_value(note)
                 self._done = window.offset + window.at
                 try:
-                    if not raw.isascii() or b"\\ud" in raw.lower():
+                    if not raw.isascii() or HALF_A_PAIR in raw.lower():
                         value = parse_line(raw)
                     yield Found(place, line, value, None, note, raw)
                 except ROW_ERRORS as error:

@@ -18,18 +18,36 @@ class JsonLines(RowFile):
         """Raises OSError."""
         super().__init__(path)
         self._file = path.open("rb")
-        self._size = max(1, os.fstat(self._file.fileno()).st_size)
-        self._done = 0
+        self.size = os.fstat(self._file.fileno()).st_size
+        self.lines = 0
+        """Passed by the iteration, empty ones too."""
+        self._passed, self._part = 0, self.size
+        """Bytes: of the part that is iterated over, and all of that."""
         self._reading = threading.Lock()
 
     def __iter__(self) -> Iterator[Found]:
+        return self.part(0)
+
+    def middle(self) -> int:
+        """Where the first line begins that is wholly in the second half; the file's end if there is none."""
+        with self._reading:
+            self._file.seek(self.size // 2)
+            self._file.readline()
+            return self._file.tell()
+
+    def part(self, offset: int, end: int | None = None) -> Iterator[Found]:
+        """The rows between two offsets at which lines begin; they are counted from the first."""
+        begin, end = offset, self.size if end is None else end
+        self._part = end - begin
         with self.path.open("rb", buffering=2**20) as file:
-            offset = 0
+            file.seek(offset)
             for number, line in enumerate(file, 1):
+                if offset >= end:
+                    break
                 start, offset = offset, offset + len(line)
-                self._done = offset
+                self.lines, self._passed = number, offset - begin
                 line = line.removeprefix(BOM)  # of each file that was put behind another
-                if not line.strip():
+                if line.isspace() or not line:
                     continue
                 try:
                     yield Found(start, number, parse_line(line), text=line)
@@ -44,4 +62,4 @@ class JsonLines(RowFile):
 
     @property
     def progress(self) -> float:
-        return self._done / self._size
+        return self._passed / max(1, self._part)

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from pydantic_core import from_json
+
 BOM = b"\xef\xbb\xbf"
+HALF_A_PAIR = b"\\ud"  # an escape of a surrogate, in lower case
 
 # What reading a row raises, if something is wrong with it. (A number of 5,000 digits is a plain ValueError.)
 ROW_ERRORS = (ValueError, RecursionError)
@@ -56,7 +59,11 @@ class RowFile(ABC):
 
 def parse_line(line: bytes) -> Any:
     """Raises UnicodeError for what is no text: bytes that are no UTF-8, or half a surrogate pair in an escape."""
-    value = json.loads(line.decode())
-    if b"\\ud" in line.lower():
+    try:
+        # pydantic's parser takes a sixth of the time, and refuses all that Python's does; what it says is not as clear.
+        return from_json(line, allow_inf_nan=True, cache_strings="keys")
+    except ValueError:
+        value = json.loads(line.decode())
+    if HALF_A_PAIR in line.lower():
         json.dumps(value, ensure_ascii=False).encode()
     return value

@@ -12,7 +12,8 @@ from typing import Any
 
 from prism.data.importers import dataset_info, llama_factory, llava, ms_swift, openai, prism, trl, verl
 from prism.data.importers.assemble import MAIN_KEYS, answer_row, own_row
-from prism.data.importers.draft import Format, Tags, is_blank
+from prism.data.importers.draft import Format, Tags
+from prism.data.importers.keys import is_blank
 from prism.errors import ConfigError, DataError
 
 # Where several fit, the first: what the one before says of a row, the next leaves open.

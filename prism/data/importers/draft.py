@@ -1,16 +1,17 @@
 """What every format's reader hands on: turns, images, and which keys of the row it has read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from prism.data.importers.keys import OF_MESSAGE, TOOLS, is_blank, refuse
 from prism.errors import DataError
 
 Lone = Literal["first", "refuse"]
 """What images mean that no placeholder asks for: they stand before the first user's text, or the row is refused."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Turn:
     role: str
     content: Any
@@ -19,12 +20,12 @@ class Turn:
     """Of an assistant's turn: whether it is learnt from."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Draft:
     """A row as its format tells it. What it means for a prompt is decided in ``assemble``, for all formats."""
 
     turns: list[Turn]
-    used: set[str]
+    used: Set[str]
     """Keys of the row that the reader has used, or that mean nothing to a prompt."""
     where: str = "messages"
     """The key that the turns stand under, for messages about them."""
@@ -75,39 +76,6 @@ ROLES = {
     "tool_call": "tool",
     "tool_response": "tool",
 }
-TOOLS = "tools are not supported: a row is one answer to one prompt, environments of several turns come later"
-
-# Of a message, beside its role and content; each changes what a model would be shown.
-MESSAGE_KEYS = frozenset(
-    [
-        "tool_calls",
-        "function_call",
-        "tool_call_id",
-        "tools",
-        "image",
-        "images",
-        "video",
-        "videos",
-        "audio",
-        "audios",
-        "objects",
-        "reasoning_content",
-        "reasoning",
-        "thinking",
-        "prefix",
-        "loss_scale",
-        "refusal",
-        "max_pixels",
-        "min_pixels",
-    ]
-)
-
-
-def is_blank(value: Any) -> bool:
-    """What says nothing: null, NaN, an empty text, list or table, and what JSON writes for those."""
-    if value is None or value is False or value == [] or value == {} or (isinstance(value, float) and value != value):
-        return True
-    return isinstance(value, str) and value.strip() in ("", "[]", "{}", "null")
 
 
 def is_chat(value: Any) -> bool:
@@ -146,10 +114,7 @@ def _turn(message: Any, where: str, tags: Tags | None) -> Turn:
         raise DataError(f"{where}.{role_key}: {given!r} is none of system, user and assistant")
     trained = True
     if len(message) > 2:
-        for key in message.keys() & MESSAGE_KEYS:
-            if key not in (role_key, content_key) and not is_blank(message[key]) and not _is_one(key, message[key]):
-                told = TOOLS if "tool" in key or "function" in key else "what it changes cannot be said to the model"
-                raise DataError(f"{where}.{key}: {told}")
+        refuse(message, OF_MESSAGE, f"{where}.", but=(role_key, content_key))
         trained = _is_trained(message, role, where)
     if role == "tool":
         raise DataError(f"{where}.{role_key}: {given!r}: {TOOLS}")
@@ -158,10 +123,6 @@ def _turn(message: Any, where: str, tags: Tags | None) -> Turn:
         kind = "is missing" if content is None else f"a text or a list of parts is expected, not {content!r:.80}"
         raise DataError(f"{where}.{content_key}: {kind}")
     return Turn(role, content, trained)
-
-
-def _is_one(key: str, value: Any) -> bool:
-    return key == "loss_scale" and value == 1
 
 
 def _is_trained(message: Mapping[str, Any], role: str, where: str) -> bool:
@@ -200,7 +161,7 @@ def one_text(row: Mapping[str, Any], key: str) -> str:
 
 def with_system(row: Mapping[str, Any], turns: list[Turn], key: str = "system") -> list[Turn]:
     """The turns after the row's own system text, if it has one. Raises DataError if there are two of them."""
-    if is_blank(system := row.get(key)):
+    if (system := row.get(key)) is None or is_blank(system):
         return turns
     if not isinstance(system, str):
         raise DataError(f"{key}: a text is expected, not {system!r:.80}")
@@ -216,7 +177,7 @@ def images_of(row: Mapping[str, Any], *keys: str) -> list[Any]:
     found: list[Any] | None = None
     for key in keys:
         value = row.get(key)
-        if is_blank(value):
+        if value is None or is_blank(value):
             continue
         images = value if isinstance(value, list) else [value]
         if found is not None and images != found:

@@ -10,16 +10,14 @@ from prism.data.importers.draft import (
     Turn,
     alternating,
     images_of,
-    is_blank,
     one_text,
     pairs,
     read_turns,
     with_system,
-)  # fmt: skip
+)
 from prism.errors import DataError
 
 FOLLOWS = "github.com/hiyouga/LLaMA-Factory: data/README.md and src/llamafactory/data/converter.py, November 2026"
-NO_PAIRS = "pairs of preference are not learnt from"
 
 
 def detect_sharegpt(row: Mapping[str, Any]) -> bool:
@@ -28,8 +26,6 @@ def detect_sharegpt(row: Mapping[str, Any]) -> bool:
 
 def read_sharegpt(row: Mapping[str, Any], tags: Tags | None = None) -> Draft:
     where = "conversations" if row.get("conversations") is not None or row.get("messages") is None else "messages"
-    if not is_blank(row.get("chosen")) or not is_blank(row.get("rejected")):
-        raise DataError(f"chosen: {NO_PAIRS}")
     turns = with_system(row, read_turns(row.get(where), where, tags))
     alternating(turns, where)
     return Draft(turns, {where, "system", "images"}, where, images_of(row, "images"), lone="refuse")
@@ -40,9 +36,9 @@ def detect_alpaca(row: Mapping[str, Any]) -> bool:
 
 
 def read_alpaca(row: Mapping[str, Any], tags: Tags | None = None) -> Draft:
-    if not is_blank(row.get("chosen")) or not is_blank(row.get("rejected")):
-        raise DataError(f"chosen: {NO_PAIRS}")
     asked = [one_text(row, key) for key in ("instruction", "input") if row.get(key) not in (None, "")]
+    if not "".join(asked).strip():
+        raise DataError("instruction: is empty, and so is input")
     turns = [*pairs(row.get("history")), Turn("user", "\n".join(asked))]
     if row.get("output") is not None:
         turns.append(Turn("assistant", one_text(row, "output")))

@@ -3,22 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prism.data.importers.draft import (
-    Draft,
-    Format,
-    Tags,
-    Turn,
-    images_of,
-    is_blank,
-    one_text,
-    pairs,
-    read_turns,
-    with_system,
-)
+from prism.data.importers.draft import Draft, Format, Tags, Turn, images_of, one_text, pairs, read_turns, with_system
+from prism.data.importers.keys import is_blank
 from prism.errors import DataError
 
 MEDIA = ("<image>", "<video>", "<audio>")
-KEYS = {"system", "images", "image", "history"}
+KEYS = frozenset(["system", "images", "image"])
+OF_MESSAGES, OF_CONVERSATION = KEYS | {"messages"}, KEYS | {"conversation"}
+OF_QUERY = KEYS | {"query", "response", "history"}
 
 
 def detect(row: Mapping[str, Any]) -> bool:
@@ -37,16 +29,15 @@ def detect(row: Mapping[str, Any]) -> bool:
 
 def read(row: Mapping[str, Any], tags: Tags | None = None) -> Draft:
     if row.get("messages") is not None:
-        turns, where = read_turns(row["messages"], "messages", tags), "messages"
+        turns, where, used = read_turns(row["messages"], "messages", tags), "messages", OF_MESSAGES
     elif row.get("query") is not None:
-        turns, where = [*pairs(row.get("history")), Turn("user", one_text(row, "query"))], "query"
+        turns, where, used = [*pairs(row.get("history")), Turn("user", one_text(row, "query"))], "query", OF_QUERY
         if not is_blank(row.get("response")):
             turns.append(Turn("assistant", one_text(row, "response")))
     elif row.get("conversation") is not None:
-        turns, where = _conversation(row["conversation"]), "conversation"
+        turns, where, used = _conversation(row["conversation"]), "conversation", OF_CONVERSATION
     else:
         raise DataError("messages: is not set (nor query, nor conversation)")
-    used = KEYS | {where, "response"} if where == "query" else (KEYS - {"history"}) | {where}
     return Draft(with_system(row, turns), used, where, images_of(row, "images", "image"))
 
 

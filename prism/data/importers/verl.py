@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prism.data.importers.draft import TOOLS, Draft, Format, Tags, Turn, images_of, is_blank, one_text, read_turns
+from prism.data.importers.draft import Draft, Format, Tags, Turn, images_of, one_text, read_turns
+from prism.data.importers.keys import TOOLS, is_blank
 from prism.errors import DataError
 
 TOOL_KEYS = ("need_tools_kwargs", "tools_kwargs", "interaction_kwargs")
@@ -19,6 +20,8 @@ def read(row: Mapping[str, Any], tags: Tags | None = None) -> Draft:
         for key in TOOL_KEYS:
             if not _says_nothing(place.get(key)):
                 raise DataError(f"{at}{key}: {TOOLS}")
+    if row.get("agent_name") not in (None, "", "single_turn_agent"):
+        raise DataError(f"agent_name: {row['agent_name']!r:.80}: {TOOLS}")
     if row.get("prompt") is None:
         raise DataError("prompt: is not set")
     turns = read_turns(row["prompt"], "prompt", tags)

@@ -71,7 +71,7 @@ def write(config: RunConfig, *rows: dict[str, Any]) -> None:
         json.dumps(usual | {"id": f"row-{i}", "messages": [{"role": "user", "content": row.pop("text", "?")}]} | row)
         for i, row in enumerate(rows)
     ]
-    Path(config.evaluate.data).write_text("\n".join(lines) + "\n")
+    Path(str(config.evaluate.data)).write_text("\n".join(lines) + "\n")
 
 
 def refusing(status: int) -> Answer:

@@ -13,6 +13,7 @@ from prism.data.rows import read_rows
 from prism.errors import DataError
 
 FILES = pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED.keys())
+DEMONSTRATIONS = {name: published for name, published in PUBLISHED.items() if published.learnt}
 
 
 @pytest.fixture
@@ -32,10 +33,8 @@ def test_a_published_file_loads_with_the_right_pictures_in_the_right_places(fold
     assert [row.id for row in again.rows] == [row.id for row in data.rows]
 
 
-@FILES
+@pytest.mark.parametrize("published", DEMONSTRATIONS.values(), ids=DEMONSTRATIONS.keys())
 def test_its_last_turn_alone_is_learnt_from_where_one_says_so(folder: Path, published: Published) -> None:
-    if not published.learnt:
-        pytest.skip("prompts have no turn to learn from")
     entry = DataConfig(path="x", turns="last")
     data = read_rows(published.write(folder), "fail", ("response",), entry=entry, every_turn=True)
     following = [*published.rows[1:], []]  # the turns of one row begin alike
@@ -61,6 +60,18 @@ def test_history_is_prompt_where_no_demonstration_is_needed(folder: Path) -> Non
     row = {"messages": [{"role": r, "content": c} for r, c in turns], "images": ["pictures/red.png"], "solution": "7"}
     data = read_rows(lines(folder / "a.jsonl", row), "fail", ("gold",))
     assert [shown(row, data) for row in data.rows] == [["user: [red]a", "assistant: b", "user: c"]]
+
+
+@pytest.mark.parametrize("kind", ["reasoning", 7, ["number"], {"type": "number"}])
+def test_what_public_data_calls_a_kind_may_be_anything(folder: Path, kind: Any) -> None:
+    file = lines(folder / "a.jsonl", {"problem": "2 + 2?", "answer": 4, "kind": kind})
+    assert read_rows(file, "fail", ("gold",)).rows[0].kind == "auto"
+
+
+def test_the_picture_that_is_shown_may_stand_there_in_another_form_too(folder: Path) -> None:
+    row = {"problem": "<image>?", "answer": 4, "images": ["pictures/red.png"], "decoded_image": "pictures/red.png"}
+    data = read_rows(lines(folder / "a.jsonl", row | {"image_2": None}), "fail", ("gold",))
+    assert [shown(row, data) for row in data.rows] == [["user: [red]?"]]
 
 
 def test_rows_that_share_an_id_and_differ_are_told_apart_by_content(folder: Path) -> None:

@@ -26,6 +26,7 @@ def told(*turns: tuple[str, Any], **more: Any) -> Row:
 
 ASKED = [("user", "<image>What?"), ("assistant", "Red.")]
 SAID = [("human", "<image>What?"), ("gpt", "Red.")]
+TOOL = [{"type": "function", "function": {"name": "f"}}]
 USER, ASSISTANT = {"role": "user", "content": "?"}, {"role": "assistant", "content": "r"}
 PARTS = [{"type": "image_url", "image_url": {"url": RED}}, {"type": "text", "text": "What?"}]
 
@@ -55,7 +56,6 @@ GOOD: dict[str, Row] = {
     },
     "easyr1": {"problem": "<image>What?", "answer": "red", "images": [RED], "response": "Red."},
 }
-TOOL = [{"type": "function", "function": {"name": "f"}}]
 
 # At the level of the row, whatever its format. The text stands in the message.
 KEYS: dict[str, tuple[Row, str]] = {
@@ -68,6 +68,20 @@ KEYS: dict[str, tuple[Row, str]] = {
     "weight": ({"weight": 0.5}, "weight: "),
     "weight of none": ({"weight": 0}, "weight: "),
     "max_pixels": ({"max_pixels": 1000}, "max_pixels: "),
+    "weight that is false": ({"weight": False}, "weight: "),
+    "loss": ({"loss": False}, "loss: "),
+    "loss scale": ({"loss_scale": 0.1}, "loss_scale: "),
+    "system message": ({"system_message": "Be brief."}, "system_message: "),
+    "other answer": ({"rejected_response": "Blue."}, "rejected_response: pairs of preference"),
+    "pair": ({"chosen": "Red.", "rejected": "Blue."}, ": pairs of preference"),
+    "judged": ({"label": False}, "label: judgements"),
+    "judged good": ({"kto_tag": True}, "kto_tag: judgements"),
+    "tools beside": ({"extra_info": {"tools": TOOL}}, "extra_info.tools: tools are not supported"),
+    "video by another name": ({"video_path": "a.mp4"}, "video_path: "),
+    "second image": ({"image_2": RED}, "image_2: an image that would not be shown"),
+    "videos beside": ({"extra_info": {"videos": ["a.mp4"]}}, "extra_info.videos: "),
+    "image with pixels": ({"images": [{"path": RED, "max_pixels": 9}], "image": None}, "images.0.max_pixels: "),
+    "image with a size": ({"images": [{"image": RED, "resized_height": 28}], "image": None}, "images.0.resized_height"),
     "missing image": ({"images": ["pictures/none.png"], "image": None}, "none.png"),
     "image at an address": ({"images": ["https://example.org/a.png"], "image": None}, "nothing is fetched"),
     "image that is a number": ({"images": [7], "image": None}, "an image is a path"),
@@ -126,6 +140,22 @@ CHATS: dict[str, tuple[Callable[[Row], Row], str]] = {
     "function call": (turn(-1, function_call={"name": "f"}), "function_call: tools are not supported"),
     "tool's turn": (in_turns(lambda t: [*t, {"role": "tool", "content": "x"}]), "tools are not supported"),
     "reasoning apart": (turn(-1, reasoning_content="hm"), "reasoning_content: "),
+    "frames of a message": (turn(0, fps=2), "0.fps: "),
+    "system of a message": (turn(0, system="Be brief."), "0.system: "),
+    "part with a weight": (turn(0, content=[{"type": "text", "text": "?", "weight": 0.5}]), "content.0.weight"),
+    "part with boxes": (
+        turn(0, content=[{"type": "text", "text": "?", "objects": {"bbox": [1]}}]),
+        "content.0.objects",
+    ),
+    "part with tools": (turn(0, content=[{"type": "text", "text": "?", "tools": TOOL}]), "content.0.tools"),
+    "image in a part with pixels": (
+        turn(0, content=[{"type": "image", "image": {"path": RED, "max_pixels": 9}}, {"type": "text", "text": "?"}]),
+        "content.0.max_pixels",
+    ),
+    "address with pixels": (
+        turn(0, content=[{"type": "image_url", "image_url": {"url": RED, "max_pixels": 9}}]),
+        "content.0.max_pixels",
+    ),
     "images of a message": (turn(0, images=[RED]), "messages.0.images: |prompt.0.images: "),
     "unknown role": (turn(0, role="robot"), "0.role: 'robot'"),
     "role that is a number": (turn(0, role=1), "0.role: 1"),
@@ -143,12 +173,14 @@ CHATS: dict[str, tuple[Callable[[Row], Row], str]] = {
     "two images in a part": (turn(0, content=[{"type": "image", "image": RED, "url": RED}]), "two images"),
     "no turn": (in_turns(lambda t: []), "is empty|is not set|a list of messages is expected"),
 }
+ALONE = "an answer alone"
 LEARNT: dict[str, tuple[Callable[[Row], Row], str]] = {
     "weight that is half": (turn(-1, weight=0.5), "weight: 0 or 1"),
     "weight of a user": (turn(0, weight=1), "only an assistant's turn"),
     "loss that is a text": (turn(-1, loss="no"), "loss: 0 or 1"),
     "nothing to learn from": (turn(-1, weight=0), "weight 0"),
     "image in an answer": (turn(-1, content="<image>"), "assistant: only a user's turn"),
+    "no prompt": (lambda row: {**row, "messages": [ASSISTANT], "images": []}, ALONE),
 }
 TOLD: dict[str, tuple[Callable[[Row], Row], str]] = {
     "observation": (turn(0, **{"from": "observation"}), "tools are not supported"),
@@ -167,6 +199,7 @@ def by_url(image_url: Row) -> Row:
     return chat(("user", [{"type": "image_url", "image_url": image_url}]), ASKED[1])
 
 
+TEXT_ONLY: Row = {"images": None, "prompt": [{"role": "user", "content": "What?"}]}
 # Of single formats: name, what is changed, what is said.
 OWN: list[tuple[str, str, Row, str]] = [
     ("prism", "both placed and beside", {"images": ["pictures/blue.png"]}, "others are given in the messages"),
@@ -203,6 +236,13 @@ OWN: list[tuple[str, str, Row, str]] = [
     ("verl", "tools", {"extra_info": {"need_tools_kwargs": True}}, "need_tools_kwargs: "),
     ("verl", "tools with arguments", {"extra_info": {"tools_kwargs": {"f": {"create": {"a": 1}}}}}, "tools_kwargs: "),
     ("verl", "interaction", {"extra_info": {"interaction_kwargs": {"name": "x"}}}, "interaction_kwargs: "),
+    ("verl", "images beside", TEXT_ONLY | {"extra_info": {"images": [RED]}}, "extra_info.images: "),
+    ("verl", "image beside", TEXT_ONLY | {"extra_info": {"image": RED}}, "extra_info.image: "),
+    ("verl", "embedded beside", TEXT_ONLY | {"extra_info": {"shown": data_url("red")}}, "extra_info.shown: "),
+    ("verl", "agent with tools", {"agent_name": "tool_agent"}, "agent_name: "),
+    ("alpaca", "no prompt", {"instruction": "", "images": []}, "instruction: is empty"),
+    ("sharegpt", "a film beside", told(("human", "?"), SAID[1], video_path="a.mp4", images=[]), "video_path: "),
+    ("trl", "a sound beside", {"images": [], "audio_file": "a.wav"}, "audio_file: "),
     ("verl", "prompt that is a text", {"prompt": "hello"}, "prompt: "),
     ("verl", "prompt that ends with an answer", {"prompt": [USER, ASSISTANT]}, "the user's"),
     ("verl", "unplaced", {"prompt": [{"role": "user", "content": "What?"}]}, "no <image> stands in the text"),
@@ -254,6 +294,9 @@ def test_every_malformed_row_is_refused_by_name(tmp_path: Path, form: str) -> No
         assert number in by_line, f"{form}, {what} was read: {json.dumps(row)[:300]}"
         assert any(one in by_line[number] for one in said.split("|")), f"{form}, {what}: {by_line[number]}"
     assert len(data.rows) == 1
+    unnamed = read_rows(file, "skip", ("response",), every_turn=True)  # nor where the format is found by the rows
+    kept = {problem.removeprefix(f"{file}:").split(":")[0] for problem in unnamed.problems}
+    assert [what for number, (what, _, _) in enumerate(bad, 2) if str(number) not in kept and what != "no id"] == []
 
 
 @pytest.mark.parametrize("form", ["ms-swift", "trl", "sharegpt", "verl", "easyr1"])
@@ -262,6 +305,7 @@ def test_parquet_is_refused_for_what_json_is(tmp_path: Path, form: str) -> None:
     good = GOOD[form] | {"images": [{"bytes": png("red"), "path": None}]}
     bad = [{"videos": [b"x"]}, {"tools": "[{}]"}, {"images": []}, {"weight": 0.5}, {"max_pixels": 9}]
     bad = bad[:2] + bad[3:] if form == "trl" else bad  # which may have no image
+    bad += [{"extra_info": {"tools": "[{}]"}}, {"label": False, "response": "r"}, {"rejected_response": "r"}]
     rows = [{key: None for change in bad for key in change} | good | change for change in ({}, *bad)]
     file = table(tmp_path / "rows.parquet", *rows)
     data = read_rows(file, "skip")

@@ -19,6 +19,18 @@ app = create_app("test", settings, not_ready=lambda: None)
 app.post("/weights")(lambda: "taken")
 serve(app, settings)
 """
+NEVER_READY = """
+import asyncio, contextlib
+from prism.errors import ServiceError
+from prism.http.app import create_app, end, serve
+from prism.settings import ServiceSettings, load_settings
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    asyncio.get_running_loop().call_later(0.2, end, app, ServiceError("the model cannot be loaded"))
+    yield
+settings = load_settings(ServiceSettings)
+serve(create_app("test", settings, not_ready=lambda: None, lifespan=lifespan), settings)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +70,13 @@ def test_the_health_check_fails_for_what_is_not_there(ports: tuple[int, int]) ->
         command = [sys.executable, "-m", "prism.http.healthcheck", path]
         checked = subprocess.run(command, env=os.environ | {"PRISM_PORT": str(ports[0])}, capture_output=True)
         assert checked.returncode == status
+
+
+def test_a_service_that_can_never_be_ready_ends_and_says_why() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = os.environ | {"PRISM_PORT": str(free.getsockname()[1]), "PRISM_TOKEN": DATA}
+    command = [sys.executable, "-c", NEVER_READY]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode
+    assert "ServiceError: the model cannot be loaded" in done.stderr

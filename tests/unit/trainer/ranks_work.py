@@ -29,6 +29,7 @@ from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.flow.intake import Admission, StepRollouts
 from prism.trainer.flow.staleness import StalenessBound
 from prism.trainer.learn import ranks
+from prism.trainer.learn.adapted import WithoutAdapter, load_policy_adapter, whole_weights
 from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.learn.learner_model import compile_layers
 from prism.trainer.learn.losses import Algorithm, LossOptions
@@ -128,6 +129,7 @@ POLICIES: dict[str, tuple[Algorithm, dict[str, Any], tuple[int, int]]] = {
     "grpo, compiled": (GRPO, {}, (3, 4)),
     "grpo, frozen tower": (GRPO, {"freeze": ["model.visual"]}, (3, 4)),
     "grpo, importance and reference": (GRPO, {"minibatches": 2, "importance_cap": 1.5}, (3, 4)),
+    "grpo, adapters and reference": (GRPO, {"lora": {"rank": 4, "vision": True}, "minibatches": 2}, (3, 4)),
 }
 EXPERTS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "dense": ({"mismatch": 0.5}, (3, 4)),
@@ -176,7 +178,10 @@ def policy_learner(folder: Path, name: str) -> PolicyLearner:
     def load(dtype: torch.dtype) -> Any:
         return load_policy(folder / "model", dtype=dtype)
 
-    model = ranks.shard_model(load, DEVICE, getattr(torch, DTYPE))
+    if config.lora:
+        model = load_policy_adapter(folder / "model", run_config(folder, {"kind": "rlvr"}), config.lora)
+    else:
+        model = ranks.shard_model(load, DEVICE, getattr(torch, DTYPE))
     if "compiled" in name:
         compile_layers(model, backend="inductor" if DEVICE == "cuda" else "aot_eager")
     reference = (
@@ -184,6 +189,7 @@ def policy_learner(folder: Path, name: str) -> PolicyLearner:
         if "reference" in name
         else None
     )
+    reference = WithoutAdapter(model) if config.lora else reference
     options = LossOptions(kl_coef=0.1 if reference else 0.0)
     return PolicyLearner(model, config, algorithm, options, temperature=1.0, updates=2, version=0, reference=reference)
 
@@ -209,46 +215,52 @@ def work(folder: Path, out: Path) -> dict[str, dict[str, Any]]:
     for name, (_, _, counts) in POLICIES.items():
         learner = policy_learner(folder, name)
         figures = [learner.update(samples(all_prompts[:count], inputs, learner.version), examples) for count in counts]
-        made[name] = {"figures": figures, "weights": ranks.full_weights(learner.model)}
+        made[name] = {"figures": figures, "weights": whole_weights(learner.model)}
     for name, (_, counts) in EXPERTS.items():
         expert = expert_learner(folder, name)
         figures = [expert.update(groups(count), all_prompts[:count], inputs) for count in counts]
         made[name] = {"figures": figures, "weights": ranks.full_weights(expert.model)}
-    for kind in ("rlvr", "align"):
+    for kind in ("rlvr", "align", "adapters"):
         made[kind] = whole_stage(folder, out, kind)
     made["spoilt"] = spoilt(folder, samples(all_prompts[:3], inputs, 0), examples)
     return made
 
 
-def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict[str, Any]:
-    """Of two steps, an alignment's after one of warm-up; checkpoints after each."""
-    inputs, blobs = InputBuilder(folder / "model"), BlobStore(str(out / "blobs"))
-    file = read_rows(folder / "data" / "teacher.jsonl", "fail", require=("teacher",))
-    rows = [to_prompt(row, file, blobs) for row in file.rows] if ranks.is_first() else []
-    examples = GroupExamples(inputs, blobs)
-    workers = Workers(rows, examples, blobs)
-    settings: dict[str, Any] = {
-        "kind": kind,
+def run_config(folder: Path, settings: dict[str, Any], **values: Any) -> RunConfig:
+    """Of one stage, ``it``."""
+    stage: dict[str, Any] = {
         "steps": 2,
         "checkpoint_every": 1,
         "rollouts": {"data": "x", "prompts": 3, "n": 3, "max_tokens": 64},
         "policy": {"max_mismatch": 99, "optimizer": {"lr": 1e-3}},
     }
-    if kind == "align":
-        experts = {"optimizer": {"lr": 1e-3}, "dropout": 0.0}
+    of_run = {
+        "name": "run",
+        "device": DEVICE,
+        "dtype": DTYPE,
+        "model": str(folder / "model"),
+        "stages": {"it": stage | settings},
+        "evaluate": {"data": "x", "max_tokens": 8},
+        "stack": {"max_model_len": 256},
+    }
+    return RunConfig.model_validate(of_run | values)
+
+
+def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align", "adapters"]) -> dict[str, Any]:
+    """Of two steps, an alignment's after one of warm-up; checkpoints after each. "adapters" is an alignment's too."""
+    inputs, blobs = InputBuilder(folder / "model"), BlobStore(str(out / "blobs"))
+    file = read_rows(folder / "data" / "teacher.jsonl", "fail", require=("teacher",))
+    rows = [to_prompt(row, file, blobs) for row in file.rows] if ranks.is_first() else []
+    examples = GroupExamples(inputs, blobs)
+    workers = Workers(rows, examples, blobs)
+    settings: dict[str, Any] = {"kind": "rlvr" if kind == "rlvr" else "align"}
+    experts: dict[str, Any] = {"optimizer": {"lr": 1e-3}, "dropout": 0.0}
+    if kind != "rlvr":
         settings |= {"warmup_steps": 1, "warmup_prompts": 3, "experts": experts}
-    config = RunConfig.model_validate(
-        {
-            "name": kind,
-            "runs_dir": out,
-            "device": DEVICE,
-            "dtype": DTYPE,
-            "model": str(folder / "model"),
-            "stages": {"it": settings},
-            "evaluate": {"data": "x", "max_tokens": 8},
-            "stack": {"max_model_len": 256},
-        }
-    )
+    if kind == "adapters":
+        experts |= {"lora": {"rank": 2}, "mixture": {"experts": 3}, "load_balance": 0.0}  # which is of each pass
+        settings["policy"] = {"max_mismatch": 99, "optimizer": {"lr": 1e-3}, "lora": {"rank": 4}}
+    config = run_config(folder, settings, name=kind, runs_dir=out)
     config.run_dir.mkdir(exist_ok=True)
     pushed: list[int] = []
 
@@ -256,11 +268,14 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align"]) -> dict
         pushed.append(len([tensor.shape for _, tensor in tensors]))
         return PushTimes(0.0, 0.0, 0, 0)
 
+    def push_adapter(version: int, base: Path, tensors: dict[str, torch.Tensor], *_: Any) -> PushTimes:
+        return push(version, tensors.items())
+
     away: Any = None
     context: Any = Context(config, "it", 1, away, blobs, inputs, examples, Console(quiet=True))
     context.intake = lambda rollouts, learners, require: workers
-    context.publisher = lambda model: SimpleNamespace(push=push, settle=lambda: None)
-    module: Any = {"rlvr": rlvr, "align": align}[kind]
+    context.publisher = lambda model: SimpleNamespace(push=push, push_adapter=push_adapter, settle=lambda: None)
+    module: Any = rlvr if kind == "rlvr" else align
     with patch.object(module, "open_context", lambda *_: context):  # this may be the process of other tests
         module.train(config, "it", config.stages["it"], folder / "model", config.run_dir / "out")
     calls = {"pushed": sorted(pushed), "finished": workers.finished, "asked": sorted(workers.asked)}

@@ -122,6 +122,19 @@ class Journal:
             raise Killed
 
 
+class JsonHandler(BaseHTTPRequestHandler):
+    """Answers in JSON, and logs nothing."""
+
+    def answer(self, status: int, value: Any) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
 class WeightServers:
     """``POST /MODEL/weights`` for the policy and both experts: takes what is sealed and newer, as the real ones do."""
 
@@ -130,7 +143,7 @@ class WeightServers:
         self.journal: Journal | None = None
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(JsonHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if not self.path.endswith("/weights"):  # nothing else is answered: no model is there
@@ -149,13 +162,7 @@ class WeightServers:
                         outer.journal.add(Event("pushed", manifest.model, manifest.version))
                 except (AssertionError, WeightsError) as error:
                     status, answer = 409, {"detail": str(error)}
-                content = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: Any) -> None: ...
+                self.answer(status, answer)
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True

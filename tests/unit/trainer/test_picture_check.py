@@ -3,11 +3,12 @@
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from stage_services import JsonHandler
 
 from prism.clients.endpoints import Endpoints
 from prism.data.blobs import BlobStore
@@ -24,7 +25,7 @@ class Models:
         self.away: set[str] = set()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(JsonHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 model = self.path.split("/")[1]
@@ -34,13 +35,7 @@ class Models:
                 else:
                     scored = {"status": "ok", "score": seen, "section": "all"}
                     answer = {"expert": model, "version": 0, "attempt": 1, "items": [{"scores": [scored]}]}
-                content = json.dumps(answer).encode()
-                self.send_response(400 if model in outer.away else 200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: Any) -> None: ...
+                self.answer(400 if model in outer.away else 200, answer)
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True

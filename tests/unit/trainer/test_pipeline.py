@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from prism.config import AlignConfig, GroundingConfig, RunConfig, load_config
@@ -150,12 +151,19 @@ def test_experts_are_grounded_on_the_teachers_text_before_the_game(
 ) -> None:
     shutil.copytree(demo_folder / "data", config.run_dir / "data")
     finish_stage(config, "sft", "sft", lambda folder: copy(tiny_model, folder))
-    config.stages["align"] = align_with(config, grounding=GroundingConfig(epochs=1, batch=4))
+    frozen = ["model.visual", "model.language_model.layers.0"]
+    config.stages["align"] = align_with(config, grounding=GroundingConfig(epochs=1, batch=4), freeze=frozen)
     folders = served_experts(config)
     assert folders
     assert folders == {expert: config.run_dir / "experts" / "align" / expert for expert in EXPERTS}
+    before = load_expert(config.run_dir / "experts" / "align" / "mixture", strict=True).state_dict()
     for expert, folder in folders.items():
-        assert load_expert(folder, strict=True).mixture == (4, 2)
+        grounded = load_expert(folder, strict=True)
+        assert grounded.mixture == (4, 2)
+        same = {name for name, tensor in grounded.state_dict().items() if torch.equal(tensor, before[name])}
+        kept = {name for name in before if f"{name}.".startswith(tuple(f"{part}." for part in frozen))}
+        assert kept <= same, "what the game freezes stays as it is"
+        assert not any(name.startswith("model.language_model.layers.1.") for name in same)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line[f"{expert}_pair_accuracy"] for line in lines] == [None, None]  # 8 rows in fours, no student
         assert all(line[f"{expert}_updated"] for line in lines)

@@ -1,26 +1,33 @@
 """What a run takes of each card, and whether that fits, before anything starts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from bench.learner.workload import SIZES
 from configs.demo import task
 from configs.demo.model import build_config, build_tokenizer
-from prism.config import DevicesConfig, RunConfig, load_config
+from prism.config import DevicesConfig, GroundingConfig, LoraConfig, MixtureConfig, RunConfig, load_config
 from prism.errors import ConfigError
 from prism.stack import cards
 from prism.stack.cards import card_bytes, expert_cards, policy_cards
+from prism.trainer.learn.adapted import Wanted, learning, load_adapted
+from prism.trainer.learn.offload import CHUNK
+from prism.trainer.learn.policy_model import load_policy
 from prism.trainer.run import placement
-from prism.trainer.run.estimate import ModelSize
+from prism.trainer.run.estimate import ModelSize, checkpoint_bytes, expert_size, policy_size
 from prism.trainer.run.launch import Launch
 from prism.trainer.run.pipeline import learner_cards, of_cards
-from prism.trainer.run.placement import learners_of, memory_of, place, served_expert, share_for_policy
+from prism.trainer.run.placement import disk_of, learners_of, memory_of, place, served_expert, share_for_policy
+from prism.wire.response import EXPERTS
 
 GIB = 2**30
+GROUNDING = GroundingConfig(epochs=1)
 # Qwen3-VL-2B's, and a card's worth of it.
 TWO_BILLION = ModelSize(
     trained=2_130_000_000,
@@ -81,6 +88,10 @@ def test_a_card_of_unknown_size_refuses_nothing_and_a_share_that_is_given_is_kep
     assert (made.problems, made.policy_share, made.cards["0"].size) == ([], None, None)
     own = 'stack.policy_options={vllm_flags="--gpu-memory-utilization=0.3"}'
     assert placed(config("stack.card_gib=500", own)).policy_share is None
+    large = 'stack.policy_options={vllm_flags="--enforce-eager --gpu-memory-utilization 0.9"}'
+    (problem,) = placed(config("stack.card_gib=500", large)).problems
+    assert "does not fit card 0" in problem
+    assert ", policy 483.9 GB" in problem
 
 
 def test_on_cpus_no_card_is_taken() -> None:
@@ -180,9 +191,11 @@ def test_presets_fit_the_cards_they_name(
 ) -> None:
     chart: Any = yaml.safe_load(Path(f"deploy/helm/prism/values-{values}.yaml").read_text()) if values else {}
     overrides = chart.get("run", {}).get("overrides", [])
-    made = load_config(Path("configs/qwen3-vl-2b.toml"), [*overrides, f"stack.card_gib={gib}"])
+    made: Any = load_config(Path("configs/qwen3-vl-2b.toml"), [*overrides, f"stack.card_gib={gib}"])
     if values:
-        stack = made.stack.model_copy(update={"devices": DevicesConfig.model_validate(devices)})
+        flags = {"vllm_flags": chart["policy"].get("vllmFlags", "")}
+        update = {"devices": DevicesConfig.model_validate(devices), "policy_options": flags}
+        stack = made.stack.model_copy(update=update)
         made = made.model_copy(update={"stack": stack})
     ranks = chart.get("trainer", {}).get("gpus", 1)
     assert ranks == len(devices["learner"].split(","))
@@ -191,7 +204,82 @@ def test_presets_fit_the_cards_they_name(
         memory = memory_of(made, stage, learners, ranks, 0)
         found = place(made, name, learners, memory, expert=served_expert(made, two_billion))
         assert (found.problems, found.doubts) == ([], []), name
+    experts = made.stages["align"].experts
+    assert experts.mixture
+    assert experts.grounding, "as the demo's"
+    if values:
+        size = chart["storage"]["size"]
+        room = int(size[:-2]) * {"Gi": GIB, "Ti": 1024 * GIB}[size[-2:]]
+        assert sum(disk_of(made, two_billion, made.stages, ranks).parts.values()) < 0.9 * room
     if not values:  # nor would it on one
         alone = made.model_copy(update={"stack": made.stack.model_copy(update={"devices": None})})
         with pytest.raises(ConfigError, match="does not fit card 0"):
             share_for_policy(alone, two_billion, alone.stages, 1, served=True)
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "whole"),
+    [
+        ("2b-lora", "2b", 0),
+        ("4b-lora", "4b", 0),
+        ("8b-lora", "8b", 0),
+        ("2b-offload", "2b", 2.1e9),
+        ("4b-offload", "4b", 4.4e9),
+    ],
+)
+def test_presets_of_adapters_and_of_offloaded_optimizers_fit_what_they_say(
+    tmp_path: Path, preset: str, size: str, whole: float
+) -> None:
+    shape = SIZES[f"qwen3-vl-{size}"]
+    build_config(build_tokenizer(task.corpus(), shape, task.TAGS), shape).save_pretrained(tmp_path)
+    made: Any = load_config(Path(f"configs/qwen3-vl-{preset}.toml"), ["stack.card_gib=79.6"])
+    stage = made.stages["align"]
+    learners = learners_of(made, stage, tmp_path)
+    memory = memory_of(made, stage, learners, 1, 0)
+    found = place(made, "align", learners, memory, expert=served_expert(made, tmp_path))
+    assert (found.problems, found.doubts) == ([], [])
+    sizes = [size for size, _ in learners]
+    frozen = sizes[0].frozen
+    if whole:
+        assert all(size.trained > whole for size in sizes)
+        assert memory.optimizer == CHUNK
+        stays = memory_of(made.model_copy(update={"offload": False}), stage, learners, 1, 0)
+        idle = memory_of(made.model_copy(update={"offload": "idle"}), stage, learners, 1, 0)
+        assert stays.optimizer == 12 * sum(size.trained for size in sizes)
+        assert idle.optimizer == 12 * max(size.trained for size in sizes)
+    else:
+        assert all(size.trained < 0.01 * frozen for size in sizes)
+        assert memory.weights < 1.03 * 2 * frozen, "one base for the three"
+        assert checkpoint_bytes(made, sizes) == 12 * sum(size.trained for size in sizes), "without it"
+        grounded = stage.model_copy(update={"experts": stage.experts.model_copy(update={"grounding": GROUNDING})})
+        assert memory_of(made, grounded, learners_of(made, grounded, tmp_path), 1, 0).weights > 3 * 2 * frozen
+        apart = made.model_copy(update={"stack": made.stack.model_copy(update={"experts_together": False})})
+        more = place(apart, "align", learners, memory, expert=served_expert(made, tmp_path))
+        taken = {name: value for name, value in more.cards["0"].parts.items() if name in EXPERTS}
+        assert sum(taken.values()) > found.cards["0"].parts["experts"] + 2 * frozen
+
+
+def test_adapters_are_sized_as_they_are_made(tiny_model: Path) -> None:
+    lora, mixture = LoraConfig(rank=4), MixtureConfig(experts=3, top_k=2)
+    run = config("device=cpu", "dtype=float32", "stack.device=cpu")
+    wanted = {"policy": Wanted(lora), "perception": Wanted(lora, mixture), "reasoning": Wanted(lora)}
+    made = load_adapted(tiny_model, run, wanted)
+    sizes = [
+        policy_size(tiny_model, [], lora=lora),
+        expert_size(tiny_model, mixture, [], lora=lora),
+        expert_size(tiny_model, None, [], lora=lora),
+    ]
+    for size, model in zip(sizes, made.values(), strict=True):
+        assert size.trained == sum(parameter.numel() for parameter in learning(model).values())
+        assert size.base == str(tiny_model)
+
+
+def test_a_model_of_another_family_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "llava"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "architectures": ["Llava"]}))
+    for load in (policy_size, load_policy):
+        with pytest.raises(
+            ConfigError, match=r"is a llava: policy and experts start from a qwen3_vl or a qwen3_vl_moe"
+        ):
+            load(folder, []) if load is policy_size else load_policy(folder, dtype=torch.float32)

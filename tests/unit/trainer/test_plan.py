@@ -5,11 +5,14 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from prism import cli
 from prism.config import MixtureConfig, OptimizerConfig, load_config
@@ -19,7 +22,9 @@ from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_model import LOGITS, load_policy, response_logprobs
+from prism.trainer.run import pipeline, placement
 from prism.trainer.run.estimate import checkpoint_bytes, expert_size, learners_memory, policy_size
+from prism.trainer.run.placement import disk_of
 from prism.wire.v1 import rollout_pb2 as pb
 
 DEMO = Path("configs/demo.toml").resolve()
@@ -162,6 +167,57 @@ def test_a_taken_port_is_refused(made: Path, plan: Any) -> None:
         status, _, refused = plan(f"stack.base_port={port - 3}")
     assert status == 1
     assert f"port {port}, meant for the reasoning service, is in use" in refused
+
+
+def test_a_disk_that_is_too_small_is_refused_by_dry_run_and_run(
+    made: Path, plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, out, _ = plan()
+    assert status == 0
+    assert "disk:        about " in out
+    free = 10**8
+    monkeypatch.setattr(placement.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    status, _, refused = plan()
+    assert status == 1
+    assert "the disk of runs/demo has 100.0 MB left, the run needs about " in refused
+    assert "more. What helps: another runs_dir, smaller keep_checkpoints or push.keep_gib" in refused
+    monkeypatch.setattr(pipeline, "prepare", lambda *_: None)
+    with pytest.raises(ConfigError, match=r"the disk of runs/demo has 100\.0 MB left"):
+        pipeline.run(load_config(DEMO), DEMO, [], Console(quiet=True))
+    assert not (made / "checkpoints").exists()
+    free = 10**12
+    assert plan()[0] == 0
+
+
+def test_what_a_run_has_on_disk_at_most_and_what_is_there(made: Path) -> None:
+    config = load_config(DEMO, ["push.keep_gib=1"])
+    stages = {"rlvr": config.stages["rlvr"], "sft": config.stages["sft"]}
+    size = policy_size(made / "model", [])
+    checkpoint, weights = checkpoint_bytes(config, [size]), 4 * size.parameters
+    disk = disk_of(config, made / "model", stages, 1)
+    assert disk.parts == {
+        "checkpoints": (2 + 2 + 1) * checkpoint,  # 4 of RLVR, 3 of SFT: two stay of each, and one is being written
+        "results": 2 * weights,
+        "pushed weights": (3 + 1) * weights,
+    }
+    frozen = policy_size(made / "model", ["model.visual"]).frozen
+    few = load_config(DEMO, [f"push.keep_gib={2 * weights / 2**30}", "stages.rlvr.policy.freeze=['model.visual']"])
+    pushed = disk_of(few, made / "model", {"rlvr": few.stages["rlvr"]}, 1).parts["pushed weights"]
+    assert pushed == 4 * frozen + 3 * (weights - 4 * frozen), "two versions fit, and what is frozen is linked"
+    assert disk.there == 0
+    (made / "weights" / "policy").mkdir(parents=True)
+    (made / "weights" / "policy" / "a").write_bytes(b"x" * 1000)
+    (made / "weights" / "policy" / "b").hardlink_to(made / "weights" / "policy" / "a")
+    (made / "checkpoints" / "align").mkdir(parents=True)
+    (made / "checkpoints" / "align" / "a").write_bytes(b"x")  # of a stage that is finished
+    assert disk_of(config, made / "model", stages, 1).there == 1000
+    assert replace(disk, free=disk_total(disk) - 1).problem
+    assert replace(disk, free=disk_total(disk)).problem is None
+    assert replace(disk, free=disk_total(disk) - 1, there=1).problem is None
+
+
+def disk_total(disk: placement.Disk) -> int:
+    return int(sum(disk.parts.values()))
 
 
 def test_changed_settings_are_refused(made: Path, plan: Any) -> None:

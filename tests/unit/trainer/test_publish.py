@@ -190,6 +190,10 @@ def test_old_versions_are_removed_once_a_newer_one_is_taken(tmp_path: Path, serv
     publisher(tmp_path, server.url, attempt=2).push(3, WEIGHTS, "{}")
     names = sorted(path.name for path in (tmp_path / "policy").iterdir())
     assert names == ["0001-000002", "0001-000010", "0002-000003"]
+    few = Publisher("policy", f"{server.url}/", ADMIN, tmp_path, 3, PushConfig(keep_gib=1e-9))
+    few.push(11, WEIGHTS, "{}")
+    names = sorted(path.name for path in (tmp_path / "policy").iterdir())
+    assert names == ["0002-000003", "0003-000011"], "two, where three take more than keep_gib"
 
 
 def test_what_the_version_before_holds_is_not_written_again(tmp_path: Path, serve: Any) -> None:

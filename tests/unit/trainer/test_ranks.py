@@ -147,7 +147,7 @@ def test_a_checkpoint_is_resumed_by_another_number_of_ranks(
         assert theirs == pytest.approx(ours, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["rlvr", "align"])
+@pytest.mark.parametrize("kind", ["rlvr", "align", "adapters"])
 def test_a_stage_over_ranks_is_that_of_one_process(
     alone: dict[str, dict[str, Any]], together: dict[str, dict[str, Any]], kind: str
 ) -> None:

@@ -53,7 +53,7 @@ def config(tmp_path: Path, tiny_model: Path) -> RunConfig:
 
 def test_a_prompt_may_fill_what_the_response_leaves_and_no_more(config: RunConfig, tiny_model: Path) -> None:
     inputs = InputBuilder(tiny_model)
-    file = read_rows(Path(config.evaluate.data), "skip")
+    file = read_rows(Path(str(config.evaluate.data)), "skip")
     fits = file.rows[0]
     image = file.decode_image("picture.png")
     tokens = len(inputs.prompt(from_json(fits.messages, str), [image]).input_ids)
@@ -108,7 +108,7 @@ def test_held_out_questions_are_checked_before_training_and_when_they_are_asked(
     pipeline.run(config, Path("configs/demo.toml"), [], Console(quiet=True), attach=True)
     assert len(measured) == len(config.stages)
     for check in measured:
-        file = read_rows(Path(config.evaluate.data), "skip", check=check)
+        file = read_rows(Path(str(config.evaluate.data)), "skip", check=check)
         assert ([row.id for row in file.rows], file.bad_rows) == (["fits"], 1)
     measured.clear()
     strict = config.model_copy(update={"on_bad_row": "fail"})
@@ -120,7 +120,7 @@ def test_held_out_questions_are_checked_before_training_and_when_they_are_asked(
 def test_held_out_data_without_a_question_that_fits_ends_a_run_before_it_trains(
     config: RunConfig, measured: list[Any]
 ) -> None:
-    Path(config.evaluate.data).write_text(json.dumps(row("long", 200)))
+    Path(str(config.evaluate.data)).write_text(json.dumps(row("long", 200)))
     with pytest.raises(DataError, match=f"holds no usable row; the first problem: .*:1: a prompt of .*{LIMIT}"):
         pipeline.run(config, Path("configs/demo.toml"), [], Console(quiet=True), attach=True)
     assert not measured

@@ -92,7 +92,11 @@ def test_experts_of_either_section_start_from_dense_models_too(tiny_model: Path,
 
 
 def test_mistakes_are_said_before_anything_is_trained(
-    tiny_model: Path, pairs: Path, demo_folder: Path, tmp_path: Path
+    tiny_model: Path,
+    pairs: Path,
+    demo_folder: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     out = tmp_path / "expert"
 
@@ -112,5 +116,9 @@ def test_mistakes_are_said_before_anything_is_trained(
     rows = [json.loads(line) | {"response": "seven"} for line in pairs.read_text().splitlines()]
     broken.write_text("".join(json.dumps(row) + "\n" for row in rows))
     refused(DataError, "nothing to learn", tiny_model, broken, out)
+    elsewhere = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"  # which names its images by their whole paths
+    elsewhere.write_text(broken.read_text().replace('"images/', f'"{pairs.parent}/images/'))
+    refused(DataError, "lies outside", tiny_model, elsewhere, out)
+    refused(DataError, "nothing to learn", tiny_model, elsewhere, out, f"--image-root={pairs.parent}")
     assert "Missing option '--expert'" in CliRunner().invoke(cli.app, ["experts", "warmup", "a", "b", "c"]).output
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""Adapters and offloaded optimizers at real sizes: what they take, what serving them costs."""

@@ -1,0 +1,1 @@
+"""``python -m bench.real``: a whole run at a real model's shape."""

@@ -1,0 +1,337 @@
+"""A whole run at a real model's shape, from random weights: SFT, alignment and RLVR over live services, the trainer
+killed (SIGKILL) in the middle of RLVR and started again, to the report. One line a step, and at the end what must hold.
+
+On two GPUs of 80 GB, in about nine minutes, or the same on CPUs with a tiny model:
+
+    python -m bench.real --runs-dir /dev/shm
+    python -m bench.real --shape tiny
+
+A command that is cut off goes on where it was. ``--minutes`` ends it in time, with the table of what was seen by then.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.table import Table
+
+from bench.faults.seen import last_lines
+from bench.shared import command_line, console
+from prism.config import RunConfig, load_config
+from prism.files import read_jsonl, write_json
+from prism.settings import load_settings
+from prism.stack.cards import visible
+from prism.stack.local import Stack, end_group, start_process
+from prism.trainer.checkpoint.folder import checkpoints
+from prism.trainer.run.launch import Launch
+from prism.trainer.run.pipeline import of_cards, policy_share, prepare, refuse_small_disk, save_resolved, served_model
+from prism.trainer.run.result import stage_result
+from prism.wire.response import EXPERTS
+
+CONFIG = Path(__file__).with_name("real.toml")
+TINY = [
+    "name=real-tiny",
+    "model=model",
+    "device=cpu",
+    "dtype=float32",
+    "threads=1",
+    'prepare.options={"public-demos"=1500,"teacher-demos"=64,"prompts"=64,"validation"=16,"test"=8,"levels"="1,0,0",'
+    '"teacher-levels"="1,0,0","prompt-levels"="1,0,0"}',
+    "stages.sft.steps=120",
+    "stages.sft.batch=32",
+    "stages.sft.optimizer.lr=2e-3",
+    "stages.align.policy.optimizer.lr=1e-4",
+    "stages.align.experts.optimizer.lr=1e-3",
+    'stages.align.experts.freeze=["model.visual"]',
+    "stages.align.rollouts.max_tokens=64",
+    "stages.rlvr.policy.optimizer.lr=1e-4",
+    "stages.rlvr.rollouts.max_tokens=64",
+    "evaluate.questions=16",
+    "evaluate.max_tokens=64",
+    "stack.device=cpu",
+    "stack.max_model_len=256",
+    "stack.start_deadline_seconds=600",
+    "stack.policy_options={}",
+]
+SFT, ALIGN, RLVR = "sft", "align", "rlvr"
+LINES_OF_SFT = 25  # of which one is printed
+KILLED = "killed.json"
+LEAST_FORMAT, MOST_DROPPED, MOST_MISMATCH = 0.9, 0.1, 0.02
+
+
+class OutOfTime(Exception):
+    pass
+
+
+def main() -> None:
+    parser = command_line("bench.real", __doc__)
+    parser.add_argument("--shape", choices=["2b", "tiny"], default="2b")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="2b takes 100 GB there")
+    parser.add_argument("--minutes", type=float, default=9.5, help="after which it stops")
+    parser.add_argument("--kill-after", type=int, default=3, help="steps of RLVR before its trainer is killed")
+    parser.add_argument("--fresh", action="store_true", help="delete what an earlier call has made")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of real.toml")
+    options = parser.parse_args()
+    overrides = [f"runs_dir={options.runs_dir}", *(TINY if options.shape == "tiny" else []), *options.set]
+    config = load_config(CONFIG, overrides)
+    if options.fresh:
+        shutil.rmtree(config.run_dir, ignore_errors=True)
+    whole = Whole(config, overrides, time.monotonic() + 60 * options.minutes, options.kill_after)
+    try:
+        whole.play()
+    except OutOfTime:
+        console.print(f"[red]out of time after {options.minutes:g} minutes[/]; the same command goes on")
+    held = bars(config)
+    table = Table("what must hold", "", "seen")
+    for name, (holds, seen) in held.items():
+        table.add_row(name, {True: "holds", False: "[red]FAILS[/]", None: "not yet"}[holds], seen)
+    console.print(table)
+    sys.exit(0 if all(holds for holds, _ in held.values()) else 1)
+
+
+class Whole:
+    """The run, made by the commands that a user gives; what they write down is printed as it comes."""
+
+    def __init__(self, config: RunConfig, overrides: list[str], give_up: float, kill_after: int) -> None:
+        self._config, self._give_up, self._kill_after = config, give_up, kill_after
+        self._options = [str(CONFIG), *(part for override in overrides for part in ("--set", override))]
+        self._began = time.monotonic()
+        self._printed = len(self._lines())
+
+    def play(self) -> None:
+        """Raises OutOfTime, SystemExit for a command that fails, and PrismError for what does not fit or start."""
+        config = self._config
+        save_resolved(config)
+        prepare(config, console)
+        make_start(config)
+        launch = of_cards(config, load_settings(Launch))
+        refuse_small_disk(config, launch)
+        share = policy_share(config, launch, attach=False)
+        self._say(f"vLLM is given {share:.0%} of its card" if share else "start model and data are there")
+        sft = None
+        if not stage_result(config, SFT):
+            sft = self._start("train", SFT, "--config", *self._options)
+        with Stack(config, served_model(config), console, policy_share=share) as stack:  # while SFT trains
+            self._say("services are ready")
+            if sft:
+                self._watch(sft, stack)
+            killed = config.run_dir / KILLED
+            if not killed.exists():
+                run = self._run(stack)
+                self._watch(run, stack, self._kill)
+                if not killed.exists():
+                    raise SystemExit(
+                        "RLVR ended before its trainer was killed: --kill-after must be less than its steps"
+                    )
+            self._watch(self._run(stack), stack)
+        self._say("the run is at its end")
+
+    def _run(self, stack: Stack) -> "subprocess.Popen[bytes]":
+        """``prism run --attach``: its services are those of ``stack``."""
+        devices = self._config.stack.devices
+        cards = visible(devices.learner) if devices and self._config.device == "cuda" else {}
+        return self._start("run", *self._options, "--attach", environment=stack.environment() | cards)
+
+    def _start(self, *arguments: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+        devices = self._config.stack.devices
+        cards = visible(devices.learner) if devices and self._config.device == "cuda" else {}
+        self._say(f"prism {' '.join(arguments[:2])}")
+        with (self._config.run_dir / "commands.log").open("ab") as log:
+            command = [sys.executable, "-m", "prism", *arguments]
+            return start_process(command, cards | (environment or {}), output=log)
+
+    def _watch(
+        self,
+        process: "subprocess.Popen[bytes]",
+        stack: Stack,
+        kill: Callable[["subprocess.Popen[bytes]"], bool] | None = None,
+    ) -> None:
+        """Until it has ended; with ``kill`` it is to fail once that has killed its trainer."""
+        killed = False
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                self._print()
+                stack.check()
+                killed = killed or bool(kill and kill(process))
+                if time.monotonic() > self._give_up:
+                    raise OutOfTime
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            end_group(process, 10)
+        self._print()
+        if bool(process.returncode) != killed:
+            end = (self._config.run_dir / "commands.log").read_text(errors="replace")[-6000:]
+            raise SystemExit(f"a command ended with status {process.returncode}:\n{end}")
+
+    def _kill(self, run: "subprocess.Popen[bytes]") -> bool:
+        """The trainer of RLVR, once it has made its steps and, if it is not too late then, a checkpoint."""
+        made = [line for line in self._lines() if line["stage"] == RLVR]
+        saved = checkpoints(self._config.run_dir / "checkpoints" / RLVR)
+        if len(made) < self._kill_after or (not saved and len(made) < steps_of(self._config, RLVR) - 1):
+            return False
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(run.pid).children(recursive=True):
+                if [*process.cmdline()[2:5]] == ["prism", "train", RLVR]:
+                    process.kill()
+                    write_json(
+                        self._config.run_dir / KILLED, {"attempt": made[-1]["attempt"], "step": made[-1]["step"]}
+                    )
+                    self._say(f"killed the trainer (SIGKILL) after step {made[-1]['step']}")
+                    return True
+        return False
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return lines(self._config)
+
+    def _print(self) -> None:
+        found = self._lines()
+        for line in found[self._printed :]:
+            total = steps_of(self._config, line["stage"])
+            if line["stage"] != SFT or line["step"] % LINES_OF_SFT in (0, 1) or line["step"] == total:
+                self._say(f"{line['stage']} {line['step']}/{total}: {shown(line)}")
+            if line["stage"] == RLVR:  # alignment's are large, and no longer needed
+                shutil.rmtree(self._config.run_dir / "checkpoints" / ALIGN, ignore_errors=True)
+        self._printed = len(found)
+
+    def _say(self, text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - self._began:5.0f} s[/] {text}", soft_wrap=True)
+
+
+def make_start(config: RunConfig) -> None:
+    """A policy of random weights, unless it is there or the configuration's own script has made it."""
+    folder = config.run_dir / config.model
+    if folder.exists():
+        return
+    began = time.monotonic()
+    code = "import sys; from pathlib import Path; from bench.learner.workload import make_model"
+    code += "; make_model(Path(sys.argv[1]), 'qwen3-vl-2b', sys.argv[2])"
+    partial = folder.with_name(f".{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    # In a process of its own: what CUDA holds would stay with this one.
+    subprocess.run([sys.executable, "-c", code, str(partial), config.device], check=True)
+    partial.rename(folder)
+    console.print(f"random weights of Qwen3-VL-2B's shape in {folder} ({time.monotonic() - began:.0f} s)")
+
+
+def lines(config: RunConfig) -> list[dict[str, Any]]:
+    file = config.run_dir / "metrics.jsonl"
+    return read_jsonl(file) if file.is_file() else []
+
+
+def steps_of(config: RunConfig, name: str) -> int:
+    stage = config.stages[name]
+    return stage.steps + (stage.warmup_steps if stage.kind == "align" else 0)
+
+
+def shown(line: dict[str, Any]) -> str:
+    names = {
+        "loss": "loss",
+        "update_seconds": "s",
+        "format_rate": "format",
+        "accuracy": "accuracy",
+        "dropped_groups": "dropped",
+        "logprob_mismatch": "mismatch",
+        "push_seconds": "push s",
+        "sync_paused_seconds": "paused s",
+        "generate_seconds": "generate s",
+        "policy_update_seconds": "update s",
+        "step_seconds": "step s",
+    }
+    for expert in EXPERTS:
+        names |= {f"{expert}_pair_accuracy": f"{expert} told apart", f"served_{expert}_score": f"{expert} score"}
+    return ", ".join(f"{text} {line[name]:.4g}" for name, text in names.items() if line.get(name) is not None)
+
+
+def bars(config: RunConfig) -> dict[str, tuple[bool | None, str]]:
+    """Name -> whether it holds, None where that is not known yet, and what was seen."""
+    of_stage = {name: last_lines([line for line in lines(config) if line["stage"] == name]) for name in (ALIGN, RLVR)}
+    game = [line for line in of_stage[ALIGN] if not line["warmup"]]
+    learnt = [*game, *of_stage[RLVR]]
+    file = config.run_dir / "evaluations.jsonl"
+    measured = {each["stage"]: each for each in (read_jsonl(file) if file.is_file() else [])}
+    found: dict[str, tuple[bool | None, str]] = {}
+
+    rates = {name: each["format_rate"] for name, each in measured.items()}
+    seen = ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items())
+    found[f"held-out format, at least {LEAST_FORMAT:.0%} after SFT"] = (
+        rates[SFT] >= LEAST_FORMAT if SFT in rates else None,
+        seen,
+    )
+    groups = sum(line["groups"] for line in learnt)
+    dropped = sum(line["dropped_groups"] + line["lost_groups"] for line in learnt)
+    found[f"groups dropped, less than {MOST_DROPPED:.0%}"] = (
+        dropped < MOST_DROPPED * groups if groups else None,
+        f"{dropped} of {groups}",
+    )
+    for expert in EXPERTS:
+        scores = [line[f"served_{expert}_score"] for line in game]
+        gaps = [line[f"served_{expert}_gap"] for line in game]
+        first, last = thirds(scores)
+        known = first is not None and last is not None and len(game) == config.stages[ALIGN].steps
+        found[f"{expert} expert's score rises"] = (
+            last > first if known and first is not None and last is not None else None,
+            f"{text(first)} to {text(last)}; the teacher leads by {' to '.join(map(text, thirds(gaps)))}",
+        )
+    apart = [line["logprob_mismatch"] for line in learnt if line["logprob_mismatch"] is not None]
+    found[f"sampler and learner apart, at most {MOST_MISMATCH:g} nats"] = (
+        max(apart) <= MOST_MISMATCH if apart else None,
+        f"{max(apart, default=0):.2g}" if apart else "",
+    )
+    found["the trainer was killed, and the run went on"] = resumed(config, of_stage)
+    report = config.run_dir / "report.html"
+    found["report"] = report.is_file() or None, str(report) if report.is_file() else ""
+    figures = [
+        f"{name}: accuracy {text(each['accuracy'])}, caption F1 {text(each['caption_f1'])}"
+        for name, each in measured.items()
+    ]
+    found["held-out figures of every stage"] = (len(measured) == len(config.stages) or None, "; ".join(figures))
+    seconds = [(line["push_seconds"], line["step_seconds"]) for line in game if line.get("push_seconds") is not None]
+    share = sum(push for push, _ in seconds) / sum(step for _, step in seconds) if seconds else None
+    found["pushes of a step of alignment"] = (
+        share is not None or None,
+        f"{sum(p for p, _ in seconds) / len(seconds):.2f} s, {share:.1%} of its time" if share is not None else "",
+    )
+    return found
+
+
+def resumed(config: RunConfig, of_stage: dict[str, list[dict[str, Any]]]) -> tuple[bool | None, str]:
+    file = config.run_dir / KILLED
+    if not file.is_file() or not stage_result(config, RLVR):
+        return None, ""
+    killed = json.loads(file.read_text())
+    attempts = sorted({line["attempt"] for line in lines(config) if line["stage"] == RLVR})
+    made = {name: [line["step"] for line in found] for name, found in of_stage.items()}
+    whole = all(steps == [*range(1, steps_of(config, name) + 1)] for name, steps in made.items())
+    taken = [position for found in of_stage[RLVR] for position in found["positions"]]
+    once = len({*taken}) == len(taken)
+    again = max(attempts) > killed["attempt"]
+    seen = f"after step {killed['step']}; attempts {', '.join(map(str, attempts))}; {len(taken)} groups, each once"
+    return whole and once and again, seen if once else f"{seen[:-11]}{len(taken) - len({*taken})} twice"
+
+
+def thirds(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Means of the first and of the last third."""
+    size = max(1, len(values) // 3)
+    return average(values[:size]), average(values[-size:])
+
+
+def average(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def text(value: float | None) -> str:
+    return "no data" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    main()
