@@ -65,22 +65,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pushed = WeightFolder(folder, "policy/1", None)
     pushed.add_adapter(options.model, adapter_tensors(learner), learner.adapted.config)
     size = sum(file.stat().st_size for file in (folder / "adapter").iterdir())
-    cpu: dict[str, Any] = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 16384}
-    llm: Any = LLM(
-        model=str(options.model),
-        dtype=options.dtype,
-        max_model_len=512,
-        enable_lora=True,
-        max_lora_rank=max(8, options.rank),
-        worker_extension_cls="prism.services.policy.receiver.BroadcastWorker",
-        logprobs_mode="processed_logprobs",
-        limit_mm_per_prompt={"image": 0, "video": 0},
-        **(cpu if options.device == "cpu" else {"gpu_memory_utilization": 0.5}),
-    )
+    llm: Any = engine(options, enable_lora=True, max_lora_rank=max(8, options.rank))
     found: dict[str, Any] = {"adapter_bytes": size, "dtype": options.dtype, "device": options.device}
     ids = [TokensPrompt(prompt_token_ids=prompt.input_ids) for _ in range(options.requests)]
 
-    def generate(request: LoRARequest | None) -> dict[str, Any]:
+    def generate(llm: Any, request: LoRARequest | None) -> dict[str, Any]:
         sampling = SamplingParams(temperature=1.0, max_tokens=options.tokens, ignore_eos=True, logprobs=0, seed=1)
         llm.generate(ids[:1], sampling, lora_request=request, use_tqdm=False)  # warm
         llm.reset_prefix_cache()
@@ -99,11 +88,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         apart = (ours - torch.tensor(theirs)).abs()
         return {"tokens_per_second": sum(map(len, tokens)) / seconds, "mismatch_nats": float(apart.mean())}
 
-    found["base, no adapter asked for"] = {"tokens_per_second": generate(None)["tokens_per_second"]}
+    found["base, no adapter asked for"] = {"tokens_per_second": generate(llm, None)["tokens_per_second"]}
     request = LoRARequest("tuned", 1, str(folder / "adapter"))
     began = time.perf_counter()
     llm.llm_engine.add_lora(request)
-    found["loaded at run time"] = {"seconds": time.perf_counter() - began} | generate(request)
+    found["loaded at run time"] = {"seconds": time.perf_counter() - began} | generate(llm, request)
     again = LoRARequest("newer", 2, str(folder / "adapter"))
     began = time.perf_counter()
     llm.llm_engine.add_lora(again)
@@ -112,15 +101,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     llm.llm_engine.remove_lora(2)
     llm = None  # its memory is the next one's
 
-    llm = LLM(
-        model=str(options.model),
-        dtype=options.dtype,
-        max_model_len=512,
-        worker_extension_cls="prism.services.policy.receiver.BroadcastWorker",
-        logprobs_mode="processed_logprobs",
-        limit_mm_per_prompt={"image": 0, "video": 0},
-        **(cpu if options.device == "cpu" else {"gpu_memory_utilization": 0.5}),
-    )
+    llm = engine(options)
     times: list[float] = []
     for number in range(3):
         began = time.perf_counter()
@@ -128,8 +109,24 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         llm.collective_rpc("load_merged", kwargs=arguments)
         times.append(time.perf_counter() - began)
     llm.reset_prefix_cache()
-    found["merged in place"] = {"seconds": times[0], "seconds_again": min(times[1:])} | generate(None)
+    found["merged in place"] = {"seconds": times[0], "seconds_again": min(times[1:])} | generate(llm, None)
     return found
+
+
+def engine(options: argparse.Namespace, **more: Any) -> Any:
+    of_device: dict[str, Any] = {"gpu_memory_utilization": 0.5}
+    if options.device == "cpu":
+        of_device = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 16384}
+    return LLM(
+        model=str(options.model),
+        dtype=options.dtype,
+        max_model_len=512,
+        worker_extension_cls="prism.services.policy.receiver.BroadcastWorker",
+        logprobs_mode="processed_logprobs",
+        limit_mm_per_prompt={"image": 0, "video": 0},
+        **of_device,
+        **more,
+    )
 
 
 def shaken_learner(options: argparse.Namespace) -> Any:

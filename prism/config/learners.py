@@ -105,11 +105,11 @@ class PolicyLearnerConfig(ConfigModel):
 class MixtureConfig(ConfigModel):
     """Sparse upcycling: every MLP of a dense model becomes several experts, of which each token is sent to a few."""
 
-    experts: int = Field(4, ge=2)
+    experts: int = Field(default=4, ge=2)
     """Experts that each MLP becomes. The published discriminator has 4."""
-    top_k: int = Field(2, ge=1)
+    top_k: int = Field(default=2, ge=1)
     """Experts that a token is sent to, their outputs weighted to sum to 1. The published discriminator uses 2."""
-    noise: float = Field(0.01, ge=0)
+    noise: float = Field(default=0.01, ge=0)
     """Standard deviation of the noise added to each expert's dense weights, so that experts differ. Published: 0.01.
     Adapters (``lora``) begin with none of it: they differ from the start."""
 
@@ -132,7 +132,7 @@ class GroundingConfig(ConfigModel):
     epochs: float = Field(gt=0)
     """Passes over the stage's prompts; a fraction is allowed. It has no default because it depends on the size of the
     data. The learning rate is the game's; it climbs over the first 10 % of the updates and falls as a cosine."""
-    batch: int = Field(64, ge=2)
+    batch: int = Field(default=64, ge=2)
     """Prompts of an update. Each teaches by one other prompt's response, so a batch holds many prompts to be varied."""
 
 

@@ -144,7 +144,7 @@ def learning(model: Any) -> dict[str, nn.Parameter]:
     if adapted is None:
         return dict(model.named_parameters())
     own = adapter_parameters(ranks.root_of(model), adapted.name)
-    return own | ({HEAD: model.score.weight} if isinstance(model, ExpertModel) else {})
+    return own | ({HEAD: model.score.get_parameter("weight")} if isinstance(model, ExpertModel) else {})
 
 
 def adapter_tensors(model: Any) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ class OffloadedState:
         self._host = self._memory.bytes
         self._in_host = pieces(self._host, self._layout)
         self._on_card: Tensor | None = None
-        self._came: torch.cuda.Event | None = None
+        self._came: torch.cuda.Event | torch.Event | None = None
         for tensor, place in zip(self._tensors, self._in_host, strict=True):
             place.copy_(tensor)
             tensor.data = place

@@ -152,8 +152,9 @@ class Optimizer:
             for i in chunk:
                 found, gradients[i] = gradients[i], None
                 self._weights[i].grad = None if found is None else found.float()
-            if own := self._gradients(chunk):
-                torch._foreach_mul_(own, min(1.0, self._config.max_grad_norm / (float(total) + 1e-6)))
+            factor = min(1.0, self._config.max_grad_norm / (float(total) + 1e-6))
+            for gradient in self._gradients(chunk):
+                gradient.mul_(factor)
         self._adamw.step()  # of those alone that have a gradient
         for i in chunk:
             if self._weights[i] is not self._parameters[i]:

@@ -142,8 +142,9 @@ def _learners(context: Context, stage: AlignConfig, start: Path | str) -> tuple[
         adapted |= load_adapted(folder, config, of_folder)
     offload = offload_of(config)
     policy = new_policy(context, stage, start, Algorithm.ALIGN, model=adapted.get(POLICY), offload=offload)
-    models = {e: adapted[e] if e in adapted else _new_expert(config, stage, starts[e]) for e in EXPERTS}
-    return policy, [ExpertLearner(expert, model, stage.experts, updates, offload) for expert, model in models.items()]
+    models = [adapted[e] if e in adapted else _new_expert(config, stage, starts[e]) for e in EXPERTS]
+    made = zip(EXPERTS, models, strict=True)
+    return policy, [ExpertLearner(expert, model, stage.experts, updates, offload) for expert, model in made]
 
 
 def _new_expert(config: RunConfig, stage: AlignConfig, start: Path | str) -> ExpertModel:

@@ -43,16 +43,18 @@ def test_both_experts_are_pushed_asked_and_stopped_as_one_process(tiny_model: Pa
     ):
         until(lambda: is_ready(process, second), 60)
         clients = dict(zip(EXPERTS, (first, second), strict=True))
-        for seed, (name, model) in enumerate(models.items()):
+        for seed, name in enumerate(EXPERTS):
+            model = models[name]
             shake(model, seed)
             publisher = Publisher(name, str(clients[name].base_url), ADMIN, tmp_path / "weights", 1, PushConfig())
             publisher.push_adapter(3, tiny_model, adapter_tensors(model), model.adapted.config)
-        for name, model in models.items():
+        for name in EXPERTS:
+            model = models[name].eval()
             answer = clients[name].post("/v1/score", json=asked).json()
             assert (answer["expert"], answer["version"]) == (name, 3)
             sections = [inputs.with_text(prompt, parse_response(text).section(name)) for text in TEXTS]
             with torch.no_grad():
-                ours = ranks.run_sharded(model.eval(), lambda m=model, s=sections: m(pack(s, inputs))).tolist()
+                ours = ranks.run_sharded(model, lambda m=model, s=sections: m(pack(s, inputs))).tolist()
             assert [score["score"] for score in answer["items"][0]["scores"]] == pytest.approx(ours, abs=1e-5)
         mixed = first.post("/v1/mixture", json=asked)
         assert mixed.status_code == 200, mixed.text

@@ -43,7 +43,7 @@ def learn(each: nn.Module, optimizer: Optimizer, step: int, *, scale: float = 1.
 def test_learners_that_take_turns_in_one_room_learn_as_those_that_stay(dtype: torch.dtype, chunk_bytes: float) -> None:
     """Also where an update is skipped, or not wanted."""
     offload = Offload(Room(torch.device("cpu")), chunk_bytes)
-    here, there = [], []
+    here, there = list[tuple[nn.Module, Optimizer]](), list[tuple[nn.Module, Optimizer]]()
     for _ in range(2):
         stays, moves = model(dtype), model(dtype)
         here.append((stays, Optimizer(stays.named_parameters(), CONFIG, 9)))
