@@ -27,6 +27,7 @@ def main() -> int:
         if given.postgres:
             from pgserver.postgres_server import get_server
 
+            folder.chmod(0o755)  # as root, PostgreSQL runs as another user
             server = get_server(folder / "postgres", cleanup_mode="delete")
             open_things.callback(server.cleanup)
             database = server.get_uri()
