@@ -1,6 +1,6 @@
 # Every target sets up what it needs first: `make demo` and `make test` work right after `git clone`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test mutations fuzz-grader test-compose test-gpu lint format bench protobuf openapi sbom clean
+.PHONY: help setup demo compare curate-demo test mutations fuzz-grader test-compose test-gpu test-trackers lint format bench protobuf openapi sbom clean
 PY := .venv/bin/python
 
 help: ## show this list
@@ -17,6 +17,10 @@ compare: ## the demo beside its baseline and its control, over several seeds, in
 	@scripts/setup demo
 	@.venv/bin/prism demo --compare $(ARGS)
 
+curate-demo: ## curate demonstrations for the demo from a teacher that errs, and align its SFT policy on them
+	@scripts/setup demo
+	@$(PY) -m bench.curation.demo $(ARGS)
+
 test: lint ## lint, types, then all tests (make test ARGS=tests/unit for some)
 	$(PY) -m pytest $(ARGS)
 
@@ -32,6 +36,12 @@ test-compose: setup ## docker compose up for real, with every part killed on the
 test-gpu: ## what only GPUs can show, learners and weights over NCCL (needs two, a torch that has CUDA, and vLLM)
 	$(PY) -m pytest tests/gpu $(ARGS)
 
+test-trackers: setup ## what TensorBoard, MLflow and Weights & Biases hold after `prism track`, in an environment of its own
+	python3.11 -m venv .venv-trackers
+	$(PY) -c 'import site; print(site.getsitepackages()[0])' > .venv-trackers/lib/python3.11/site-packages/checkout.pth
+	.venv-trackers/bin/pip install --quiet tensorboard wandb mlflow-skinny
+	PYTHONPATH=$(CURDIR) .venv-trackers/bin/python -m pytest tests/trackers $(ARGS)
+
 lint: setup ## ruff, import directions, pyright
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -42,7 +52,7 @@ format: setup ## format the code and sort its imports
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.checkpoints, bench.kills, bench.soak
+bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.checkpoints, bench.kills, bench.soak, bench.curation.speed, .kills, .errors
 	$(PY) -m bench $(ARGS)
 
 protobuf: setup ## regenerate prism/wire/v1 from proto/

@@ -6,22 +6,10 @@ import sys
 import typer
 
 from prism import logs
-from prism.cli import (
-    data,
-    demo,
-    experts,
-    export,
-    grade,
-    prepare,
-    report,
-    run,
-    score,
-    secrets,
-    serve,
-    train,
-    up,
-)
+from prism.cli import curate, data, demo, experts, prepare, run, secrets, serve, train, up
 from prism.cli.console import jobs, start
+from prism.cli.judge import grade, score
+from prism.cli.results import evaluate, export, report, track, upload
 from prism.errors import PrismError
 from prism.stack.ending import end_on_sigterm, leave
 
@@ -35,6 +23,7 @@ app.add_typer(serve.app, name="serve")
 app.add_typer(experts.experts, name="experts")
 app.add_typer(data.data, name="data")
 app.add_typer(jobs.jobs, name="jobs")
+app.add_typer(evaluate.evaluate, name="evaluate")
 app.command()(score.score)
 app.command()(score.calibrate)
 app.command()(grade.grade)
@@ -43,10 +32,13 @@ app.command()(prepare.prepare)
 app.command("secrets")(secrets.write_secrets)
 app.command()(demo.demo)
 app.command()(start.console)
+app.command()(curate.curate)
 app.command()(train.train)
 app.command()(up.up)
 app.command()(report.report)
 app.command()(export.export)
+app.command()(track.track)
+app.command()(upload.upload)
 
 
 def main() -> None:

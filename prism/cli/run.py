@@ -1,6 +1,7 @@
 """``prism run``: the whole pipeline."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ import typer
 
 from prism import logs
 from prism.cli.options import ConfigArgument, Fresh, Overrides, WaitForLock, Yes, delete
-from prism.cli.report import report
+from prism.cli.results.report import report
 from prism.errors import ConfigError
 from prism.stack.folder_lock import FolderLock, Use, lock_run
 
@@ -100,7 +101,12 @@ def _run(
 ) -> None:
     from prism.trainer.run import pipeline
     from prism.trainer.run.live_metrics import serve_metrics
+    from prism.trainer.track.beside import trackers_beside
 
     with TemporaryDirectory(prefix="prism-metrics-") as folder:
         environment = serve_metrics(metrics_port, Path(folder), metrics_host) if metrics_port else {}
-        pipeline.run(config, config_file, overrides, logs.console(), attach=attach, environment=environment, lock=lock)
+        # Of several nodes the first alone sends figures.
+        with trackers_beside(config, logs.console()) if lock else nullcontext():
+            pipeline.run(
+                config, config_file, overrides, logs.console(), attach=attach, environment=environment, lock=lock
+            )

@@ -12,7 +12,7 @@ def write_secrets(
     folder: Annotated[Path, typer.Argument(help="folder that keeps all of them, for this command alone")],
     shares: Annotated[Path, typer.Argument(help="folder of a folder for each service, which it gets alone")],
     redis_address: Annotated[str, typer.Argument(help="host:port of Redis")],
-    database_address: Annotated[str, typer.Argument(help="host:port of the console's PostgreSQL")] = "postgres:5432",
+    database_address: Annotated[str, typer.Option(help="host:port of the console's PostgreSQL")] = "postgres:5432",
 ) -> None:
     """Write the tokens of a deployment to files: those in the environment, else those there, else made up.
 

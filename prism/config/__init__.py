@@ -2,6 +2,13 @@
 
 from prism.config.alerts import AlertsConfig
 from prism.config.data import DataConfig, DataName, DataNames, FormatName, data_configs
+from prism.config.evaluation import (
+    BenchmarkConfig,
+    EvaluationConfig,
+    JudgeConfig,
+    SamplingConfig,
+    ServerConfig,
+)
 from prism.config.grader import GraderConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
@@ -25,11 +32,13 @@ from prism.config.services import (
 )
 from prism.config.stages import AlignConfig, RlvrConfig, RolloutConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
+from prism.config.track import TrackConfig
 
 __all__ = [
     "LIMITS_FILE",
     "AlertsConfig",
     "AlignConfig",
+    "BenchmarkConfig",
     "ConfigModel",
     "DataConfig",
     "DataName",
@@ -37,10 +46,12 @@ __all__ = [
     "DevicesConfig",
     "DisentangleConfig",
     "EvaluateConfig",
+    "EvaluationConfig",
     "ExpertLearnerConfig",
     "FormatName",
     "GraderConfig",
     "GroundingConfig",
+    "JudgeConfig",
     "LimitedSettings",
     "LimitsConfig",
     "LoraConfig",
@@ -54,9 +65,12 @@ __all__ = [
     "RolloutLogConfig",
     "RunConfig",
     "RunLimits",
+    "SamplingConfig",
+    "ServerConfig",
     "SftConfig",
     "StackConfig",
     "Stage",
+    "TrackConfig",
     "as_toml",
     "data_configs",
     "load_config",

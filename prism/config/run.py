@@ -11,6 +11,7 @@ from prism.config.limits import LimitsConfig, RunLimits, place_of
 from prism.config.services import EvaluateConfig, PushConfig, RolloutLogConfig, StackConfig
 from prism.config.stages import AlignConfig, RlvrConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
+from prism.config.track import TrackConfig
 
 
 class PrepareConfig(ConfigModel):
@@ -77,6 +78,8 @@ class RunConfig(ConfigModel):
     """Bounds of figures that a healthy run does not cross."""
     rollout_log: RolloutLogConfig = Field(default_factory=RolloutLogConfig)
     """Rollouts that are kept to be looked at."""
+    track: TrackConfig = Field(default_factory=TrackConfig)
+    """Trackers that get the figures and rollouts too."""
     keep_checkpoints: int = Field(2, gt=0)
     """Checkpoints of each stage that stay on disk. 2 by default: should the newest be damaged, one is left."""
     redis_patience_seconds: float = Field(3600, ge=0)
@@ -117,6 +120,11 @@ class RunConfig(ConfigModel):
             if isinstance(stage, SftConfig):
                 continue
             rollouts, policy = stage.rollouts, stage.policy
+            if self.evaluate.keep_best and (self.evaluate.every or 0) % stage.checkpoint_every:
+                raise ValueError(
+                    f"evaluate.every: {self.evaluate.every} is no multiple of stages.{name}.checkpoint_every = "
+                    f"{stage.checkpoint_every}, and the best checkpoint must be one"
+                )
             if rollouts.prompts % policy.minibatches:
                 raise ValueError(
                     f"stages.{name}.policy.minibatches: {policy.minibatches} does not divide "

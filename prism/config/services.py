@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prism.config.data import DataNames
+from prism.config.data import DataNames, data_configs
 from prism.config.strict import ConfigModel
 
 
@@ -28,8 +28,11 @@ class DisentangleConfig(ConfigModel):
         return self
 
 
+KeepBest = Literal["accuracy", "format_rate", "caption_f1"]
+
+
 class EvaluateConfig(ConfigModel):
-    """Measured through the live policy server after each stage, greedily."""
+    """Measured through the live policy server after each stage, greedily, and while alignment and RLVR learn."""
 
     data: DataNames
     """Held-out questions with gold answers: a path as in ``data`` of SFT, a table, or a list of them, one after the
@@ -39,9 +42,41 @@ class EvaluateConfig(ConfigModel):
     (one standard error)."""
     max_tokens: int = Field(gt=0)
     """Tokens of a response at most."""
+    every: int | None = Field(default=None, gt=0)
+    """Learner steps between two measurements while alignment and RLVR go on, on ``validation``; the learner does not
+    wait for them. Off by default: it takes requests from the rollouts. (SFT has no server of its weights.)"""
+    validation: DataNames | None = None
+    """What is asked then, as ``data``. It must be other data: a checkpoint that was picked on the reported split would
+    look better than it is. None by default."""
+    validation_questions: int = Field(default=64, gt=0)
+    """Questions of ``validation`` that are asked each time. 64 by default: soon answered, and known to about 6 points
+    (one standard error)."""
+    keep_best: KeepBest | None = None
+    """Keeps the checkpoint whose validation has the highest of this figure, beside the newest; ``prism export --best``
+    takes it. None by default. ``every`` must then be a multiple of each stage's ``checkpoint_every``. Rewards of the
+    game cannot be named: they move around 0 however good the policy is."""
+    stop_after: int | None = Field(default=None, gt=0)
+    """Ends a stage at the next checkpoint after so many validations in a row that were no new best of ``keep_best``.
+    Never by default: the learning rate falls over all steps."""
     disentangle: DisentangleConfig | None = None
     """After an alignment, measures whether each expert notices lies in its own section and not in the other's. Off by
     default: it needs teacher's responses in the held-out data."""
+
+    @model_validator(mode="after")
+    def _validation_is_other_data(self) -> Self:
+        if self.every is None and (self.keep_best or self.stop_after or self.validation):
+            raise ValueError("every: set it, or nothing is measured while a stage learns")
+        if self.every is not None and self.validation is None:
+            raise ValueError("validation: name data for `every`, other than evaluate.data")
+        if self.validation is not None and _paths(self.validation) & _paths(self.data):
+            raise ValueError("validation: a checkpoint must not be picked on evaluate.data, which is reported")
+        if self.stop_after and not self.keep_best:
+            raise ValueError("stop_after: name the figure, keep_best")
+        return self
+
+
+def _paths(names: DataNames) -> set[str]:
+    return {entry.path for entry in data_configs(names)}
 
 
 Cards = Annotated[str, Field(pattern=r"^\d+(,\d+)*$")]

@@ -53,7 +53,7 @@ def evaluate(
     other = {"data": data or config.evaluate.data, "questions": questions or config.evaluate.questions}
     settings = config.evaluate.model_copy(update=other)
     started = time.perf_counter()
-    rows, groups, unasked = asyncio.run(_ask(config, settings, version, temperature, check))
+    rows, groups, unasked = asyncio.run(ask(config, settings, version, temperature, check))
     versions = {group.policy_version for group in groups}
     if groups and versions != {version}:
         raise ServiceError(f"stage {stage} ended with policy version {version}, the server answered with {versions}")
@@ -62,14 +62,14 @@ def evaluate(
         "kind": kind,
         "policy_version": version,
         "temperature": temperature,
-        **_figures(groups),
+        **group_figures(groups),
         **unasked_figures(rows, unasked),
-        "by_level": {level: _figures(of_level) for level, of_level in _by_level(groups).items()},
+        "by_level": {level: group_figures(of_level) for level, of_level in _by_level(groups).items()},
         "seconds": time.perf_counter() - started,
         "time": time.time(),
     }
     if data is None:
-        append_json(config.run_dir / "samples.jsonl", *(_shown(stage, group) for group in groups[:SHOWN]))
+        append_json(config.run_dir / "samples.jsonl", *(shown(stage, group) for group in groups[:SHOWN]))
         append_json(config.run_dir / EVALUATIONS, figures)  # last: with it the stage counts as evaluated
     return figures
 
@@ -95,23 +95,35 @@ def refuse_bad_rows(config: RunConfig, check: RowCheck | None = None) -> None:
     """Before a run trains: raises DataError for held-out data without a usable row, or with ``on_bad_row="fail"`` for
     the first that is bad.
     """
-    _read(config, config.evaluate.data, check)
+    read_questions(config, config.evaluate.data, check)
+    if config.evaluate.validation is not None:
+        read_questions(config, config.evaluate.validation, check)
 
 
-def _read(config: RunConfig, data: DataNames, check: RowCheck | None) -> Mixture:
+def read_questions(config: RunConfig, data: DataNames, check: RowCheck | None) -> Mixture:
+    """Raises DataError for data without a usable row, or with ``on_bad_row="fail"`` for the first that is bad."""
+
     def read(path: Path, entry: DataConfig) -> DataFile:
         return read_rows(path, config.on_bad_row, ("gold",), limits=config.limits, check=check, entry=entry)
 
     return Mixture([read(*one) for one in data_files(data, config.path)])
 
 
-async def _ask(
-    config: RunConfig, settings: EvaluateConfig, version: int, temperature: float, check: RowCheck | None
+async def ask(
+    config: RunConfig,
+    settings: EvaluateConfig,
+    version: int,
+    temperature: float,
+    check: RowCheck | None,
+    rows: Mixture | None = None,
 ) -> tuple[Mixture, list[pb.RolloutGroup], list[Unasked]]:
-    """The files, the groups of its questions in order, and the questions of which none could be made."""
+    """The files, the groups of its questions in order, and the questions of which none could be made.
+
+    ``rows``: those of the files, where they were read before.
+    """
     endpoints = load_endpoints(config.run_dir / "stack.json")
     blobs = BlobStore(endpoints.blobs)
-    rows = _read(config, settings.data, check)
+    rows = rows or read_questions(config, settings.data, check)
     room = asyncio.Semaphore(CONCURRENCY)
 
     async def ask(judges: RolloutServices, index: int) -> pb.RolloutGroup | Unasked:
@@ -139,7 +151,7 @@ async def _ask(
     return rows, groups, [one for one in asked if isinstance(one, Unasked)]
 
 
-def _figures(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
+def group_figures(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
     """Accuracy over judged questions alone: a grader that failed is not an answer that was wrong."""
     samples = [group.samples[0] for group in groups]
     right = [sample.verdict.accuracy for sample in samples if sample.verdict.HasField("accuracy")]
@@ -169,7 +181,7 @@ def _by_level(groups: Sequence[pb.RolloutGroup]) -> dict[str, list[pb.RolloutGro
     return dict(sorted(levels.items()))
 
 
-def _shown(stage: str, group: pb.RolloutGroup) -> dict[str, Any]:
+def shown(stage: str, group: pb.RolloutGroup) -> dict[str, Any]:
     prompt, sample = group.request.prompt, group.samples[0]
     parts = [part for message in prompt.messages for part in message.parts]
     verdict = sample.verdict

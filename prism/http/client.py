@@ -21,6 +21,11 @@ def sync_client(*, proxy: str | None = None, **options: Any) -> httpx.Client:
     return httpx.Client(trust_env=False, proxy=proxy, verify=_certificates(), **options)
 
 
+def async_transport(*, proxy: str | None = None, limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
+    """What a client sends by, for who sends so much that cookies and redirects would cost more than sending."""
+    return httpx.AsyncHTTPTransport(trust_env=False, proxy=proxy, verify=_certificates(), limits=limits)
+
+
 @cache
 def _certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()

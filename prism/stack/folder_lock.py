@@ -18,18 +18,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prism.errors import LockedError
 from prism.files import make_folder
 
-Use = Literal["trainer", "services"]
+Use = Literal["trainer", "services", "curation"]
 
 LOCKS = ".locks"
 INHERITED = "PRISM_RUN_LOCK"  # a process that was started by the holder is told the holder's key
 LOOK_SECONDS = 0.5
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-DOES = {"trainer": "trains", "services": "runs its services"}
+DOES = {"trainer": "trains", "services": "runs its services", "curation": "curates"}
 
 log = logging.getLogger("prism")
 
@@ -78,7 +78,7 @@ def refuse_use_below(folder: Path) -> None:
         opened = os.open(file, os.O_RDWR)
         try:
             if not _try(opened):
-                use: Use = "trainer" if file.parent.name == "trainer" else "services"
+                use: Use = next(use for use in get_args(Use) if use == file.parent.name)
                 raise _locked(file.parents[2] / file.name, use, _holder(opened))
         finally:
             os.close(opened)

@@ -34,7 +34,8 @@ from prism.wire.response import EXPERTS, Expert
 STOP_SECONDS = 15
 TAIL_LINES = 15
 LOOK_SECONDS = 0.5
-SECRETS = ("PRISM_TOKEN", "PRISM_ADMIN_TOKEN", "PRISM_REDIS_URL", "PRISM_REDIS_PASSWORD", "PRISM_JUDGE_TOKEN")
+SECRETS = ("PRISM_TOKEN", "PRISM_ADMIN_TOKEN", "PRISM_REDIS_URL", "PRISM_REDIS_PASSWORD", "PRISM_JUDGE_TOKEN",
+           "PRISM_TEACHER_KEY", "PRISM_CURATION_JUDGE_KEY")  # fmt: skip
 """Of a run's services: each is started with those that it uses, whatever this process was given."""
 
 

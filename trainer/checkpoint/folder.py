@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from prism.errors import CheckpointError, PrismError, WeightsError
 from prism.files import sealed_folder, write_json
+from prism.trainer.checkpoint.kept import best_step, spared
 from prism.trainer.checkpoint.tensors import reason
 from prism.trainer.learn import ranks
 from prism.wire.weights import file_sha256
@@ -37,7 +38,8 @@ def save_checkpoint(
     keep: int,
     check: Callable[[], None] | None = None,
 ) -> Path:
-    """Write the checkpoint of ``step``: ``write(folder)`` adds the learners' files. Keeps the newest ``keep``.
+    """Write the checkpoint of ``step``: ``write(folder)`` adds the learners' files. Keeps the newest ``keep``, the
+    best, and what is being measured.
 
     Raises CheckpointError (a full disk, say), or what ``check`` raises, which is called right before the checkpoint is
     sealed, and leaves the checkpoints there were untouched.
@@ -58,8 +60,10 @@ def save_checkpoint(
             f"the checkpoint of step {step} could not be written to {root}: {reason(error)}. Earlier ones are "
             "untouched: when there is room, the same command goes on from the newest"
         ) from error
+    stay = spared(root)
     for old in checkpoints(root)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if int(old.name) not in stay:
+            shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -82,14 +86,19 @@ def newest_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
 
     Raises WeightsError if its files are not what was written: then delete its folder to go on from the one before.
     """
-    return ranks.from_first(lambda: _newest(root))
+    return ranks.from_first(lambda: _checked(checkpoints(root)[-1:]))
 
 
-def _newest(root: Path) -> tuple[Path, dict[str, Any]] | None:
-    found = checkpoints(root)
+def best_checkpoint(root: Path) -> tuple[Path, dict[str, Any]] | None:
+    """As ``newest_checkpoint``, the one whose validation was best; None if none was measured."""
+    best = best_step(root)
+    return _checked([folder for folder in checkpoints(root) if int(folder.name) == best])
+
+
+def _checked(found: list[Path]) -> tuple[Path, dict[str, Any]] | None:
     if not found:
         return None
-    folder = found[-1]
+    (folder,) = found
     try:
         files: dict[str, str] = json.loads((folder / MANIFEST).read_text())
     except ValueError:

@@ -18,7 +18,7 @@ from prism.model.adapters.layers import adapter_config, add_adapter, mixtures_of
 from prism.model.expert import CLASSES, load_expert, save_expert
 from prism.model.folder import complete_folder
 from prism.model.inputs import InputBuilder
-from prism.trainer.checkpoint.folder import CONFIG, checkpoints, newest_checkpoint
+from prism.trainer.checkpoint.folder import CONFIG, best_checkpoint, checkpoints, newest_checkpoint
 from prism.trainer.checkpoint.tensors import read_tensors
 from prism.trainer.learn.adapted import (
     ADAPTER_FOLDER,
@@ -40,14 +40,21 @@ ModelName = Literal["policy", "perception", "reasoning"]
 
 
 def export(
-    run_dir: Path, out: Path, *, stage: str | None, model: ModelName, console: Console, adapter: bool = False
+    run_dir: Path,
+    out: Path,
+    *,
+    stage: str | None,
+    model: ModelName,
+    console: Console,
+    best: bool = False,
+    adapter: bool = False,
 ) -> None:
     """Write ``out``: weights, configuration, processor, what the start held, a model card. Checkpoints are checked by
     sha256 first.
 
-    ``stage`` None: the last one that has anything. ``adapter``: the stage's adapter alone, as PEFT reads it, instead of
-    the model that it is merged into. Raises ConfigError if ``out`` exists or there is nothing to export, WeightsError
-    for a damaged checkpoint.
+    ``stage`` None: the last one that has anything. ``best``: of its checkpoints the one whose validation was best.
+    ``adapter``: the stage's adapter alone, as PEFT reads it, instead of the model that it is merged into.
+    Raises ConfigError if ``out`` exists or there is nothing to export, WeightsError for a damaged checkpoint.
     """
     refuse_existing(out)
     config = _config_of(run_dir)
@@ -56,35 +63,34 @@ def export(
     for name in [stage] if stage else reversed(config.stages):
         if model != "policy" and not isinstance(config.stages[name], AlignConfig):
             continue
-        if adapter and (stage or stage_result(config, name) or checkpoints(config.run_dir / "checkpoints" / name)):
+        root = config.run_dir / "checkpoints" / name
+        result = None if best else stage_result(config, name)
+        if adapter and (stage or result or checkpoints(root)):
             _refuse_without_adapter(config, name, model)
-        if result := stage_result(config, name):
-            folder = stage_folder(config, name)
-            finished = folder if model == "policy" else folder / "experts" / model
+        if result:
             said = "finished"
             with sealed_folder(out, aside(out)) as target:
-                if adapter:
-                    _copy(finished / ADAPTER_FOLDER, target)
-                    _name_base(target, _base_of(config, name, model))
-                else:
-                    _copy(finished, target)
-                    inputs = InputBuilder(finished, config.limits.pixel_bounds)
-                    complete_folder(target, start_of(config, name), inputs.processor, inputs.pixel_bounds)
+                _copy_finished(config, name, model, target, alone=adapter)
                 write_card(target, config, name, model, said, result)
-        elif newest := newest_checkpoint(config.run_dir / "checkpoints" / name):
-            said = f"after step {newest[1]['step']}"
+        elif found := best_checkpoint(root) if best else newest_checkpoint(root):
+            said = f"{'best, ' if best else ''}after step {found[1]['step']}"
             with sealed_folder(out, aside(out)) as target:
                 if _lora_of(config, name, model):
-                    _assemble_adapted(config, name, newest[0], model, target, alone=adapter)
+                    _assemble_adapted(config, name, found[0], model, target, alone=adapter)
                 else:
-                    _assemble(config, name, newest[0], model, target)
-                write_card(target, config, name, model, said, newest[1])
+                    _assemble(config, name, found[0], model, target)
+                write_card(target, config, name, model, said, found[1])
         else:
             continue
         what = f"adapter of the {model}" if adapter else model
         console.print(f"{escape(str(out))}: the {what} of {name}, {said}", soft_wrap=True)
         return
-    raise ConfigError(f"{run_dir} holds no {model} yet{f' of {stage}' if stage else ''}: neither result nor checkpoint")
+    of_stage = f" of {stage}" if stage else ""
+    if best:
+        raise ConfigError(
+            f"{run_dir} holds no best {model}{of_stage}: evaluate.keep_best keeps one while a stage learns"
+        )
+    raise ConfigError(f"{run_dir} holds no {model} yet{of_stage}: neither result nor checkpoint")
 
 
 def _refuse_without_adapter(config: RunConfig, stage: str, model: ModelName) -> None:
@@ -108,6 +114,19 @@ def _config_of(run_dir: Path) -> RunConfig:
     except ValidationError:
         raise ConfigError(f"{file} was written by another version of PRISM, which must export it") from None
     return config.model_copy(update={"runs_dir": run_dir.parent, "name": run_dir.name})  # it may have been moved
+
+
+def _copy_finished(config: RunConfig, stage: str, model: ModelName, target: Path, *, alone: bool) -> None:
+    """A finished stage's model, or its adapter ``alone``."""
+    folder = stage_folder(config, stage)
+    finished = folder if model == "policy" else folder / "experts" / model
+    if alone:
+        _copy(finished / ADAPTER_FOLDER, target)
+        _name_base(target, _base_of(config, stage, model))
+    else:
+        _copy(finished, target)
+        inputs = InputBuilder(finished, config.limits.pixel_bounds)
+        complete_folder(target, start_of(config, stage), inputs.processor, inputs.pixel_bounds)
 
 
 def _copy(folder: Path, target: Path) -> None:

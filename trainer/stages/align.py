@@ -42,6 +42,7 @@ from prism.trainer.stages.common import (
 )
 from prism.trainer.stages.context import Context, open_context
 from prism.trainer.stages.empty_steps import EmptySteps
+from prism.trainer.stages.validation import Validation
 from prism.wire.response import EXPERTS, Expert, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -61,6 +62,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     counts = {"empty_steps": empty_steps, "alerts": alerts}
     saved, first, publishers = resume_and_push(context, learners, intake, counts)
 
+    validation, ended = Validation(context, total), total
     recorder = Recorder(config.run_dir, name, total, alerts=alerts)
     rollout_log = context.rollout_log()
     started = time.perf_counter()
@@ -109,8 +111,14 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
             if advantages:
                 keep_rollouts(context, rollout_log, step, groups, version, advantages, policy)
             empty_steps.end_if_nothing_learnt(context, intake, step, policy.version, groups)
+            validation.begin(step + 1, policy.version)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
                 saved.save(step + 1)
+                if validation.is_over():
+                    context.say(f"{name} ends after step {step + 1}: evaluate.stop_after")
+                    ended = step + 1
+                    break
+        validation.close()
     recorder.close()
     settle(publishers)
     save_learnt(policy.model, output, context.inputs)
@@ -121,7 +129,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     return {
         "version": policy.version,
         "expert_version": experts[0].version,
-        "steps": stage.steps,
+        "steps": ended - stage.warmup_steps,
         "seconds": time.perf_counter() - started,
         "data": saved.data,
     }

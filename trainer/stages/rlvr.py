@@ -34,6 +34,7 @@ from prism.trainer.stages.common import (
 )
 from prism.trainer.stages.context import Context, open_context
 from prism.trainer.stages.empty_steps import EmptySteps
+from prism.trainer.stages.validation import Validation
 from prism.wire.response import parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -53,6 +54,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     counts = {"empty_steps": empty_steps, "alerts": alerts}
     saved, first, publishers = resume_and_push(context, {POLICY: policy}, intake, counts)
 
+    validation, ended = Validation(context, stage.steps), stage.steps
     recorder = Recorder(config.run_dir, name, stage.steps, alerts=alerts)
     rollout_log = context.rollout_log()
     started = time.perf_counter()
@@ -102,8 +104,14 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             keep_rollouts(context, rollout_log, step, groups, version, advantages, policy)
             empty_steps.end_if_nothing_learnt(context, intake, step, policy.version, sampled)
+            validation.begin(step + 1, policy.version)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
                 saved.save(step + 1)
+                if validation.is_over():
+                    context.say(f"{name} ends after step {step + 1}: evaluate.stop_after")
+                    ended = step + 1
+                    break
+        validation.close()
     recorder.close()
     settle(publishers)
     save_learnt(policy.model, output, context.inputs)
@@ -111,7 +119,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
         intake.check_newest()
     return {
         "version": policy.version,
-        "steps": stage.steps,
+        "steps": ended,
         "seconds": time.perf_counter() - started,
         "data": saved.data,
     }

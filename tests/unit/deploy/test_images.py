@@ -12,7 +12,7 @@ EXTRAS = {
     "console": ["console"],
     "experts": ["experts", "s3"],
     "grader": ["grader"],
-    "jobs": ["policy-cpu", "console", "experts", "grader", "learner", "report", "demo", "local", "s3"],
+    "jobs": ["policy-cpu", "console", "curate", "experts", "grader", "learner", "report", "demo", "local", "s3"],
     "policy-cpu": ["policy-cpu"],
     "policy-gpu": [],
     "rollouts": ["s3"],

@@ -21,10 +21,15 @@ COMMANDS = [
     ["prepare"],
     ["secrets"],
     ["demo"],
+    ["curate"],
     ["train"],
     ["up"],
     ["report"],
     ["export"],
+    ["track"],
+    ["upload"],
+    ["evaluate"],
+    *(["evaluate", command] for command in ("run", "show", "compare", "table")),
     ["score"],
     ["calibrate"],
     ["experts"],
@@ -44,7 +49,12 @@ def names(app: object) -> set[str]:
 
 
 def test_all_commands_are_tested_here() -> None:
-    groups = {"serve": cli.serve.app, "experts": cli.experts.experts, "jobs": cli.console.jobs.jobs}
+    groups = {
+        "serve": cli.serve.app,
+        "experts": cli.experts.experts,
+        "evaluate": cli.evaluate.evaluate,
+        "jobs": cli.console.jobs.jobs,
+    }
     assert names(cli.app) | set(groups) == {command[0] for command in COMMANDS if command}
     for name, group in groups.items():
         assert names(group) == {command[1] for command in COMMANDS if len(command) == 2 and command[0] == name}

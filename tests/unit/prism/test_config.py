@@ -11,7 +11,11 @@ from pydantic import BaseModel
 from prism import config as package
 from prism import settings
 from prism.clients import endpoints
+from prism.clients.teacher import config as of_teacher
 from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, as_toml, load_config, save_resolved
+from prism.curation import config as of_curation
+from prism.curation import mine as of_mining
+from prism.curation.config import CurateConfig
 from prism.errors import ConfigError
 from prism.services.experts import settings as of_experts
 from prism.services.grader import settings as of_grader
@@ -177,7 +181,20 @@ def test_rules_that_are_the_graders_own_are_not_sent(file: Path) -> None:
 
 def models() -> list[type[BaseModel]]:
     """Every table of a configuration, and everything that reads PRISM_* variables."""
-    modules = [package, settings, endpoints, of_experts, of_grader, of_policy, of_rollouts, compare, launch]
+    modules = [
+        package,
+        settings,
+        endpoints,
+        of_curation,
+        of_mining,
+        of_teacher,
+        of_experts,
+        of_grader,
+        of_policy,
+        of_rollouts,
+        compare,
+        launch,
+    ]
     found = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
     return sorted((m for m in found if issubclass(m, BaseModel) and m.model_fields), key=lambda m: m.__name__)
 
@@ -193,7 +210,7 @@ def test_every_table_of_a_run_is_looked_at_for_docstrings() -> None:
             return {kind}.union(*(inside(field.annotation) for field in kind.model_fields.values()))
         return set[type[BaseModel]]().union(*map(inside, get_args(kind)))
 
-    assert inside(RunConfig) <= set(models())
+    assert inside(RunConfig) | inside(CurateConfig) <= set(models())
 
 
 def test_every_problem_is_named_on_a_line_of_its_own(file: Path) -> None:

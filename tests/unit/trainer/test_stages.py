@@ -52,6 +52,7 @@ def stage(
         spoilt_from: int = 1000,
         spoil: Callable[[pb.RolloutGroup], None] = lambda group: None,
         staleness: int = 0,
+        evaluate: dict[str, Any] | None = None,
         **values: Any,
     ) -> Journal:
         data = str(demo_folder / "data" / "teacher.jsonl")
@@ -67,7 +68,7 @@ def stage(
                 "runs_dir": tmp_path,
                 "model": str(tiny_model),
                 "stages": {"it": settings | {"policy": policy} | values},
-                "evaluate": {"data": "x", "max_tokens": 8},
+                "evaluate": {"data": "x", "max_tokens": 8} | (evaluate or {}),
                 "stack": {"max_model_len": 256},
             }
         )

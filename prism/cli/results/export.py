@@ -16,6 +16,9 @@ def export(
     model: Annotated[
         Literal["policy", "perception", "reasoning"], typer.Option(help="the policy, or an expert of an alignment")
     ] = "policy",
+    best: Annotated[
+        bool, typer.Option("--best", help="the checkpoint whose validation was best (evaluate.keep_best)")
+    ] = False,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="the adapter alone, a folder of PEFT's, where a stage trained with lora")
     ] = False,
@@ -24,4 +27,4 @@ def export(
     are merged into it, unless they are asked for alone."""
     from prism.trainer.run.export import export as export_model
 
-    export_model(run_dir, out, stage=stage, model=model, console=logs.console(), adapter=adapter)
+    export_model(run_dir, out, stage=stage, model=model, console=logs.console(), best=best, adapter=adapter)

@@ -1,0 +1,1 @@
+"""``prism curate``: killed at random moments, and how fast and large it is."""

@@ -1,0 +1,1 @@
+"""Responses scored and graded, by a run's services or without."""

@@ -1,0 +1,1 @@
+"""Which demonstrations go into which set: without duplicates and benchmarks, the best for alignment."""
