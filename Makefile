@@ -1,6 +1,6 @@
 # Every target sets up what it needs first: `make demo` and `make test` work right after `git clone`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare curate-demo test mutations fuzz-grader test-compose test-gpu test-trackers lint format bench protobuf openapi sbom clean
+.PHONY: help setup demo compare curate-demo test mutations fuzz-grader test-compose test-gpu test-trackers harness lint format bench protobuf openapi sbom clean
 PY := .venv/bin/python
 
 help: ## show this list
@@ -41,6 +41,11 @@ test-trackers: setup ## what TensorBoard, MLflow and Weights & Biases hold after
 	$(PY) -c 'import site; print(site.getsitepackages()[0])' > .venv-trackers/lib/python3.11/site-packages/checkout.pth
 	.venv-trackers/bin/pip install --quiet tensorboard wandb mlflow-skinny
 	PYTHONPATH=$(CURDIR) .venv-trackers/bin/python -m pytest tests/trackers $(ARGS)
+
+harness: setup ## lmms-eval for real over our policy service and harness/lmms-eval, in an environment of its own (2 GiB)
+	python3.11 -m venv .venv-harness
+	.venv-harness/bin/pip install --quiet torch==2.13.0+cpu lmms-eval==0.7.3 "filelock<4" --extra-index-url https://download.pytorch.org/whl/cpu
+	PRISM_LMMS_EVAL=.venv-harness/bin/lmms-eval $(PY) -m pytest tests/harness $(ARGS)
 
 lint: setup ## ruff, import directions, pyright
 	.venv/bin/ruff check .

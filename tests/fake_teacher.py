@@ -129,9 +129,9 @@ class FakeTeacher:
                 message |= {"content": None, "refusal": "I cannot help with that."}
             counts = {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens}
             counts["total_tokens"] = sum(counts.values())
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            choice = {"index": 0, "message": message, "finish_reason": "length" if trouble == "cut" else "stop"}
             return {"id": "c", "model": f"{body['model']}-0901", "choices": [choice], "usage": counts}
-        reason = "refusal" if trouble == "refusal" else "end_turn"
+        reason = {"refusal": "refusal", "cut": "max_tokens"}.get(trouble or "", "end_turn")
         content = [{"type": "text", "text": text}] if text else []
         counts = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
         return {

@@ -87,14 +87,17 @@ def main() -> None:
         f"stack.device={options.device}",
         f"dtype={SIZES[options.model].dtype}",
     ]
-    ways = [[f"offload={way}"] for way in options.offload.split(",")] if options.offload else [[]]
+    ways = options.offload.split(",") if options.offload else [None]
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         parameters = apart(make_model, folder / "model", options.model, options.device)
         checkpoints: Path | None = folder / "checkpoints"
         for way in ways:
             for stage in options.stages.split(","):
-                task = Task(options.preset, folder / "model", stage, sets + way, options.steps, options.groups,
+                if way == "idle" and stage != "align":
+                    continue  # one learner is never idle
+                offload = [f"offload={way}"] if way else []
+                task = Task(options.preset, folder / "model", stage, sets + offload, options.steps, options.groups,
                             options.prompt, options.response, options.cap_gib,
                             checkpoints if stage == "align" else None)  # fmt: skip
                 print(json.dumps({"model": options.model, "parameters": parameters} | apart(measure, task)), flush=True)

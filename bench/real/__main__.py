@@ -6,6 +6,9 @@ On two GPUs of 80 GB, in about nine minutes, or the same on CPUs with a tiny mod
     python -m bench.real --runs-dir /dev/shm
     python -m bench.real --shape tiny
 
+With ``--lora`` all three stages learn as adapters, in a process that may take no more of its card than ``--cap-gb``;
+before them everything is trained until the format is known (see lora.toml).
+
 A command that is cut off goes on where it was. ``--minutes`` ends it in time, with the table of what was seen by then.
 """
 
@@ -24,18 +27,19 @@ from rich.table import Table
 
 from bench.faults.seen import last_lines
 from bench.shared import command_line, console
-from prism.config import RunConfig, load_config
+from prism.config import DevicesConfig, RunConfig, SftConfig, load_config
 from prism.files import read_jsonl, write_json
 from prism.settings import load_settings
-from prism.stack.cards import visible
+from prism.stack.cards import card_bytes, visible
 from prism.stack.local import Stack, end_group, start_process
 from prism.trainer.checkpoint.folder import checkpoints
 from prism.trainer.run.launch import Launch
 from prism.trainer.run.pipeline import of_cards, policy_share, prepare, refuse_small_disk, save_resolved, served_model
+from prism.trainer.run.placement import PROCESS
 from prism.trainer.run.result import stage_result
 from prism.wire.response import EXPERTS
 
-CONFIG = Path(__file__).with_name("real.toml")
+CONFIG, LORA = Path(__file__).with_name("real.toml"), Path(__file__).with_name("lora.toml")
 TINY = [
     "name=real-tiny",
     "model=model",
@@ -49,7 +53,6 @@ TINY = [
     "stages.sft.optimizer.lr=2e-3",
     "stages.align.policy.optimizer.lr=1e-4",
     "stages.align.experts.optimizer.lr=1e-3",
-    'stages.align.experts.freeze=["model.visual"]',
     "stages.align.rollouts.max_tokens=64",
     "stages.rlvr.policy.optimizer.lr=1e-4",
     "stages.rlvr.rollouts.max_tokens=64",
@@ -59,6 +62,16 @@ TINY = [
     "stack.max_model_len=256",
     "stack.start_deadline_seconds=600",
     "stack.policy_options={}",
+]
+TINY_FULL = ['stages.align.experts.freeze=["model.visual"]']
+TINY_LORA = [
+    "stages.base.steps=120",
+    "stages.base.batch=32",
+    "stages.base.optimizer.lr=2e-3",
+    "stages.sft.steps=40",
+    "stages.align.policy.optimizer.lr=5e-4",
+    "stages.align.experts.optimizer.lr=3e-3",
+    "stages.rlvr.policy.optimizer.lr=5e-4",
 ]
 SFT, ALIGN, RLVR = "sft", "align", "rlvr"
 LINES_OF_SFT = 25  # of which one is printed
@@ -73,17 +86,22 @@ class OutOfTime(Exception):
 def main() -> None:
     parser = command_line("bench.real", __doc__)
     parser.add_argument("--shape", choices=["2b", "tiny"], default="2b")
+    parser.add_argument("--lora", action="store_true", help="stages learn as adapters")
+    parser.add_argument("--cap-gb", type=float, default=24, help="of the learner's card, with --lora")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="2b takes 100 GB there")
     parser.add_argument("--minutes", type=float, default=9.5, help="after which it stops")
     parser.add_argument("--kill-after", type=int, default=3, help="steps of RLVR before its trainer is killed")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier call has made")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of real.toml")
     options = parser.parse_args()
-    overrides = [f"runs_dir={options.runs_dir}", *(TINY if options.shape == "tiny" else []), *options.set]
-    config = load_config(CONFIG, overrides)
+    file = LORA if options.lora else CONFIG
+    tiny = [*TINY, *(TINY_LORA if options.lora else TINY_FULL)] if options.shape == "tiny" else []
+    overrides = [f"runs_dir={options.runs_dir}", *tiny, *options.set]
+    config = load_config(file, overrides)
     if options.fresh:
         shutil.rmtree(config.run_dir, ignore_errors=True)
-    whole = Whole(config, overrides, time.monotonic() + 60 * options.minutes, options.kill_after)
+    whole = Whole(config, file, overrides, time.monotonic() + 60 * options.minutes, options.kill_after)
+    whole.cap = 1e9 * options.cap_gb if options.lora and config.device == "cuda" else None
     try:
         whole.play()
     except OutOfTime:
@@ -99,9 +117,12 @@ def main() -> None:
 class Whole:
     """The run, made by the commands that a user gives; what they write down is printed as it comes."""
 
-    def __init__(self, config: RunConfig, overrides: list[str], give_up: float, kill_after: int) -> None:
+    cap: float | None = None
+    """Bytes of its card for a learner, but for the first of two stages of SFT, which makes a base."""
+
+    def __init__(self, config: RunConfig, file: Path, overrides: list[str], give_up: float, kill_after: int) -> None:
         self._config, self._give_up, self._kill_after = config, give_up, kill_after
-        self._options = [str(CONFIG), *(part for override in overrides for part in ("--set", override))]
+        self._options = [str(file), *(part for override in overrides for part in ("--set", override))]
         self._began = time.monotonic()
         self._printed = len(self._lines())
 
@@ -115,13 +136,15 @@ class Whole:
         refuse_small_disk(config, launch)
         share = policy_share(config, launch, attach=False)
         self._say(f"vLLM is given {share:.0%} of its card" if share else "start model and data are there")
-        sft = None
-        if not stage_result(config, SFT):
-            sft = self._start("train", SFT, "--config", *self._options)
+        *bases, last = [name for name, stage in config.stages.items() if isinstance(stage, SftConfig)]
+        due = [name for name in (*bases, last) if not stage_result(config, name)]
+        sft = self._train(due[0]) if due else None
         with Stack(config, served_model(config), console, policy_share=share) as stack:  # while SFT trains
             self._say("services are ready")
             if sft:
                 self._watch(sft, stack)
+            for name in due[1:]:
+                self._watch(self._train(name), stack)
             killed = config.run_dir / KILLED
             if not killed.exists():
                 run = self._run(stack)
@@ -133,11 +156,21 @@ class Whole:
             self._watch(self._run(stack), stack)
         self._say("the run is at its end")
 
+    def _train(self, name: str) -> "subprocess.Popen[bytes]":
+        capped = {} if name != SFT else self._capped()
+        return self._start("train", name, "--config", *self._options, environment=capped)
+
+    def _capped(self) -> dict[str, str]:
+        if not self.cap:
+            return {}
+        size = card_bytes()[(self._config.stack.devices or DevicesConfig()).learner]
+        return {"PYTORCH_CUDA_ALLOC_CONF": f"per_process_memory_fraction:{(self.cap - PROCESS) / size:.4f}"}
+
     def _run(self, stack: Stack) -> "subprocess.Popen[bytes]":
         """``prism run --attach``: its services are those of ``stack``."""
         devices = self._config.stack.devices
         cards = visible(devices.learner) if devices and self._config.device == "cuda" else {}
-        return self._start("run", *self._options, "--attach", environment=stack.environment() | cards)
+        return self._start("run", *self._options, "--attach", environment=stack.environment() | cards | self._capped())
 
     def _start(self, *arguments: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
         devices = self._config.stack.devices
@@ -196,7 +229,11 @@ class Whole:
         found = self._lines()
         for line in found[self._printed :]:
             total = steps_of(self._config, line["stage"])
-            if line["stage"] != SFT or line["step"] % LINES_OF_SFT in (0, 1) or line["step"] == total:
+            if (
+                not isinstance(self._config.stages[line["stage"]], SftConfig)
+                or line["step"] % LINES_OF_SFT in (0, 1)
+                or line["step"] == total
+            ):
                 self._say(f"{line['stage']} {line['step']}/{total}: {shown(line)}")
             if line["stage"] == RLVR:  # alignment's are large, and no longer needed
                 shutil.rmtree(self._config.run_dir / "checkpoints" / ALIGN, ignore_errors=True)

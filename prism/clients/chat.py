@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from prism.clients.http import Refused, ServiceClient
-from prism.clients.services import VERSION_HEADER
+from prism.clients.services import MIN_VERSION_HEADER, VERSION_HEADER
 
 
 class Reply(NamedTuple):
@@ -21,9 +21,13 @@ class Reply(NamedTuple):
 
 
 class ChatClient(ServiceClient):
-    async def chat(self, body: Mapping[str, Any]) -> Reply:
-        """Raises Unavailable once patience has run out; Refused at once, also for what is no completion."""
-        response = await self.post("/chat/completions", dict(body))
+    async def chat(self, body: Mapping[str, Any], min_version: int | None = None) -> Reply:
+        """``min_version``: of our own server's weights, which are waited for.
+
+        Raises Unavailable once patience has run out; Refused at once, also for what is no completion.
+        """
+        headers = None if min_version is None else {MIN_VERSION_HEADER: str(min_version)}
+        response = await self.post("/chat/completions", dict(body), headers)
         try:
             answer = response.json()
             choice = answer["choices"][0]

@@ -1,5 +1,6 @@
 """What ``prism evaluate`` does, as one TOML file says it: a server, how it samples, a judge, benchmarks."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -126,11 +127,16 @@ class EvaluationConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _kinds_are_known(self) -> Self:
-        known = BenchmarkName.__args__
-        for name, benchmark in self.benchmarks.items():
-            if benchmark.kind is None and name not in known:
-                raise ValueError(f"benchmarks.{name}: no benchmark of that name ({', '.join(known)}); set its kind")
+        refuse_unknown(self.benchmarks)
         return self
 
     def kind_of(self, name: str) -> str:
         return self.benchmarks[name].kind or name
+
+
+def refuse_unknown(benchmarks: Mapping[str, BenchmarkConfig]) -> None:
+    """Raises ValueError for a benchmark of which neither name nor kind says what it is."""
+    known = BenchmarkName.__args__
+    for name, benchmark in benchmarks.items():
+        if benchmark.kind is None and name not in known:
+            raise ValueError(f"benchmarks.{name}: no benchmark of that name ({', '.join(known)}); set its kind")

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from prism.config.data import DataNames, data_configs
+from prism.config.evaluation import BenchmarkConfig, refuse_unknown
 from prism.config.strict import ConfigModel
 
 
@@ -51,6 +52,10 @@ class EvaluateConfig(ConfigModel):
     validation_questions: int = Field(default=64, gt=0)
     """Questions of ``validation`` that are asked each time. 64 by default: soon answered, and known to about 6 points
     (one standard error)."""
+    benchmarks: dict[str, BenchmarkConfig] = Field(default_factory=dict)
+    """Benchmarks as `prism evaluate` has them, by name, asked too at each of these measurements: the first
+    ``questions`` of each, or ``validation_questions``. They are shown, and no checkpoint is picked by them, since they
+    are what one reports. None by default."""
     keep_best: KeepBest | None = None
     """Keeps the checkpoint whose validation has the highest of this figure, beside the newest; ``prism export --best``
     takes it. None by default. ``every`` must then be a multiple of each stage's ``checkpoint_every``. Rewards of the
@@ -64,7 +69,7 @@ class EvaluateConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _validation_is_other_data(self) -> Self:
-        if self.every is None and (self.keep_best or self.stop_after or self.validation):
+        if self.every is None and (self.keep_best or self.stop_after or self.validation or self.benchmarks):
             raise ValueError("every: set it, or nothing is measured while a stage learns")
         if self.every is not None and self.validation is None:
             raise ValueError("validation: name data for `every`, other than evaluate.data")
@@ -72,6 +77,7 @@ class EvaluateConfig(ConfigModel):
             raise ValueError("validation: a checkpoint must not be picked on evaluate.data, which is reported")
         if self.stop_after and not self.keep_best:
             raise ValueError("stop_after: name the figure, keep_best")
+        refuse_unknown(self.benchmarks)
         return self
 
 

@@ -124,7 +124,8 @@ async def ask(job: OpenJob, asked: Asked, teacher: Teacher, blobs: BlobStore) ->
         under_way.add(demo.key)
         try:
             images = {sha256: blobs.get(sha256) for sha256 in set(images_of(demo.row))}
-            await teacher.ask(asked.question(demo.row, demo.attempt), images, sizes_of(demo.row, images))
+            question = asked.question(demo.row, demo.attempt)
+            await teacher.ask(question, images, sizes_of(demo.row, images), demo.key)
         except (Busy, Unusable, Refused, DataError) as error:
             await set_failed(job, demo.key, str(error))
         finally:

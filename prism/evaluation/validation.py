@@ -3,19 +3,25 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from prism.config import RunConfig
 from prism.data.rows import Mixture
 from prism.evaluation.held_out import SHOWN, ask, group_figures, shown
+from prism.evaluation.slices import ask_slices
+from prism.evaluation.suite.questions import QuestionSet
 from prism.evaluation.unasked import unasked_figures
 from prism.files import append_json
 
 VALIDATIONS, VALIDATION_SAMPLES = "validations.jsonl", "validation_samples.jsonl"
 
 
-def validate(config: RunConfig, stage: str, step: int, version: int, rows: Mixture) -> dict[str, Any]:
-    """Ask the first of ``rows``, and record the figures of ``step`` with the first responses.
+def validate(
+    config: RunConfig, stage: str, step: int, version: int, rows: Mixture, slices: Sequence[QuestionSet] = ()
+) -> dict[str, Any]:
+    """Ask the first of ``rows``, then ``slices`` of benchmarks, and record the figures of ``step`` with the first
+    responses.
 
     Figures are of the responses that ``version`` gave; ``other_versions`` counts those of newer weights, which stand in
     the samples with their version and in no figure. Raises ServiceError if a service is away.
@@ -35,6 +41,7 @@ def validate(config: RunConfig, stage: str, step: int, version: int, rows: Mixtu
         "other_versions": len(groups) - len(own),
         "versions": {str(number): count for number, count in sorted(versions.items())},
         **unasked_figures(rows, unasked),
+        "benchmarks": ask_slices(config, stage, step, version, slices),
         "seconds": time.perf_counter() - started,
         "time": time.time(),
     }

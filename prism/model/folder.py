@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from prism.errors import ConfigError
+from prism.wire.weights import ADAPTER, ADAPTER_CONFIG
 
 # What a folder holds beside weights and configuration, and what is taken over from the folder a model starts from, as
 # it stands there. Not its README, which describes another model, and no code.
@@ -47,6 +51,16 @@ def model_folder(start: Path | str) -> Path:
     if folder is None:
         raise ConfigError(f"{start} is no folder and not in the cache: hf download {start}")
     return folder
+
+
+@contextmanager
+def without_adapter(folder: Path) -> Iterator[Path]:
+    """A folder of links to a model in whose own folder an adapter lies too, which transformers would load with it."""
+    with TemporaryDirectory(prefix="prism-base-") as name:
+        for file in folder.absolute().iterdir():
+            if file.name not in (ADAPTER, ADAPTER_CONFIG):
+                Path(name, file.name).symlink_to(file)
+        yield Path(name)
 
 
 def _folder_of(start: Path | str) -> Path | None:

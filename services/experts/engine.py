@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from prism.model.adapters.experts import Base, Bases
 from prism.model.adapters.layers import base_name
 from prism.model.adapters.merging import read_adapter
 from prism.model.expert import ExpertModel, MixtureExpert, load_expert, place
+from prism.model.folder import without_adapter
 from prism.model.incoming import IncomingExpert
 from prism.model.inputs import Example, InputBuilder
 from prism.services.experts import metrics
@@ -259,7 +261,8 @@ class ScoringEngine:
     def _load(self, folder: Path, *, base: bool = False) -> ExpertModel:
         """``base``: what an adapter is over, which may have no head, and be what a mixture in use was made of."""
         try:
-            model = load_expert(folder, dtype=self.model.score.weight.dtype, strict=not base)
+            with without_adapter(folder) if base else nullcontext(folder) as alone:
+                model = load_expert(alone, dtype=self.model.score.weight.dtype, strict=not base)
         except ConfigError as error:
             raise WeightsError(str(error)) from None
         self._refuse_other_shape(model, folder, base=base)

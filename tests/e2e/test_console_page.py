@@ -49,7 +49,7 @@ def tab(console: tuple[str, str]) -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        opened = browser.new_context(base_url=console[0], viewport={"width": 1280, "height": 900}).new_page()
+        opened: Any = browser.new_context(base_url=console[0], viewport={"width": 1280, "height": 900}).new_page()
         opened.set_default_timeout(120_000)  # where others compute, the first look at a run takes long
         opened.told = []
         opened.on("console", lambda message: opened.told.append(f"console: {message.text}"))

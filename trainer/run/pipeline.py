@@ -28,6 +28,7 @@ from prism.data.rows import RowCheck
 from prism.errors import ConfigError, ServiceError
 from prism.evaluation.disentangle import disentangle, disentangled_stages, print_disentanglement
 from prism.evaluation.held_out import evaluate, evaluated_stages, print_figures, refuse_bad_rows
+from prism.evaluation.slices import read_slices
 from prism.settings import load_settings
 from prism.stack.cards import visible
 from prism.stack.folder_lock import FolderLock
@@ -84,6 +85,7 @@ def run(
     prepare(config, console)
     if pending := [name for name in config.stages if name not in evaluated_stages(config.run_dir)]:
         refuse_bad_rows(config, question_check(config, start_of(config, pending[0])))
+        read_slices(config)
     share = policy_share(here, launch, attach=attach)
     refuse_small_disk(here, launch)
     for name, stage in config.stages.items():

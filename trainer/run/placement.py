@@ -12,7 +12,8 @@ and ALLOCATOR times what learners and experts have in use, since torch's allocat
 
 On disk, at the most of what lies there at one time: checkpoints that are kept and the one that is being written, of all
 stages; what a stage results in, experts' starts included; versions of each model's pushed weights that are kept and the
-one that is being written, in which parts that are frozen are links. Images and logs come on top.
+one that is being written, in which parts that are frozen are links, and so is an adapter's base unless it lies on
+another file system. Results have adapters merged, and beside it by themselves. Images and logs come on top.
 """
 
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from prism.config import AlignConfig, DevicesConfig, RlvrConfig, RunConfig, SftConfig, Stage
+from prism.config import AlignConfig, DevicesConfig, ExpertLearnerConfig, RlvrConfig, RunConfig, SftConfig, Stage
 from prism.errors import ConfigError
 from prism.stack.cards import card_bytes, named
 from prism.trainer.run.estimate import Memory, ModelSize, checkpoint_bytes, expert_size, learners_memory, policy_size
@@ -227,9 +228,11 @@ def disk_of(config: RunConfig, folder: Path, stages: Mapping[str, Stage], ranks:
     Raises ConfigError as ``policy_size``.
     """
     held = 4 if config.dtype == "float32" else 2
+    nearest = next(path for path in (config.run_dir, *config.run_dir.absolute().parents) if path.exists())
+    outside = None if on_one_disk(folder, nearest) else str(folder)  # what versions cannot be linked to
     checkpoints = results = one_more = 0.0
     pushed: dict[str, float] = {}  # of each model, the most that a stage has there
-    for stage in stages.values():
+    for name, stage in stages.items():
         sizes = [size for size, _ in learners_of(config, stage, folder)]
         checkpoint, kept = checkpoint_bytes(config, sizes, ranks), min(config.keep_checkpoints, saves(stage))
         checkpoints += kept * checkpoint
@@ -238,13 +241,13 @@ def disk_of(config: RunConfig, folder: Path, stages: Mapping[str, Stage], ranks:
         if isinstance(stage, SftConfig):
             continue
         if isinstance(stage, AlignConfig):
-            starts = bool(stage.experts.mixture) + len(EXPERTS) * bool(stage.experts.grounding)
-            results += held * starts * sizes[-1].parameters
+            results += held * _experts_numbers(stage.experts, folder, sizes[-1])
         for model, size in zip(("policy", *EXPERTS), sizes, strict=False):
-            pushed[model] = max(pushed.get(model, 0), _versions_bytes(config, held * size.trained, held * size.frozen))
+            copied = size.base is None or (size.base == outside and name == next(iter(config.stages)))
+            frozen = held * size.frozen if copied else 0
+            pushed[model] = max(pushed.get(model, 0), _versions_bytes(config, held * size.trained, frozen))
     written = [config.run_dir / "weights", *(stage_folder(config, name) for name in stages)]
     written += [config.run_dir / kind / name for kind in ("checkpoints", "experts") for name in stages]
-    nearest = next(path for path in (config.run_dir, *config.run_dir.absolute().parents) if path.exists())
     parts = {"checkpoints": checkpoints + one_more, "results": results, "pushed weights": sum(pushed.values())}
     return Disk(config.run_dir, parts, _bytes_in(written), shutil.disk_usage(nearest).free)
 
@@ -255,6 +258,22 @@ def saves(stage: Stage) -> int:
         return (stage.steps - 1) // stage.checkpoint_every
     steps = stage.steps + (stage.warmup_steps if isinstance(stage, AlignConfig) else 0)
     return -(-steps // stage.checkpoint_every)
+
+
+def _experts_numbers(experts: ExpertLearnerConfig, folder: Path, size: ModelSize) -> int:
+    """What experts have on disk beside results of their ``size``: their starts, and where an adapter is a mixture, what
+    the whole mixture is more than its base."""
+    dense = size.frozen if size.base else size.parameters
+    starts = len(EXPERTS) * bool(experts.grounding) * dense
+    if not experts.mixture:
+        return starts
+    if not size.base:
+        return starts + size.parameters
+    return starts + len(EXPERTS) * (expert_size(folder, experts.mixture, []).parameters - size.frozen)
+
+
+def on_one_disk(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
 
 
 def _versions_bytes(config: RunConfig, trained: float, frozen: float) -> float:

@@ -254,7 +254,7 @@ def _sizes(plan: Plan, folder: Path, ranks: int, *, attach: bool) -> None:
         plan.say(
             name,
             f"about {decimal(round(memory.total))} of memory a rank, in a full pass: {parts}",
-            f"{kept} checkpoints of {decimal(round(checkpoint))} stay; a copy waits in memory while one is written",
+            f"{kept} checkpoints of {decimal(round(checkpoint))} stay; {_while_written(config, stage)}",
         )
         served = None if attach or isinstance(stage, SftConfig) else served_expert(config, folder)
         placed = place(config, name, learners, memory, expert=served)
@@ -272,6 +272,12 @@ def _sizes(plan: Plan, folder: Path, ranks: int, *, attach: bool) -> None:
         f"{decimal((4 if on_cpu else 2) * policy.parameters)} of weights, {cache if on_cpu else 'the rest of its card'}"
     )
     plan.say("services", f"policy {served}; {' and '.join(EXPERTS)} {decimal(4 * expert.parameters)} of weights each")
+
+
+def _while_written(config: RunConfig, stage: Stage) -> str:
+    if config.offload == "optimizer" or (config.offload and isinstance(stage, AlignConfig)):
+        return "they are written from host memory, where the state lies"
+    return "a copy waits in memory while one is written"
 
 
 def _services(plan: Plan, attach: bool) -> None:

@@ -7,6 +7,8 @@ from prism.config import RunConfig
 from prism.data.rows import Mixture
 from prism.errors import PrismError
 from prism.evaluation.held_out import read_questions
+from prism.evaluation.slices import read_slices
+from prism.evaluation.suite.questions import QuestionSet
 from prism.evaluation.validation import validate
 from prism.trainer.checkpoint.kept import Kept
 from prism.trainer.learn import ranks
@@ -26,6 +28,7 @@ class Validation:
         self._context, self._steps = context, steps
         self._thread: threading.Thread | None = None
         self._rows: Mixture | None = None
+        self._slices: list[QuestionSet] = []
         on = ranks.is_first() and self._config.evaluate.every
         root = self._config.run_dir / "checkpoints" / context.stage
         self._kept = Kept(root) if on and self._config.evaluate.keep_best else None
@@ -52,8 +55,9 @@ class Validation:
         try:
             if self._rows is None:
                 assert self._config.evaluate.validation is not None
+                self._slices = read_slices(self._config)
                 self._rows = read_questions(self._config, self._config.evaluate.validation, None)
-            figures = validate(self._config, self._context.stage, step, version, self._rows)
+            figures = validate(self._config, self._context.stage, step, version, self._rows, self._slices)
             value = figures[figure] if figure else None
             flagged = f", {figures['other_versions']} of newer weights left out" if figures["other_versions"] else ""
             accuracy = "no data" if figures["accuracy"] is None else f"{figures['accuracy']:.1%}"

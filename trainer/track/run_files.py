@@ -60,7 +60,8 @@ class RunFiles:
         for name, prefix in ((EVALUATIONS, "held_out"), (VALIDATIONS, "validation")):
             for line in self._new(name):
                 step = self._step_of(line)
-                by_step[f"{prefix} {line['stage']}", step] = Figures(step, _numbers(line, prefix), held_out=True)
+                numbers = _numbers(line, prefix) | _slices(line, prefix)
+                by_step[f"{prefix} {line['stage']}", step] = Figures(step, numbers, held_out=True)
         return sorted((one for one in by_step.values() if one.values), key=lambda figures: figures.step)
 
     def new_rollouts(self) -> list[Rollout]:
@@ -147,4 +148,14 @@ def _numbers(line: dict[str, Any], prefix: str) -> dict[str, float]:
         f"{prefix}/{name}": float(value)
         for name, value in line.items()
         if isinstance(value, int | float) and name not in NOT_FIGURES
+    }
+
+
+def _slices(line: dict[str, Any], prefix: str) -> dict[str, float]:
+    """Scores of benchmarks that were asked too; one that was withheld is no number."""
+    return {
+        f"{prefix}/{name}/{figure}": float(value)
+        for name, figures in (line.get("benchmarks") or {}).items()
+        for figure in ("score", "stderr")
+        if isinstance(value := figures.get(figure), int | float)
     }

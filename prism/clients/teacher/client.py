@@ -55,13 +55,17 @@ class Teacher:
     ) -> None:
         await self.line.close()
 
-    async def ask(self, question: Question, images: Mapping[str, bytes], sizes: Sizes = ()) -> Reply:
-        """The answer, which the ledger has kept by then. ``images``: bytes by sha256; ``sizes``: theirs, if known.
+    async def ask(
+        self, question: Question, images: Mapping[str, bytes], sizes: Sizes = (), key: str | None = None
+    ) -> Reply:
+        """The answer, which the ledger has kept by then. ``images``: bytes by sha256; ``sizes``: theirs, if known;
+        ``key``: the question's, if known.
 
         Raises Busy when the teacher was away for all the patience, Unusable when it gave no answer worth the name as
         often as ``max_sends`` says, Refused when it never will, Stopped when nobody can ask anything any more.
         """
-        key, tokens = question.key(self.config.model), count_tokens(question, sizes, self.config.image_tokens)
+        key = key or question.key(self.config.model)
+        tokens = count_tokens(question, sizes, self.config.image_tokens)
         async with self._room:
             return await self._until_answered(question, images, key, tokens)
 

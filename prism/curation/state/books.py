@@ -84,9 +84,8 @@ class Books:
             )  # fmt: skip
             connection.execute(update(Purse).where(*mine).values(reserved=cap - spent - left))
             if self.purse == "teacher":
-                connection.execute(
-                    _demo_state.values(state="sent"), [{"of": self.job.id, "at": key} for _, key, _ in rows]
-                )
+                which = Demo.job == self.job.id, Demo.key.in_([key for _, key, _ in rows])
+                connection.execute(update(Demo).where(*which).values(state="sent"))
         return granted
 
     def _end_all(self, connection: Connection, ends: Sequence[_Ended]) -> Sequence[None]:

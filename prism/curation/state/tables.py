@@ -167,4 +167,8 @@ class SendRow(Base):
     cost: Mapped[int | None] = mapped_column(BigInteger)
     reason: Mapped[str | None] = mapped_column(Text)
     batch: Mapped[str | None] = mapped_column(ForeignKey("batches.id"))
-    __table_args__ = (one_of("state", SEND_STATES), Index(None, "job", "state"), Index(None, "batch"))
+    __table_args__ = (
+        one_of("state", SEND_STATES),
+        Index(None, "job", "state"),
+        Index(None, "batch", sqlite_where=batch.is_not(None), postgresql_where=batch.is_not(None)),
+    )

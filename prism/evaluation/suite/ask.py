@@ -118,7 +118,11 @@ class Asker:
         client: ChatClient,
         grade: Grade,
         advance: Callable[[], None],
+        *,
+        min_version: int | None = None,
     ) -> None:
+        """``min_version``: at a server whose weights change all the time, the oldest that may answer. Samples may then
+        be of several versions, and whoever makes figures of them tells these apart."""
         self._config, self._questions, self._store, self._blobs = config, questions, store, blobs
         self._client, self._grade, self._advance = client, grade, advance
         self.kept: set[Key] = set()
@@ -127,6 +131,7 @@ class Asker:
         self._flushed = time.monotonic()
         self._failures = 0
         self._version: int | None = None
+        self._min_version = min_version
 
     async def ask(self, tasks: Iterable[Task]) -> None:
         """Every task's sample in the store, and its key in ``kept``.
@@ -214,7 +219,7 @@ class Asker:
         """The server's reply; a text says why this question has none. Raises ServiceError where none would."""
         try:
             reply = await self._client.chat(
-                {"model": self._config.server.model, "messages": request.messages} | sampling
+                {"model": self._config.server.model, "messages": request.messages} | sampling, self._min_version
             )
         except (Refused, Unavailable) as error:
             why = why_unasked(question.id, error).reason
@@ -237,8 +242,8 @@ class Asker:
         return sample.model_copy(update=now)
 
     def _pin(self, version: int | None) -> None:
-        """All samples of one evaluation are of one policy. Raises ServiceError."""
-        if version is None:
+        """All samples of one evaluation are of one policy, unless weights may change. Raises ServiceError."""
+        if version is None or self._min_version is not None:
             return
         if self._version not in (None, version):
             raise ServiceError(

@@ -23,7 +23,7 @@ KINDS: set[type[BaseSettings]] = {kind for kinds in SETTINGS.values() for kind i
 
 def read_in_code() -> set[str]:
     """By name, in Python and shell, and by compose for what it puts in their place."""
-    folders = ("prism", "services", "trainer", "bench", "scripts", "tests/compose", "deploy/docker")
+    folders = ("prism", "services", "trainer", "bench", "scripts", "tests/compose", "tests/harness", "deploy/docker")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*") if file.is_file()]
     texts = [file.read_text(errors="ignore") for file in files if file.suffix in (".py", ".sh", "")]
     by_name = {name for text in texts for name in re.findall(r"""["'{](PRISM_[A-Z0-9_]+)""", text)}

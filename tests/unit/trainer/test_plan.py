@@ -24,7 +24,7 @@ from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_model import LOGITS, load_policy, response_logprobs
 from prism.trainer.run import pipeline, placement
 from prism.trainer.run.estimate import checkpoint_bytes, expert_size, learners_memory, policy_size
-from prism.trainer.run.placement import disk_of
+from prism.trainer.run.placement import disk_of, learners_of
 from prism.wire.v1 import rollout_pb2 as pb
 
 DEMO = Path("configs/demo.toml").resolve()
@@ -214,6 +214,41 @@ def test_what_a_run_has_on_disk_at_most_and_what_is_there(made: Path) -> None:
     assert replace(disk, free=disk_total(disk) - 1).problem
     assert replace(disk, free=disk_total(disk)).problem is None
     assert replace(disk, free=disk_total(disk) - 1, there=1).problem is None
+
+
+def test_adapters_have_megabytes_on_disk_beside_links_and_merged_results(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora, mixture = "{rank=4}", "{experts=3,top_k=2}"
+    sets = [f"stages.align.{each}.lora={lora}" for each in ("policy", "experts")]
+    config = load_config(DEMO, [*sets, f"stages.align.experts.mixture={mixture}", "push.keep_gib=1"])
+    stage: Any = config.stages["align"]
+    grounded = bool(stage.experts.grounding)
+    policy, expert, _ = (size for size, _ in learners_of(config, stage, made / "model"))
+    disk = disk_of(config, made / "model", {"align": stage}, 1)
+    assert disk.parts["checkpoints"] == 3 * checkpoint_bytes(config, [policy, expert, expert])
+    assert disk.parts["checkpoints"] == 3 * 12 * (policy.trained + 2 * expert.trained)
+    assert disk.parts["pushed weights"] == 4 * 4 * (policy.trained + 2 * expert.trained), "the base is linked"
+    whole = expert_size(made / "model", stage.experts.mixture, []).parameters
+    results = policy.parameters + 2 * (whole + expert.trained) + 2 * grounded * expert.frozen
+    assert disk.parts["results"] == 4 * results
+    alone = config.model_copy(update={"stages": {"align": stage}})
+    assert disk_of(alone, made / "model", alone.stages, 1).parts == disk.parts
+    monkeypatch.setattr(placement, "on_one_disk", lambda *_: False)
+    assert disk_of(config, made / "model", {"align": stage}, 1).parts == disk.parts, "it starts from the run's own"
+    pushed = disk_of(alone, made / "model", alone.stages, 1).parts["pushed weights"] - disk.parts["pushed weights"]
+    assert pushed == 4 * (policy.frozen + 2 * (not grounded) * expert.frozen), "copied once"
+
+
+def test_it_says_that_offloaded_states_are_not_copied_for_a_checkpoint(made: Path, plan: Any) -> None:
+    copied, not_copied = "a copy waits in memory while one is written", "written from host memory, where the state lies"
+    for sets, words, others in (([], copied, not_copied), (["offload=optimizer"], not_copied, copied)):
+        _, out, _ = plan(*sets)
+        assert words in out
+        assert others not in out
+    out = plan("offload=idle")[1]
+    assert not_copied in out
+    assert copied in out, "of SFT's one learner nothing is offloaded"
 
 
 def disk_total(disk: placement.Disk) -> int:

@@ -110,6 +110,15 @@ def test_an_evaluation_that_comes_later_than_its_step_is_sent(fake: FakeTracker,
     assert fake.sent[-1] == (3, {"held_out/accuracy": 0.2})
 
 
+def test_slices_of_benchmarks_are_figures_and_a_withheld_score_is_none(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    slices = {"mmmu": {"score": 0.5, "stderr": 0.1, "why": None}, "own": {"score": None, "stderr": None, "why": "x"}}
+    line = {"stage": "align", "step": 1, "accuracy": 0.75, "benchmarks": slices}
+    append_json(run / "validations.jsonl", line)
+    values = {"validation/accuracy": 0.75, "validation/mmmu/score": 0.5, "validation/mmmu/stderr": 0.1}
+    assert (6, values) in [(one.step, one.values) for one in RunFiles(run).new_figures()]
+
+
 def test_what_a_tracker_did_not_take_is_sent_again(fake: FakeTracker, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     fake.away = True

@@ -49,7 +49,7 @@ def accuracies(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
     """By step: what a measurement gives, or raises. Measurements end at once."""
     given: dict[int, Any] = {}
 
-    def fake(config: Any, name: str, step: int, version: int, rows: Any) -> dict[str, Any]:
+    def fake(config: Any, name: str, step: int, version: int, *_: Any) -> dict[str, Any]:
         assert version == step
         if isinstance(given[step], Exception):
             raise given[step]
@@ -106,7 +106,7 @@ def test_the_learner_does_not_wait_and_a_step_that_comes_too_soon_is_left_out(
 ) -> None:
     go_on, steps, said = threading.Event(), list[int](), list[str]()
 
-    def slow(config: Any, name: str, step: int, version: int, rows: Any) -> dict[str, Any]:
+    def slow(config: Any, name: str, step: int, version: int, *_: Any) -> dict[str, Any]:
         steps.append(step)
         assert go_on.wait(20)
         return {"accuracy": 0.5, "judged": 4, "other_versions": 3}

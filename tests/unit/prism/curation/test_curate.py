@@ -137,6 +137,32 @@ def test_what_failed_is_asked_again_and_what_was_refused_is_not(world: World) ->
     assert state(config, Demo.state) == {"answered": 8 - first["refused"], "refused": first["refused"]}
 
 
+@pytest.mark.parametrize("api", ["openai", "anthropic"])
+def test_an_answer_that_was_cut_off_is_rejected_whatever_it_says(world: World, api: str) -> None:
+    write_rows(world.folder, [0.0])
+    world.teacher.answer = lambda body: response(asked_of(body))
+    world.teacher.troubles = {"cut": 1.0}
+    with served(world.teacher) as teacher:
+        config = world.config(teacher, mine=None, teacher={"api": api})
+        world.curate(config)
+    assert [row["reason"] for row in rows(config.folder, "rejected")] == [
+        "format: the answer was cut off at max_tokens"
+    ]
+
+
+def test_a_page_shows_what_models_wrote_as_text(world: World) -> None:
+    write_rows(world.folder, [0.0] * 2)
+    wrong = {"100": response("100", seen="<script>alert(1)</script>"), "101": "<img src=x onerror=alert(1)>"}
+    world.teacher.answer = lambda body: wrong[asked_of(body)]
+    with served(world.teacher) as teacher:
+        config = world.config(teacher, mine=None)
+        world.curate(config)
+    page = (config.folder / "samples.html").read_text()
+    assert "&lt;script&gt;" in page
+    assert "&lt;img src=x" in page
+    assert not re.search("<script|<img src=x", page)
+
+
 def test_a_job_that_stops_says_why_and_goes_on(world: World) -> None:
     write_rows(world.folder, [0.0] * 6)
     world.teacher.answer = lambda body: response(asked_of(body))

@@ -145,7 +145,9 @@ def test_sets_hold_no_duplicate_no_benchmark_and_no_picture_of_validation(world:
     small = {"format": "JPEG", "quality": 50}
     problems = [(f"r{n}", drawing(n), f"Q{100 + n}: what is the length?", str(100 + n)) for n in range(12)]
     problems += [("again", encoded(drawing(0), **small), "Q100: what is the length?", "100")]
-    problems += [(f"more{n}", drawing(n), f"Q{200 + n}: how many corners?", str(200 + n)) for n in range(1, 12)]
+    problems += [
+        (f"more{n}", encoded(drawing(n), **small), f"Q{200 + n}: how many corners?", str(200 + n)) for n in range(1, 12)
+    ]
     write(world.folder, "problems", problems)
     leaked = ("b0", encoded(drawing(3), **small), "Q103: What is the length?", "103")
     other = ("b1", drawing(4), "Which colour is the sky over it?", "blue")
@@ -162,8 +164,8 @@ def test_sets_hold_no_duplicate_no_benchmark_and_no_picture_of_validation(world:
     assert len(sets["align"]) == 5
     assert 4 <= len(sets["validation"]) <= 8
 
-    def pictures(*names: str) -> set[str]:
-        return {row["messages"][0]["content"][0]["image"] for name in names for row in sets[name]}
+    def numbers(*names: str) -> set[str]:
+        return {row["id"].lstrip("more") for name in names for row in sets[name]}
 
-    assert not pictures("validation") & pictures("sft", "align")
+    assert not numbers("validation") & numbers("sft", "align"), "a copy of a picture is on its side"
     assert "| `align.jsonl` | 5 |" in (config.folder / "card.md").read_text()

@@ -23,7 +23,9 @@ class FakeServer:
     def __init__(self) -> None:
         self.answer: Callable[[dict[str, Any]], Answer] = lambda _: "B"
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.version: int | None = None
+        self.version_of: Callable[[dict[str, Any]], int] | None = None
         self.at_once = self.most_at_once = 0
         self.delay = 0.0
         self.url = ""
@@ -35,6 +37,7 @@ class FakeServer:
             return JSONResponse({"error": {"message": "invalid key"}}, 401)
         body = await request.json()
         self.requests.append(body)
+        self.headers.append(dict(request.headers))
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         await asyncio.sleep(self.delay)
@@ -47,7 +50,8 @@ class FakeServer:
         message = {"role": "assistant", "content": content, "refusal": more.pop("refusal", None)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"} | more
         usage = {"prompt_tokens": 11, "completion_tokens": len((content or "").split())}
-        headers = {} if self.version is None else {"x-prism-policy-version": str(self.version)}
+        version = self.version_of(body) if self.version_of else self.version
+        headers = {} if version is None else {"x-prism-policy-version": str(version)}
         return JSONResponse({"model": "served-name", "choices": [choice], "usage": usage}, headers=headers)
 
 

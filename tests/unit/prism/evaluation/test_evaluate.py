@@ -16,6 +16,7 @@ from rich.console import Console
 from prism.config import EvaluationConfig
 from prism.errors import DataError, LockedError, ServiceError
 from prism.evaluation.benchmarks.base import Ruling, ToGrader
+from prism.evaluation.benchmarks.mathvista import MathVista
 from prism.evaluation.suite.run import missing_scores, refuse_missing_scores, run_evaluation
 from prism.evaluation.suite.samples import read_samples
 from tests.unit.prism.evaluation import benchmark_rows as rows
@@ -106,18 +107,20 @@ def test_a_wrong_key_or_a_dead_server_gives_no_number(
     assert not (settings.out / "result.json").exists()
 
 
-def test_the_exit_status_of_a_wrong_key_is_1(fake: FakeServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "problem"), [("another-key-0123", "401"), (KEY, "no score for")])
+def test_the_exit_status_without_a_score_is_1(fake: FakeServer, tmp_path: Path, key: str, problem: str) -> None:
+    fake.answer = lambda _: "it is hard to say"
     file = tmp_path / "evaluation.toml"
     file.write_text(
         f'out = "{tmp_path / "out"}"\n[server]\nurl = "{fake.url}"\n'
         f'[benchmarks.mathvista]\npath = "{vista(2, tmp_path)}"\n'
     )
     command = [sys.executable, "-m", "prism", "evaluate", str(file)]
-    environment = os.environ | {"PRISM_TOKEN": "another-key-0123", "COLUMNS": "200"}
+    environment = os.environ | {"PRISM_TOKEN": key, "COLUMNS": "200"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "401" in done.stderr
-    assert "another-key-0123" not in done.stdout + done.stderr
+    assert problem in done.stderr
+    assert key not in done.stdout + done.stderr
 
 
 def test_a_server_that_dies_half_way_leaves_no_number_and_the_same_command_goes_on(
@@ -217,6 +220,18 @@ def test_a_question_that_changed_is_scored_by_its_new_sample_alone(fake: FakeSer
     assert scores(result)["rule"]["headline"] == 1.0
     assert result["benchmarks"]["mathvista"]["views"]["seen"]["responses"] == 2
     assert fake.requests[-1]["messages"][0] == {"role": "system", "content": "Answer with a number."}
+
+
+def test_another_version_of_a_prompt_is_asked_and_kept_apart(
+    fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(fake, vista(2, tmp_path), tmp_path)
+    run(settings)
+    monkeypatch.setattr(MathVista, "prompt_version", "2")
+    result = run(settings)
+    assert len(fake.requests) == 4
+    assert result["benchmarks"]["mathvista"]["prompt_version"] == "2"
+    assert {one.prompt_version for one in read_samples(settings.out / "mathvista")} == {"1", "2"}
 
 
 def test_all_samples_of_an_evaluation_are_of_one_policy(fake: FakeServer, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from prism.config import LoraConfig, MixtureConfig, RunConfig
 from prism.errors import WeightsError
@@ -144,6 +145,27 @@ def test_both_experts_score_over_one_base_as_their_learners_do(
         assert states is one.model
         one.score.weight.data.copy_(head)
         assert close(one(pack(ids, inputs)).detach()[None], before.tolist())
+
+
+def test_adapters_over_another_base_than_the_service_started_from_bring_theirs(
+    tiny_model: Path,
+    config: RunConfig,
+    inputs: InputBuilder,
+    groups: list[ScoringGroup],
+    engine: Callable[..., ScoringEngine],
+    tmp_path: Path,
+) -> None:
+    """As in a run: services start before SFT has made what alignment's adapters are over."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    models, bases = learners(tiny_model, config), Bases()
+    running: dict[str, ScoringEngine] = {expert: engine(expert, other, bases=bases) for expert in EXPERTS}
+    for expert, model in models.items():
+        running[expert].swap(tmp_path, written(tmp_path, expert, 1, model, tiny_model)[0])
+        assert close(scores(running[expert], groups), expected(model, inputs, groups))
+    assert running["perception"].model.model is running["reasoning"].model.model
 
 
 def test_whole_weights_replace_an_adapter_and_an_adapter_whole_weights(
