@@ -34,20 +34,25 @@ def _by_comma(value: object) -> object:
 CommaSeparated = Annotated[list[Part], NoDecode, BeforeValidator(_by_comma)]
 
 
-class ServiceSettings(BaseSettings):
-    """Common to all HTTP services. Each service's ``settings.py`` adds its own fields.
-
-    A service without admin routes is given no admin token: it has no use for one.
-    """
+class ListenSettings(BaseSettings):
+    """Common to whatever listens: where, and how it logs."""
 
     model_config = SettingsConfigDict(env_prefix="PRISM_", extra="ignore")
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(ge=1, le=65535, description="port to listen on")
-    token: SecretStr = Field(description="bearer token of data routes, 16 characters or more")
     run: str = Field("", description="name of the run that the service is for, told in its logs")
     log_level: str = Field("info", description="least important records that are logged: debug, info, warning, error")
     log_format: Literal["text", "json"] = Field("text", description="lines for people, or a JSON object a line")
+
+
+class ServiceSettings(ListenSettings):
+    """Common to a run's HTTP services. Each service's ``settings.py`` adds its own fields.
+
+    A service without admin routes is given no admin token: it has no use for one.
+    """
+
+    token: SecretStr = Field(description="bearer token of data routes, 16 characters or more")
 
     comment_interval: float = Field(
         COMMENT_SECONDS,

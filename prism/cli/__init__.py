@@ -7,6 +7,7 @@ import typer
 
 from prism import logs
 from prism.cli import curate, data, demo, experts, prepare, run, secrets, serve, train, up
+from prism.cli.console import jobs, start
 from prism.cli.judge import grade, score
 from prism.cli.results import evaluate, export, report, track, upload
 from prism.errors import PrismError
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.add_typer(serve.app, name="serve")
 app.add_typer(experts.experts, name="experts")
 app.add_typer(data.data, name="data")
+app.add_typer(jobs.jobs, name="jobs")
 app.add_typer(evaluate.evaluate, name="evaluate")
 app.command()(score.score)
 app.command()(score.calibrate)
@@ -29,6 +31,7 @@ app.command()(run.run)
 app.command()(prepare.prepare)
 app.command("secrets")(secrets.write_secrets)
 app.command()(demo.demo)
+app.command()(start.console)
 app.command()(curate.curate)
 app.command()(train.train)
 app.command()(up.up)

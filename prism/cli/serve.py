@@ -53,3 +53,19 @@ def serve_rollouts() -> None:
     from prism.services.rollouts.__main__ import main
 
     main()
+
+
+@app.command("console")
+def serve_console() -> None:
+    """The console's pages and API, over a folder of runs and a database of jobs."""
+    from prism.services.console.__main__ import main
+
+    main()
+
+
+@app.command("jobs")
+def serve_jobs() -> None:
+    """A worker of the console, which runs its jobs."""
+    from prism.services.console.worker import main
+
+    main()

@@ -22,7 +22,14 @@ from prism.config.limited import LimitedSettings
 from prism.config.limits import LIMITS_FILE, LimitsConfig, RunLimits, read_limits
 from prism.config.load import as_toml, load_config, load_saved, load_toml, save_resolved, toml_value
 from prism.config.run import PrepareConfig, RunConfig
-from prism.config.services import DevicesConfig, DisentangleConfig, EvaluateConfig, PushConfig, StackConfig
+from prism.config.services import (
+    DevicesConfig,
+    DisentangleConfig,
+    EvaluateConfig,
+    PushConfig,
+    RolloutLogConfig,
+    StackConfig,
+)
 from prism.config.stages import AlignConfig, RlvrConfig, RolloutConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
 from prism.config.track import TrackConfig
@@ -55,6 +62,7 @@ __all__ = [
     "PushConfig",
     "RlvrConfig",
     "RolloutConfig",
+    "RolloutLogConfig",
     "RunConfig",
     "RunLimits",
     "SamplingConfig",

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from prism.config.alerts import AlertsConfig
 from prism.config.grader import GraderConfig
 from prism.config.limits import LimitsConfig, RunLimits, place_of
-from prism.config.services import EvaluateConfig, PushConfig, StackConfig
+from prism.config.services import EvaluateConfig, PushConfig, RolloutLogConfig, StackConfig
 from prism.config.stages import AlignConfig, RlvrConfig, SftConfig, Stage
 from prism.config.strict import ConfigModel
 from prism.config.track import TrackConfig
@@ -76,6 +76,8 @@ class RunConfig(ConfigModel):
     """How weights reach the services."""
     alerts: AlertsConfig = Field(default_factory=AlertsConfig)
     """Bounds of figures that a healthy run does not cross."""
+    rollout_log: RolloutLogConfig = Field(default_factory=RolloutLogConfig)
+    """Rollouts that are kept to be looked at."""
     track: TrackConfig = Field(default_factory=TrackConfig)
     """Trackers that get the figures and rollouts too."""
     keep_checkpoints: int = Field(2, gt=0)

@@ -146,6 +146,20 @@ class StackConfig(ConfigModel):
         return self
 
 
+class RolloutLogConfig(ConfigModel):
+    """Rollouts that stay in the run's folder, for people to look at."""
+
+    groups: int = Field(default=4, ge=0)
+    """Groups of each step that are kept, with every token's log-probabilities. 4 show what a step was about and cost
+    its trainer some hundredths of a second; 0 keeps none."""
+    gib: float = Field(default=0.25, gt=0)
+    """GiB on disk of all that are kept. Once they take more, every other step is dropped, so that what stays is spread
+    over the whole run. 0.25 hold some thousand steps of long responses."""
+    grade_alignment: bool = False
+    """Has the grader judge alignment's responses too, where rows have a gold answer. Nothing is learnt from its
+    verdicts: they show where experts like what is wrong. Off by default, as the game is played without a grader."""
+
+
 class PushConfig(ConfigModel):
     """How weights reach the servers."""
 

@@ -21,7 +21,7 @@ from prism import logs, telemetry
 from prism.errors import ServiceError
 from prism.http.auth import OPEN_PATHS, BearerAuth
 from prism.http.waiting import SignsOfLife
-from prism.settings import AdminSettings, ServiceSettings
+from prism.settings import AdminSettings, ListenSettings, ServiceSettings
 from prism.wire.messages import well_formed
 
 T = TypeVar("T")
@@ -128,7 +128,14 @@ def create_app(
     app.add_exception_handler(RequestValidationError, refuse)
     documented = app.openapi
     app.openapi = lambda: with_tokens(documented())  # as FastAPI's own documentation has it done
+    add_health(app, not_ready=not_ready, unhealthy=unhealthy)
+    return app
 
+
+def add_health(
+    app: FastAPI, *, not_ready: Callable[[], str | None], unhealthy: Callable[[], str | None] | None = None
+) -> None:
+    """``/healthz``, ``/readyz`` and ``/metrics``, as ``create_app`` says."""
     broken: dict[int | str, dict[str, Any]] = {503: {"description": "only a new process would help, with the reason"}}
 
     @app.get("/healthz", tags=["health"], responses=broken if unhealthy else None)
@@ -152,8 +159,6 @@ def create_app(
     async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-    return app
 
 
 def with_tokens(document: dict[str, Any]) -> dict[str, Any]:
@@ -216,7 +221,7 @@ def end(app: FastAPI, error: Exception) -> None:
         server.should_exit = True
 
 
-def _sockets(settings: ServiceSettings) -> list[socket.socket] | None:
+def _sockets(settings: ListenSettings) -> list[socket.socket] | None:
     """For two ports; None leaves the only one to uvicorn. Raises ServiceError for a port that is taken."""
     if not isinstance(settings, AdminSettings) or settings.admin_port is None:
         return None
@@ -228,14 +233,14 @@ def _sockets(settings: ServiceSettings) -> list[socket.socket] | None:
         raise ServiceError(f"cannot listen on {settings.host}, ports {ports}: {error.strerror}") from None
 
 
-def serve(app: FastAPI, settings: ServiceSettings, *beside: tuple[FastAPI, ServiceSettings]) -> None:
+def serve(app: FastAPI, settings: ListenSettings, *beside: tuple[FastAPI, ListenSettings]) -> None:
     """Run ``app`` until SIGTERM or SIGINT, then finish the requests at hand; and others ``beside`` it in this process,
     each on a port of its own: when one ends, all do. Raises what ``end`` was given."""
     logs.configure(settings.log_level, settings.log_format)
     logs.about(run=settings.run)
     servers = [_server(*each) for each in ((app, settings), *beside)]
 
-    def run(server: uvicorn.Server, settings: ServiceSettings) -> None:
+    def run(server: uvicorn.Server, settings: ListenSettings) -> None:
         try:
             server.run(_sockets(settings))
         finally:
@@ -259,7 +264,7 @@ def serve(app: FastAPI, settings: ServiceSettings, *beside: tuple[FastAPI, Servi
         sys.exit(3)
 
 
-def _server(app: FastAPI, settings: ServiceSettings) -> uvicorn.Server:
+def _server(app: FastAPI, settings: ListenSettings) -> uvicorn.Server:
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -70,3 +70,11 @@ def test_no_room_is_crowded() -> None:
     folders = Counter(str(path.parent.relative_to(ROOT)) for path in tracked())
     crowded = {folder: count for folder, count in folders.items() if count > MAX_FILES}
     assert {folder: count for folder, count in crowded.items() if folder.split("/")[0] not in ("tests", ".")} == {}
+
+
+@pytest.mark.parametrize("which", ["--cached", "--others"])
+def test_no_module_is_left_out_of_git(which: str) -> None:
+    """A folder that .gitignore names by accident is on one machine alone."""
+    command = ["git", "ls-files", which, "--ignored", "--exclude-standard", "*.py"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [name for name in listed if not name.startswith((".venv", "dist/", "runs/"))] == []

@@ -138,8 +138,9 @@ class Intake:
     def _request(self, position: int) -> pb.RolloutRequest:
         """The same, but for its trace, however often a position is asked for."""
         admission, expert_version = self._asked_as[position]
+        prompt = self.prompts.at(position)
         return pb.RolloutRequest(
-            prompt=self.prompts.at(position),
+            prompt=prompt,
             sampling=pb.Sampling(
                 n=admission.n,
                 temperature=self.rollouts.temperature,
@@ -153,7 +154,7 @@ class Intake:
             min_policy_version=self.bound.min_version(admission.update),
             min_expert_version=expert_version,
             experts=admission.experts,
-            grade=admission.grade,
+            grade=admission.grade and bool(prompt.gold),
             rules_json=self.rules_json,
             traceparent=telemetry.begin_trace("request", stage=self.stage, position=position),
         )

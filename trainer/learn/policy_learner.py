@@ -41,6 +41,16 @@ class TrainingSample:
     advantage: float
     group: int
     policy_version: int
+    number: int = 0
+    """Among the responses of its group."""
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """What the learner thought of a response's tokens when it first saw them, in nats."""
+
+    logprobs: list[float]
+    entropies: list[float]
 
 
 @dataclass
@@ -89,10 +99,12 @@ class PolicyLearner(Learner):
         sampler's log-probabilities and the learner's."""
         self.all_mismatched = 0
         """Groups left out so far."""
+        self.seen: dict[tuple[int, int], TokenView] = {}
+        """Of the last update's first ``watch`` groups, by group and number among its responses."""
         self._temperature, self._reference, self._never = temperature, reference, never
         self._algorithm, self._options = algorithm, options
 
-    def update(self, samples: Sequence[TrainingSample], examples: GroupExamples) -> dict[str, Any]:
+    def update(self, samples: Sequence[TrainingSample], examples: GroupExamples, *, watch: int = 0) -> dict[str, Any]:
         """Learn from one step's samples. An update counts the version up; without one it stays, as the weights do.
 
         A minibatch whose advantages are all 0 has no gradient, and makes no update: momentum alone would move the
@@ -109,7 +121,7 @@ class PolicyLearner(Learner):
         norms: list[float] = []
         skipped = 0
         mismatch, entropy = _Mean(), _Mean()
-        self.not_finite, self.mismatched = [], {}
+        self.not_finite, self.mismatched, self.seen = [], {}, {}
         self._optimizer.prepare()
         self.model.train()
         minibatches = [
@@ -128,6 +140,8 @@ class PolicyLearner(Learner):
                     tokens = self._tokens(self.model, micro, examples)
                     if micro.learns and (at_start or (micro.own is not None and not epoch)):
                         self.mismatched |= self._mismatches(micro, tokens.logprobs.detach())
+                    if micro.learns and watch and not epoch:
+                        self.seen |= _views(micro.samples, tokens, watch)
                     loss = self._loss(micro, tokens.logprobs, totals)
                     if not micro.learns:
                         (0 * loss.loss).backward()
@@ -163,6 +177,8 @@ class PolicyLearner(Learner):
                     self.not_finite += sorted(set(suspects))
         self.mismatched = dict(sorted(pair for own in ranks.gathered(self.mismatched) for pair in own.items()))
         self.all_mismatched += len(self.mismatched)
+        if watch:
+            self.seen = {key: view for own in ranks.gathered(self.seen) for key, view in own.items()}
         self.version += bool(norms)
         merged = PolicyLoss.merged(parts) if parts else None
         return {
@@ -258,7 +274,7 @@ def training_samples(
     samples: list[TrainingSample] = []
     unplaceable = position = 0
     for number, (group, prompt) in enumerate(zip(groups, prompts, strict=True)):
-        for sample in group.samples:
+        for index, sample in enumerate(group.samples):
             advantage, kept = float(advantages[position]), bool(keep[position])
             position += 1
             if not kept:
@@ -267,8 +283,21 @@ def training_samples(
             if example is None:
                 unplaceable += 1
                 continue
-            samples.append(TrainingSample(example, list(sample.logprobs), advantage, number, group.policy_version))
+            version = group.policy_version
+            samples.append(TrainingSample(example, list(sample.logprobs), advantage, number, version, index))
     return samples, unplaceable
+
+
+def _views(samples: Sequence[TrainingSample], tokens: ResponseTokens, watch: int) -> dict[tuple[int, int], TokenView]:
+    """Of a pass's samples in the first ``watch`` groups."""
+    found: dict[tuple[int, int], TokenView] = {}
+    end = 0
+    for sample in samples:
+        start, end = end, end + len(sample.logprobs)
+        if sample.group < watch:
+            logprobs, entropies = tokens.logprobs[start:end].tolist(), tokens.entropy[start:end].tolist()
+            found[sample.group, sample.number] = TokenView(logprobs, entropies)
+    return found
 
 
 def _split(samples: Sequence[TrainingSample], count: int) -> list[list[TrainingSample]]:

@@ -40,7 +40,10 @@ from prism.trainer.weights.publish import open_publisher
 from prism.wire.response import EXPERTS
 
 # What may change between two starts of one run: nothing that the results depend on.
-FREE_KEYS = ("stack", "push", "evaluate", "threads", "keep_checkpoints", "runs_dir", "alerts", "offload", "track")
+FREE_KEYS = (
+    *("stack", "push", "evaluate", "threads", "keep_checkpoints", "runs_dir", "alerts", "offload", "track"),
+    "rollout_log",
+)
 FREE_STAGE_KEYS = {"max_empty_steps", "max_flat_steps"}
 
 

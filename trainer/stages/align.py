@@ -29,6 +29,7 @@ from prism.trainer.run.expert_start import expert_start
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.stages.common import (
     dump_nonfinite_groups,
+    keep_rollouts,
     mean,
     new_policy,
     push_weights,
@@ -63,6 +64,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
 
     validation, ended = Validation(context, total), total
     recorder = Recorder(config.run_dir, name, total, alerts=alerts)
+    rollout_log = context.rollout_log()
     started = time.perf_counter()
     asked = first
     with saved:
@@ -75,13 +77,14 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
                 step: int = step, version: int = version
             ) -> tuple[list[pb.RolloutGroup], list[Example], dict[str, Any]]:
                 nonlocal asked
-                asked = _admit_ahead(intake, stage, asked, step, version, experts[0].version)
+                grade = config.rollout_log.grade_alignment
+                asked = _admit_ahead(intake, stage, asked, step, version, experts[0].version, grade=grade)
                 rollouts = intake.collect(step, context.say)
                 groups, prompts = usable_groups(context, intake, rollouts, version)
                 return groups, prompts, rollout_figures(groups, rollouts, version)
 
             groups, prompts, figures = shared_step(context, collected)
-            warming_up = step < stage.warmup_steps
+            warming_up, advantages = step < stage.warmup_steps, None
             for expert in experts:
                 with dump_nonfinite_groups(context, expert, step, groups):
                     figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
@@ -92,7 +95,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
                     groups, prompts, advantages.values, advantages.keep, context.examples
                 )
                 with dump_nonfinite_groups(context, policy, step, groups):
-                    figures |= policy.update(samples, context.examples)
+                    figures |= policy.update(samples, context.examples, watch=rollout_log.groups)
                 refuse_mismatches(context, policy, groups)
                 figures |= advantages.figures() | _judged(groups) | {"unplaceable_samples": unplaceable}
                 figures |= empty_steps.policy(samples, figures)
@@ -105,6 +108,8 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
             figures |= push_weights(context, publishers, due, groups[0] if groups else None)
             figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
+            if advantages:
+                keep_rollouts(context, rollout_log, step, groups, version, advantages, policy)
             empty_steps.end_if_nothing_learnt(context, intake, step, policy.version, groups)
             validation.begin(step + 1, policy.version)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == total:
@@ -158,7 +163,9 @@ def _new_expert(config: RunConfig, stage: AlignConfig, start: Path | str) -> Exp
     return learner_model(load, config)
 
 
-def _admit_ahead(intake: Intake, stage: AlignConfig, asked: int, step: int, version: int, expert_version: int) -> int:
+def _admit_ahead(
+    intake: Intake, stage: AlignConfig, asked: int, step: int, version: int, expert_version: int, *, grade: bool
+) -> int:
     """Ask for as many steps as may be asked for now; returns the first step not asked for.
 
     ``version`` is the policy's at ``step``. ``expert_version`` counts steps of the game, also those at which an expert
@@ -177,7 +184,7 @@ def _admit_ahead(intake: Intake, stage: AlignConfig, asked: int, step: int, vers
             count=stage.warmup_prompts if warming_up else stage.rollouts.prompts,
             n=stage.warmup_n if warming_up else stage.rollouts.n,
             experts=() if warming_up else EXPERTS,
-            grade=False,
+            grade=grade and not warming_up,
         )
         if not intake.admit(admission, version=version, expert_version=expert_version):
             break

@@ -20,9 +20,11 @@ from prism.model.folder import model_folder
 from prism.model.inputs import Example
 from prism.trainer.checkpoint.resume import Counts, StageCheckpoints
 from prism.trainer.flow.intake import POLICY, Intake, StepRollouts
+from prism.trainer.flow.rollout_log import RolloutLog
 from prism.trainer.flow.staleness import staleness
 from prism.trainer.learn import ranks
 from prism.trainer.learn.adapted import WithoutAdapter, adapter_tensors
+from prism.trainer.learn.advantages import Advantages
 from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.learn.losses import DEFAULT_OPTIONS, Algorithm, LossOptions
 from prism.trainer.learn.not_finite import keep_groups
@@ -191,6 +193,22 @@ def refuse_mismatches(context: Context, policy: PolicyLearner, groups: Sequence[
             "learner load the same processor, template and dtype? Is the learning rate so high that one update moves "
             "log-probabilities this far? Else look at these prompts, and take them out of the data"
         )
+
+
+def keep_rollouts(
+    context: Context,
+    log: RolloutLog,
+    step: int,
+    groups: Sequence[pb.RolloutGroup],
+    version: int,
+    advantages: Advantages,
+    policy: PolicyLearner,
+) -> None:
+    """Some of the step's groups into the run's folder, with what the policy at ``version`` thought of them."""
+    if ranks.is_first():
+        pairs = zip(advantages.values.tolist(), advantages.keep.tolist(), strict=True)
+        known = [value if kept else None for value, kept in pairs]
+        log.step(step + 1, groups, version=version, attempt=context.attempt, advantages=known, views=policy.seen)
 
 
 def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, version: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.flow.demonstrations import report_problems
 from prism.trainer.flow.examples import GroupExamples, refuse_unservable
 from prism.trainer.flow.intake import Intake, PromptSequence
+from prism.trainer.flow.rollout_log import RolloutLog
 from prism.trainer.learn import ranks
 from prism.trainer.run.result import next_attempt
 from prism.trainer.weights.publish import Publisher, open_publisher
@@ -83,6 +84,10 @@ class Context:
         for file in self.data:
             report_problems(file, self.console)
         return Prompts(self.data, self.blobs)
+
+    def rollout_log(self) -> RolloutLog:
+        decode = self.inputs.tokenizer.decode
+        return RolloutLog(self.config.run_dir, self.stage, self.config.rollout_log, decode, self.say)
 
     def publisher(self, model: str) -> Publisher:
         return open_publisher(self.config, self.endpoints, model, self.attempt)

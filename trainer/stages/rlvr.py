@@ -21,6 +21,7 @@ from prism.trainer.run.alerts import Alerts
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.stages.common import (
     dump_nonfinite_groups,
+    keep_rollouts,
     mean,
     new_policy,
     push_weights,
@@ -55,6 +56,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
 
     validation, ended = Validation(context, stage.steps), stage.steps
     recorder = Recorder(config.run_dir, name, stage.steps, alerts=alerts)
+    rollout_log = context.rollout_log()
     started = time.perf_counter()
     asked = first
     sampled: list[pb.RolloutGroup] = []  # for the step, on the first rank
@@ -89,7 +91,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
                 groups, prompts, advantages.values, advantages.keep, context.examples
             )
             with dump_nonfinite_groups(context, policy, step, groups):
-                figures |= policy.update(samples, context.examples)
+                figures |= policy.update(samples, context.examples, watch=rollout_log.groups)
             refuse_mismatches(context, policy, groups)
             figures |= advantages.figures() | {"unplaceable_samples": unplaceable}
             figures |= empty_steps.policy(samples, figures)
@@ -100,6 +102,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
                 figures |= push_weights(context, publishers, [policy], groups[0])
             figures |= {"attempt": context.attempt, "step_seconds": time.perf_counter() - began}
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
+            keep_rollouts(context, rollout_log, step, groups, version, advantages, policy)
             empty_steps.end_if_nothing_learnt(context, intake, step, policy.version, sampled)
             validation.begin(step + 1, policy.version)
             if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:

@@ -16,6 +16,7 @@ EVERYTHING: dict[str, Any] = {
     "blobs": {"url": "s3://bucket/images", "to": OUTSIDE},
     "tracing": {"endpoint": "http://collector:4318", "to": OUTSIDE},
     "trainer": {"nodes": 2, "gpus": 8, "push": "broadcast"},
+    "console": {"enabled": True},
 }
 RENDERED = {"defaults": render(), "everything": render(EVERYTHING)} | {
     file.stem: render(safe_load(file.read_text())) for file in PRESETS
@@ -49,7 +50,7 @@ def test_an_empty_folder_has_a_limit(objects: list[dict[str, Any]]) -> None:
     for component, pod in pod_specs(objects).items():
         sizes = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if "emptyDir" in volume]
         assert all(gib(size) > 0 for size in sizes)
-        assert len(sizes) == {"policy": 2, "trainer": 2, "redis": 0}.get(component, 1)
+        assert len(sizes) == {"policy": 2, "trainer": 2, "jobs": 2, "redis": 0}.get(component, 1)
 
 
 @each_rendering
@@ -99,5 +100,5 @@ def test_a_composed_service_has_a_limit_and_unpacks_to_a_disk(name: str) -> None
         assert service["tmpfs"] == []
         assert "trainer-tmp:/tmp" in service["volumes"]
     else:
-        (tmpfs,) = service["tmpfs"]
-        assert "size=" in tmpfs
+        assert service["tmpfs"]
+        assert all("size=" in tmpfs for tmpfs in service["tmpfs"])

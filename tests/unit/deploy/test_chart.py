@@ -26,6 +26,8 @@ from helm_python.chart import Chart, lint
 from helm_python.errors import HelmError
 
 from prism.cli.train import END_SECONDS
+from prism.services.console.settings import ConsoleSettings, WorkerSettings
+from prism.settings import load_settings
 
 OPERATORS = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentication", "HTTPRoute"}
 """Kinds that Kubernetes itself has no schema for."""
@@ -53,6 +55,11 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "broadcast": {"device": "cuda", "trainer": {"push": "broadcast"}},
     "bucket": {"blobs": {"url": "s3://bucket/images", "secret": "bucket", "port": 9000, "to": NETWORK}},
     "tracing": {"tracing": {"endpoint": "http://collector.monitoring:4318", "to": [{"namespaceSelector": {}}]}},
+    "console": {"console": {"enabled": True, "publicUrl": "https://prism.example.org", "from": NETWORK}},
+    "console-elsewhere": {
+        "console": {"enabled": True, "workers": {"replicas": 0}, "database": {"bundled": False, "to": NETWORK}},
+        "secrets": {"existing": "mine"},
+    },
     "volume": {"storage": {"existingClaim": "mine"}},
     "placement": {
         "policy": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": "gpu", "operator": "Exists"}], "spread": True},
@@ -60,6 +67,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "grader": {"env": {"PRISM_WORKERS": 4}},
     },
 } | {file.stem: yaml.safe_load(file.read_text()) for file in PRESETS}
+OTHERS = ("redis", "postgres")
+"""Whose images are not ours."""
 RENDERED = {name: render(values) for name, values in SWITCHES.items()}
 each_switch = pytest.mark.parametrize("objects", RENDERED.values(), ids=RENDERED)
 
@@ -92,6 +101,9 @@ def test_every_object_fits_kubernetes_schema(objects: list[dict[str, Any]]) -> N
         {"run": {"name": "With Spaces"}},
         {"rollouts": {"autoscaling": {"kind": "cron"}}},
         {"redis": {"bundled": False}},
+        {"console": {"enabled": True, "database": {"bundled": False}}},
+        {"console": {"enabled": True, "database": {"bundled": False}}, "secrets": {"existing": "mine"}},
+        {"console": {"env": {"PRISM_DATABASE_URL": "in plain sight"}}},
         {"redis": {"bundled": False}, "secrets": {"existing": "mine"}},
         {"redis": {"bundled": False, "address": "redis.example:6380"}, "secrets": {"existing": "mine"}},
         {"blobs": {"url": "s3://bucket/images"}},
@@ -144,8 +156,8 @@ def test_pods_are_restricted(objects: list[dict[str, Any]]) -> None:
             assert "requests" in container["resources"]
             mounted = {mount["name"] for mount in container["volumeMounts"]}
             claimed = {volume["name"] for volume in pod["volumes"]}
-            assert mounted <= claimed | ({"data"} if component == "redis" else set())
-            if component != "redis":
+            assert mounted <= claimed | ({"data"} if component in OTHERS else set())
+            if component not in OTHERS:
                 assert pod["securityContext"]["runAsUser"] == image(container["image"]).user
 
 
@@ -154,8 +166,8 @@ def test_images_are_those_that_are_built(objects: list[dict[str, Any]]) -> None:
     for component, pod in pod_specs(objects).items():
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             name = container["image"].rsplit("/", 1)[-1].split(":")[0]
-            if component == "redis":
-                assert container["image"] == compose()["redis"]["image"]
+            if component in OTHERS:
+                assert container["image"] == compose()[component]["image"]
             else:
                 assert name.removeprefix("prism-") in TARGETS
             if component in ("perception", "reasoning", "trainer"):
@@ -186,7 +198,7 @@ def test_a_service_gets_the_variables_it_reads(objects: list[dict[str, Any]]) ->
 def test_ports_are_those_that_images_listen_on(objects: list[dict[str, Any]]) -> None:
     pods = pod_specs(objects)
     ports: dict[str, dict[str, int]] = {}
-    for component in SETTINGS.keys() & pods.keys():
+    for component in {*SETTINGS, "console"} & pods.keys():
         (container,) = pods[component]["containers"]
         made = image(container["image"])
         ports[component] = {
@@ -203,7 +215,7 @@ def test_ports_are_those_that_images_listen_on(objects: list[dict[str, Any]]) ->
     for service in of_kind(objects, "Service"):
         component = service["spec"]["selector"]["app.kubernetes.io/component"]
         for port in service["spec"]["ports"]:
-            if component != "redis" and port["name"] != "rendezvous":
+            if component not in OTHERS and port["name"] != "rendezvous":
                 assert port["port"] == ports[component][port["targetPort"]]
         admin = "admin" in {port["name"] for port in service["spec"]["ports"]}
         assert admin == service["metadata"]["name"].endswith("-replicas")
@@ -214,7 +226,7 @@ def test_urls_name_services_that_are_there(objects: list[dict[str, Any]]) -> Non
     services = {service["metadata"]["name"]: service for service in of_kind(objects, "Service")}
     for component, pod in pod_specs(objects).items():
         for variable in (item for container in pod["containers"] for item in container.get("env", [])):
-            if variable["name"].endswith("_URL"):
+            if variable["name"].endswith("_URL") and component != "console":  # its own, which people see
                 host, port = re.findall(r"^http://([a-z-]+):(\d+)$", variable["value"])[0]
                 assert int(port) in {item["port"] for item in services[host]["spec"]["ports"]}
                 pushed = component == "trainer" and not host.endswith("grader")
@@ -246,6 +258,42 @@ def test_who_may_reach_whom() -> None:
         for port in (8000, 8001, 6379):
             for target in peers(spec["egress"], port, "to"):
                 assert source in peers(policies[target]["ingress"], port, "from")
+
+
+@pytest.mark.parametrize(("name", "database"), [("console", "postgres"), ("console-elsewhere", None)])
+def test_the_console_reaches_its_database_and_nothing_else(name: str, database: str | None) -> None:
+    objects = RENDERED[name]
+    policies = {item["metadata"]["name"].removeprefix("prism-"): item["spec"] for item in of_kind(
+        objects, "NetworkPolicy")}  # fmt: skip
+    own = ["console", "jobs"] if database else ["console"]  # without workers
+    assert policies.keys() - {*SETTINGS, "redis", "test"} == {*own, *([database] if database else [])}
+    for component, kind in zip(own, (ConsoleSettings, WorkerSettings), strict=False):
+        *dns, to_database = policies[component]["egress"]
+        assert [{port["port"] for port in rule["ports"]} for rule in dns] == [{53}]
+        if database:
+            assert peers([to_database], 5432, "to") == {database}
+        else:
+            assert to_database == {"to": NETWORK, "ports": [{"port": 5432, "protocol": "TCP"}]}
+        (container,) = pod_specs(objects)[component]["containers"]
+        given = {variable["name"]: variable["value"] for variable in container["env"]}
+        assert given.keys() - ELSEWHERE <= {f"PRISM_{field.upper()}" for field in kind.model_fields}
+        settings = load_settings(kind, **{key.removeprefix("PRISM_").lower(): value for key, value in given.items()
+                                          if key not in ELSEWHERE})  # fmt: skip
+        assert (settings.runs, settings.state_dir) == (Path("/runs"), Path("/state"))
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        assert mounts["/state"] == {"name": "runs", "mountPath": "/state", "subPath": ".console"}
+        if isinstance(settings, ConsoleSettings):
+            assert settings.jobs is (database is not None)
+    if database:
+        assert peers(policies[database]["ingress"], 5432, "from") == {"console", "jobs"}
+        assert (policies["jobs"]["ingress"], policies[database]["egress"]) == ([], [])
+        assert NETWORK[0] in policies["console"]["ingress"][0]["from"]
+        (secret,) = of_kind(objects, "Secret")
+        password = secret["stringData"]["prism_database_password"]
+        assert len(password) == 40
+        assert (
+            secret["stringData"]["prism_database_url"] == f"postgresql://prism:{password}@prism-postgres:5432/console"
+        )
 
 
 def test_a_policy_server_has_time_to_start_and_to_recover() -> None:

@@ -16,6 +16,8 @@ from deployment import (
     required_variables,
 )
 
+from prism.services.console.settings import ConsoleSettings, WorkerSettings
+
 SERVICES = compose()
 GPU = compose("docker-compose.gpu.yml")
 SECRETS = {"PRISM_TOKEN", "PRISM_ADMIN_TOKEN", "PRISM_REDIS_URL"}  # files that `prism secrets` writes
@@ -73,6 +75,7 @@ def test_no_secret_has_a_default() -> None:
         "PRISM_TOKEN",
         "PRISM_ADMIN_TOKEN",
         "PRISM_REDIS_PASSWORD",
+        "PRISM_DATABASE_PASSWORD",
     }
     assert not re.search(r"\$\{PRISM_[A-Z_]*(TOKEN|PASSWORD):-[^}]", text)
 
@@ -92,6 +95,29 @@ def test_everyone_waits_for_health_and_not_for_time() -> None:
 
 def volumes(name: str) -> dict[str, list[str]]:
     return {part[1]: part for part in (volume.split(":") for volume in SERVICES[name].get("volumes", []))}
+
+
+CONSOLES = {"console": ConsoleSettings, "jobs": WorkerSettings}
+
+
+@pytest.mark.parametrize("name", CONSOLES)
+def test_console_and_workers_share_a_database_that_nobody_else_reaches(name: str) -> None:
+    service = SERVICES[name]
+    read = {f"PRISM_{field.upper()}" for field in CONSOLES[name].model_fields}
+    assert set(service["environment"]) - ELSEWHERE <= read
+    assert service["environment"].items() >= {"PRISM_RUNS": "/runs", "PRISM_STATE_DIR": "/state"}.items()
+    assert "database" in service["networks"]
+    assert [other for other, one in SERVICES.items() if "database" in one.get("networks", [])] == [
+        "postgres",
+        *CONSOLES,
+    ]
+    assert compose(part="networks")["database"] == {"internal": True}
+    assert "ports" not in SERVICES["postgres"]
+    assert waits_for(name) == {"secrets": "service_completed_successfully", "postgres": "service_healthy"}
+    assert {"/runs": ["runs", "/runs"], "/state": ["console-state", "/state"]}.items() <= volumes(name).items()
+    assert "PRISM_JOBS" not in service["environment"], "jobs are offered: there is a worker"
+    (port,) = SERVICES["console"]["ports"]
+    assert default(port) == "127.0.0.1:8110:8000"
 
 
 @pytest.mark.parametrize("name", SETTINGS)

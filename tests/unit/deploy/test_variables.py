@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings
 
 from prism.clients.endpoints import Endpoints, ExpertEndpoints
 from prism.errors import ConfigError
+from prism.services.console.settings import ConsoleSettings, WorkerSettings
 from prism.settings import GONE, load_settings
 from prism.trainer.run.launch import Launch
 
@@ -16,7 +17,8 @@ TOLD = (
     *(ROOT.glob("*.md"), ROOT.glob("docs/*.md"), ROOT.glob("docker-compose*.yml"), ROOT.glob("configs/**/*.toml")),
     *(ROOT.glob("deploy/**/*.yaml"), ROOT.glob("deploy/**/*.tpl"), [DOCKERFILE, ROOT / "Makefile"]),
 )
-KINDS: set[type[BaseSettings]] = {kind for kinds in SETTINGS.values() for kind in kinds} | {ExpertEndpoints}
+ALONE: set[type[BaseSettings]] = {ExpertEndpoints, ConsoleSettings, WorkerSettings}
+KINDS: set[type[BaseSettings]] = {kind for kinds in SETTINGS.values() for kind in kinds} | ALONE
 
 
 def read_in_code() -> set[str]:

@@ -37,6 +37,10 @@ COMMANDS = [
     ["grade"],
     ["serve"],
     *(["serve", service] for service in ("policy", "perception", "reasoning", "experts", "grader", "rollouts")),
+    *(["serve", service] for service in ("console", "jobs")),
+    ["console"],
+    ["jobs"],
+    *(["jobs", command] for command in ("commands", "add", "list", "show", "log", "cancel", "retry", "priority")),
 ]
 
 
@@ -45,7 +49,12 @@ def names(app: object) -> set[str]:
 
 
 def test_all_commands_are_tested_here() -> None:
-    groups = {"serve": cli.serve.app, "experts": cli.experts.experts, "evaluate": cli.evaluate.evaluate}
+    groups = {
+        "serve": cli.serve.app,
+        "experts": cli.experts.experts,
+        "evaluate": cli.evaluate.evaluate,
+        "jobs": cli.console.jobs.jobs,
+    }
     assert names(cli.app) | set(groups) == {command[0] for command in COMMANDS if command}
     for name, group in groups.items():
         assert names(group) == {command[1] for command in COMMANDS if len(command) == 2 and command[0] == name}

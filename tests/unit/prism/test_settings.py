@@ -81,7 +81,7 @@ def test_no_token_has_a_default(environment: pytest.MonkeyPatch) -> None:
 
 
 def test_a_secret_may_be_a_file_and_the_variable_comes_first(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    write_secrets(tmp_path, tmp_path / "shares", "redis:6379")
+    write_secrets(tmp_path, tmp_path / "shares", "redis:6379", "postgres:5432")
     given(environment, {"PRISM_PORT": "8000", "PRISM_SECRETS_DIR": str(tmp_path), "PRISM_ADMIN_TOKEN": ADMIN})
     settings = load_settings(AdminSettings)
     assert settings.token.get_secret_value() == (tmp_path / "prism_token").read_text()
@@ -92,16 +92,21 @@ def test_secrets_are_made_up_once_unless_they_are_given(environment: pytest.Monk
     folder, shares = tmp_path / "all", tmp_path / "shares"
     environment.delenv("PRISM_REDIS_PASSWORD", raising=False)
     given(environment, {"PRISM_TOKEN": DATA})
-    assert write_secrets(folder, shares, "redis:6379") == ["PRISM_ADMIN_TOKEN", "PRISM_REDIS_PASSWORD"]
+    made_up = ["PRISM_ADMIN_TOKEN", "PRISM_REDIS_PASSWORD", "PRISM_DATABASE_PASSWORD"]
+    assert write_secrets(folder, shares, "redis:6379", "postgres:5432") == made_up
     first = {file.name: file.read_text() for file in folder.iterdir()}
-    assert write_secrets(folder, shares, "redis:6379") == []
+    assert write_secrets(folder, shares, "redis:6379", "postgres:5432") == []
     assert {file.name: file.read_text() for file in folder.iterdir()} == first
     assert first["prism_token"] == DATA
     assert len({first["prism_admin_token"], first["prism_redis_password"]}) == 2
     for service, names in USED_BY.items():
         kept = {file.name: file.read_text() for file in (shares / service).iterdir()}
-        url = f"redis://:{first['prism_redis_password']}@redis:6379/0"
-        assert kept == {name: (first | {"prism_redis_url": url})[name] for name in names}
+        urls = {
+            "prism_redis_url": f"redis://:{first['prism_redis_password']}@redis:6379/0",
+            "prism_database_url": f"postgresql://prism:{first['prism_database_password']}@postgres:5432/console",
+        }
+        assert kept == {name: (first | urls)[name] for name in names}
+    assert (shares / "postgres" / "password").read_text() == first["prism_database_password"]
     assert (shares / "redis" / "password.conf").read_text() == f"requirepass {first['prism_redis_password']}\n"
     assert {file.stat().st_mode & 0o777 for file in tmp_path.rglob("prism_*")} == {0o400}
 

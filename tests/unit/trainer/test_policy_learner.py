@@ -442,3 +442,26 @@ def test_a_prompt_that_the_server_saw_otherwise_is_refused(
     del group.prompt_token_ids[-1]
     with pytest.raises(StreamError, match="other tokens than the learner builds"):
         examples.prompt(group)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 100_000])
+def test_what_the_learner_thought_of_watched_groups_is_kept_token_by_token(
+    learner: Callable[..., PolicyLearner],
+    samples: list[TrainingSample],
+    examples: GroupExamples,
+    micro_batch_tokens: int,
+) -> None:
+    policy = learner(micro_batch_tokens=micro_batch_tokens)
+    watched = policy.update(samples, examples, watch=2)
+    assert sorted(policy.seen) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for sample in samples[:4]:  # the policy that sampled them is the learner's own
+        view = policy.seen[sample.group, sample.number]
+        assert view.logprobs == pytest.approx(sample.logprobs, abs=1e-4)
+        assert len(view.entropies) == len(sample.logprobs)
+        assert min(view.entropies) > 0
+    unwatched = learner(micro_batch_tokens=micro_batch_tokens)
+    same = unwatched.update(samples, examples)
+    assert unwatched.seen == {}
+    assert {name: value for name, value in same.items() if "seconds" not in name} == {
+        name: value for name, value in watched.items() if "seconds" not in name
+    }

@@ -134,6 +134,23 @@ envFrom: [{secretRef: {name: {{ . }}}}]
 - {name: PRISM_GRADER_URL, value: "http://{{ include "prism.fullname" .root }}-grader:8000"}
 {{- end }}
 
+{{/* Of the console and its workers: where runs are, and what they keep of their own. */}}
+{{- define "prism.consoleEnv" -}}
+- {name: PRISM_SECRETS_DIR, value: /secrets}
+- {name: PRISM_LOG_FORMAT, value: json}
+- {name: PRISM_RUNS, value: /runs}
+- {name: PRISM_STATE_DIR, value: /state}
+{{- range $name, $value := .settings.env }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end }}
+{{- define "prism.consoleMounts" -}}
+- {name: secrets, mountPath: /secrets, readOnly: true}
+- {name: runs, mountPath: /runs}
+- {name: runs, mountPath: /state, subPath: .console}
+- {name: tmp, mountPath: /tmp}
+{{- end }}
+
 {{/* secrets: those that the component reads, beside the token of data routes. */}}
 {{- define "prism.secretVolume" -}}
 - name: secrets

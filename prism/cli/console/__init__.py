@@ -1,0 +1,1 @@
+"""The console: started on this machine, and its jobs from the command line."""

@@ -1,0 +1,162 @@
+"""The console in a real browser over a real run: every page shows its data, complains of nothing, asks nobody else."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import axe_playwright_python
+import pytest
+from killed_run import Run
+from test_report_page import ARGS, CHROMIUM
+
+pytestmark = pytest.mark.timeout(2400)  # the first test makes the run
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+PAST_THE_EDGE = """() => document.documentElement.scrollWidth > document.documentElement.clientWidth"""
+
+
+@pytest.fixture(scope="module")
+def console(run: Run) -> Iterator[tuple[str, str]]:
+    """`prism console` over the run's folder: its address, and the link that it printed."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "prism", "console", str(run.runs_dir), f"--port={port}"]
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"}
+    )
+    assert process.stdout
+    link = next(found[0] for line in process.stdout if (found := re.search(r"http://\S+#\S+", line)))
+    deadline = time.monotonic() + 60
+    while socket.socket().connect_ex(("127.0.0.1", port)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}", link
+    process.send_signal(signal.SIGINT)
+    assert process.wait(90) in (0, 130)
+
+
+@pytest.fixture(scope="module")
+def tab(console: tuple[str, str]) -> Iterator[Any]:
+    """Signed in by the printed link. What pages complain of, or ask others for, fails whoever looks at ``told``."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        opened: Any = browser.new_context(base_url=console[0], viewport={"width": 1280, "height": 900}).new_page()
+        opened.set_default_timeout(120_000)  # where others compute, the first look at a run takes long
+        opened.told = []
+        opened.on("console", lambda message: opened.told.append(f"console: {message.text}"))
+        opened.on("pageerror", lambda error: opened.told.append(f"error: {error}"))
+        opened.on("request", lambda r: None if r.url.startswith(console[0]) else opened.told.append(f"asks: {r.url}"))
+        opened.goto(console[1])
+        opened.get_by_role("heading", name="Runs").wait_for()
+        yield opened
+        assert opened.told == []
+        browser.close()
+
+
+def test_the_table_of_runs_shows_the_run(tab: Any, run: Run) -> None:
+    tab.goto("/runs")
+    row = tab.locator("tr", has=tab.get_by_role("link", name=run.folder.name, exact=True))
+    assert row.get_by_text("finished").is_visible()
+    assert re.search(r"\d+\.\d %", row.inner_text())  # held-out accuracy
+    tab.keyboard.press("/")
+    tab.keyboard.type("no such run\n")
+    tab.get_by_text("No run fits.").wait_for()
+
+
+def test_a_run_shows_its_curves_stages_and_costs(tab: Any, run: Run) -> None:
+    tab.goto(f"/runs/{run.folder.name}")
+    for stage in ("sft", "align", "rlvr"):
+        tab.get_by_role("heading", name=stage, exact=True).scroll_into_view_if_needed()
+        tab.locator(f'[data-stage="{stage}"] .plot:not([hidden]) canvas').first.wait_for()
+    tab.get_by_placeholder("filter, such as entropy").last.fill("mismatch")
+    tab.locator('[data-stage="rlvr"] [data-figure="logprob_mismatch"] canvas').wait_for()
+    tab.get_by_label("Tags, by commas").fill("kept")
+    tab.get_by_role("button", name="Save").click()
+    tab.locator(".tag", has_text="kept").wait_for()
+
+
+@pytest.mark.parametrize("stage", ["align", "rlvr"])
+def test_a_rollout_is_opened_with_its_picture_and_tokens(tab: Any, run: Run, stage: str) -> None:
+    tab.goto(f"/rollouts/{run.folder.name}?stage={stage}")
+    tab.locator("article.sample a").first.click()
+    picture = tab.locator(".prompt img.picture").first
+    picture.wait_for()
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    tab.locator("button.zoom").first.click()
+    assert tab.locator("dialog img").bounding_box()["width"] > picture.bounding_box()["width"]
+    tab.get_by_role("button", name="Close").click()
+    sample = tab.locator("#response-1")
+    assert "advantage" in sample.inner_text()
+    sample.locator("summary").last.click()
+    assert sample.locator(".tokens span").count() > 3
+    tab.locator("select.paint").select_option("entropy")
+    assert "learner's" in sample.locator(".tokens span").first.get_attribute("title")
+    assert re.search(r"step=\d+", tab.url)  # a link that can be given to somebody
+
+
+def test_a_run_is_started_from_the_form_watched_cancelled_and_resumed(tab: Any) -> None:
+    tab.goto("/jobs/new/run?config=demo.toml")
+    tab.locator('[id="name"]').fill("from-the-form")
+    tab.locator('[id="key.seed"]').fill("eleven")
+    tab.get_by_role("button", name="Check").click()
+    tab.get_by_text("Nothing was started").wait_for()
+    tab.told.clear()  # of the 422, which the browser notes
+    tab.locator('[id="key.seed"]').fill("11")
+    assert tab.locator("#changed-keys").inner_text() == "1 key changed"
+    tab.get_by_role("button", name="Check").click()
+    tab.get_by_text("This can start.").wait_for()
+    tab.get_by_role("button", name="Start", exact=True).click()
+    tab.get_by_role("heading", name="run from-the-form").wait_for()
+    tab.locator("#log", has_text="attempt 1").wait_for(timeout=60_000)  # as it comes
+    tab.locator(".state.running").wait_for(timeout=60_000)
+    tab.get_by_role("button", name="Cancel").click()
+    tab.locator(".state.cancelled").wait_for(timeout=120_000)
+    tab.get_by_role("button", name="Resume").click()
+    tab.locator("#log", has_text="attempt 2").wait_for(timeout=60_000)
+    tab.get_by_role("button", name="Cancel").click()
+    tab.locator(".state.cancelled").wait_for(timeout=120_000)
+    tab.goto("/jobs")
+    tab.get_by_role("link", name="run from-the-form").wait_for()
+
+
+def test_tokens_and_the_audit_log(tab: Any) -> None:
+    tab.goto("/access")
+    tab.get_by_label("Name").fill("a reader")
+    tab.get_by_role("button", name="Make a token").click()
+    assert tab.locator("#token").inner_text().startswith("prism_")
+    tab.goto("/audit")
+    text = tab.locator("table").inner_text()
+    assert all(what in text for what in ("signed in", "job queued", "job cancelled", "job retried", "token made"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_can_be_read_by_everybody(tab: Any, run: Run, scheme: str) -> None:
+    """Contrast, names and order, by axe; and on a phone nothing lies past the edge."""
+    tab.emulate_media(color_scheme=scheme)
+    name = run.folder.name
+    pages = ["/runs", f"/runs/{name}", f"/rollouts/{name}", f"/compare?run={name}", "/jobs", "/jobs/1", "/jobs/new"]
+    pages += ["/jobs/new/run?config=demo.toml", "/jobs/new/grade", "/access", "/audit"]
+    for page in pages:
+        tab.set_viewport_size({"width": 1280, "height": 900})
+        tab.goto(page)
+        tab.evaluate(AXE)
+        found = tab.evaluate("axe.run()")["violations"]
+        serious = [
+            (each["id"], node["html"][:200], node["failureSummary"][:300])
+            for each in found
+            if each["impact"] in ("serious", "critical")
+            for node in each["nodes"][:2]
+        ]
+        assert serious == [], page
+        tab.set_viewport_size({"width": 390, "height": 800})
+        assert not tab.evaluate(PAST_THE_EDGE), page
+    tab.set_viewport_size({"width": 1280, "height": 900})

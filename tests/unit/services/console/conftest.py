@@ -1,0 +1,72 @@
+"""A console over a store of its own, on SQLite and on PostgreSQL."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from pgserver.postgres_server import get_server
+from sqlalchemy import text
+
+from prism.services.console.access.identity import new_token
+from prism.services.console.app import create_app
+from prism.services.console.settings import ConsoleSettings
+from prism.services.console.store.engine import Store, sqlite_url
+from prism.services.console.store.migrate import upgrade
+from prism.services.console.store.models import SCOPES
+from prism.settings import load_settings
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """As root it runs as another user, who can reach no folder of pytest's."""
+    with tempfile.TemporaryDirectory(prefix="prism-postgres-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        server = get_server(Path(folder) / "data", cleanup_mode="delete")
+        yield server.get_uri()
+        server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Empty, with all tables."""
+    if request.param == "sqlite":
+        made = Store(sqlite_url(tmp_path / "console.db"))
+    else:
+        made = Store(request.getfixturevalue("postgres"))
+        with made.engine.begin() as connection:
+            connection.execute(text("DROP SCHEMA public CASCADE"))
+            connection.execute(text("CREATE SCHEMA public"))
+    upgrade(made)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> ConsoleSettings:
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    configs = Path(__file__).parents[4] / "configs"
+    return load_settings(
+        ConsoleSettings, runs=tmp_path / "runs", configs=configs, state_dir=tmp_path / "runs" / ".console"
+    )
+
+
+@pytest.fixture
+def app(settings: ConsoleSettings) -> FastAPI:
+    return create_app(settings)
+
+
+@pytest.fixture
+def tokens(app: FastAPI) -> dict[str, str]:
+    """One of each scope."""
+    upgrade(app.state.console.store)
+    return {scope: new_token(app.state.console.store, scope, scope, "test") for scope in SCOPES}
+
+
+@pytest.fixture
+def client(app: FastAPI, tokens: dict[str, str]) -> Iterator[TestClient]:
+    """Signed in as an admin, by its token."""
+    with TestClient(app, headers={"Authorization": f"Bearer {tokens['admin']}"}) as made:
+        yield made
