@@ -53,7 +53,7 @@ def test_all_commands_are_tested_here() -> None:
         "serve": cli.serve.app,
         "experts": cli.experts.experts,
         "evaluate": cli.evaluate.evaluate,
-        "jobs": cli.console.jobs.jobs,
+        "jobs": cli.jobs.jobs,
     }
     assert names(cli.app) | set(groups) == {command[0] for command in COMMANDS if command}
     for name, group in groups.items():
