@@ -37,7 +37,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         try:
-            self.engine = create_engine(url)
+            self.engine = create_engine(url, connect_args=_encoding(url))
             with self.engine.connect():  # a driver or a server that is missing is told of here
                 pass
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
@@ -131,6 +131,11 @@ class Store:
             raise ServiceError(f"the database failed: {_short(error)}") from error
 
 
+def _encoding(url: str) -> dict[str, str]:
+    """A database in SQL_ASCII answers in bytes to who does not say it."""
+    return {"client_encoding": "utf8"} if url.startswith("postgresql") else {}
+
+
 def reading_engine(url: str) -> Engine:
     """For who only looks: a SQLite file is opened for reading, and is not made where there is none.
 
@@ -139,7 +144,7 @@ def reading_engine(url: str) -> Engine:
     try:
         made = make_url(url)
         if made.drivername.partition("+")[0] != "sqlite":
-            return create_engine(made, execution_options={"postgresql_readonly": True})
+            return create_engine(made, execution_options={"postgresql_readonly": True}, connect_args=_encoding(url))
         path = Path(made.database or "").resolve()
         return create_engine(f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true")
     except (ArgumentError, NoSuchModuleError, ImportError) as error:

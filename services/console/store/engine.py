@@ -66,7 +66,8 @@ def _engine(url: str) -> Engine:
         return create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
-            connect_args={"connect_timeout": 5, "options": settings},
+            # without a client's encoding, a database in SQL_ASCII answers in bytes
+            connect_args={"connect_timeout": 5, "options": settings, "client_encoding": "utf8"},
         )
     if parsed.get_backend_name() != "sqlite":
         raise ConfigError(f"PRISM_DATABASE_URL: {parsed.get_backend_name()} is neither sqlite nor postgresql")

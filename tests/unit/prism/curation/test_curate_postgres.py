@@ -7,12 +7,13 @@ import pytest
 from curation_world import World
 from fake_services import response, served, write_rows
 from pgserver.postgres_server import get_server
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 from test_curate import asked_of, state
 from test_curate_killed import killed
 
 from prism.curation.state.job import begin
-from prism.curation.state.store import Store
+from prism.curation.state.store import Store, reading_engine
 from prism.curation.state.tables import Demo
 from prism.errors import ConfigError, Superseded
 
@@ -64,3 +65,15 @@ def test_an_older_start_writes_no_more_and_a_name_belongs_to_one_folder(database
         newer.note(by="the newer one")
         with pytest.raises(ConfigError, match="has a job fenced already"):
             begin(store, "fenced", tmp_path / "elsewhere", {"teacher": 1.0})
+
+
+def test_a_database_in_ascii_is_one_too(database: str) -> None:
+    server = create_engine(database, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(
+            text("CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
+        )
+    server.dispose()
+    url = make_url(database).set(database="ascii").render_as_string(hide_password=False)
+    with Store(url) as store, store.engine.connect() as writing, reading_engine(url).connect() as reading:
+        assert [each.execute(text("SELECT 'grün'")).scalar() for each in (writing, reading)] == ["grün", "grün"]

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pgserver.postgres_server import get_server
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from prism.services.console.access.identity import new_token
 from prism.services.console.app import create_app
@@ -21,11 +21,13 @@ from prism.settings import load_settings
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """As root it runs as another user, who can reach no folder of pytest's."""
+    """A database in SQL_ASCII, as one is made where no locale is set. As root it runs as another user, who can reach no
+    folder of pytest's."""
     with tempfile.TemporaryDirectory(prefix="prism-postgres-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         server = get_server(Path(folder) / "data", cleanup_mode="delete")
-        yield server.get_uri()
+        server.psql("CREATE DATABASE console TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
+        yield make_url(server.get_uri()).set(database="console").render_as_string(hide_password=False)
         server.cleanup()
 
 
