@@ -108,7 +108,7 @@ class Composed:
 
 def free_ports() -> dict[str, int]:
     chosen: dict[str, int] = {}
-    for name in PORTS:
+    for name in (*PORTS, "CONSOLE"):
         while name not in chosen:
             port = random.randrange(10_000, 30_000)
             with socket.socket() as probe:

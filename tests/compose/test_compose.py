@@ -12,6 +12,8 @@ import yaml
 from composed_run import ALIGN_STEPS, PORTS, RLVR_STEPS, VICTIMS, WARMUP_STEPS, Composed
 from helm_python.chart import Chart
 
+from prism.clients.console import ConsoleClient
+
 pytestmark = pytest.mark.timeout(1500)  # the first test makes the run
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "prism"
 OFFICIAL_BASE = 130_000_000  # bytes of python:3.11-slim-bookworm
@@ -81,6 +83,23 @@ def test_the_grader_has_one_token_and_reaches_no_other_service(run: Composed) ->
         host, port = address.split(":")
         dial = f"import socket; socket.create_connection(({host!r}, {port}), 3)"
         assert run.compose("exec", "-T", "grader", "python3", "-c", dial, check=False).returncode, address
+
+
+def test_the_console_shows_the_run_and_its_worker_does_a_job(run: Composed) -> None:
+    """Signed in by the code of its log, which a restart makes anew."""
+    run.compose("restart", "console")
+    run.wait(lambda: run.healthy("console"), "the console")
+    said = run.compose("logs", "--no-color", "--no-log-prefix", "console").stdout
+    code = re.findall(r"/sign-in#(\S+)", said)[-1]
+    url = f"http://127.0.0.1:{run.ports['CONSOLE']}"
+    with httpx.Client(base_url=url, headers={"Origin": url}) as browser:
+        assert browser.post("/sign-in", data={"secret": code}).status_code == 303
+        assert "demo" in browser.get("/").text
+        token = browser.post("/api/v1/tokens", json={"name": "test", "scope": "operate"}).json()["token"]
+    console = ConsoleClient(url, token)
+    job = console.add("report", {"run": "demo"})
+    run.wait(lambda: console.job(job.id).finished is not None, "a job of the console")
+    assert (console.job(job.id).state, console.job(job.id).exit_status) == ("done", 0), console.job(job.id)
 
 
 def test_redis_is_not_reached_from_outside(run: Composed) -> None:
