@@ -19,6 +19,7 @@ import httpx
 import uvicorn
 
 from prism.config import load_config, save_resolved
+from prism.http.client import sync_client
 from prism.services.console.access.identity import new_token
 from prism.services.console.app import create_app
 from prism.services.console.settings import ConsoleSettings
@@ -60,7 +61,7 @@ def served(settings: ConsoleSettings) -> Iterator[tuple[httpx.Client, int]]:
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     headers = {"Authorization": f"Bearer {token}", "Accept-Encoding": "gzip"}
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=600) as client:
+        with sync_client(base_url=url, headers=headers, timeout=600) as client:
             yield client, len(app.state.console.index.runs())
     finally:
         server.should_exit = True

@@ -160,7 +160,7 @@ def _kind(annotation: Any) -> tuple[Any, tuple[str, ...]]:
         parts = [part for part in get_args(annotation) if part is not type(None)]
         return _kind(parts[0]) if len(parts) == 1 else ("text", ())
     if origin is Literal:
-        return "choice", tuple(map(str, get_args(annotation)))
+        return "choice", tuple(map(shown, get_args(annotation)))
     if annotation is bool:
         return "flag", ()
     if annotation in (int, float):

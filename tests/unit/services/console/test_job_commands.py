@@ -11,6 +11,7 @@ from prism.errors import ConfigError
 from prism.services.console.access.identity import new_token
 from prism.services.console.app import create_app
 from prism.services.console.jobs.registry import Assigned, Place, command_of, commands, plan
+from prism.services.console.pages.forms import config_sections, overrides
 from prism.services.console.settings import ConsoleSettings
 
 RUN = {"config": "demo.toml", "name": "first"}
@@ -148,3 +149,11 @@ def test_a_console_without_workers_offers_no_jobs(settings: ConsoleSettings) -> 
         refused = client.post("/api/v1/jobs", json={"command": "run", "parameters": RUN})
         assert refused.status_code == 422
         assert "no workers" in refused.text
+
+
+def test_a_form_that_is_left_as_it_is_changes_nothing() -> None:
+    """Whatever a key may be, false among words for one."""
+    config = load_config(Path(__file__).parents[4] / "configs" / "demo.toml")
+    keys = [key for section in config_sections(config) for key in section.keys]
+    assert [key.name for key in keys if key.kind == "choice" and key.value not in key.choices] == []
+    assert overrides(config, {f"key.{key.name}": [str(key.value)] for key in keys}) == ([], [])
