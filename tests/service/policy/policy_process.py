@@ -93,6 +93,7 @@ def policy_process(folder: Path, model: Path, **values: Any) -> Iterator[PolicyP
         "token": DATA_TOKEN,
         "admin_token": ADMIN_TOKEN,
         "health_interval": 0.5,
+        "quick_failure_seconds": 0.1,  # tests kill the server that they share more often than a service puts up with
     } | values
     environment = os.environ | {f"PRISM_{name.upper()}": str(value) for name, value in settings.items()}
     log = folder / "policy.log"
