@@ -94,7 +94,7 @@ def test_the_console_shows_the_run_and_its_worker_does_a_job(run: Composed) -> N
     url = f"http://127.0.0.1:{run.ports['CONSOLE']}"
     with httpx.Client(base_url=url, headers={"Origin": url}) as browser:
         assert browser.post("/sign-in", data={"secret": code}).status_code == 303
-        assert "demo" in browser.get("/").text
+        assert '<a href="/runs/demo">' in browser.get("/runs").text
         token = browser.post("/api/v1/tokens", json={"name": "test", "scope": "operate"}).json()["token"]
     console = ConsoleClient(url, token)
     job = console.add("report", {"run": "demo"})
