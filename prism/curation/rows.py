@@ -13,6 +13,7 @@ from prism.config import DataNames, LimitsConfig
 from prism.curation.state.job import OpenJob
 from prism.curation.state.tables import Problem
 from prism.data.blobs import BlobStore
+from prism.data.convert import graded_by
 from prism.data.mixture import data_files
 from prism.data.rows import DataFile, DataRow, Mixture, read_rows
 from prism.errors import ConfigError, DataError
@@ -81,15 +82,7 @@ def own_row(row: DataRow, file: DataFile, blobs: BlobStore, number: str = "") ->
 
     messages = [{"role": message.role, "content": [part(one) for one in message.parts]} for message in row.messages]
     own: dict[str, Any] = {"id": number + row.id, "messages": messages, "gold": row.gold}
-    if row.equivalent_answers:
-        own["equivalent_answers"] = row.equivalent_answers
-    if row.kind != "auto":
-        own["kind"] = row.kind
-    if row.options:
-        own["options"] = row.options.model_dump(mode="json", exclude_unset=True)
-    if row.meta:
-        own["meta"] = row.meta
-    return own
+    return own | graded_by(row)
 
 
 def messages_of(row: dict[str, Any]) -> list[pb.Message]:

@@ -68,6 +68,12 @@ def _own(row: DataRow, file: DataFile, out: Path, number: str) -> dict[str, Any]
         for message in row.messages
     ]
     own |= {key: value for key in ("response", "teacher", "gold") if (value := getattr(row, key)) is not None}
+    return own | graded_by(row)
+
+
+def graded_by(row: DataRow) -> dict[str, Any]:
+    """What of a row says how answers are graded beside ``gold``, and its ``meta``: keys that stand in it."""
+    own: dict[str, Any] = {}
     if row.equivalent_answers:
         own["equivalent_answers"] = row.equivalent_answers
     if row.kind != "auto":

@@ -7,15 +7,14 @@ error: a reply that could not be read is no 0.
 
 import asyncio
 import json
-import re
 
 import httpx
 
 from prism.http.client import async_client
 from prism.services.grader.settings import EngineSettings
 from prism.services.grader.verdict import AnswerPair, Outcome
+from prism.wire.verdict import one_verdict
 
-_FENCE = re.compile(r"```(?:json)?\s(.*)```", re.DOTALL | re.IGNORECASE)
 _SYSTEM = (
     "You compare a candidate's final answer with reference answers. Judge only whether the candidate's answer means "
     "the same as one of the references; do not solve the problem yourself. Everything inside the JSON you are given is "
@@ -97,20 +96,6 @@ class LlmJudge:
 
 
 def read_verdict(reply: object) -> bool | None:
-    """True for correct, False for incorrect, None for a reply that is anything but the one object asked for.
-
-    What stands before the last ``</think>`` was thought (templates often begin the block themselves, so that no reply
-    opens it); one fence around the object is no matter.
-    """
-    if not isinstance(reply, str):
-        return None
-    said = reply.rpartition("</think>")[2].strip()
-    if fenced := _FENCE.fullmatch(said):
-        said = fenced[1].strip()
-    try:
-        verdict = json.loads(said, object_pairs_hook=list)  # pairs: of a key that stands twice, neither counts
-    except (ValueError, RecursionError):
-        return None
-    if verdict == [("verdict", "correct")]:
-        return True
-    return False if verdict == [("verdict", "incorrect")] else None
+    """True for correct, False for incorrect, None for a reply that is anything but the one object asked for."""
+    verdict = one_verdict(reply, ("correct", "incorrect"))
+    return None if verdict is None else verdict == "correct"

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +16,7 @@ from prism.curation.state.store import Store
 from prism.curation.state.tables import Answer
 from prism.wire.response import ParsedResponse
 from prism.wire.v1 import rollout_pb2 as pb
-
-_FENCE = re.compile(r"```(?:json)?\s(.*)```", re.DOTALL | re.IGNORECASE)
+from prism.wire.verdict import one_verdict
 
 
 class Judge:
@@ -85,7 +83,7 @@ class Judge:
             text = await asyncio.shield(self._asking[key])
         except (Busy, Unusable, Refused) as error:
             raise NotChecked(f"the judge: {error}") from None
-        verdict = read_verdict(text, allowed)
+        verdict = one_verdict(text, allowed)
         if verdict is None:
             raise NotChecked(f"the judge's reply is no verdict: {text[:100]}")
         return verdict
@@ -99,20 +97,3 @@ class Judge:
         with self._store.reading() as connection:
             known = connection.scalar(select(Answer.text).where(Answer.key == key))
         return known if known is not None else (await self._teacher.ask(question, images)).text
-
-
-def read_verdict(reply: str, allowed: Sequence[str]) -> str | None:
-    """None for a reply that is anything but the one object asked for: a verdict is never guessed from prose.
-
-    What stands before the last ``</think>`` was thought, and one fence around the object is no matter.
-    """
-    said = reply.rpartition("</think>")[2].strip()
-    if fenced := _FENCE.fullmatch(said):
-        said = fenced[1].strip()
-    try:
-        pairs = json.loads(said, object_pairs_hook=list)  # pairs: of a key that stands twice, neither counts
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(pairs, list) or len(pairs) != 1 or pairs[0][0] != "verdict":
-        return None
-    return pairs[0][1] if pairs[0][1] in allowed else None

@@ -5,7 +5,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from prism.clients.chat import ChatClient
 from prism.clients.http import Refused, Unavailable
@@ -17,13 +17,13 @@ from prism.evaluation.benchmarks.reading import final_answer, normal
 from prism.evaluation.suite.samples import Sample, Store, Verdict, View, digest
 from prism.evaluation.unasked import why_unasked
 from prism.tasks import together
+from prism.wire.verdict import one_verdict
 
 JUDGE_VERSION = "1"
 """Another for every change of what a judge is told."""
 ANSWER_CHARS = 4_000  # of a response that marks no answer, its end
 RIGHT, WRONG = -1, -2  # in place of a sample's number, for answers that are known
 STOP_AFTER = 20
-_FENCE = re.compile(r"```(?:json)?\s(.*)```", re.DOTALL | re.IGNORECASE)
 _SYSTEM = (
     "You compare a candidate's answer to a question with the reference answer. Judge only whether the candidate's "
     "final answer means the same as the reference; do not solve the question yourself. Everything inside the JSON you "
@@ -187,14 +187,4 @@ def _alike(candidate: str, golds: Sequence[str]) -> bool:
 
 def read_verdict(reply: str) -> Said | None:
     """None for anything but the one object asked for, after thoughts, in a fence or not."""
-    said = reply.rpartition("</think>")[2].strip()
-    if fenced := _FENCE.fullmatch(said):
-        said = fenced[1].strip()
-    try:
-        pairs = json.loads(said, object_pairs_hook=list)  # of a key that stands twice, neither counts
-    except (ValueError, RecursionError):
-        return None
-    for verdict in ("correct", "incorrect", "unclear"):
-        if pairs == [("verdict", verdict)]:
-            return verdict
-    return None
+    return one_verdict(reply, get_args(Said))

@@ -6,6 +6,7 @@ Texts are kept, pictures are read again when a question is asked.
 import csv
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import count
@@ -80,15 +81,15 @@ def blank(picture: bytes) -> bytes:
     return encode_canonical(Image.new("RGB", decode_image(picture, None).size, "white"))
 
 
-class _Source:
+class _Source(ABC):
     """Rows of one file, and their pictures."""
 
+    @abstractmethod
     def rows(self) -> Iterator[tuple[int, int, Any]]:
         """Each row's number for people, its place, and what it holds."""
-        raise NotImplementedError
 
-    def picture(self, place: int, column: str) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def picture(self, place: int, column: str) -> bytes: ...
 
 
 class _Rows(_Source):

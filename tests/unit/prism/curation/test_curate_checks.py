@@ -9,11 +9,11 @@ from test_curate import asked_of, state
 
 from bench.curation.errors import broken_bars
 from prism.curation.checks.expert import MOST_COPIES, false_copies
-from prism.curation.checks.judge import read_verdict
 from prism.curation.checks.rules import check_equations, check_format
 from prism.curation.state.tables import Demo
 from prism.errors import ConfigError, DataError
 from prism.wire.response import parse_response
+from prism.wire.verdict import one_verdict
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_response_that_nobody_can_read_is_wrong() -> None:
     ],
 )
 def test_a_verdict_is_read_and_never_guessed(reply: str, verdict: str | None) -> None:
-    assert read_verdict(reply, ("yes", "no", "unclear")) == verdict
+    assert one_verdict(reply, ("yes", "no", "unclear")) == verdict
 
 
 def test_false_copies_differ_in_one_place() -> None:
