@@ -141,6 +141,10 @@ class ExpertLearnerConfig(ConfigModel):
 
     optimizer: OptimizerConfig
     """Each expert's AdamW; the schedule spans the warm-up and the steps of the game."""
+    rate_warmup: int = Field(20, ge=0)
+    """Updates over which the learning rate climbs from near 0, at most a fifth of all; a ``warmup_fraction`` goes first.
+    AdamW's first update is of full size in every weight, however small its gradient: it undoes what grounding taught.
+    20, because over so many updates AdamW averages the squares that scale the later ones (``1 / (1 - betas[1])``)."""
     lora: LoraConfig | None = None
     """Trains adapters and the head over a frozen model in the game, instead of all weights. It is one model for both
     experts, and for the policy where that has ``lora``; experts that were grounded have one each. With ``mixture`` the

@@ -68,7 +68,8 @@ class ExpertLearner(Learner):
         offload: Offload | None = None,
     ) -> None:
         freeze(model, config.freeze)
-        super().__init__(model, Optimizer(learning(model).items(), config.optimizer, updates, offload), 0)
+        optimizer = Optimizer(learning(model).items(), config.optimizer, updates, offload, config.rate_warmup)
+        super().__init__(model, optimizer, 0)
         self.expert: Expert = expert
         self.config = config
         self.not_finite: list[int] = []

@@ -137,6 +137,23 @@ def test_what_is_learnt_tells_teacher_from_student(
     assert [made["version"] for made in history] == list(range(1, 13))
 
 
+def test_the_first_updates_of_a_game_move_little(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    """AdamW's first step is the rate itself in every weight: by default it begins near 0, by choice at once."""
+
+    def moved(**values: Any) -> float:
+        one = learner(**values)
+        before = weights(one)
+        assert figures(one, groups(WRONG, count=1), prompts, examples)["updated"]
+        return float((weights(one) - before).abs().max())
+
+    rate, updates = 1e-3, 50
+    assert moved() == pytest.approx(rate / (updates // 5 + 1), rel=1e-3)
+    assert moved(rate_warmup=4) == pytest.approx(rate / 5, rel=1e-3)
+    assert moved(rate_warmup=0) == pytest.approx(rate, rel=1e-3)
+
+
 def test_an_update_is_skipped_above_the_accuracy_asked_for(
     learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
 ) -> None:

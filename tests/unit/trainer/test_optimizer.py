@@ -35,6 +35,17 @@ def test_the_schedule_takes_these_values(options: dict[str, Any], total: int, fa
     assert [lr_factor(config, step, total) for step in range(total)] == pytest.approx(factors, abs=1e-6)
 
 
+def test_an_experts_rate_climbs_over_so_many_updates_and_a_fifth_at_most() -> None:
+    def first(total: int, **options: Any) -> int:
+        """The first step at the full rate."""
+        factors = [lr_factor(settings(lr=1, **options), step, total, rate_warmup=20) for step in range(total)]
+        assert factors == sorted(factors)
+        return factors.index(1)
+
+    assert [first(total) for total in (1, 4, 60, 100, 1500)] == [0, 1, 12, 20, 20]
+    assert first(60, warmup_fraction=0.5) == 30, "what is asked for goes first"
+
+
 def test_past_its_end_the_schedule_stays_where_it_ended() -> None:
     config = settings(lr=1, schedule="linear", final_lr_fraction=0.1)
     assert lr_factor(config, 99, 5) == pytest.approx(0.1)
