@@ -142,9 +142,10 @@ class ExpertLearnerConfig(ConfigModel):
     optimizer: OptimizerConfig
     """Each expert's AdamW; the schedule spans the warm-up and the steps of the game."""
     rate_warmup: int = Field(20, ge=0)
-    """Updates over which the learning rate climbs from near 0, at most a fifth of all; a ``warmup_fraction`` goes first.
-    AdamW's first update is of full size in every weight, however small its gradient: it undoes what grounding taught.
-    20, because over so many updates AdamW averages the squares that scale the later ones (``1 / (1 - betas[1])``)."""
+    """Updates over which the learning rate climbs from near 0, at most a fifth of all; a ``warmup_fraction``
+    goes before it. AdamW's first update is of full size in every weight, however small its gradient: it undoes what
+    grounding taught. 20, because AdamW scales updates by squares that it averages over as many
+    (``1 / (1 - betas[1])``)."""
     lora: LoraConfig | None = None
     """Trains adapters and the head over a frozen model in the game, instead of all weights. It is one model for both
     experts, and for the policy where that has ``lora``; experts that were grounded have one each. With ``mixture`` the
@@ -175,8 +176,9 @@ class ExpertLearnerConfig(ConfigModel):
     """Gap, in units of score, by which the teacher must lead before the loss counts it as even; 0 by default, as
     published."""
     skip_above_accuracy: float = Field(1.0, gt=0.5, le=1)
-    """Share of pairs told apart above which an update of the game is skipped, so that the policy can catch up with a
-    saturated expert. The default of 1 never skips, as published; a warm-up is never skipped."""
+    """Share of pairs told apart, of those whose scores differ, above which an update of the game is skipped, so that
+    the policy can catch up with a saturated expert. The default of 1 never skips, as published; a warm-up is never
+    skipped."""
     mismatch: float = Field(0.0, ge=0)
     """Weight, in the game, of grounding's pairs: the teacher's response, and its response to a similar prompt. The
     default of 0 is the published method."""

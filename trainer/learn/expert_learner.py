@@ -248,7 +248,9 @@ def _measured(pairs: Sequence[_Pairs], scores: Sequence[_Scores]) -> dict[str, f
         length_distances += [0, *(len(s.response_ids) - len(p.teacher.response_ids) for s in p.students)]
     return {
         "pair_accuracy": _share_won(gaps),
+        "tie_share": _share_tied(gaps),
         "mismatch_accuracy": _share_won(mismatches),
+        "mismatch_tie_share": _share_tied(mismatches),
         "gap": statistics.fmean(gaps) if gaps else None,
         "teacher_score": statistics.fmean(teachers) if teachers else None,
         "teacher_score_std": statistics.pstdev(teachers) if teachers else None,
@@ -260,7 +262,14 @@ def _measured(pairs: Sequence[_Pairs], scores: Sequence[_Scores]) -> dict[str, f
 
 
 def _share_won(gaps: Sequence[float]) -> float | None:
-    return statistics.fmean(float(gap > 0) for gap in gaps) if gaps else None
+    """Of the pairs that differ. A policy that says word for word what the teacher says makes a tie, which nobody could
+    tell apart: neither won nor lost."""
+    differ = [gap for gap in gaps if gap != 0]
+    return statistics.fmean(float(gap > 0) for gap in differ) if differ else None
+
+
+def _share_tied(gaps: Sequence[float]) -> float | None:
+    return statistics.fmean(float(gap == 0) for gap in gaps) if gaps else None
 
 
 def _correlation(scores: Sequence[float], lengths: Sequence[float]) -> float | None:
