@@ -15,9 +15,10 @@ from prism.errors import StreamError
 
 # Added to the standard deviation; groups that spread less than this are flat, their differences being rounding.
 STD_EPSILON = 1e-6
-# Alignment's, as published: the bound of a score, a malformed response's advantage, its distance from the lowest score.
+# Alignment's, as published: the bound of a score, and what a malformed response's advantage is below the lowest of its
+# group, its score below the lowest score.
 SCORE_CLAMP = 10.0
-INVALID_ADVANTAGE = -1.5
+INVALID_PENALTY = 1.5
 INVALID_MARGIN = 1.0
 
 
@@ -115,8 +116,10 @@ def alignment_advantages(
     Each expert's scores are clamped to ±SCORE_CLAMP and normalised within the group as in ``group_normalised``, apart
     from the other's; the advantage is ``alpha`` × perception + (1 - ``alpha``) × reasoning.
 
-    A response with an invalid format gets INVALID_ADVANTAGE, whether or not it was scored. In its group's mean and
-    standard deviation it counts as the lowest score among the group's valid ones - INVALID_MARGIN, per expert.
+    A response with an invalid format counts, whether or not it was scored, as the lowest score among the group's valid
+    ones - INVALID_MARGIN, per expert; so its advantage is the group's minimum, and it gets that - INVALID_PENALTY. That
+    is the published code's penalty. (A flat -1.5, as the text can be read, lies above well-formed responses far below
+    their group.)
     A response with a valid format that either expert failed to score is masked out, for both experts.
     A group is dropped with fewer than two samples left, or none of them scored: then nothing is known to be better.
 
@@ -157,7 +160,7 @@ def alignment_advantages(
     by_perception, by_reasoning = normalised(perception), normalised(reasoning)
     keep = by_perception.keep  # [N]; the same for both: it depends on ``usable`` alone
     values = alpha * by_perception.values + (1 - alpha) * by_reasoning.values
-    values = torch.where(well_formed, values, INVALID_ADVANTAGE)
+    values = torch.where(well_formed, values, values - INVALID_PENALTY)
     kept_values = torch.where(keep, values, 0.0)
     live = groups[keep & (kept_values != 0)].unique()
     return Advantages(

@@ -121,10 +121,11 @@ def test_experts_are_normalised_apart_and_summed() -> None:
     assert close(result.values, [-1.030940, 0.115470, 0.915470])
 
 
-def test_a_malformed_response_counts_as_one_below_the_lowest_and_gets_its_own_advantage() -> None:
+def test_a_malformed_response_counts_as_one_below_the_lowest_and_is_penalised_from_there() -> None:
     # Perception 2, 4 and the malformed as 1: mean 7/3, sample standard deviation 1.527525 -> -0.218218, 1.091089.
     # Reasoning 5, 5 and the malformed as 4: mean 14/3, sample standard deviation 0.577350 -> 0.577350, 0.577350.
-    expected = [0.179566, -1.5, 0.834220]
+    # The malformed: -0.872872 and -1.154701, their half -1.013786, less 1.5.
+    expected = [0.179566, -2.513786, 0.834220]
     unscored = alignment_advantages(scores(2.0, None, 4.0), scores(5.0, None, 5.0), [True, False, True], [0] * 3)
     assert close(unscored.values, expected)
     assert unscored.keep.all()
@@ -138,7 +139,27 @@ def test_the_lowest_score_is_taken_after_the_clamp() -> None:
     # Perception -10 (clamped from -50), 10, and the malformed as -11: mean -11/3, sample standard deviation 11.846237.
     # The same for reasoning.
     result = alignment_advantages(scores(-50.0, 50.0, None), scores(-50.0, 50.0, None), [True, True, False], [0] * 3)
-    assert close(result.values, [-0.534628, 1.153672, -1.5])
+    assert close(result.values, [-0.534628, 1.153672, -2.119043])
+
+
+@given(
+    scored=st.lists(st.tuples(st.floats(-30, 30), st.floats(-30, 30), st.booleans()), min_size=2, max_size=16).filter(
+        lambda group: len({valid for _, _, valid in group}) == 2
+    ),
+    alpha=st.floats(0, 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_well_formed_response_is_never_below_a_malformed_one(
+    scored: list[tuple[float, float, bool]], alpha: float
+) -> None:
+    perception, reasoning, valid = zip(*scored, strict=True)
+    values = alignment_advantages(
+        scores(*perception), scores(*reasoning), valid, [0] * len(valid), alpha=alpha
+    ).values.tolist()
+    worst = min(value for value, well_formed in zip(values, valid, strict=True) if well_formed)
+    malformed = {value for value, well_formed in zip(values, valid, strict=True) if not well_formed}
+    assert len(malformed) == 1
+    assert malformed.pop() <= worst - 1.5 + 1e-9
 
 
 def test_a_failed_score_masks_the_sample_for_both_experts() -> None:
@@ -159,7 +180,7 @@ def test_groups_that_cannot_be_compared_are_dropped() -> None:
         [0, 0, 1, 1, 2, 2],
     )
     assert result.keep.tolist() == [False, False, False, False, True, True]
-    assert close(result.values, [0.0, 0.0, 0.0, 0.0, 0.707107, -1.5])
+    assert close(result.values, [0.0, 0.0, 0.0, 0.0, 0.707107, -2.207107])
     assert (result.masked_samples, result.dropped_groups, result.flat_groups) == (1, 2, 0)
 
 
