@@ -113,8 +113,10 @@ def alignment_advantages(
 ) -> Advantages:
     """The alignment stage's advantages from two experts' scores (PRISM, arXiv 2604.28123). All sequences are [N].
 
-    Each expert's scores are clamped to ±SCORE_CLAMP and normalised within the group as in ``group_normalised``, apart
-    from the other's; the advantage is ``alpha`` × perception + (1 - ``alpha``) × reasoning.
+    Each expert's scores are clamped to ±SCORE_CLAMP around their group's mean and normalised within the group as in
+    ``group_normalised``, apart from the other's; the advantage is ``alpha`` × perception + (1 - ``alpha``) × reasoning.
+    (The published code clamps raw scores. Bradley-Terry says nothing of what a prompt's scores have in common, which
+    moved by 8 in one update: clamped raw, a group's differences would be lost.)
 
     A response with an invalid format counts, whether or not it was scored, as the lowest score among the group's valid
     ones - INVALID_MARGIN, per expert; so its advantage is the group's minimum, and it gets that - INVALID_PENALTY. That
@@ -151,8 +153,10 @@ def alignment_advantages(
         raw = torch.tensor([0.0 if value is None else value for value in expert.values], dtype=torch.float64)  # [N]
         if not raw[scored].isfinite().all():
             raise ValueError("a score is not finite: an expert that fails must say so with None")
-        raw = raw.clamp(-SCORE_CLAMP, SCORE_CLAMP)
         ids, member = groups.unique(return_inverse=True)  # [G], [N]
+        sums = raw.new_zeros(len(ids)).index_add(0, member[scored], raw[scored])  # [G]
+        counts = torch.bincount(member[scored], minlength=len(ids)).clamp(min=1)  # [G]
+        raw = (raw - (sums / counts)[member]).clamp(-SCORE_CLAMP, SCORE_CLAMP)
         lowest = torch.full((len(ids),), torch.inf, dtype=torch.float64)
         lowest = lowest.scatter_reduce(0, member[scored], raw[scored], "amin")  # [G], of scored samples alone
         return group_normalised(torch.where(scored, raw, lowest[member] - INVALID_MARGIN), usable, groups)

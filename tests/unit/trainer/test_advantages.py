@@ -112,13 +112,13 @@ def scores(*values: float | None, version: int = 3) -> ExpertScores:
 
 
 def test_experts_are_normalised_apart_and_summed() -> None:
-    # Perception 1, 2, 3 -> -1, 0, 1. Reasoning 0, 10, 20 clamped to 0, 10, 10: mean 20/3, sample standard deviation
-    # 5.773503 -> -1.154701, 0.577350, 0.577350.
-    perception, reasoning = scores(1.0, 2.0, 3.0), scores(0.0, 10.0, 20.0)
+    # Perception 1, 2, 3 -> -1, 0, 1. Reasoning 0, 0, 30 around their mean clamped to -10, -10, 10: mean -10/3, sample
+    # standard deviation 11.547005 -> -0.577350, -0.577350, 1.154701.
+    perception, reasoning = scores(1.0, 2.0, 3.0), scores(0.0, 0.0, 30.0)
     result = alignment_advantages(perception, reasoning, [True] * 3, [0] * 3)
-    assert close(result.values, [-1.077350, 0.288675, 0.788675])
+    assert close(result.values, [-0.788675, -0.288675, 1.077350])
     result = alignment_advantages(perception, reasoning, [True] * 3, [0] * 3, alpha=0.8)
-    assert close(result.values, [-1.030940, 0.115470, 0.915470])
+    assert close(result.values, [-0.915470, -0.115470, 1.030940])
 
 
 def test_a_malformed_response_counts_as_one_below_the_lowest_and_is_penalised_from_there() -> None:
@@ -133,6 +133,23 @@ def test_a_malformed_response_counts_as_one_below_the_lowest_and_is_penalised_fr
     # A score it has all the same makes no difference.
     scored = alignment_advantages(scores(2.0, 9.0, 4.0), scores(5.0, -9.0, 5.0), [True, False, True], [0] * 3)
     assert close(scored.values, expected)
+
+
+@pytest.mark.parametrize("offset", [-300.0, -12.0, 9.0, 40.0])
+def test_what_all_scores_of_a_prompt_have_in_common_is_no_matter(offset: float) -> None:
+    """Bradley-Terry leaves it free, prompt by prompt: a clamp of raw scores would make their differences vanish."""
+    perception, reasoning = (1.0, 3.0, 2.0, None, 0.5, -0.5), (4.0, 2.0, 1.0, None, 0.0, 7.0)
+    valid, groups = [True, True, True, False, True, True], [0, 0, 0, 0, 1, 1]
+
+    def moved(values: tuple[float | None, ...]) -> ExpertScores:
+        return scores(
+            *(None if v is None else v + (offset if g == 0 else 0) for v, g in zip(values, groups, strict=True))
+        )
+
+    expected = alignment_advantages(scores(*perception), scores(*reasoning), valid, groups)
+    result = alignment_advantages(moved(perception), moved(reasoning), valid, groups)
+    assert close(result.values, expected.values.tolist(), atol=1e-9)
+    assert result.flat_groups == 0
 
 
 def test_the_lowest_score_is_taken_after_the_clamp() -> None:
