@@ -20,7 +20,8 @@ class OptimizerConfig(ConfigModel):
     """How the rate falls after the warm-up. Constant by default: at the small rates of online learning a fall gains
     little. SFT is published with a cosine."""
     final_lr_fraction: float = Field(0.0, ge=0, le=1)
-    """The rate at the last step of a linear or cosine schedule, as a fraction of ``lr``. By default it ends at 0."""
+    """The rate at the last step of a linear or cosine schedule, as a fraction of ``lr``. By default it falls to 0, but
+    gets there a step after the last, so that every step learns."""
     warmup_fraction: float = Field(0.0, ge=0, lt=1)
     """The share of the steps over which the rate climbs linearly from near 0 to ``lr``. The default of 0 suits the
     small rates of the game and RLVR; published for SFT is 0.1."""

@@ -13,22 +13,22 @@ from prism.config import OptimizerConfig
 from prism.errors import NotFiniteError
 from prism.trainer.learn.offload import Lending, Offload, OffloadedState
 
-
 RATE_WARMUP_SHARE = 0.2  # of a short game's updates: held-out mismatch accuracy stayed at it, and fell without
 
 
 def lr_factor(config: OptimizerConfig, step: int, total: int, rate_warmup: int = 0) -> float:
     """The learning rate of 0-based ``step`` as a fraction of ``config.lr``.
 
-    Warm-up climbs linearly from 1/(w+1); after it the schedule falls to ``final_lr_fraction`` at the last step.
+    Warm-up climbs linearly from 1/(w+1); after it the schedule falls to ``final_lr_fraction`` at the last step,
+    to 0 a step later: at a rate of 0 the last step would learn nothing.
     Without a ``warmup_fraction``, w is ``rate_warmup``, an expert's, and at most RATE_WARMUP_SHARE of the steps.
     """
     own = config.warmup_fraction
     warmup = round(own * total) if own else min(rate_warmup, round(RATE_WARMUP_SHARE * total))
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, total - warmup - 1))
     low = config.final_lr_fraction
+    progress = min(1.0, (step - warmup) / max(1, total - warmup - (low > 0)))
     match config.schedule:
         case "constant":
             return 1.0
