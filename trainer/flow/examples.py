@@ -10,6 +10,7 @@ from prism.data.rows import DataRow, RowCheck, Size
 from prism.errors import DataError, StreamError
 from prism.model.inputs import Example, InputBuilder
 from prism.wire.messages import from_json, image_sha256s
+from prism.wire.sample import first_of
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -38,10 +39,10 @@ class GroupExamples:
         return example
 
     def sampled(self, prompt: Example, sample: pb.Sample) -> Example | None:
-        """The prompt with the very tokens sampled; None if they hold a vision token, which no learner can place."""
-        if self.inputs.vision_token_ids.intersection(sample.token_ids):
-            return None
-        return self.inputs.with_ids(prompt, sample.token_ids)
+        """The prompt with the very tokens sampled, up to the first that stands for a picture, which no learner can
+        place; None if nothing stands before it."""
+        end = first_of(sample, self.inputs.vision_token_ids)
+        return None if end == 0 else self.inputs.with_ids(prompt, sample.token_ids[:end])
 
 
 def refuse_unservable(inputs: InputBuilder, max_model_len: int, max_tokens: int) -> RowCheck:

@@ -22,6 +22,7 @@ from prism.trainer.learn.offload import Offload
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.router import RouterLoad, load_balance
 from prism.wire.response import Expert, parse_response
+from prism.wire.sample import sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -189,7 +190,8 @@ class ExpertLearner(Learner):
         teacher = self._section(group.request.prompt.teacher, prompt, inputs)
         if teacher is None:
             return None
-        students = [self._section(sample.text, prompt, inputs) for sample in group.samples]
+        finished = [sample for sample in group.samples if not sample_problems(sample, inputs.vision_token_ids)]
+        students = [self._section(sample.text, prompt, inputs) for sample in finished]
         return _Pairs(number, teacher, [student for student in students if student is not None])
 
     def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:

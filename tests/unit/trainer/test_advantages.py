@@ -1,6 +1,8 @@
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from prism.config import RlvrConfig, load_config
 from prism.errors import StreamError
+from prism.trainer.flow.intake import StepRollouts
 from prism.trainer.learn.advantages import (
     Advantages,
     ExpertScores,
@@ -18,7 +21,8 @@ from prism.trainer.learn.advantages import (
     group_normalised,
     soft_overlong_penalty,
 )
-from prism.trainer.stages import rlvr
+from prism.trainer.stages import align, rlvr
+from prism.trainer.stages.common import rollout_figures
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -228,6 +232,41 @@ def test_lengths_and_alpha_are_checked() -> None:
         alignment_advantages(scores(1.0), scores(1.0, 2.0), [True] * 2, [0] * 2)
     with pytest.raises(ValueError, match="alpha"):
         alignment_advantages(scores(1.0, 2.0), scores(1.0, 2.0), [True] * 2, [0] * 2, alpha=1.5)
+
+
+def test_a_sample_that_was_cut_off_or_holds_a_picture_is_penalised_as_malformed_ones_are() -> None:
+    text = "<caption>- a</caption><think>x</think><answer>1</answer>"
+
+    def sample(score: float, finish: str = "stop", tokens: tuple[int, ...] = (1, 2)) -> pb.Sample:
+        by = [pb.Score(expert=expert, status=pb.STATUS_OK, value=score) for expert in ("perception", "reasoning")]
+        return pb.Sample(text=text, token_ids=tokens, finish_reason=finish, scores=by)
+
+    group = pb.RolloutGroup(samples=[sample(1), sample(3), sample(9, "length"), sample(9, tokens=(1, 90))])
+    result = align._advantages([group], 0.5, never=frozenset({90}))
+    # 1, 3 and twice 0, one below the lowest: mean 1, sample standard deviation 1.414214.
+    assert close(result.values, [0.0, 1.414214, -2.207107, -2.207107])
+    assert result.keep.all()
+    figures = rollout_figures([group], StepRollouts([group], [], 0.0), 0, frozenset({90}))
+    assert (figures["malformed_samples"], figures["truncated_samples"], figures["format_rate"]) == (2, 1, 0.5)
+
+
+def test_a_picture_in_an_answer_earns_nothing() -> None:
+    """The sampler's text is without it, so the grader could not know."""
+    verdict = pb.Verdict(status=pb.STATUS_OK, accuracy=1, format=1, reward=1)
+    text = "<caption>- a</caption><think>x</think><answer>1</answer>"
+    samples = [pb.Sample(text=text, token_ids=ids, verdict=verdict) for ids in ([1, 2], [1, 90])]
+
+    class OneStep:
+        inputs = SimpleNamespace(vision_token_ids=frozenset({90}))
+        say = None
+
+        def collect(self, *_: Any) -> StepRollouts:
+            return StepRollouts([pb.RolloutGroup(samples=samples)], [], 0.0)
+
+    step: Any = OneStep()
+    (group,) = rlvr._collected(step, step, 0).groups
+    assert [sample.verdict.reward for sample in group.samples] == [1, 0]
+    assert rlvr._differs(group), "dynamic sampling keeps it: there is something to learn"
 
 
 def test_overlong_responses_are_penalised_softly() -> None:

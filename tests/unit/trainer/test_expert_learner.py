@@ -86,6 +86,16 @@ def test_a_teacher_without_format_makes_no_pairs(
     assert figures(learner(), made, prompts, examples)["valid_pairs"] == 0.5
 
 
+def test_a_sample_that_was_cut_off_or_holds_a_picture_makes_no_pair(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    (group,) = groups(WRONG, WRONG, WRONG, WRONG, count=1)
+    group.samples[0].finish_reason = "length"
+    group.samples[1].token_ids.extend([1, examples.inputs.image_token_id])
+    group.samples[2].finish_reason = "stop"
+    assert figures(learner(model=TokenCounter()), [group], prompts, examples)["valid_pairs"] == 0.5
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("expert", ["perception", "reasoning"])
