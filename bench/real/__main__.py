@@ -289,7 +289,8 @@ def shown(line: dict[str, Any]) -> str:
         "step_seconds": "step s",
     }
     for expert in EXPERTS:
-        names |= {f"{expert}_pair_accuracy": f"{expert} told apart", f"served_{expert}_score": f"{expert} score"}
+        names |= {f"{expert}_pair_accuracy": f"{expert} told apart", f"{expert}_tie_share": f"{expert} ties"}
+        names |= {f"served_{expert}_score": f"{expert} score"}
     return ", ".join(f"{text} {line[name]:.4g}" for name, text in names.items() if line.get(name) is not None)
 
 

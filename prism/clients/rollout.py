@@ -17,6 +17,7 @@ from prism.http.client import async_client
 from prism.tasks import together
 from prism.wire.messages import image_sha256s
 from prism.wire.response import EXPERTS, Expert
+from prism.wire.sample import refuse_reward
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -94,6 +95,7 @@ class RolloutServices:
             verdicts = [pb.Verdict(status=pb.STATUS_ERROR, detail=str(error)) for _ in texts]
         for sample, verdict in zip(group.samples, verdicts, strict=True):
             sample.verdict.CopyFrom(verdict)
+            refuse_reward(sample)
 
 
 def _raise_if_away(error: Refused | Unavailable) -> None:

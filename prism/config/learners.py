@@ -20,7 +20,8 @@ class OptimizerConfig(ConfigModel):
     """How the rate falls after the warm-up. Constant by default: at the small rates of online learning a fall gains
     little. SFT is published with a cosine."""
     final_lr_fraction: float = Field(0.0, ge=0, le=1)
-    """The rate at the last step of a linear or cosine schedule, as a fraction of ``lr``. By default it ends at 0."""
+    """The rate at the last step of a linear or cosine schedule, as a fraction of ``lr``. By default it falls to 0, but
+    gets there a step after the last, so that every step learns."""
     warmup_fraction: float = Field(0.0, ge=0, lt=1)
     """The share of the steps over which the rate climbs linearly from near 0 to ``lr``. The default of 0 suits the
     small rates of the game and RLVR; published for SFT is 0.1."""
@@ -86,7 +87,8 @@ class PolicyLearnerConfig(ConfigModel):
     importance_cap: float | None = Field(None, gt=0)
     """Truncated importance sampling: a token weighs min(π_learner/π_sampler, cap), and its ratio is to the learner at
     the start of the step. Without it, the default and the published method, ratios are to the sampler; set about 2
-    where the learner's and the sampler's log-probabilities differ, as in bfloat16."""
+    where the learner's and the sampler's log-probabilities differ, as in bfloat16. GSPO demands it there: it clips
+    ratios 3e-4 from 1, and a mismatch of 2e-2 nats alone put 26 to 45 % of the gradient beyond that."""
     max_mismatch: float = Field(0.5, gt=0)
     """Largest mean absolute difference, in nats a token, between a group's log-probabilities by the sampler and by the
     learner. A group beyond it was sampled from something else than is trained on (other pixels, another template): it
@@ -141,6 +143,11 @@ class ExpertLearnerConfig(ConfigModel):
 
     optimizer: OptimizerConfig
     """Each expert's AdamW; the schedule spans the warm-up and the steps of the game."""
+    rate_warmup: int = Field(20, ge=0)
+    """Updates over which the learning rate climbs from near 0, at most a fifth of all; a ``warmup_fraction``
+    goes before it. AdamW's first update is of full size in every weight, however small its gradient: it undoes what
+    grounding taught. 20, because AdamW scales updates by squares that it averages over as many
+    (``1 / (1 - betas[1])``)."""
     lora: LoraConfig | None = None
     """Trains adapters and the head over a frozen model in the game, instead of all weights. It is one model for both
     experts, and for the policy where that has ``lora``; experts that were grounded have one each. With ``mixture`` the
@@ -171,8 +178,9 @@ class ExpertLearnerConfig(ConfigModel):
     """Gap, in units of score, by which the teacher must lead before the loss counts it as even; 0 by default, as
     published."""
     skip_above_accuracy: float = Field(1.0, gt=0.5, le=1)
-    """Share of pairs told apart above which an update of the game is skipped, so that the policy can catch up with a
-    saturated expert. The default of 1 never skips, as published; a warm-up is never skipped."""
+    """Share of pairs told apart, of those whose scores differ, above which an update of the game is skipped, so that
+    the policy can catch up with a saturated expert. The default of 1 never skips, as published; a warm-up is never
+    skipped."""
     mismatch: float = Field(0.0, ge=0)
     """Weight, in the game, of grounding's pairs: the teacher's response, and its response to a similar prompt. The
     default of 0 is the published method."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from prism.config.run import RunConfig
+from prism.config.stages import RlvrConfig
 from prism.errors import ConfigError
 from prism.files import write_json
 from prism.settings import describe
@@ -23,7 +24,23 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
     Raises ConfigError that names the file, the key and what is wrong with it.
     """
-    return load_toml(path, RunConfig, overrides or [])
+    config = load_toml(path, RunConfig, overrides or [])
+    for name, stage in config.stages.items():  # no run begins so; what an older one saved can still be read
+        if isinstance(stage, RlvrConfig) and stage.loss == "gspo" and stage.policy.importance_cap is None:
+            _refuse_rounding(config, f"{path}: stages.{name}.policy.importance_cap")
+    return config
+
+
+def _refuse_rounding(config: RunConfig, key: str) -> None:
+    """Raises ConfigError where learner or sampler compute in 16 bits."""
+    sampler = config.stack.policy_options.get("dtype", "auto")
+    rounds = config.dtype, sampler if sampler != "auto" else "bfloat16" if config.stack.device == "cuda" else "float32"
+    if set(rounds) != {"float32"}:
+        raise ConfigError(
+            f"{key}: GSPO needs one where learner ({rounds[0]}) or policy server ({rounds[1]}) round: it clips ratios "
+            "3e-4 from 1, and rounding alone takes a quarter of them and more beyond that, before any update. Set "
+            "importance_cap = 2, or compute both in float32"
+        )
 
 
 def load_toml(path: Path, kind: type[Kind], overrides: Sequence[str] = ()) -> Kind:

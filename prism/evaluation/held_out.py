@@ -23,7 +23,8 @@ from prism.evaluation.unasked import Unasked, print_unasked, unasked_figures, wh
 from prism.files import append_json, read_jsonl
 from prism.tasks import together
 from prism.wire.messages import image_sha256s
-from prism.wire.response import EXPERTS, caption_f1, parse_response
+from prism.wire.response import EXPERTS, caption_f1
+from prism.wire.sample import sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 
 CONCURRENCY = 48
@@ -166,7 +167,7 @@ def group_figures(groups: Sequence[pb.RolloutGroup]) -> dict[str, Any]:
         "judged": len(right),
         "accuracy": accuracy,
         "accuracy_stderr": None if accuracy is None else math.sqrt(accuracy * (1 - accuracy) / len(right)),
-        "format_rate": sum(parse_response(s.text).valid for s in samples) / len(samples) if samples else None,
+        "format_rate": sum(not sample_problems(s) for s in samples) / len(samples) if samples else None,
         "caption_f1": sum(facts) / len(facts) if facts else None,
         "response_tokens": sum(len(s.token_ids) for s in samples) / len(samples) if samples else None,
     }

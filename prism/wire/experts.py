@@ -1,8 +1,8 @@
 """What goes over the wire of the experts' scoring API: written once, for the service and its clients. (No torch.)
 
 A *score* is a raw Bradley-Terry score of one section of one response: only differences between responses to one prompt
-mean something, until a calibration gives it a percentile and a probability. Whatever could not be scored has a status
-and no number.
+mean something. A calibration says what: it gives each of several responses to a prompt a percentile and a probability,
+and a response alone neither. Whatever could not be scored has a status and no number.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -77,10 +77,11 @@ class ScoreRequest(JudgingOptions):
 
 
 class Percentile(Answer):
-    """Share of the reference's scores that lie below this one, ties counted half, in percent [0, 100]."""
+    """A score's lead is its distance from the mean of the other responses to its prompt. Of the reference's leads the
+    share that is smaller, ties counted half, in percent [0, 100]."""
 
-    teacher: float
-    policy: float
+    teacher: float = Field(description="among leads of the teacher's responses over the policy's")
+    policy: float = Field(description="among leads of the policy's responses over the teacher's")
 
 
 class ResponseScore(Answer):
@@ -89,10 +90,14 @@ class ResponseScore(Answer):
     section: JudgedText = Field(description="what was judged")
     tokens: int | None = Field(default=None, description="tokens of what was judged, end token included")
     percentile: Percentile | None = Field(
-        default=None, description="where the score lies among the reference's; null without a calibration"
+        default=None,
+        description="where the score's lead over the other responses to the prompt lies among the reference's; null "
+        "without a calibration, and for a response alone",
     )
     probability: float | None = Field(
-        default=None, description="that the response is the teacher's, calibrated; null without a calibration"
+        default=None,
+        description="that of it and the other responses to the prompt it is the teacher's, calibrated; null without a "
+        "calibration, and for a response alone",
     )
     detail: str | None = Field(default=None, description="what is wrong, where status is not ok")
 
@@ -165,15 +170,26 @@ class Reference(Wire):
 RawScore = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False, strict=True)]
 
 
+Scores = Annotated[list[RawScore], Field(min_length=1, max_length=200_000)]
+
+
+class PromptScores(Wire):
+    """Of the responses to one prompt of the reference."""
+
+    teacher: Scores
+    policy: Scores
+
+
 class CalibrationRequest(Wire):
-    """Raw scores of reference responses by the weights that are to be calibrated."""
+    """Raw scores of reference responses by the weights that are to be calibrated, prompt by prompt."""
 
     reference: Reference
     version: int = Field(ge=0, strict=True)
     attempt: int = Field(ge=0, strict=True)
     section: Literal["own", "all"] = "own"
-    teacher: list[RawScore] = Field(min_length=2, max_length=200_000)
-    policy: list[RawScore] = Field(min_length=2, max_length=200_000)
+    prompts: list[PromptScores] = Field(
+        min_length=2, max_length=200_000, description="two or more, since each is held out of a fit once"
+    )
 
 
 class CalibrationState(Answer):
@@ -181,9 +197,17 @@ class CalibrationState(Answer):
     version: int
     attempt: int
     section: Literal["own", "all"]
+    prompts: int = Field(description="prompts of the reference")
     teacher: int = Field(description="reference responses of the teacher")
     policy: int = Field(description="reference responses of the policy")
-    accuracy: float = Field(description="share of reference responses on the right side of probability 0.5, balanced")
+    accuracy: float = Field(
+        description="share of reference responses on the right side of probability 0.5, by fits without their prompt; "
+        "both sides of every prompt weigh the same, 0.5 is chance"
+    )
+    log_loss: float = Field(
+        description="mean -log of the probability of what a reference response is, by the same fits; 0.693 is chance, "
+        "more means that probabilities are too sure"
+    )
     current: bool = Field(description="false once other weights are in use: then scores carry no calibration")
 
 

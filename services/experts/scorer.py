@@ -16,7 +16,7 @@ from prism.model.adapters.experts import Bases
 from prism.model.expert import ExpertModel, load_expert
 from prism.model.inputs import InputBuilder
 from prism.services.experts import metrics
-from prism.services.experts.calibration import Calibration, keep, read_kept, sigmoid
+from prism.services.experts.calibration import Calibration, keep, leads, read_kept, sigmoid
 from prism.services.experts.engine import ScoringEngine, Version
 from prism.services.experts.images import ImageSources
 from prism.services.experts.planner import ItemPlan, Planner, unscored
@@ -246,7 +246,9 @@ class Scorer:
             calibration = None
         section = self.planner.judged(request.section == "all")
         lengths = iter(plan.group.responses if plan.group else ())
-        scores = [answer or _scored(next(values), section, len(next(lengths)), calibration) for answer in plan.answers]
+        scores = [answer or _scored(next(values), section, len(next(lengths))) for answer in plan.answers]
+        if calibration:
+            scores = _read(scores, calibration)
         for score in scores:
             metrics.SCORES.labels(self.settings.expert, score.status).inc()
             if score.score is not None:
@@ -255,14 +257,21 @@ class Scorer:
         return scores
 
 
-def _scored(value: float, section: JudgedText, tokens: int, calibration: Calibration | None) -> ResponseScore:
+def _scored(value: float, section: JudgedText, tokens: int) -> ResponseScore:
     if not math.isfinite(value):
         return unscored("error", section, "the model's score is not finite").model_copy(update={"tokens": tokens})
-    return ResponseScore(
-        status="ok",
-        score=value,
-        section=section,
-        tokens=tokens,
-        percentile=calibration.percentile(value) if calibration else None,
-        probability=calibration.probability(value) if calibration else None,
-    )
+    return ResponseScore(status="ok", score=value, section=section, tokens=tokens)
+
+
+def _read(scores: list[ResponseScore], calibration: Calibration) -> list[ResponseScore]:
+    """Of the responses to one prompt: those that were scored are set beside one another."""
+    found = leads([score.score for score in scores if score.score is not None])
+    if found is None:
+        return scores
+    of_scored = iter(found)
+
+    def read(score: ResponseScore, lead: float) -> ResponseScore:
+        means = {"percentile": calibration.percentile(lead), "probability": calibration.probability(lead)}
+        return score.model_copy(update=means)
+
+    return [score if score.score is None else read(score, next(of_scored)) for score in scores]

@@ -10,6 +10,8 @@ from prism.data.rows import DataRow, RowCheck, Size
 from prism.errors import DataError, StreamError
 from prism.model.inputs import Example, InputBuilder
 from prism.wire.messages import from_json, image_sha256s
+from prism.wire.response import EXPERTS, parse_response
+from prism.wire.sample import first_of
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -38,16 +40,18 @@ class GroupExamples:
         return example
 
     def sampled(self, prompt: Example, sample: pb.Sample) -> Example | None:
-        """The prompt with the very tokens sampled; None if they hold a vision token, which no learner can place."""
-        if self.inputs.vision_token_ids.intersection(sample.token_ids):
-            return None
-        return self.inputs.with_ids(prompt, sample.token_ids)
+        """The prompt with the very tokens sampled, up to the first that stands for a picture, which no learner can
+        place; None if nothing stands before it."""
+        end = first_of(sample, self.inputs.vision_token_ids)
+        return None if end == 0 else self.inputs.with_ids(prompt, sample.token_ids[:end])
 
 
-def refuse_unservable(inputs: InputBuilder, max_model_len: int, max_tokens: int) -> RowCheck:
+def refuse_unservable(inputs: InputBuilder, max_model_len: int, max_tokens: int, *, judged: bool = False) -> RowCheck:
     """What raises DataError for a prompt that the policy server refuses.
 
-    It leaves no room for a response of ``max_tokens``, or writes out a control token.
+    It leaves no room for a response of ``max_tokens``, or writes out a control token. ``judged``: or the teacher's
+    response has a section that no expert takes, whose limit is the same. (The policy's always have room: a section is
+    less than a response.)
     """
     room = max_model_len - max_tokens
 
@@ -60,5 +64,25 @@ def refuse_unservable(inputs: InputBuilder, max_model_len: int, max_tokens: int)
                 f"a prompt of {tokens} tokens, over the limit of {room}: stack.max_model_len ({max_model_len}) less "
                 f"max_tokens ({max_tokens})"
             )
+        if judged and (found := _too_long_to_judge(inputs, row, sizes, tokens, max_model_len)):
+            raise DataError(found)
 
     return check
+
+
+def _too_long_to_judge(
+    inputs: InputBuilder, row: DataRow, sizes: Sequence[Size], prompt: int, max_model_len: int
+) -> str | None:
+    """``prompt``: its tokens, or more."""
+    parsed = parse_response(row.teacher or "")
+    for expert in EXPERTS if parsed.valid else ():
+        section = parsed.section(expert)
+        if prompt + len(section.encode()) + 1 <= max_model_len:  # no token is less than a byte
+            continue
+        tokens = inputs.prompt_tokens(from_json(row.messages, str), sizes, room=-1) + len(inputs.text_ids(section)) + 1
+        if tokens > max_model_len:
+            return (
+                f"the teacher's {expert} section has {tokens} tokens with the prompt, over the experts' limit of "
+                f"{max_model_len} (stack.max_model_len)"
+            )
+    return None

@@ -15,9 +15,10 @@ from prism.errors import StreamError
 
 # Added to the standard deviation; groups that spread less than this are flat, their differences being rounding.
 STD_EPSILON = 1e-6
-# Alignment's, as published: the bound of a score, a malformed response's advantage, its distance from the lowest score.
+# Alignment's, as published: the bound of a score, and what a malformed response's advantage is below the lowest of its
+# group, its score below the lowest score.
 SCORE_CLAMP = 10.0
-INVALID_ADVANTAGE = -1.5
+INVALID_PENALTY = 1.5
 INVALID_MARGIN = 1.0
 
 
@@ -112,11 +113,15 @@ def alignment_advantages(
 ) -> Advantages:
     """The alignment stage's advantages from two experts' scores (PRISM, arXiv 2604.28123). All sequences are [N].
 
-    Each expert's scores are clamped to ±SCORE_CLAMP and normalised within the group as in ``group_normalised``, apart
-    from the other's; the advantage is ``alpha`` × perception + (1 - ``alpha``) × reasoning.
+    Each expert's scores are clamped to ±SCORE_CLAMP around their group's mean and normalised within the group as in
+    ``group_normalised``, apart from the other's; the advantage is ``alpha`` × perception + (1 - ``alpha``) × reasoning.
+    (The published code clamps raw scores. Bradley-Terry says nothing of what a prompt's scores have in common, which
+    moved by 8 in one update: clamped raw, a group's differences would be lost.)
 
-    A response with an invalid format gets INVALID_ADVANTAGE, whether or not it was scored. In its group's mean and
-    standard deviation it counts as the lowest score among the group's valid ones - INVALID_MARGIN, per expert.
+    A response with an invalid format counts, whether or not it was scored, as the lowest score among the group's valid
+    ones - INVALID_MARGIN, per expert; so its advantage is the group's minimum, and it gets that - INVALID_PENALTY. That
+    is the published code's penalty. (A flat -1.5, as the text can be read, lies above well-formed responses far below
+    their group.)
     A response with a valid format that either expert failed to score is masked out, for both experts.
     A group is dropped with fewer than two samples left, or none of them scored: then nothing is known to be better.
 
@@ -148,8 +153,10 @@ def alignment_advantages(
         raw = torch.tensor([0.0 if value is None else value for value in expert.values], dtype=torch.float64)  # [N]
         if not raw[scored].isfinite().all():
             raise ValueError("a score is not finite: an expert that fails must say so with None")
-        raw = raw.clamp(-SCORE_CLAMP, SCORE_CLAMP)
         ids, member = groups.unique(return_inverse=True)  # [G], [N]
+        sums = raw.new_zeros(len(ids)).index_add(0, member[scored], raw[scored])  # [G]
+        counts = torch.bincount(member[scored], minlength=len(ids)).clamp(min=1)  # [G]
+        raw = (raw - (sums / counts)[member]).clamp(-SCORE_CLAMP, SCORE_CLAMP)
         lowest = torch.full((len(ids),), torch.inf, dtype=torch.float64)
         lowest = lowest.scatter_reduce(0, member[scored], raw[scored], "amin")  # [G], of scored samples alone
         return group_normalised(torch.where(scored, raw, lowest[member] - INVALID_MARGIN), usable, groups)
@@ -157,7 +164,7 @@ def alignment_advantages(
     by_perception, by_reasoning = normalised(perception), normalised(reasoning)
     keep = by_perception.keep  # [N]; the same for both: it depends on ``usable`` alone
     values = alpha * by_perception.values + (1 - alpha) * by_reasoning.values
-    values = torch.where(well_formed, values, INVALID_ADVANTAGE)
+    values = torch.where(well_formed, values, values - INVALID_PENALTY)
     kept_values = torch.where(keep, values, 0.0)
     live = groups[keep & (kept_values != 0)].unique()
     return Advantages(

@@ -22,6 +22,7 @@ from prism.trainer.learn.offload import Offload
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.router import RouterLoad, load_balance
 from prism.wire.response import Expert, parse_response
+from prism.wire.sample import sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -68,7 +69,8 @@ class ExpertLearner(Learner):
         offload: Offload | None = None,
     ) -> None:
         freeze(model, config.freeze)
-        super().__init__(model, Optimizer(learning(model).items(), config.optimizer, updates, offload), 0)
+        optimizer = Optimizer(learning(model).items(), config.optimizer, updates, offload, config.rate_warmup)
+        super().__init__(model, optimizer, 0)
         self.expert: Expert = expert
         self.config = config
         self.not_finite: list[int] = []
@@ -188,7 +190,8 @@ class ExpertLearner(Learner):
         teacher = self._section(group.request.prompt.teacher, prompt, inputs)
         if teacher is None:
             return None
-        students = [self._section(sample.text, prompt, inputs) for sample in group.samples]
+        finished = [sample for sample in group.samples if not sample_problems(sample, inputs.vision_token_ids)]
+        students = [self._section(sample.text, prompt, inputs) for sample in finished]
         return _Pairs(number, teacher, [student for student in students if student is not None])
 
     def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
@@ -247,7 +250,9 @@ def _measured(pairs: Sequence[_Pairs], scores: Sequence[_Scores]) -> dict[str, f
         length_distances += [0, *(len(s.response_ids) - len(p.teacher.response_ids) for s in p.students)]
     return {
         "pair_accuracy": _share_won(gaps),
+        "tie_share": _share_tied(gaps),
         "mismatch_accuracy": _share_won(mismatches),
+        "mismatch_tie_share": _share_tied(mismatches),
         "gap": statistics.fmean(gaps) if gaps else None,
         "teacher_score": statistics.fmean(teachers) if teachers else None,
         "teacher_score_std": statistics.pstdev(teachers) if teachers else None,
@@ -259,7 +264,14 @@ def _measured(pairs: Sequence[_Pairs], scores: Sequence[_Scores]) -> dict[str, f
 
 
 def _share_won(gaps: Sequence[float]) -> float | None:
-    return statistics.fmean(float(gap > 0) for gap in gaps) if gaps else None
+    """Of the pairs that differ. A policy that says word for word what the teacher says makes a tie, which nobody could
+    tell apart: neither won nor lost."""
+    differ = [gap for gap in gaps if gap != 0]
+    return statistics.fmean(float(gap > 0) for gap in differ) if differ else None
+
+
+def _share_tied(gaps: Sequence[float]) -> float | None:
+    return statistics.fmean(float(gap == 0) for gap in gaps) if gaps else None
 
 
 def _correlation(scores: Sequence[float], lengths: Sequence[float]) -> float | None:

@@ -269,7 +269,8 @@ def training_samples(
 ) -> tuple[list[TrainingSample], int]:
     """Samples to train on, group after group, from advantages [N] and keep [N] in the order of groups and samples.
 
-    Also returns how many could not be placed because they hold a vision token.
+    Of a sample with a vision token, which is malformed, what stands before it is learnt from: that led to it. Also
+    returns how many could not be placed, because nothing does.
     """
     samples: list[TrainingSample] = []
     unplaceable = position = 0
@@ -284,7 +285,8 @@ def training_samples(
                 unplaceable += 1
                 continue
             version = group.policy_version
-            samples.append(TrainingSample(example, list(sample.logprobs), advantage, number, version, index))
+            logprobs = list(sample.logprobs)[: len(example.response_ids)]
+            samples.append(TrainingSample(example, logprobs, advantage, number, version, index))
     return samples, unplaceable
 
 

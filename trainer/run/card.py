@@ -165,7 +165,8 @@ def _expert_figures(config: RunConfig, stage: str, expert: str) -> list[tuple[st
     """Of its last step of training."""
     steps = [line for line in read_jsonl(config.run_dir / "metrics.jsonl") if line.get("stage") == stage]
     last = steps[-1] if steps else {}
-    named = (("pairs of the last step won", "pair_accuracy"), ("mean gap to the teacher", "gap"))
+    named = (("pairs of the last step won, of those that differ", "pair_accuracy"), ("ties among them", "tie_share"))
+    named += (("mean gap to the teacher", "gap"),)
     return [(words, _figure(last.get(f"{expert}_{key}"))) for words, key in named]
 
 

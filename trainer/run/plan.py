@@ -162,7 +162,8 @@ def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
                 response = "teacher"
             elif stage.dynamic_sampling:
                 most = f", up to {stage.max_sampling_rounds} times that with dynamic sampling"
-            check = refuse_unservable(inputs, plan.config.stack.max_model_len, rollouts.max_tokens) if inputs else None
+            longest, judged = plan.config.stack.max_model_len, response == "teacher"
+            check = refuse_unservable(inputs, longest, rollouts.max_tokens, judged=judged) if inputs else None
             files = _read(plan, rollouts.data, name, response or "gold", check=check)
             plan.say(name, f"{responses:,} responses to {groups:,} prompts{_epochs(groups, files)}{most}")
         for file in files:

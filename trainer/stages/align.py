@@ -5,7 +5,7 @@ weights go out to the running servers. No accuracy reward, no KL (method: Policy
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ from prism.trainer.stages.common import (
 from prism.trainer.stages.context import Context, open_context
 from prism.trainer.stages.empty_steps import EmptySteps
 from prism.trainer.stages.validation import Validation
-from prism.wire.response import EXPERTS, Expert, parse_response
+from prism.wire.response import EXPERTS, Expert
+from prism.wire.sample import sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 
 SHOWN = ("perception_gap", "reasoning_gap", "caption_f1", "format_rate")
@@ -58,6 +59,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     policy, experts = _learners(context, stage, start)
     intake = context.intake(stage.rollouts, (POLICY, *EXPERTS), require=("teacher",))
     learners = {POLICY: policy} | {expert.expert: expert for expert in experts}
+    never = context.inputs.vision_token_ids
     empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
     counts = {"empty_steps": empty_steps, "alerts": alerts}
     saved, first, publishers = resume_and_push(context, learners, intake, counts)
@@ -81,7 +83,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
                 asked = _admit_ahead(intake, stage, asked, step, version, experts[0].version, grade=grade)
                 rollouts = intake.collect(step, context.say)
                 groups, prompts = usable_groups(context, intake, rollouts, version)
-                return groups, prompts, rollout_figures(groups, rollouts, version)
+                return groups, prompts, rollout_figures(groups, rollouts, version, never)
 
             groups, prompts, figures = shared_step(context, collected)
             warming_up, advantages = step < stage.warmup_steps, None
@@ -90,7 +92,7 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
                     figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
                 empty_steps.expert(expert.expert, figures, warming_up=warming_up)
             if not warming_up:
-                advantages = _advantages(groups, stage.alpha)
+                advantages = _advantages(groups, stage.alpha, never)
                 samples, unplaceable = training_samples(
                     groups, prompts, advantages.values, advantages.keep, context.examples
                 )
@@ -203,11 +205,11 @@ def _scores(groups: Sequence[pb.RolloutGroup], expert: Expert) -> ExpertScores:
     return ExpertScores(values, versions)
 
 
-def _advantages(groups: Sequence[pb.RolloutGroup], alpha: float) -> Advantages:
+def _advantages(groups: Sequence[pb.RolloutGroup], alpha: float, never: Collection[int] = ()) -> Advantages:
     return alignment_advantages(
         _scores(groups, "perception"),
         _scores(groups, "reasoning"),
-        [parse_response(sample.text).valid for group in groups for sample in group.samples],
+        [not sample_problems(sample, never) for group in groups for sample in group.samples],
         [number for number, group in enumerate(groups) for _ in group.samples],
         alpha=alpha,
     )

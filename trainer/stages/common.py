@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,7 +37,8 @@ from prism.trainer.stages.picture_check import check_pictures
 from prism.trainer.weights.named import as_saved, config_json, named_weights, own_weights
 from prism.trainer.weights.probe import make_probe
 from prism.trainer.weights.publish import Publisher, PushTimes
-from prism.wire.response import EXPERTS, caption_f1, parse_response
+from prism.wire.response import EXPERTS, caption_f1
+from prism.wire.sample import is_cut_off, sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.weights import Probe
 
@@ -211,12 +212,14 @@ def keep_rollouts(
         log.step(step + 1, groups, version=version, attempt=context.attempt, advantages=known, views=policy.seen)
 
 
-def rollout_figures(groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, version: int) -> dict[str, Any]:
-    """Figures of what was sampled, before anything is learnt from it."""
+def rollout_figures(
+    groups: Sequence[pb.RolloutGroup], rollouts: StepRollouts, version: int, never: Collection[int] = ()
+) -> dict[str, Any]:
+    """Figures of what was sampled, before anything is learnt from it. ``never``: tokens that stand for pictures."""
     samples = [(group, sample) for group in groups for sample in group.samples]
     lengths = [len(sample.token_ids) for _, sample in samples]
-    truncated = [float(sample.finish_reason == "length") for _, sample in samples]
-    valid = [float(parse_response(sample.text).valid) for _, sample in samples]
+    truncated = [float(is_cut_off(sample)) for _, sample in samples]
+    valid = [float(not sample_problems(sample, never)) for _, sample in samples]
     ages = [staleness(group.policy_version, version) for group in groups]
     facts = [
         f1

@@ -76,7 +76,9 @@ class Context:
                 require=require,
                 say=self.say,
                 limits=config.limits,
-                check=refuse_unservable(self.inputs, config.stack.max_model_len, rollouts.max_tokens),
+                check=refuse_unservable(
+                    self.inputs, config.stack.max_model_len, rollouts.max_tokens, judged="teacher" in require
+                ),
                 entry=entry,
             )
             for path, entry in data_files(rollouts.data, config.path)

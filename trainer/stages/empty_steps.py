@@ -34,7 +34,7 @@ REASONS = {
     ),
     "unjudged_samples": ("samples without a verdict", "the grader's log says why"),
     "masked_samples": ("samples of a valid format without a score", "the experts' logs say why"),
-    "unplaceable_samples": ("samples with an image's token in them", "teach the policy by SFT to write none"),
+    "unplaceable_samples": ("samples that begin with an image's token", "teach the policy by SFT to write none"),
     "dropped_groups": ("groups with fewer than two samples to compare", "see their samples"),
     "undecided_groups": ("groups whose answers are all right or all wrong", "take harder or easier prompts, or more n"),
     "flat_groups": ("groups whose rewards are all equal", "raise n or temperature, or take other prompts"),

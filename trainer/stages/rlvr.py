@@ -35,7 +35,7 @@ from prism.trainer.stages.common import (
 from prism.trainer.stages.context import Context, open_context
 from prism.trainer.stages.empty_steps import EmptySteps
 from prism.trainer.stages.validation import Validation
-from prism.wire.response import parse_response
+from prism.wire.sample import refuse_reward, sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 
 SHOWN = ("reward", "accuracy", "format_rate", "response_tokens")
@@ -50,6 +50,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
     offload = offload_of(config) if config.offload == "optimizer" else None
     policy = new_policy(context, stage, start, stage.loss, kl_coef=stage.kl_coef, model=model, offload=offload)
     intake = context.intake(stage.rollouts, (POLICY,), require=("gold",))
+    never = context.inputs.vision_token_ids
     empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
     counts = {"empty_steps": empty_steps, "alerts": alerts}
     saved, first, publishers = resume_and_push(context, {POLICY: policy}, intake, counts)
@@ -79,7 +80,7 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
                 rollouts, rounds = _collect(context, intake, stage, step, version)
                 sampled = rollouts.groups
                 groups, prompts = usable_groups(context, intake, rollouts, version)
-                figures = rollout_figures(groups, rollouts, version) | _rewards(groups)
+                figures = rollout_figures(groups, rollouts, version, never) | _rewards(groups)
                 if stage.dynamic_sampling:
                     chosen = [i for i, group in enumerate(groups) if _differs(group)][: stage.rollouts.prompts]
                     groups, prompts = [groups[i] for i in chosen], [prompts[i] for i in chosen]
@@ -131,7 +132,7 @@ def _admission(stage: RlvrConfig, step: int, update: int, count: int) -> Admissi
 
 def _collect(context: Context, intake: Intake, stage: RlvrConfig, step: int, version: int) -> tuple[StepRollouts, int]:
     """The step's groups and the rounds of sampling it took; with dynamic sampling (DAPO), more than one may be."""
-    rollouts = intake.collect(step, context.say)
+    rollouts = _collected(context, intake, step)
     rounds = 1
     while stage.dynamic_sampling and rounds < stage.max_sampling_rounds:
         missing = stage.rollouts.prompts - sum(_differs(group) for group in rollouts.groups)
@@ -139,10 +140,17 @@ def _collect(context: Context, intake: Intake, stage: RlvrConfig, step: int, ver
             break
         intake.admit(_admission(stage, step, version, missing), version=version, expert_version=0)
         waited = rollouts.wait_seconds
-        rollouts = intake.collect(step, context.say)
+        rollouts = _collected(context, intake, step)
         rollouts.wait_seconds += waited
         rounds += 1
     return rollouts, rounds
+
+
+def _collected(context: Context, intake: Intake, step: int) -> StepRollouts:
+    rollouts = intake.collect(step, context.say)
+    for sample in (sample for group in rollouts.groups for sample in group.samples):
+        refuse_reward(sample, context.inputs.vision_token_ids)
+    return rollouts
 
 
 def _differs(group: pb.RolloutGroup) -> bool:
@@ -154,7 +162,7 @@ def _differs(group: pb.RolloutGroup) -> bool:
 def _all_equal(group: pb.RolloutGroup) -> bool:
     """Whether the group might have taught something: two answers can be compared, and one keeps the format."""
     judged = [sample for sample in group.samples if sample.verdict.HasField("reward")]
-    return len(judged) > 1 and not _differs(group) and any(parse_response(sample.text).valid for sample in judged)
+    return len(judged) > 1 and not _differs(group) and any(not sample_problems(sample) for sample in judged)
 
 
 def _advantages(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advantages:

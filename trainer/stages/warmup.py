@@ -136,12 +136,21 @@ def _refuse_other_settings(config: WarmupConfig, work: Path) -> None:
     file = work / "settings.json"
     if file.is_file():
         before = json.loads(file.read_text())
+        before["learner"] = _with_defaults(before["learner"])
         changed = [key for key in settings if before.get(key) != settings[key]]
         if changed:
             raise ConfigError(
                 f"{work} was begun with other settings ({', '.join(changed)}): delete it, or choose another folder"
             )
     write_json(file, settings)
+
+
+def _with_defaults(learner: dict[str, Any]) -> dict[str, Any]:
+    """Of an earlier release: keys that have come since with a default are no change."""
+    try:
+        return ExpertLearnerConfig.model_validate(learner).model_dump(mode="json")
+    except ValidationError:
+        return learner
 
 
 def _group(row: DataRow) -> pb.RolloutGroup:

@@ -59,7 +59,7 @@ def score(
     prism score answers.jsonl --out scores.jsonl                 # resumable: the same command goes on
     prism score plain.jsonl --section all --expert perception    # texts without tags
 
-    A score is raw: only differences between responses to one prompt mean something, until `prism calibrate`.
+    A score is raw: only differences between responses to one prompt mean something. `prism calibrate` says what.
     """
     from prism.clients.experts import Experts
     from prism.scoring.batches import WhoJudges
@@ -92,8 +92,10 @@ def calibrate(
      "teacher": "<caption>...", "policy": ["<caption>...", "<caption>..."]}
 
     All are scored, and each expert is told.
-    From then on its scores carry their percentile among the teacher's and among the policy's,
-    and the probability that the response is the teacher's, until its weights change.
+    From then on, of several responses to a prompt each score carries the percentile of its lead over the others
+    among the teacher's and among the policy's, and the probability that the response is the teacher's, until the
+    weights change. What prompts have in common means nothing, so a response alone has neither. How good that is,
+    is measured on prompts that were held out.
     Needs the admin token: PRISM_ADMIN_TOKEN, or that of the run.
 
     \b

@@ -92,10 +92,12 @@ class FakeExperts:
             if request.version != self.version:
                 raise HTTPException(409, f"version {self.version} is in use")
             state = CalibrationState(
-                **request.model_dump(exclude={"teacher", "policy"}),
-                teacher=len(request.teacher),
-                policy=len(request.policy),
+                **request.model_dump(exclude={"prompts"}),
+                prompts=len(request.prompts),
+                teacher=sum(len(prompt.teacher) for prompt in request.prompts),
+                policy=sum(len(prompt.policy) for prompt in request.prompts),
                 accuracy=0.875,
+                log_loss=0.25,
                 current=True,
             )
             self.calibrations[expert] = state

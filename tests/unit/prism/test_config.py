@@ -12,7 +12,7 @@ from prism import config as package
 from prism import settings
 from prism.clients import endpoints
 from prism.clients.teacher import config as of_teacher
-from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, as_toml, load_config, save_resolved
+from prism.config import AlignConfig, RlvrConfig, RunConfig, SftConfig, as_toml, load_config, load_saved, save_resolved
 from prism.curation import config as of_curation
 from prism.curation import mine as of_mining
 from prism.curation.config import CurateConfig
@@ -149,6 +149,28 @@ def test_what_cannot_be_is_refused_by_file_and_key(file: Path, override: str, me
     with pytest.raises(ConfigError) as refused:
         load_config(file, [override])
     assert str(refused.value).startswith(f"{file}: {message}")
+
+
+@pytest.mark.parametrize(
+    "rounding",
+    [["dtype=bfloat16"], ["dtype=bfloat16", "device=cuda", "stack.device=cuda"], ["stack.device=cuda"],
+     ["stack.policy_options={dtype = 'float16'}"]],
+)  # fmt: skip
+def test_gspo_needs_a_cap_where_sampler_or_learner_round(file: Path, rounding: list[str], tmp_path: Path) -> None:
+    gspo = ["stages.rl.loss=gspo", *rounding]
+    with pytest.raises(ConfigError, match=r"run\.toml: stages\.rl\.policy\.importance_cap: .*importance_cap = 2"):
+        load_config(file, gspo)
+    capped = load_config(file, [*gspo, "stages.rl.policy.importance_cap=2"])
+    assert capped.stages["rl"].kind == "rlvr"
+    load_config(file, ["stages.rl.loss=gspo"])  # in float32 nothing is rounded
+    load_config(file, ["stages.rl.loss=dapo", *rounding])  # whose clip is 500 times as wide
+    # What an earlier release began is still read, to be exported or compared.
+    old = load_config(file, [*gspo, "stages.rl.policy.importance_cap=2", f"runs_dir={tmp_path}"])
+    old.run_dir.mkdir()
+    values = old.model_dump(mode="json")
+    values["stages"]["rl"]["policy"]["importance_cap"] = None
+    (old.run_dir / "config.json").write_text(json.dumps(values))
+    assert load_saved(old.run_dir).dtype == old.dtype
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from prism.clients.experts import Experts, image_uri, item, parse_item
 from prism.clients.http import Refused, Unavailable
 from prism.data.images import decode_image
 from prism.errors import ConfigError, DataError
-from prism.wire.experts import CalibrationRequest, Reference
+from prism.wire.experts import CalibrationRequest, PromptScores, Reference
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 TEXT = "the response"
@@ -46,7 +46,9 @@ async def experts(fake: Any) -> AsyncIterator[Experts]:
 
 def reference(version: int) -> CalibrationRequest:
     name = Reference(name="rows.jsonl", sha256="0" * 64)
-    return CalibrationRequest(reference=name, version=version, attempt=1, teacher=[1, 2], policy=[0, 1])
+    return CalibrationRequest(
+        reference=name, version=version, attempt=1, prompts=[PromptScores(teacher=[1], policy=[0])] * 2
+    )
 
 
 async def test_scores_are_typed_and_by_whom_is_said(experts: Experts, fake: Any) -> None:

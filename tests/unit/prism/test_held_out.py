@@ -15,7 +15,8 @@ from rich.console import Console
 from prism.clients import rollout
 from prism.config import GraderConfig, RunConfig, load_config
 from prism.errors import DataError, ServiceError
-from prism.evaluation.held_out import evaluate, print_figures, refuse_bad_rows
+from prism.evaluation.held_out import evaluate, group_figures, print_figures, refuse_bad_rows
+from prism.wire.v1 import rollout_pb2 as pb
 
 Answer = Callable[[dict[str, Any]], httpx.Response]
 
@@ -173,3 +174,9 @@ def test_on_bad_row_is_heeded_and_before_training(
     for refuse in (refuse_bad_rows, lambda config: evaluate(config, "sft", "sft", 3)):
         with pytest.raises(DataError, match=r"held-out\.jsonl:2: .*half\.png"):
             refuse(strict)
+
+
+def test_a_response_that_was_cut_off_keeps_no_format_though_its_tags_are_closed() -> None:
+    text = "<caption>- a</caption><think>x</think><answer>1</answer>"
+    samples = [pb.Sample(text=text, finish_reason=reason) for reason in ("stop", "length")]
+    assert group_figures([pb.RolloutGroup(samples=[sample]) for sample in samples])["format_rate"] == 0.5

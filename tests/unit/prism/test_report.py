@@ -87,6 +87,7 @@ def step_line(rng: random.Random, name: str, step: int) -> dict[str, Any]:
     if name == "align":
         line |= {"warmup": warm, "perception_gap": gap, "reasoning_gap": None if step == 50 else gap / 2}
         line |= {f"{expert}_pair_accuracy": 0.5 + gap / 9 for expert in ("perception", "reasoning")}
+        line |= {f"{expert}_tie_share": None if warm else 0.4 for expert in ("perception", "reasoning")}
         line |= {f"{expert}_length_correlation_both": rng.uniform(-0.2, 0.2) for expert in ("perception", "reasoning")}
         line |= {
             f"perception_router_load_{end}": rng.uniform(low, low + 0.2) for end, low in (("max", 0.3), ("min", 0))
@@ -316,6 +317,7 @@ def test_what_experts_notice_is_on_the_page_and_at_the_terminal(run: Path) -> No
         assert shown in table
     assert "by construction" in page
     assert 'id="chart-router"' in page
+    assert 'id="chart-ties"' in page
     said = "The perception expert notices corrupted captions (change of score -2.50 ± 0.22, told apart 75\u00a0%)."
     assert said in report.sentences
     blind = disentanglement()["caption"]["reasoning"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from policy_events import policy_answer
+from policy_events import DONE, HEADERS, opening, piece, policy_answer
 from pydantic import SecretStr
 
 from prism.clients.endpoints import Endpoints
@@ -132,6 +132,18 @@ async def test_how_responses_are_graded_reaches_the_grader(judged: Callable[...,
     assert [item["options"] for item in asked[0]["items"]] == [{"rel_tol": 0.02}] * 2
     assert asked[0]["rules"] == {"unparseable": "masked"}
     assert ("rules" in asked[1], "options" in asked[1]["items"][0]) == (False, False)
+
+
+async def test_a_response_that_was_cut_off_earns_nothing_though_its_tags_are_closed(
+    judged: Callable[..., RolloutServices], image: str
+) -> None:
+    whole = "<caption>- x</caption><think>x</think><answer>7</answer>"
+    pieces = [piece(0, whole, {1: -1.0}, "length"), piece(1, whole, {1: -1.0}, "stop")]
+    stream = httpx.Response(200, content=opening(2) + b"".join(pieces) + DONE, headers=HEADERS)
+    group = await judged(policy=lambda _: stream).rollout(request(image), "w")
+    cut, finished = (sample.verdict for sample in group.samples)
+    assert (cut.status, cut.accuracy, cut.format, cut.reward) == (pb.STATUS_INVALID_FORMAT, 0, 0, 0)
+    assert (finished.status, finished.reward) == (pb.STATUS_OK, 1)
 
 
 async def test_a_masked_answer_has_a_status_and_no_reward(judged: Callable[..., RolloutServices], image: str) -> None:

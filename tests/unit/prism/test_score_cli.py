@@ -242,7 +242,7 @@ def test_scores_made_in_another_way_are_not_mixed(prism: Command, options: list[
 def test_scores_by_other_weights_are_not_mixed_unless_asked_for(prism: Command, fake: Any, change: str) -> None:
     assert prism("score", write(rows(2)), "--out", "out.jsonl").exit_code == 0
     if change == "calibration":
-        reference = write([{"prompt": "?", "teacher": ["a", "b"], "policy": ["c", "d"]}], "reference.jsonl")
+        reference = write([{"prompt": "?", "teacher": ["a", "b"], "policy": ["c", "d"]}] * 2, "reference.jsonl")
         assert prism("calibrate", reference).exit_code == 0
     else:
         setattr(fake, change, {"version": 4, "base": "another"}[change])
@@ -306,9 +306,11 @@ def test_a_reference_gives_scores_their_meaning(prism: Command, fake: Any) -> No
     result = prism("calibrate", file)
     assert result.exit_code == 0, result.output
     assert "rows.jsonl:3: policy or responses or response is missing" in result.stderr
-    assert "percentiles are among 3 responses of the teacher and 2 of the policy" in result.output
-    assert "right for 87.5% of the reference" in result.output
+    assert "among 2 responses of the teacher and 2 of the policy to 2 prompts" in result.output
+    assert "right for 87.5% of the reference by fits without the prompt" in result.output
+    assert "log loss 0.250" in result.output
     why = "1 of the policy (error), 1 of the policy (invalid_format), 1 of the teacher (invalid_format), "
+    why += "1 of the teacher (nothing of the other side to set beside), "
     assert result.output.count(f"left out: {why}1 rows that could not be scored, named above") == 2
     state = fake.calibrations["perception"]
     assert (state.version, state.attempt, state.section, state.reference.name) == (3, 1, "own", "rows.jsonl")
@@ -319,7 +321,7 @@ def test_a_reference_gives_scores_their_meaning(prism: Command, fake: Any) -> No
 
 
 def test_one_expert_alone_is_calibrated_on_whole_texts(prism: Command, fake: Any) -> None:
-    file = write([{"prompt": "?", "teacher": ["a", "b"], "policy": ["c", "d"]}])
+    file = write([{"prompt": "?", "teacher": "a", "policy": "c"}] * 2)
     assert prism("calibrate", file, "--expert", "reasoning", "--section", "all").exit_code == 0
     assert fake.calibrations.keys() == {"reasoning"}
     assert fake.calibrations["reasoning"].section == "all"
@@ -328,14 +330,14 @@ def test_one_expert_alone_is_calibrated_on_whole_texts(prism: Command, fake: Any
 def test_what_cannot_calibrate_calibrates_nothing(prism: Command, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     few = write([{"prompt": "?", "teacher": ["a", "b"], "policy": ["bad", "c"]}])
     said = error(prism("calibrate", few))
-    assert "expert scored 1 responses of the policy, a calibration needs 2 or more" in said
+    assert "expert scored both sides of 1 prompts, a calibration needs 2 or more, to hold some out" in said
     assert "left out: 1 of the policy (invalid_format)" in said
 
     def push(_: list[Any]) -> None:
         fake.version += 1
 
     fake.before = push
-    enough = write([{"prompt": "?", "teacher": ["a", "b"], "policy": ["c", "d"]}])
+    enough = write([{"prompt": "?", "teacher": ["a", "b"], "policy": ["c", "d"]}] * 2)
     assert "in the middle" in error(prism("calibrate", enough))
     monkeypatch.delenv("PRISM_ADMIN_TOKEN")
     assert "set PRISM_ADMIN_TOKEN" in error(prism("calibrate", enough))

@@ -1,6 +1,8 @@
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from prism.config import RlvrConfig, load_config
 from prism.errors import StreamError
+from prism.trainer.flow.intake import StepRollouts
 from prism.trainer.learn.advantages import (
     Advantages,
     ExpertScores,
@@ -18,7 +21,8 @@ from prism.trainer.learn.advantages import (
     group_normalised,
     soft_overlong_penalty,
 )
-from prism.trainer.stages import rlvr
+from prism.trainer.stages import align, rlvr
+from prism.trainer.stages.common import rollout_figures
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -112,19 +116,20 @@ def scores(*values: float | None, version: int = 3) -> ExpertScores:
 
 
 def test_experts_are_normalised_apart_and_summed() -> None:
-    # Perception 1, 2, 3 -> -1, 0, 1. Reasoning 0, 10, 20 clamped to 0, 10, 10: mean 20/3, sample standard deviation
-    # 5.773503 -> -1.154701, 0.577350, 0.577350.
-    perception, reasoning = scores(1.0, 2.0, 3.0), scores(0.0, 10.0, 20.0)
+    # Perception 1, 2, 3 -> -1, 0, 1. Reasoning 0, 0, 30 around their mean clamped to -10, -10, 10: mean -10/3, sample
+    # standard deviation 11.547005 -> -0.577350, -0.577350, 1.154701.
+    perception, reasoning = scores(1.0, 2.0, 3.0), scores(0.0, 0.0, 30.0)
     result = alignment_advantages(perception, reasoning, [True] * 3, [0] * 3)
-    assert close(result.values, [-1.077350, 0.288675, 0.788675])
+    assert close(result.values, [-0.788675, -0.288675, 1.077350])
     result = alignment_advantages(perception, reasoning, [True] * 3, [0] * 3, alpha=0.8)
-    assert close(result.values, [-1.030940, 0.115470, 0.915470])
+    assert close(result.values, [-0.915470, -0.115470, 1.030940])
 
 
-def test_a_malformed_response_counts_as_one_below_the_lowest_and_gets_its_own_advantage() -> None:
+def test_a_malformed_response_counts_as_one_below_the_lowest_and_is_penalised_from_there() -> None:
     # Perception 2, 4 and the malformed as 1: mean 7/3, sample standard deviation 1.527525 -> -0.218218, 1.091089.
     # Reasoning 5, 5 and the malformed as 4: mean 14/3, sample standard deviation 0.577350 -> 0.577350, 0.577350.
-    expected = [0.179566, -1.5, 0.834220]
+    # The malformed: -0.872872 and -1.154701, their half -1.013786, less 1.5.
+    expected = [0.179566, -2.513786, 0.834220]
     unscored = alignment_advantages(scores(2.0, None, 4.0), scores(5.0, None, 5.0), [True, False, True], [0] * 3)
     assert close(unscored.values, expected)
     assert unscored.keep.all()
@@ -134,11 +139,48 @@ def test_a_malformed_response_counts_as_one_below_the_lowest_and_gets_its_own_ad
     assert close(scored.values, expected)
 
 
+@pytest.mark.parametrize("offset", [-300.0, -12.0, 9.0, 40.0])
+def test_what_all_scores_of_a_prompt_have_in_common_is_no_matter(offset: float) -> None:
+    """Bradley-Terry leaves it free, prompt by prompt: a clamp of raw scores would make their differences vanish."""
+    perception, reasoning = (1.0, 3.0, 2.0, None, 0.5, -0.5), (4.0, 2.0, 1.0, None, 0.0, 7.0)
+    valid, groups = [True, True, True, False, True, True], [0, 0, 0, 0, 1, 1]
+
+    def moved(values: tuple[float | None, ...]) -> ExpertScores:
+        return scores(
+            *(None if v is None else v + (offset if g == 0 else 0) for v, g in zip(values, groups, strict=True))
+        )
+
+    expected = alignment_advantages(scores(*perception), scores(*reasoning), valid, groups)
+    result = alignment_advantages(moved(perception), moved(reasoning), valid, groups)
+    assert close(result.values, expected.values.tolist(), atol=1e-9)
+    assert result.flat_groups == 0
+
+
 def test_the_lowest_score_is_taken_after_the_clamp() -> None:
     # Perception -10 (clamped from -50), 10, and the malformed as -11: mean -11/3, sample standard deviation 11.846237.
     # The same for reasoning.
     result = alignment_advantages(scores(-50.0, 50.0, None), scores(-50.0, 50.0, None), [True, True, False], [0] * 3)
-    assert close(result.values, [-0.534628, 1.153672, -1.5])
+    assert close(result.values, [-0.534628, 1.153672, -2.119043])
+
+
+@given(
+    scored=st.lists(st.tuples(st.floats(-30, 30), st.floats(-30, 30), st.booleans()), min_size=2, max_size=16).filter(
+        lambda group: len({valid for _, _, valid in group}) == 2
+    ),
+    alpha=st.floats(0, 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_well_formed_response_is_never_below_a_malformed_one(
+    scored: list[tuple[float, float, bool]], alpha: float
+) -> None:
+    perception, reasoning, valid = zip(*scored, strict=True)
+    values = alignment_advantages(
+        scores(*perception), scores(*reasoning), valid, [0] * len(valid), alpha=alpha
+    ).values.tolist()
+    worst = min(value for value, well_formed in zip(values, valid, strict=True) if well_formed)
+    malformed = {value for value, well_formed in zip(values, valid, strict=True) if not well_formed}
+    assert len(malformed) == 1
+    assert malformed.pop() <= worst - 1.5 + 1e-9
 
 
 def test_a_failed_score_masks_the_sample_for_both_experts() -> None:
@@ -159,7 +201,7 @@ def test_groups_that_cannot_be_compared_are_dropped() -> None:
         [0, 0, 1, 1, 2, 2],
     )
     assert result.keep.tolist() == [False, False, False, False, True, True]
-    assert close(result.values, [0.0, 0.0, 0.0, 0.0, 0.707107, -1.5])
+    assert close(result.values, [0.0, 0.0, 0.0, 0.0, 0.707107, -2.207107])
     assert (result.masked_samples, result.dropped_groups, result.flat_groups) == (1, 2, 0)
 
 
@@ -190,6 +232,41 @@ def test_lengths_and_alpha_are_checked() -> None:
         alignment_advantages(scores(1.0), scores(1.0, 2.0), [True] * 2, [0] * 2)
     with pytest.raises(ValueError, match="alpha"):
         alignment_advantages(scores(1.0, 2.0), scores(1.0, 2.0), [True] * 2, [0] * 2, alpha=1.5)
+
+
+def test_a_sample_that_was_cut_off_or_holds_a_picture_is_penalised_as_malformed_ones_are() -> None:
+    text = "<caption>- a</caption><think>x</think><answer>1</answer>"
+
+    def sample(score: float, finish: str = "stop", tokens: tuple[int, ...] = (1, 2)) -> pb.Sample:
+        by = [pb.Score(expert=expert, status=pb.STATUS_OK, value=score) for expert in ("perception", "reasoning")]
+        return pb.Sample(text=text, token_ids=tokens, finish_reason=finish, scores=by)
+
+    group = pb.RolloutGroup(samples=[sample(1), sample(3), sample(9, "length"), sample(9, tokens=(1, 90))])
+    result = align._advantages([group], 0.5, never=frozenset({90}))
+    # 1, 3 and twice 0, one below the lowest: mean 1, sample standard deviation 1.414214.
+    assert close(result.values, [0.0, 1.414214, -2.207107, -2.207107])
+    assert result.keep.all()
+    figures = rollout_figures([group], StepRollouts([group], [], 0.0), 0, frozenset({90}))
+    assert (figures["malformed_samples"], figures["truncated_samples"], figures["format_rate"]) == (2, 1, 0.5)
+
+
+def test_a_picture_in_an_answer_earns_nothing() -> None:
+    """The sampler's text is without it, so the grader could not know."""
+    verdict = pb.Verdict(status=pb.STATUS_OK, accuracy=1, format=1, reward=1)
+    text = "<caption>- a</caption><think>x</think><answer>1</answer>"
+    samples = [pb.Sample(text=text, token_ids=ids, verdict=verdict) for ids in ([1, 2], [1, 90])]
+
+    class OneStep:
+        inputs = SimpleNamespace(vision_token_ids=frozenset({90}))
+        say = None
+
+        def collect(self, *_: Any) -> StepRollouts:
+            return StepRollouts([pb.RolloutGroup(samples=samples)], [], 0.0)
+
+    step: Any = OneStep()
+    (group,) = rlvr._collected(step, step, 0).groups
+    assert [sample.verdict.reward for sample in group.samples] == [1, 0]
+    assert rlvr._differs(group), "dynamic sampling keeps it: there is something to learn"
 
 
 def test_overlong_responses_are_penalised_softly() -> None:

@@ -32,6 +32,7 @@ MEASURED = (
     "loss",
     "grad_norm",
     "pair_accuracy",
+    "tie_share",
     "gap",
     "teacher_score",
     "teacher_score_std",
@@ -40,6 +41,7 @@ MEASURED = (
     "length_correlation",
     "length_correlation_both",
     "mismatch_accuracy",
+    "mismatch_tie_share",
     "router_load",
     "router_load_max",
     "router_load_min",
@@ -84,6 +86,16 @@ def test_a_teacher_without_format_makes_no_pairs(
     assert figures(learner(), made, prompts, examples)["valid_pairs"] == 0.5
 
 
+def test_a_sample_that_was_cut_off_or_holds_a_picture_makes_no_pair(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    (group,) = groups(WRONG, WRONG, WRONG, WRONG, count=1)
+    group.samples[0].finish_reason = "length"
+    group.samples[1].token_ids.extend([1, examples.inputs.image_token_id])
+    group.samples[2].finish_reason = "stop"
+    assert figures(learner(model=TokenCounter()), [group], prompts, examples)["valid_pairs"] == 0.5
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("expert", ["perception", "reasoning"])
@@ -98,7 +110,7 @@ def test_the_same_text_on_both_sides_has_a_gap_of_exactly_nothing(
 ) -> None:
     made = figures(learner(expert, dropout=dropout), groups("", "", "", count=count), prompts, examples)
     assert made["gap"] == 0.0
-    assert made["pair_accuracy"] == 0.0
+    assert (made["pair_accuracy"], made["tie_share"]) == (None, 1.0)
     assert made["valid_pairs"] == 1.0
     assert made["teacher_score"] == pytest.approx(made["student_score"], abs=1e-6)
 
@@ -135,6 +147,40 @@ def test_what_is_learnt_tells_teacher_from_student(
     assert history[-1]["valid_pairs"] == pytest.approx(2 / 3)
     assert history[-1]["gap"] == pytest.approx(history[-1]["teacher_score"] - history[-1]["student_score"], abs=1e-4)
     assert [made["version"] for made in history] == list(range(1, 13))
+
+
+def test_a_tie_is_neither_won_nor_lost(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    """A policy that says what the teacher says cannot be told from it, and hides no expert that tells all others."""
+    short = "<caption>x</caption><think>x</think><answer>1</answer>"
+    for sign, accuracy in ((1.0, 1.0), (-1.0, 0.0)):
+        one = learner(model=TokenCounter(sign), skip_above_accuracy=0.9)
+        made = figures(one, groups(short, "", "", count=2), prompts, examples)
+        assert (made["pair_accuracy"], made["tie_share"], made["valid_pairs"]) == (accuracy, 2 / 3, 1.0)
+        assert made["updated"] == (accuracy == 0.0), "skipped by the pairs that differ"
+    # So of the pairs that grounding makes: two prompts to which the teacher says the same.
+    batch = groups(count=2)
+    batch[1].request.prompt.teacher = batch[0].request.prompt.teacher
+    made = figures(learner(model=TokenCounter(), mismatch=1.0), batch, prompts, examples)
+    assert (made["mismatch_accuracy"], made["mismatch_tie_share"], made["tie_share"]) == (None, 1.0, None)
+
+
+def test_the_first_updates_of_a_game_move_little(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    """AdamW's first step is the rate itself in every weight: by default it begins near 0, by choice at once."""
+
+    def moved(**values: Any) -> float:
+        one = learner(**values)
+        before = weights(one)
+        assert figures(one, groups(WRONG, count=1), prompts, examples)["updated"]
+        return float((weights(one) - before).abs().max())
+
+    rate, updates = 1e-3, 50
+    assert moved() == pytest.approx(rate / (updates // 5 + 1), rel=1e-3)
+    assert moved(rate_warmup=4) == pytest.approx(rate / 5, rel=1e-3)
+    assert moved(rate_warmup=0) == pytest.approx(rate, rel=1e-3)
 
 
 def test_an_update_is_skipped_above_the_accuracy_asked_for(

@@ -21,18 +21,42 @@ def settings(**values: Any) -> OptimizerConfig:
     ("options", "total", "factors"),
     [
         ({}, 4, [1, 1, 1, 1]),
-        ({"schedule": "linear"}, 5, [1, 0.75, 0.5, 0.25, 0]),
+        ({"schedule": "linear"}, 5, [1, 0.8, 0.6, 0.4, 0.2]),  # 0 would be the sixth
         ({"schedule": "linear", "final_lr_fraction": 0.2}, 5, [1, 0.8, 0.6, 0.4, 0.2]),
-        ({"schedule": "cosine"}, 3, [1, 0.5, 0]),
+        ({"schedule": "cosine"}, 3, [1, 0.75, 0.25]),
         ({"schedule": "cosine", "final_lr_fraction": 0.1}, 5, [1, 0.868198, 0.55, 0.231802, 0.1]),
         ({"warmup_fraction": 0.5}, 4, [1 / 3, 2 / 3, 1, 1]),
-        ({"schedule": "linear", "warmup_fraction": 0.4}, 5, [1 / 3, 2 / 3, 1, 0.5, 0]),
+        ({"schedule": "linear", "warmup_fraction": 0.4}, 5, [1 / 3, 2 / 3, 1, 2 / 3, 1 / 3]),
         ({"schedule": "linear"}, 1, [1]),
     ],
 )
 def test_the_schedule_takes_these_values(options: dict[str, Any], total: int, factors: list[float]) -> None:
     config = settings(lr=1, **options)
     assert [lr_factor(config, step, total) for step in range(total)] == pytest.approx(factors, abs=1e-6)
+
+
+def test_an_experts_rate_climbs_over_so_many_updates_and_a_fifth_at_most() -> None:
+    def first(total: int, **options: Any) -> int:
+        """The first step at the full rate."""
+        factors = [lr_factor(settings(lr=1, **options), step, total, rate_warmup=20) for step in range(total)]
+        assert factors == sorted(factors)
+        return factors.index(1)
+
+    assert [first(total) for total in (1, 4, 60, 100, 1500)] == [0, 1, 12, 20, 20]
+    assert first(60, warmup_fraction=0.5) == 30, "what is asked for goes first"
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("total", [1, 2, 3, 50])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_every_step_moves_the_weights(schedule: str, total: int, warmup: float) -> None:
+    weight = parameter(1.0)
+    config = settings(lr=0.1, schedule=schedule, warmup_fraction=warmup)
+    optimizer = Optimizer([("weight", weight)], config, total)
+    for step in range(total):
+        before = weight.item()
+        step_with(optimizer, weight, 1.0)
+        assert weight.item() != before, step
 
 
 def test_past_its_end_the_schedule_stays_where_it_ended() -> None:

@@ -426,12 +426,24 @@ def test_samples_keep_their_group_and_the_masked_ones_are_left_out(
     assert made[0].logprobs == list(groups[0].samples[1].logprobs)
 
 
-def test_a_sampled_vision_token_cannot_be_placed(groups: list[pb.RolloutGroup], examples: GroupExamples) -> None:
+def test_of_a_sample_with_a_vision_token_what_led_to_it_is_learnt_from(
+    groups: list[pb.RolloutGroup], examples: GroupExamples, learner: Callable[..., PolicyLearner]
+) -> None:
     group = pb.RolloutGroup()
     group.CopyFrom(groups[0])
-    group.samples[1].token_ids[0] = examples.inputs.image_token_id
-    made, unplaceable = training_samples([group], [examples.prompt(group)], torch.ones(2), kept(2), examples)
-    assert (len(made), unplaceable) == (1, 1)
+    whole, broken = group.samples
+    broken.token_ids[3] = examples.inputs.image_token_id
+    advantages = torch.tensor([0.5, -2.0])
+    made, unplaceable = training_samples([group], [examples.prompt(group)], advantages, kept(2), examples)
+    assert unplaceable == 0
+    assert [sample.advantage for sample in made] == [0.5, -2.0]
+    assert made[0].example.response_ids == list(whole.token_ids)
+    assert (made[1].example.response_ids, made[1].logprobs) == (broken.token_ids[:3], broken.logprobs[:3])
+    assert learner().update(made, examples)["trained_tokens"] == len(whole.token_ids) + 3
+
+    broken.token_ids[0] = examples.inputs.image_token_id
+    made, unplaceable = training_samples([group], [examples.prompt(group)], advantages, kept(2), examples)
+    assert (len(made), unplaceable) == (1, 1), "nothing led to it"
 
 
 def test_a_prompt_that_the_server_saw_otherwise_is_refused(

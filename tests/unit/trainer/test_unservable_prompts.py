@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from prism.data.rows import read_rows
+from prism.data.rows import DataFile, read_rows
 from prism.model.inputs import InputBuilder
 from prism.trainer.flow.examples import refuse_unservable
+from prism.wire.response import EXPERTS, parse_response
 
 
 def test_rows_that_the_policy_server_refuses_are_named(tiny_model: Path, tmp_path: Path) -> None:
@@ -28,3 +29,35 @@ def test_rows_that_the_policy_server_refuses_are_named(tiny_model: Path, tmp_pat
         f"4: {written.format('<|im_end|>')}",
     ]
     assert "over the limit of 64: stack.max_model_len (128) less max_tokens (64)" in refused[3]
+
+
+def test_a_teacher_too_long_for_the_experts_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    inputs = InputBuilder(tiny_model)
+    texts = {
+        "fits": "<caption>- a</caption><think>b</think><answer>1</answer>",
+        "no format": "word " * 200,  # which the experts never see: it makes no pair
+        "long caption": f"<caption>{'- a seven ' * 60}</caption><think>b</think><answer>1</answer>",
+        "long steps": f"<caption>- a</caption><think>{'1 + 2 = 3 ' * 60}</think><answer>1</answer>",
+        # Together they are too long for the policy server, and each is judged by itself.
+        "long, not apart": f"<caption>{'- a seven ' * 20}</caption><think>{'1 + 2 ' * 20}</think><answer>1</answer>",
+    }
+    messages = [{"role": "user", "content": "What is 1 + 2?"}]
+    file = tmp_path / "rows.jsonl"
+    rows = [{"id": name, "messages": messages, "teacher": text} for name, text in texts.items()]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    read = read_rows(file, "skip", check=refuse_unservable(inputs, 160, 8, judged=True))
+    assert len(inputs.text_ids(texts["long, not apart"])) > 160
+    assert [row.id for row in read.rows] == ["fits", "no format", "long, not apart"]
+    for problem, expert in zip(read.problems, EXPERTS, strict=True):
+        assert f"the teacher's {expert} section has " in problem
+        assert "over the experts' limit of 160 (stack.max_model_len)" in problem
+    assert len(read_rows(file, "skip", check=refuse_unservable(inputs, 160, 8)).rows) == len(texts), "RLVR asks none"
+
+
+def test_a_section_is_never_longer_than_its_response(tiny_model: Path, teacher_rows: DataFile) -> None:
+    """So an expert whose limit is the policy server's takes whatever that could finish."""
+    inputs = InputBuilder(tiny_model)
+    for row in teacher_rows.rows:
+        parsed = parse_response(row.teacher or "")
+        for expert in EXPERTS:
+            assert len(inputs.text_ids(parsed.section(expert))) < len(inputs.text_ids(row.teacher or ""))

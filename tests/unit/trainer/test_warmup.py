@@ -14,6 +14,7 @@ from prism.errors import ConfigError, DataError
 from prism.model.expert import load_expert
 from prism.trainer.run.make_experts import upcycle_folder
 from prism.trainer.run.recorder import Recorder
+from prism.trainer.stages.warmup import WarmupConfig, _refuse_other_settings
 
 WRONG = "<caption>- a zero\n- b zero</caption><think>0+0=0</think><answer>0</answer>"
 FAST = ("--batch=3", "--lr=2e-3", "--checkpoint-every=2", "--epochs=2")
@@ -122,3 +123,21 @@ def test_mistakes_are_said_before_anything_is_trained(
     refused(DataError, "nothing to learn", tiny_model, elsewhere, out, f"--image-root={pairs.parent}")
     assert "Missing option '--expert'" in CliRunner().invoke(cli.app, ["experts", "warmup", "a", "b", "c"]).output
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_an_earlier_release_are_the_same_but_for_keys_that_came_since(tmp_path: Path) -> None:
+    pairs, file = tmp_path / "pairs.jsonl", tmp_path / "settings.json"
+    pairs.write_text("{}")
+    learner = {"optimizer": {"lr": 1e-5, "warmup_fraction": 0.1}}
+    values = {"model": "m", "pairs": pairs, "expert": "perception", "epochs": 1, "batch": 1, "learner": learner}
+    values |= {"checkpoint_every": 1, "on_bad_row": "skip", "seed": 0, "device": "cpu", "dtype": "float32"}
+    config = WarmupConfig.of(**values)
+    _refuse_other_settings(config, tmp_path)
+    before = json.loads(file.read_text())
+    del before["learner"]["rate_warmup"]
+    file.write_text(json.dumps(before))
+    _refuse_other_settings(config, tmp_path)
+    for changed in (before["learner"] | {"dropout": 0.5}, before["learner"] | {"of_another_release": 1}):
+        file.write_text(json.dumps(before | {"learner": changed}))
+        with pytest.raises(ConfigError, match=r"other settings \(learner\)"):
+            _refuse_other_settings(config, tmp_path)
