@@ -63,8 +63,7 @@ class Line:
         try:
             response = await self._transport.handle_async_request(request)
             try:
-                is_stream = response.headers.get("content-type", "").startswith(EVENTS)
-                if body.get("stream") and response.is_success and is_stream:
+                if body.get("stream") and response.is_success and _is_stream(response):
                     return self.api.read_events([event async for event in read_events(response.aiter_bytes())])
                 await response.aread()
             finally:
@@ -80,6 +79,10 @@ class Line:
         except ValueError:
             raise Unusable(f"{self.config.url} answered what is no JSON: {response.text[:200]}") from None
         return self.api.read(answer)
+
+
+def _is_stream(response: httpx.Response) -> bool:
+    return response.headers.get("content-type", "").startswith(EVENTS)
 
 
 def failure(response: httpx.Response, api: Api, config: TeacherConfig) -> ServiceError | Stopped:
