@@ -71,6 +71,7 @@ async def mine(
         token, patience = at.token.get_secret_value(), settings.patience_seconds
         policy = PolicyClient(http, at.policy_url or "", token, patience)
         grader = GraderClient(http, at.grader_url, token, patience)
+        job.note(mined_from=str(config.run))
 
         async def one(problem: Any) -> None:
             try:
@@ -94,6 +95,7 @@ async def _mined(
     verdicts = await grader.grade(
         [sample.text for sample in answer.samples], golds_of(row), row.get("kind", "auto"), row.get("options")
     )
+    graded_by = grader.version
     if len(verdicts) != len(answer.samples):
         raise Refused(f"{grader.url} gave {len(verdicts)} verdicts for {len(answer.samples)} responses")
     samples = [
@@ -116,6 +118,7 @@ async def _mined(
         "judged": len(known),
         "right": right,
         "policy_version": answer.version,
+        "grader_version": graded_by,
     }
     return mined, samples
 
