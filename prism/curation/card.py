@@ -13,7 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from sqlalchemy import Row, func, select
 
+from prism.clients.teacher.config import TeacherConfig
 from prism.clients.teacher.reply import dollars
+from prism.curation import prompts
 from prism.curation.config import CurateConfig
 from prism.curation.mine import wilson
 from prism.curation.rows import golds_of, images_of, question_of
@@ -48,8 +50,8 @@ def figures(job: OpenJob, config: CurateConfig) -> dict[str, Any]:
         states = _counted(connection, Demo.state, Demo.job == job.id)
         sums = select(func.sum(Problem.asked), func.sum(Problem.judged), func.sum(Problem.right))
         asked, judged, right = connection.execute(sums.where(Problem.job == job.id)).one()
-        of_job = select(Problem.policy_version).where(Problem.job == job.id).distinct()
-        versions = sorted(version for version in connection.scalars(of_job) if version is not None)
+        versions = _distinct(connection, Problem.policy_version, Problem.job == job.id)
+        graders = _distinct(connection, Problem.grader_version, Problem.job == job.id)
         served = select(Answer.model).join(Demo, Demo.key == Answer.key).where(Demo.job == job.id)
         models = sorted(connection.scalars(served.distinct()))
         purses = [_purse(connection, purse) for purse in connection.execute(select(Purse).where(Purse.job == job.id))]
@@ -72,12 +74,21 @@ def figures(job: OpenJob, config: CurateConfig) -> dict[str, Any]:
             "right": right or 0,
             "pass_rate": right / judged if judged else None,
             "pass_interval": wilson(right, judged) if judged else None,
+            "policy_of": facts.get("mined_from"),
             "policy_versions": versions,
+            "grader_versions": graders,
             "settings": config.mine.model_dump(mode="json") if config.mine else None,
         },
-        "teacher": (facts.get("teacher") or {}) | {"url": config.teacher.url, "served": models},
+        "teacher": {
+            "model": config.teacher.model,
+            "prompt": None,
+            "prompt_text": None,
+            **(facts.get("teacher") or {}),
+            "url": config.teacher.url,
+            "served": models,
+        },
         "terms": facts.get("terms", {}),
-        "judge": {"model": config.judge.model, "url": config.judge.url} if config.judge else None,
+        "judge": _judge(config.judge),
         "answers": states,
         "rejected_share": states.get("rejected", 0) / decided if decided else None,
         "reasons": reasons,
@@ -92,9 +103,21 @@ def figures(job: OpenJob, config: CurateConfig) -> dict[str, Any]:
     }
 
 
+def _judge(config: TeacherConfig | None) -> dict[str, Any] | None:
+    if config is None:
+        return None
+    asked = {"answer": prompts.JUDGE_ANSWER, "caption": prompts.JUDGE_BULLET, "steps": prompts.JUDGE_STEPS}
+    return {"model": config.model, "url": config.url, "prompt": prompts.JUDGE_VERSION, "prompt_texts": asked}
+
+
 def _counted(connection: Any, column: Any, condition: Any) -> dict[str, int]:
     found = connection.execute(select(column, func.count()).where(condition).group_by(column)).all()
     return {str(name): count for name, count in sorted(found, key=str) if name is not None}
+
+
+def _distinct(connection: Any, column: Any, condition: Any) -> list[Any]:
+    """What is known of it, in order."""
+    return sorted(one for one in connection.scalars(select(column).where(condition).distinct()) if one is not None)
 
 
 def _purse(connection: Any, purse: Row[Any]) -> dict[str, Any]:
