@@ -41,6 +41,8 @@ class FakeTeacher:
     """How many of the next batches vanish."""
     busy_polls: int = 0
     """How many of the next questions about a batch are answered 429."""
+    polled: list[float] = field(default_factory=list)
+    """When it was asked about batches, by the monotonic clock."""
     failing_rows: float = 0.0
     """Share of a batch's rows that fail."""
     seed: int = 0
@@ -81,6 +83,8 @@ class FakeTeacher:
             return 401, {"error": {"message": "invalid key"}}, []
         if path.endswith(("/chat/completions", "/v1/messages")):
             return await self._complete("chat" in path, json.loads(raw))
+        if method == "GET":
+            self.polled.append(time.monotonic())
         if method == "GET" and self.busy_polls > 0:
             self.busy_polls -= 1
             return 429, {"error": {"message": "slow down"}}, [(b"retry-after", self.retry_after.encode())]
