@@ -4,7 +4,7 @@ import base64
 import io
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,9 @@ def figures(job: OpenJob, config: CurateConfig) -> dict[str, Any]:
         routes = _counted(connection, Problem.route, Problem.job == job.id)
         fates = _counted(connection, Problem.fate, Problem.job == job.id)
         states = _counted(connection, Demo.state, Demo.job == job.id)
-        sums = select(func.sum(Problem.asked), func.sum(Problem.judged), func.sum(Problem.right))
-        asked, judged, right = connection.execute(sums.where(Problem.job == job.id)).one()
+        asked = connection.scalar(select(func.sum(Problem.asked)).where(Problem.job == job.id)) or 0
+        judged_problems = select(Problem.right, Problem.judged).where(Problem.job == job.id, Problem.judged > 0)
+        judged, right, interval = _pass_rate(connection.execute(judged_problems, execution_options={"yield_per": 1000}))
         versions = _distinct(connection, Problem.policy_version, Problem.job == job.id)
         graders = _distinct(connection, Problem.grader_version, Problem.job == job.id)
         served = select(Answer.model).join(Demo, Demo.key == Answer.key).where(Demo.job == job.id)
@@ -68,12 +69,12 @@ def figures(job: OpenJob, config: CurateConfig) -> dict[str, Any]:
         "problems": problems,
         "mined": {
             "routes": routes,
-            "samples": asked or 0,
-            "judged": judged or 0,
+            "samples": asked,
+            "judged": judged,
             "truncated": truncated,
-            "right": right or 0,
+            "right": right,
             "pass_rate": right / judged if judged else None,
-            "pass_interval": wilson(right, judged) if judged else None,
+            "pass_interval": interval,
             "policy_of": facts.get("mined_from"),
             "policy_versions": versions,
             "grader_versions": graders,
@@ -101,6 +102,25 @@ def figures(job: OpenJob, config: CurateConfig) -> dict[str, Any]:
         "sets": facts.get("sets"),
         "costs": purses,
     }
+
+
+def _pass_rate(problems: Iterable[Row[Any]]) -> tuple[int, int, tuple[float, float] | None]:
+    """Samples judged, and right; the 95 % interval of the rate among problems like these.
+
+    Samples of one problem are alike, so it is that of as many independent ones as would scatter like these problems.
+    """
+    count = judged = right = squares = products = rights = 0
+    for row in problems:
+        count, judged, right = count + 1, judged + row.judged, right + row.right
+        squares, products, rights = squares + row.judged**2, products + row.judged * row.right, rights + row.right**2
+    if not judged:
+        return 0, 0, None
+    rate = right / judged
+    scatter = rights - 2 * rate * products + rate * rate * squares
+    if count == 1 or scatter <= 0:
+        return judged, right, wilson(rate * count, count)
+    alike = rate * (1 - rate) * judged**2 * (count - 1) / (count * scatter)
+    return judged, right, wilson(rate * min(alike, judged), min(alike, judged))
 
 
 def _judge(config: TeacherConfig | None) -> dict[str, Any] | None:

@@ -36,8 +36,8 @@ class CurationEndpoints(BaseSettings):
     token: SecretStr = Field(description="bearer token of the services' data routes")
 
 
-def wilson(right: int, judged: int) -> tuple[float, float]:
-    """The 95 % interval of a rate, by Wilson's score."""
+def wilson(right: float, judged: float) -> tuple[float, float]:
+    """The 95 % interval of a rate, by Wilson's score; ``judged`` may be an effective number."""
     z, rate = 1.959964, right / judged
     centre, square = rate + z * z / (2 * judged), 1 + z * z / judged
     spread = z * math.sqrt(rate * (1 - rate) / judged + z * z / (4 * judged * judged))

@@ -69,6 +69,10 @@ def test_the_whole_chain(world: World) -> None:
     assert card["reasons"] == {"answer": 1, "caption": 1, "format": 1}
     assert card["rejected_share"] == 0.5
     assert (card["mined"]["policy_versions"], card["mined"]["grader_versions"]) == ([7], ["0.1+abc"])
+    low, high = card["mined"]["pass_interval"]
+    assert (card["mined"]["right"], card["mined"]["judged"]) == (29, 96)
+    alike = wilson(29, 96)
+    assert low < alike[0] < 29 / 96 < alike[1] < high, "eight samples of one problem are not eight problems"
     mined = rows(folder, "rl")[0]["meta"]["mined"]
     assert (mined["pass_rate"], mined["pass_interval"]) == (0.5, list(wilson(4, 8)))
     assert (mined["policy_version"], mined["grader_version"]) == (7, "0.1+abc")
