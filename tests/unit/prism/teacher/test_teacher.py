@@ -77,6 +77,18 @@ async def test_whatever_befalls_requests_the_books_cover_the_bill(api: str) -> N
     assert max(fake.delivered.values()) <= 9
 
 
+async def test_pools_of_few_connections_hold_nobody_up() -> None:
+    fake, all_there = FakeTeacher(), asyncio.Barrier(20)
+
+    async def waits_for_all(scope: Any, receive: Any, send: Any) -> None:
+        async with asyncio.timeout(20):
+            await all_there.wait()
+        await fake(scope, receive, send)
+
+    async with serving(waits_for_all) as url, teacher(url, MemoryLedger(5.0), concurrency=20, max_sends=1) as asked:
+        assert {type(reply) for reply in await answers(asked, 20)} == {Reply}
+
+
 async def test_an_answer_that_never_comes_is_given_up_and_stays_reserved() -> None:
     fake, ledger = FakeTeacher(troubles={"late": 1.0}), MemoryLedger(5.0)
     async with serving(fake) as url, teacher(url, ledger, timeout_seconds=0.2, max_sends=2) as asked:
