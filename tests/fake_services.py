@@ -42,7 +42,7 @@ class FakeServices:
             )
         else:
             data, kind = json.dumps(self._score(scope["path"], body)).encode(), b"application/json"
-        headers = [(b"content-type", kind), (b"x-prism-policy-version", b"7")]
+        headers = [(b"content-type", kind), (b"x-prism-policy-version", b"7"), (b"x-prism-grader-version", b"0.1+abc")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": data})
 

@@ -39,6 +39,10 @@ class FakeTeacher:
     key: str | None = None
     lost_batches: int = 0
     """How many of the next batches vanish."""
+    busy_polls: int = 0
+    """How many of the next questions about a batch are answered 429."""
+    polled: list[float] = field(default_factory=list)
+    """When it was asked about batches, by the monotonic clock."""
     failing_rows: float = 0.0
     """Share of a batch's rows that fail."""
     seed: int = 0
@@ -79,6 +83,11 @@ class FakeTeacher:
             return 401, {"error": {"message": "invalid key"}}, []
         if path.endswith(("/chat/completions", "/v1/messages")):
             return await self._complete("chat" in path, json.loads(raw))
+        if method == "GET":
+            self.polled.append(time.monotonic())
+        if method == "GET" and self.busy_polls > 0:
+            self.busy_polls -= 1
+            return 429, {"error": {"message": "slow down"}}, [(b"retry-after", self.retry_after.encode())]
         return 200 if (told := self._batches(method, path, raw)) is not None else 404, told or {}, []
 
     async def _complete(self, is_openai: bool, body: dict[str, Any]) -> tuple[int, Any, list[Any]]:

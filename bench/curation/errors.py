@@ -13,7 +13,7 @@ import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from prism.clients.teacher.keys import JUDGE_KEY, TEACHER_KEY
 from prism.config import load_toml
 from prism.curation.config import CurateConfig
 from prism.curation.mine import wilson
-from prism.curation.run import STEPS, curate
+from prism.curation.run import STEPS, Step, curate
 from prism.curation.state.store import Store
 from prism.curation.state.tables import Demo, Job, Problem
 from prism.files import write_text
@@ -56,10 +56,11 @@ def main() -> None:
     sys.exit(0 if tell_checks(config) else 1)
 
 
-def curate_with_stand_ins(config: CurateConfig) -> None:
-    """All steps, with a teacher that knows the prompts in ``config.run`` and a judge that sees their pictures."""
-    data, labelled = config.run / "data", config.verify.labelled
+def curate_with_stand_ins(config: CurateConfig, steps: Sequence[Step] = STEPS) -> None:
+    """With a teacher that knows the prompts beside the labelled sample, and a judge that sees their pictures."""
+    labelled = config.verify.labelled
     assert labelled
+    data = labelled.parent
     if not labelled.exists():
         rows = [json.loads(line) for line in (data / "teacher.jsonl").read_text().splitlines()]
         write_text(labelled, "".join(json.dumps(row) + "\n" for row in stand_ins.labelled_rows(rows)))
@@ -70,7 +71,7 @@ def curate_with_stand_ins(config: CurateConfig) -> None:
         stack.enter_context(started(teacher, {}, TEACHER_PORT, "/"))
         stack.enter_context(started(judge, {}, JUDGE_PORT, "/"))
         os.environ |= {key: secrets.token_urlsafe() for key in (TEACHER_KEY, JUDGE_KEY)}
-        curate(config, STEPS, lambda text: console.print(text, soft_wrap=True, markup=False))
+        curate(config, steps, lambda text: console.print(text, soft_wrap=True, markup=False))
 
 
 def tell_checks(config: CurateConfig) -> bool:

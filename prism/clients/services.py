@@ -11,6 +11,7 @@ from prism.clients.completion import read_completion
 from prism.clients.http import Refused, ServiceClient
 from prism.settings import describe
 from prism.wire.experts import Judge, ScoreAnswer, ScoreItem, ScoreRequest
+from prism.wire.grading import VERSION_HEADER as GRADER_VERSION
 from prism.wire.messages import to_json, to_openai
 from prism.wire.response import Expert
 from prism.wire.v1 import rollout_pb2 as pb
@@ -119,6 +120,9 @@ class ExpertClient(ServiceClient):
 
 
 class GraderClient(ServiceClient):
+    version: str | None = None
+    """Of the grader that gave the newest verdicts; None where it does not say."""
+
     async def grade(
         self,
         responses: list[str],
@@ -130,7 +134,8 @@ class GraderClient(ServiceClient):
         """One verdict per response. Of several gold answers each is right; ``options`` and ``rules`` are the API's."""
         how = {"gold": gold, "kind": kind} | ({"options": options} if options else {})
         request = {"items": [{"response": response} | how for response in responses]}
-        answer = (await self.post("/v1/grade", request | ({"rules": rules} if rules else {}))).json()
+        response = await self.post("/v1/grade", request | ({"rules": rules} if rules else {}))
+        answer, self.version = response.json(), response.headers.get(GRADER_VERSION)
         return [
             pb.Verdict(
                 status=PB_STATUS[verdict["status"]],

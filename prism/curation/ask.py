@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from prism.clients.teacher.client import Teacher
 from prism.clients.teacher.errors import Busy, Refused, Unusable
-from prism.clients.teacher.reply import Estimate, Question, count_tokens
+from prism.clients.teacher.reply import Question
 from prism.curation.config import CurateConfig
 from prism.curation.prompts import teacher_prompt, with_system
 from prism.curation.rows import images_of, messages_of, sizes_of
 from prism.curation.state.job import OpenJob
-from prism.curation.state.tables import Answer, Demo, Problem
+from prism.curation.state.tables import Answer, Demo, Problem, SendRow
 from prism.curation.window import in_chunks, work_through
 from prism.data.blobs import BlobStore
 from prism.errors import ConfigError, DataError
@@ -62,7 +62,13 @@ def queue_demos(job: OpenJob, asked: Asked) -> None:
     known, now = job.facts().get("teacher"), asked.facts
     if known and known != now:
         other = ", ".join(key for key in now if known.get(key) != now[key])
-        raise ConfigError(f"teacher: the job was begun with another {other}: take another name, or --fresh")
+        with job.store.writing() as connection:
+            job.require_newest(connection)
+            sends = select(SendRow.id).where(SendRow.job == job.id, SendRow.purse == "teacher")
+            begun = select(Demo.id).where(Demo.job == job.id, Demo.state != "queued")
+            if any(connection.scalar(one.limit(1)) is not None for one in (sends, begun)):
+                raise ConfigError(f"teacher: the job was begun with another {other}: take another name, or --fresh")
+            connection.execute(delete(Demo).where(Demo.job == job.id))  # a dry run's: nobody was asked
     job.note(teacher=now)
     attempts, model = asked.config.ask.attempts, asked.config.teacher.model
 
@@ -133,18 +139,6 @@ async def ask(job: OpenJob, asked: Asked, teacher: Teacher, blobs: BlobStore) ->
 
     width = 2 * teacher.config.concurrency  # half of them have their images read meanwhile
     await work_through(in_chunks(lambda last: queued(job, last), lambda row: row.id), one, width)
-
-
-def estimate(job: OpenJob, asked: Asked, blobs: BlobStore) -> Estimate:
-    """Of all that is queued and not stored; nothing is sent."""
-    teacher, found = asked.config.teacher, Estimate()
-    for demo in in_chunks(lambda last: queued(job, last), lambda row: row.id):
-        if demo.finish is None:
-            sizes = sizes_of(demo.row, {sha256: blobs.get(sha256) for sha256 in set(images_of(demo.row))})
-            tokens = count_tokens(asked.question(demo.row, demo.attempt), sizes, teacher.image_tokens)
-            expected = min(teacher.expected_tokens, teacher.max_tokens)
-            found.add(tokens, expected, teacher.max_tokens, teacher.prices)
-    return found
 
 
 async def set_failed(job: OpenJob, key: str, why: str) -> None:

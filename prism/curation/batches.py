@@ -43,11 +43,11 @@ async def ask_in_batches(
                 begun += await _send(job, asked, teacher, batches, blobs, rows)
         except Stopped as error:
             stopped = error  # what was sent is waited for all the same
-        except Busy:
+        except Busy as error:
             away, busy = away + 1, True
             if away >= POLLS_AWAY:
                 raise
-            await asyncio.sleep(teacher.config.poll_seconds)
+            await asyncio.sleep(max(teacher.config.poll_seconds, error.retry_after))
         await _collect(job, teacher, batches, say)
         if stopped:
             raise stopped
@@ -138,6 +138,7 @@ async def _collect(job: OpenJob, teacher: Teacher, batches: Batches, say: Callab
             open_ = connection.execute(select(Batch.id, Batch.remote).where(*mine)).all()
         if not open_:
             return
+        pause = teacher.config.poll_seconds
         for batch in open_:
             try:
                 rows = await batches.results(batch.remote)
@@ -147,17 +148,17 @@ async def _collect(job: OpenJob, teacher: Teacher, batches: Batches, say: Callab
                 rows = []
                 await _enter(job, teacher, batch.id, rows, str(error))
                 continue
-            except Busy:
+            except Busy as error:
                 away += 1
                 if away >= POLLS_AWAY:
                     raise
-                rows = None
+                rows, pause = None, max(pause, error.retry_after)
             if rows is not None:
                 await _enter(job, teacher, batch.id, rows, None)
         with job.store.reading() as connection:
             if connection.scalar(select(Batch.id).where(*mine).limit(1)) is None:
                 return
-        await asyncio.sleep(teacher.config.poll_seconds)
+        await asyncio.sleep(pause)
 
 
 async def _enter(job: OpenJob, teacher: Teacher, batch: str, rows: list[BatchRow], lost: str | None) -> None:

@@ -4,7 +4,7 @@ import base64
 import io
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from sqlalchemy import Row, func, select
 
+from prism.clients.teacher.config import TeacherConfig
 from prism.clients.teacher.reply import dollars
+from prism.curation import prompts
 from prism.curation.config import CurateConfig
 from prism.curation.mine import wilson
 from prism.curation.rows import golds_of, images_of, question_of
@@ -46,10 +48,11 @@ def figures(job: OpenJob, config: CurateConfig) -> dict[str, Any]:
         routes = _counted(connection, Problem.route, Problem.job == job.id)
         fates = _counted(connection, Problem.fate, Problem.job == job.id)
         states = _counted(connection, Demo.state, Demo.job == job.id)
-        sums = select(func.sum(Problem.asked), func.sum(Problem.judged), func.sum(Problem.right))
-        asked, judged, right = connection.execute(sums.where(Problem.job == job.id)).one()
-        of_job = select(Problem.policy_version).where(Problem.job == job.id).distinct()
-        versions = sorted(version for version in connection.scalars(of_job) if version is not None)
+        asked = connection.scalar(select(func.sum(Problem.asked)).where(Problem.job == job.id)) or 0
+        judged_problems = select(Problem.right, Problem.judged).where(Problem.job == job.id, Problem.judged > 0)
+        judged, right, interval = _pass_rate(connection.execute(judged_problems, execution_options={"yield_per": 1000}))
+        versions = _distinct(connection, Problem.policy_version, Problem.job == job.id)
+        graders = _distinct(connection, Problem.grader_version, Problem.job == job.id)
         served = select(Answer.model).join(Demo, Demo.key == Answer.key).where(Demo.job == job.id)
         models = sorted(connection.scalars(served.distinct()))
         purses = [_purse(connection, purse) for purse in connection.execute(select(Purse).where(Purse.job == job.id))]
@@ -66,18 +69,27 @@ def figures(job: OpenJob, config: CurateConfig) -> dict[str, Any]:
         "problems": problems,
         "mined": {
             "routes": routes,
-            "samples": asked or 0,
-            "judged": judged or 0,
+            "samples": asked,
+            "judged": judged,
             "truncated": truncated,
-            "right": right or 0,
+            "right": right,
             "pass_rate": right / judged if judged else None,
-            "pass_interval": wilson(right, judged) if judged else None,
+            "pass_interval": interval,
+            "policy_of": facts.get("mined_from"),
             "policy_versions": versions,
+            "grader_versions": graders,
             "settings": config.mine.model_dump(mode="json") if config.mine else None,
         },
-        "teacher": (facts.get("teacher") or {}) | {"url": config.teacher.url, "served": models},
+        "teacher": {
+            "model": config.teacher.model,
+            "prompt": None,
+            "prompt_text": None,
+            **(facts.get("teacher") or {}),
+            "url": config.teacher.url,
+            "served": models,
+        },
         "terms": facts.get("terms", {}),
-        "judge": {"model": config.judge.model, "url": config.judge.url} if config.judge else None,
+        "judge": _judge(config.judge),
         "answers": states,
         "rejected_share": states.get("rejected", 0) / decided if decided else None,
         "reasons": reasons,
@@ -92,9 +104,40 @@ def figures(job: OpenJob, config: CurateConfig) -> dict[str, Any]:
     }
 
 
+def _pass_rate(problems: Iterable[Row[Any]]) -> tuple[int, int, tuple[float, float] | None]:
+    """Samples judged, and right; the 95 % interval of the rate among problems like these.
+
+    Samples of one problem are alike, so it is that of as many independent ones as would scatter like these problems.
+    """
+    count = judged = right = squares = products = rights = 0
+    for row in problems:
+        count, judged, right = count + 1, judged + row.judged, right + row.right
+        squares, products, rights = squares + row.judged**2, products + row.judged * row.right, rights + row.right**2
+    if not judged:
+        return 0, 0, None
+    rate = right / judged
+    scatter = rights - 2 * rate * products + rate * rate * squares
+    if count == 1 or scatter <= 0:
+        return judged, right, wilson(rate * count, count)
+    alike = rate * (1 - rate) * judged**2 * (count - 1) / (count * scatter)
+    return judged, right, wilson(rate * min(alike, judged), min(alike, judged))
+
+
+def _judge(config: TeacherConfig | None) -> dict[str, Any] | None:
+    if config is None:
+        return None
+    asked = {"answer": prompts.JUDGE_ANSWER, "caption": prompts.JUDGE_BULLET, "steps": prompts.JUDGE_STEPS}
+    return {"model": config.model, "url": config.url, "prompt": prompts.JUDGE_VERSION, "prompt_texts": asked}
+
+
 def _counted(connection: Any, column: Any, condition: Any) -> dict[str, int]:
     found = connection.execute(select(column, func.count()).where(condition).group_by(column)).all()
     return {str(name): count for name, count in sorted(found, key=str) if name is not None}
+
+
+def _distinct(connection: Any, column: Any, condition: Any) -> list[Any]:
+    """What is known of it, in order."""
+    return sorted(one for one in connection.scalars(select(column).where(condition).distinct()) if one is not None)
 
 
 def _purse(connection: Any, purse: Row[Any]) -> dict[str, Any]:

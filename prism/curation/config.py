@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from prism.clients.teacher.config import TeacherConfig
 from prism.config import ConfigModel, DataNames, LimitsConfig
 
+CaptionCheck = Literal["judge", "expert", "none"]
+
 
 class MineConfig(ConfigModel):
     """How problems are mined: sampled by the policy, judged by the grader, sorted by pass rate."""
@@ -49,6 +51,8 @@ class TermsConfig(ConfigModel):
     """Who has read them and accepts them for this use. Without, the command asks (``--accept-terms NAME``)."""
     licence: str = Field(min_length=1)
     """Licence under which the demonstrations will be used, as the card tells it."""
+    data_licence: str | None = None
+    """Licence of the problems and their images, for the card; without it the card says that it is not stated."""
 
 
 class AskConfig(ConfigModel):
@@ -66,9 +70,15 @@ class VerifyConfig(ConfigModel):
 
     min_bullets: int = Field(default=1, gt=0)
     """Bullets of a caption at least."""
-    caption: Literal["judge", "expert", "none"] = "judge"
+    caption: CaptionCheck = "judge"
     """Who checks the caption against the images: the judge, bullet by bullet; or the run's perception expert, for which
     a true bullet beats its own false copies (``words``). ``none`` leaves it unchecked, and the card says so."""
+    second: Literal["judge", "expert"] | None = None
+    """Who is held against the captions of the labelled sample too, beside ``caption``: the card then shows what each of
+    them catches and rejects. It decides nothing; None by default, as it costs time, or a judge's price."""
+    expected_bullets: int = Field(default=12, gt=0)
+    """Bullets of a caption that a dry run reckons with, for the judge, who is asked about each. 12 are a dense caption
+    of a diagram; ``samples.html`` of a small job shows what yours have."""
     bullet_limit: int = Field(default=40, gt=0)
     """Bullets that are checked; an answer with more is rejected, as nobody would read it."""
     max_unclear: float = Field(default=0.5, ge=0, le=1)
@@ -157,11 +167,13 @@ class CurateConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _judge_is_there(self) -> Self:
-        for key in ("caption", "steps"):
+        for key in ("caption", "steps", "second"):
             if getattr(self.verify, key) == "judge" and self.judge is None:
                 raise ValueError(f'verify.{key}: "judge" needs a [judge]')
         if self.judge and self.judge.batch:
             raise ValueError("judge.batch: judgements are asked for one by one")
+        if self.verify.second and (self.verify.second == self.verify.caption or self.verify.labelled is None):
+            raise ValueError("verify.second: another than verify.caption, and held against a labelled sample")
         if self.verify.caption == "expert" and self.verify.margin is None and self.verify.labelled is None:
             raise ValueError("verify.margin: give it, or a labelled sample on which it is found")
         return self

@@ -36,8 +36,8 @@ class CurationEndpoints(BaseSettings):
     token: SecretStr = Field(description="bearer token of the services' data routes")
 
 
-def wilson(right: int, judged: int) -> tuple[float, float]:
-    """The 95 % interval of a rate, by Wilson's score."""
+def wilson(right: float, judged: float) -> tuple[float, float]:
+    """The 95 % interval of a rate, by Wilson's score; ``judged`` may be an effective number."""
     z, rate = 1.959964, right / judged
     centre, square = rate + z * z / (2 * judged), 1 + z * z / judged
     spread = z * math.sqrt(rate * (1 - rate) / judged + z * z / (4 * judged * judged))
@@ -71,6 +71,7 @@ async def mine(
         token, patience = at.token.get_secret_value(), settings.patience_seconds
         policy = PolicyClient(http, at.policy_url or "", token, patience)
         grader = GraderClient(http, at.grader_url, token, patience)
+        job.note(mined_from=str(config.run))
 
         async def one(problem: Any) -> None:
             try:
@@ -94,6 +95,7 @@ async def _mined(
     verdicts = await grader.grade(
         [sample.text for sample in answer.samples], golds_of(row), row.get("kind", "auto"), row.get("options")
     )
+    graded_by = grader.version
     if len(verdicts) != len(answer.samples):
         raise Refused(f"{grader.url} gave {len(verdicts)} verdicts for {len(answer.samples)} responses")
     samples = [
@@ -116,6 +118,7 @@ async def _mined(
         "judged": len(known),
         "right": right,
         "policy_version": answer.version,
+        "grader_version": graded_by,
     }
     return mined, samples
 

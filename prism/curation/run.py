@@ -16,14 +16,14 @@ from prism.clients.teacher.client import Teacher
 from prism.clients.teacher.config import TeacherConfig
 from prism.clients.teacher.errors import Stopped
 from prism.clients.teacher.keys import JUDGE_KEY, TEACHER_KEY, read_key
-from prism.clients.teacher.reply import Estimate, dollars
-from prism.curation.ask import Asked, ask, estimate, queue_demos
+from prism.curation.ask import Asked, ask, queue_demos
 from prism.curation.batches import ask_in_batches
-from prism.curation.calibrate import find_margin, hold_against, read_labelled
+from prism.curation.calibrate import hold_against, read_labelled
 from prism.curation.card import write_card
 from prism.curation.checks.expert import CaptionExpert
 from prism.curation.checks.judge import Judge
 from prism.curation.config import CurateConfig
+from prism.curation.estimate import estimate, tell
 from prism.curation.mine import CurationEndpoints, mine
 from prism.curation.rows import load_problems
 from prism.curation.sets.rank import rank
@@ -97,8 +97,6 @@ class Curation:
             verifier = await self._verifier(stack)
             if self.config.verify.labelled:
                 labelled = read_labelled(self.config.verify.labelled, self.blobs, self.config.limits)
-                if verifier.expert and verifier.margin is None:
-                    verifier.margin = await find_margin(verifier, labelled)
                 agreement = await hold_against(verifier, labelled)
                 self.job.note(agreement=agreement, labelled=str(self.config.verify.labelled), margin=verifier.margin)
             waiting = await verify(self.job, verifier)
@@ -132,9 +130,9 @@ class Curation:
         if self.config.judge:
             teacher = self.teacher(self.config.judge, "judge", JUDGE_KEY)
             verifier.judge = Judge(await stack.enter_async_context(teacher), self.job.store)
-        if settings.caption == "expert":
+        if "expert" in (settings.caption, settings.second):
             if not at.perception_url:
-                raise ConfigError("PRISM_PERCEPTION_URL is not set: verify.caption asks the perception expert")
+                raise ConfigError("PRISM_PERCEPTION_URL is not set: [verify] asks the perception expert")
             verifier.expert = CaptionExpert(ExpertClient(http, at.perception_url, token, 60), settings.words)
         return verifier
 
@@ -181,21 +179,4 @@ def plan(config: CurateConfig, say: Say) -> None:
         curation.load()
         asked = Asked.of(config)
         queue_demos(job, asked)
-        found = estimate(job, asked, curation.blobs)
-        _tell(found, config.teacher, say)
-        with store.reading() as connection:
-            unknown = Problem.job == job.id, Problem.route.is_(None)
-            left = connection.scalar(select(func.count()).where(*unknown)) or 0
-        if left:
-            say(f"{left:,} problems are not mined yet: those that the policy never solves come on top")
-
-
-def _tell(found: Estimate, teacher: TeacherConfig, say: Say) -> None:
-    say(
-        f"{found.questions:,} questions to {teacher.model}: about {found.input_tokens:,} tokens sent and "
-        f"{found.output_tokens:,} answered, {dollars(found.cost)}; {dollars(found.bound)} if each took all it may"
-    )
-    say(
-        f"the cap is {dollars(round(teacher.cap * 1e9))}"
-        + ("" if found.cost <= teacher.cap * 1e9 else ": it ends before")
-    )
+        tell(estimate(job, asked, curation.blobs), asked, say)

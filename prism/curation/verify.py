@@ -13,14 +13,14 @@ from prism.curation.checks import Check, NotChecked
 from prism.curation.checks.expert import CaptionExpert, judge_margin
 from prism.curation.checks.judge import Judge
 from prism.curation.checks.rules import check_equations, check_format
-from prism.curation.config import VerifyConfig
+from prism.curation.config import CaptionCheck, VerifyConfig
 from prism.curation.rows import golds_of, images_of, question_of
 from prism.curation.state.job import OpenJob
 from prism.curation.state.tables import Answer, Demo, Problem
 from prism.curation.window import in_chunks, work_through
 from prism.data.blobs import BlobStore
 from prism.errors import DataError
-from prism.wire.response import parse_response
+from prism.wire.response import ParsedResponse, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 
 CHUNK = 256
@@ -39,13 +39,16 @@ class Verifier:
     margin: float | None = None
     """By which a caption must lead its false copies, for the expert."""
 
-    async def checks(self, row: dict[str, Any], text: str, *, all_of_them: bool = False) -> dict[str, Check]:
+    async def checks(
+        self, row: dict[str, Any], text: str, *, all_of_them: bool = False, caption: bool = True
+    ) -> dict[str, Check]:
         """By name, cheap ones first; after the first that says wrong there are no more, unless all are asked for.
+        ``caption``: whether its check is one of them.
 
         Raises NotChecked where somebody gave no verdict, Stopped where nobody can be asked any more.
         """
         response, found = parse_response(text), dict[str, Check]()
-        found["format"] = check_format(response, self.config.min_bullets, self.config.bullet_limit)
+        found["format"] = self.check_format(response)
         if found["format"].outcome == "wrong":
             return found
         found["answer"] = await self.answer(row, text, response.answer)
@@ -53,7 +56,7 @@ class Verifier:
             found["steps"] = check_equations(response.think)
             if self.config.steps == "judge" and self.judge and found["steps"].outcome != "wrong":
                 found["steps"] = await self.judge.check_steps(question_of(row), response)
-        if all_of_them or all(check.outcome != "wrong" for check in found.values()):
+        if caption and (all_of_them or all(check.outcome != "wrong" for check in found.values())):
             found["caption"] = await self.caption(row, text)
         return found
 
@@ -74,16 +77,23 @@ class Verifier:
         status = pb.Status.Name(verdict.status).removeprefix("STATUS_").lower()
         return Check("undecided", f"the rules do not decide it ({status}), and there is no judge")
 
-    async def caption(self, row: dict[str, Any], text: str) -> Check:
-        if self.config.caption == "none":
+    def check_format(self, response: ParsedResponse) -> Check:
+        return check_format(response, self.config.min_bullets, self.config.bullet_limit)
+
+    async def caption(self, row: dict[str, Any], text: str, by: CaptionCheck | None = None) -> Check:
+        """By whoever decides on captions, or by ``by``."""
+        by, response = by or self.config.caption, parse_response(text)
+        if by == "none":
             return Check("ok", "not checked", "nobody")
-        response, images = parse_response(text), await self.images(row)
-        if self.config.caption == "judge" and self.judge:
-            return await self.judge.check_caption(response.bullets, images, self.config.max_unclear)
-        assert self.expert
+        if by == "judge" and self.judge:
+            return await self.judge.check_caption(response.bullets, await self.images(row), self.config.max_unclear)
         if self.margin is None:
             raise NotChecked("the expert's margin is not known yet")
-        return judge_margin(await self.expert.margin(row, response, images), self.margin)
+        return judge_margin(await self.expert_margin(row, response), self.margin)
+
+    async def expert_margin(self, row: dict[str, Any], response: ParsedResponse) -> float | None:
+        assert self.expert
+        return await self.expert.margin(row, response, await self.images(row))
 
     async def images(self, row: dict[str, Any]) -> Mapping[str, bytes]:
         try:

@@ -80,6 +80,7 @@ class _Answer:
 
     async def end(self) -> None:
         if self._streams:
-            kept = {name: value for name, value in self._headers.items() if name == "retry-after"}
+            ours = ("retry-after", "x-prism-")
+            kept = {name: value for name, value in self._headers.items() if name.startswith(ours)}
             body = answer_events(self._status, kept, bytes(self._body))
             await self._send({"type": "http.response.body", "body": body})

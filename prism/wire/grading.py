@@ -13,6 +13,9 @@ AnswerKind = Literal["auto", "math", "number", "choice", "text", "date", "multi"
 PartKind = Literal["auto", "math", "number", "choice", "text", "date", "box"]
 BoxOrder = Literal["xyxy", "xywh", "yxyx"]
 
+VERSION_HEADER = "x-prism-grader-version"
+"""Of an answer with verdicts: which grader gave them."""
+
 PATTERN = "pattern:"
 MAX_PATTERN_CHARS = 1_000
 _SOURCE = rf"^(?:answer|boxed|phrase|whole|tag:[A-Za-z][A-Za-z0-9_-]{{0,63}}|{PATTERN}[\s\S]{{1,{MAX_PATTERN_CHARS}}})$"

@@ -16,14 +16,27 @@ from prism.services.grader.engine import Grader
 from prism.services.grader.pool import ChunkFailed, CompareChunk
 from prism.services.grader.protocol import GradeRequest, GradeResponse, Refusal, to_wire
 from prism.services.grader.settings import GraderSettings
-from prism.services.grader.verdict import GradedItem
+from prism.services.grader.verdict import GradedItem, grader_version
 from prism.services.grader.worker import compare_chunk
+from prism.wire.grading import VERSION_HEADER
 
 log = logging.getLogger(__name__)
 
 WARM_UP_RETRY_SECONDS = 1.0
 REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": Refusal, "description": "body or batch over the limit, which is named"}
+}
+
+VERSIONED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "one verdict for each item, in order",
+        "headers": {
+            VERSION_HEADER: {
+                "description": "PRISM's version and a digest of the grader's code",
+                "schema": {"type": "string"},
+            }
+        },
+    }
 }
 
 
@@ -68,7 +81,7 @@ def create_app(settings: GraderSettings, function: CompareChunk = compare_chunk)
         check(request, settings)
         return await grader.grade([item.plain() for item in request.items], request.rules.plain())
 
-    @app.post("/v1/grade", tags=["grading"], response_model=GradeResponse, responses=REFUSALS)
+    @app.post("/v1/grade", tags=["grading"], response_model=GradeResponse, responses=REFUSALS | VERSIONED)
     async def grade(request: GradeRequest) -> Response:
         """Grade a batch: one verdict for each item, in order.
 
@@ -76,7 +89,8 @@ def create_app(settings: GraderSettings, function: CompareChunk = compare_chunk)
         """
         verdicts = await graded(request)
         wire = {"verdicts": [to_wire(*pair) for pair in zip(request.items, verdicts, strict=True)]}
-        return Response(to_json(wire), media_type="application/json")
+        headers = {VERSION_HEADER: grader_version()}
+        return Response(to_json(wire), headers=headers, media_type="application/json")
 
     openrlhf.add_routes(app, graded, REFUSALS)
     nemo_gym.add_routes(app, graded, REFUSALS)

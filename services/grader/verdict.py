@@ -1,6 +1,10 @@
 """The grader's words: what is graded, by which rules, and what is said of it. Plain data that crosses processes."""
 
+import hashlib
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal, get_args
 
 from prism.wire.grading import DEFAULT_OPTIONS, AnswerKind, Options
@@ -9,6 +13,28 @@ VerdictStatus = Literal["ok", "invalid_format", "unparseable_answer", "unparseab
 
 KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 MAX_SHOWN_CHARS = 500
+MATHEMATICS = ("math-verify", "latex2sympy2_extended", "sympy")
+
+
+@cache
+def grader_version() -> str:
+    """PRISM's version, and 12 digits that change with the grader's code and with the libraries that read formulas."""
+    return version_of(Path(__file__).parent)
+
+
+def version_of(folder: Path) -> str:
+    """Of the grader whose code is there."""
+    digest = hashlib.sha256(" ".join(map(_installed, MATHEMATICS)).encode())
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"\n{file.relative_to(folder).as_posix()}\n".encode() + file.read_bytes())
+    return f"{_installed('prism-align')}+{digest.hexdigest()[:12]}"
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 class Unreadable(Exception):

@@ -1,8 +1,10 @@
 """One request to a teacher, and what its failure means."""
 
+import math
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from itertools import cycle
 from typing import Any, Protocol
 
 import httpx
@@ -17,6 +19,8 @@ from prism.errors import ServiceError
 from prism.http.client import async_client, async_transport
 from prism.wire.events import EVENTS, read_events
 
+POOL = 8
+"""Connections of a pool. For each request httpx looks at every two of its pool's: one of 64 takes longer than we do."""
 LONGEST_PAUSE = 600.0  # of what a Retry-After may ask for
 
 
@@ -41,10 +45,12 @@ class Line:
 
     def __init__(self, config: TeacherConfig, api: Api, key: str, transport: httpx.AsyncBaseTransport | None) -> None:
         self.config, self.api, self.headers = config, api, api.headers(key)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=config.concurrency)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * POOL)
         timeout = httpx.Timeout(config.timeout_seconds, connect=min(10.0, config.timeout_seconds))
-        self._transport = transport or async_transport(proxy=config.proxy, limits=limits)
-        self.http = async_client(transport=self._transport, timeout=timeout)
+        made = (async_transport(proxy=config.proxy, limits=limits) for _ in range(math.ceil(config.concurrency / POOL)))
+        self._transports = [transport] if transport else list(made)
+        self._turns = cycle(self._transports)
+        self.http = async_client(transport=self._transports[0], timeout=timeout)
         """For all else: batches."""
         self._url = httpx.URL(config.url + api.path)
         host = self._url.netloc.decode()
@@ -53,6 +59,8 @@ class Line:
 
     async def close(self) -> None:
         await self.http.aclose()
+        for transport in self._transports[1:]:
+            await transport.aclose()
 
     async def post(self, body: dict[str, Any]) -> Reply:
         """Raises Busy, Unusable, Refused or Stopped."""
@@ -61,10 +69,9 @@ class Line:
         stream, extensions = httpx.ByteStream(data), dict(self._extensions)
         request = httpx.Request("POST", self._url, headers=headers, stream=stream, extensions=extensions)
         try:
-            response = await self._transport.handle_async_request(request)
+            response = await next(self._turns).handle_async_request(request)
             try:
-                is_stream = response.headers.get("content-type", "").startswith(EVENTS)
-                if body.get("stream") and response.is_success and is_stream:
+                if body.get("stream") and response.is_success and _is_stream(response):
                     return self.api.read_events([event async for event in read_events(response.aiter_bytes())])
                 await response.aread()
             finally:
@@ -80,6 +87,10 @@ class Line:
         except ValueError:
             raise Unusable(f"{self.config.url} answered what is no JSON: {response.text[:200]}") from None
         return self.api.read(answer)
+
+
+def _is_stream(response: httpx.Response) -> bool:
+    return response.headers.get("content-type", "").startswith(EVENTS)
 
 
 def failure(response: httpx.Response, api: Api, config: TeacherConfig) -> ServiceError | Stopped:

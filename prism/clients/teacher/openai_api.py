@@ -81,7 +81,8 @@ def _usage(told: Any) -> Usage | None:
     """None where nothing usable is told. Some count thoughts in the total alone."""
     if not isinstance(told, dict):
         return None
-    sent, made, total = (_count(told.get(name)) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
+    sent, made = _count(told.get("prompt_tokens")), _count(told.get("completion_tokens"))
+    total = _count(told.get("total_tokens"))
     if sent is None or made is None:
         return None
     return Usage(sent, made if total is None else max(made, total - sent))

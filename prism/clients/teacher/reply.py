@@ -68,10 +68,6 @@ class Question:
             digest.update(b"%d:" % len(data) + data)  # lengths keep apart what stands side by side
         return digest.hexdigest()
 
-    @property
-    def images(self) -> int:
-        return sum(part.HasField("image_sha256") for message in self.messages for part in message.parts)
-
 
 @dataclass(frozen=True)
 class Tokens:
@@ -83,12 +79,20 @@ class Tokens:
 
 def count_tokens(question: Question, sizes: Sequence[tuple[int, int]], image_tokens: int) -> Tokens:
     """``sizes``: width and height of its images that are known; ``image_tokens``: of an image at most."""
-    texts = [part.text for message in question.messages for part in message.parts]
-    around = MESSAGE_TOKENS * len(question.messages)
-    bound = around + sum(len(text.encode(errors="surrogatepass")) for text in texts) + image_tokens * question.images
+    around, images = MESSAGE_TOKENS * len(question.messages), 0
+    characters, size = 0, 0
+    for message in question.messages:
+        for part in message.parts:
+            if part.HasField("image_sha256"):
+                images += 1
+            else:
+                text = part.text
+                characters += len(text)
+                size += len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+    bound = around + size + image_tokens * images
     pixels = sum(min(image_tokens, math.ceil(width * height / PIXELS_PER_TOKEN)) for width, height in sizes)
-    unknown = image_tokens * (question.images - len(sizes))
-    expected = around + math.ceil(sum(map(len, texts)) / CHARS_PER_TOKEN) + pixels + unknown
+    unknown = image_tokens * (images - len(sizes))
+    expected = around + math.ceil(characters / CHARS_PER_TOKEN) + pixels + unknown
     return Tokens(min(expected, bound), bound)
 
 
@@ -107,10 +111,10 @@ class Prices:
 
     def cost(self, usage: Usage) -> int:
         """In billionths of a dollar, rounded up."""
-        return sum(
-            math.ceil(round(tokens * price * self.share * NANO / 1e6, 3))
-            for tokens, price in ((usage.input_tokens, self.input), (usage.output_tokens, self.output))
-        )
+        return self._nano(usage.input_tokens, self.input) + self._nano(usage.output_tokens, self.output)
+
+    def _nano(self, tokens: int, price: float) -> int:
+        return math.ceil(round(tokens * price * self.share * NANO / 1e6, 3))
 
 
 def dollars(nano: int) -> str:
@@ -131,9 +135,9 @@ class Estimate:
     bound: int = 0
     """The most that is reserved for them, if no send has to be repeated."""
 
-    def add(self, tokens: Tokens, expected_output: int, max_output: int, prices: Prices) -> None:
-        self.questions += 1
-        self.input_tokens += tokens.expected
-        self.output_tokens += expected_output
-        self.cost += prices.cost(Usage(tokens.expected, expected_output))
-        self.bound += prices.cost(Usage(tokens.bound, max_output))
+    def add(self, tokens: Tokens, expected_output: int, max_output: int, prices: Prices, times: int = 1) -> None:
+        self.questions += times
+        self.input_tokens += times * tokens.expected
+        self.output_tokens += times * expected_output
+        self.cost += times * prices.cost(Usage(tokens.expected, expected_output))
+        self.bound += times * prices.cost(Usage(tokens.bound, max_output))

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import select
 
 from prism.clients.teacher.client import Teacher
+from prism.clients.teacher.config import TeacherConfig
 from prism.clients.teacher.errors import Busy, Refused, Unusable
 from prism.clients.teacher.reply import Question
 from prism.curation import prompts
@@ -18,13 +20,23 @@ from prism.wire.response import ParsedResponse
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.verdict import one_verdict
 
+REPLIES = 2
+"""That one start pays for before a case waits for the next start: what is no verdict is stored, and stays none."""
+
+
+def case_question(system: str, case: Mapping[str, Any], images: Iterable[str], config: TeacherConfig) -> Question:
+    """``images``: sha256 of each that the judge is shown."""
+    parts = [*(pb.Part(image_sha256=sha256) for sha256 in images), pb.Part(text=json.dumps(case, ensure_ascii=False))]
+    messages = [pb.Message(role="system", parts=[pb.Part(text=system)]), pb.Message(role="user", parts=parts)]
+    return Question(messages, prompts.JUDGE_VERSION, config.max_tokens, config.temperature)
+
 
 class Judge:
     """Its answers are kept as the teacher's are: what was judged once is not paid for again."""
 
     def __init__(self, teacher: Teacher, store: Store) -> None:
         self._teacher, self._store = teacher, store
-        self._asking: dict[str, asyncio.Task[str]] = {}
+        self._asking: dict[str, asyncio.Task[tuple[str, bool]]] = {}
 
     async def check_answer(self, question: str, golds: Sequence[str], answer: str) -> Check:
         """Raises NotChecked, and Stopped as ``Teacher.ask`` does."""
@@ -68,32 +80,34 @@ class Judge:
     async def _verdict(
         self, system: str, case: dict[str, Any], images: Mapping[str, bytes], allowed: tuple[str, ...]
     ) -> str:
-        parts = [
-            *(pb.Part(image_sha256=sha256) for sha256 in images),
-            pb.Part(text=json.dumps(case, ensure_ascii=False)),
-        ]
-        messages = [pb.Message(role="system", parts=[pb.Part(text=system)]), pb.Message(role="user", parts=parts)]
-        config = self._teacher.config
-        question = Question(messages, prompts.JUDGE_VERSION, config.max_tokens, config.temperature)
-        key = question.key(config.model)
+        question, paid = case_question(system, case, images, self._teacher.config), 0
+        while True:
+            text, is_new = await self._reply(question, images)
+            verdict = one_verdict(text, allowed)
+            if verdict is not None:
+                return verdict
+            paid += is_new
+            if paid == REPLIES:
+                raise NotChecked(f"the judge's reply is no verdict: {text[:100]}")
+            question = replace(question, attempt=question.attempt + 1)
+
+    async def _reply(self, question: Question, images: Mapping[str, bytes]) -> tuple[str, bool]:
+        """Its text, and whether it is paid for now."""
+        key = question.key(self._teacher.config.model)
         if key not in self._asking:  # two attempts often say the same of a picture
             self._asking[key] = asyncio.ensure_future(self._text(question, key, images))
             self._asking[key].add_done_callback(lambda done: self._forget(key, done))
         try:
-            text = await asyncio.shield(self._asking[key])
+            return await asyncio.shield(self._asking[key])
         except (Busy, Unusable, Refused) as error:
             raise NotChecked(f"the judge: {error}") from None
-        verdict = one_verdict(text, allowed)
-        if verdict is None:
-            raise NotChecked(f"the judge's reply is no verdict: {text[:100]}")
-        return verdict
 
-    def _forget(self, key: str, done: "asyncio.Task[str]") -> None:
+    def _forget(self, key: str, done: "asyncio.Task[tuple[str, bool]]") -> None:
         self._asking.pop(key, None)
         if not done.cancelled():
             done.exception()  # whoever waits is told; that nobody does any more is no matter
 
-    async def _text(self, question: Question, key: str, images: Mapping[str, bytes]) -> str:
+    async def _text(self, question: Question, key: str, images: Mapping[str, bytes]) -> tuple[str, bool]:
         with self._store.reading() as connection:
             known = connection.scalar(select(Answer.text).where(Answer.key == key))
-        return known if known is not None else (await self._teacher.ask(question, images)).text
+        return (known, False) if known is not None else ((await self._teacher.ask(question, images)).text, True)

@@ -1,7 +1,7 @@
 """Cleaning and splitting: duplicates and benchmarks' problems out, whole clusters of images to one side, then sets."""
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,10 +32,12 @@ def split(job: OpenJob, config: CurateConfig, blobs: BlobStore, scores: Mapping[
     settings = config.split
     ids, routes = _used(job)
     problems = list(_problems(job, blobs, ids))
-    against = list(_benchmarks(config, blobs, job))
+    files, against = _benchmarks(config, blobs, job)
     fates: dict[int, tuple[str, str | None]] = {}
-    for index, name in _contaminated(problems, against, settings):
-        fates.setdefault(ids[index], ("benchmark", name))
+    leaks = dict[str, set[int]]()
+    for index, other in _contaminated(problems, against, settings):
+        fates.setdefault(ids[index], ("benchmark", against[other].name))
+        leaks.setdefault(files[other], set()).add(index)
     clean = [index for index, id in enumerate(ids) if id not in fates]
     groups = _groups([problems[index] for index in clean], settings)
     for index, twin in _duplicates([problems[index] for index in clean], groups, settings):
@@ -53,6 +55,9 @@ def split(job: OpenJob, config: CurateConfig, blobs: BlobStore, scores: Mapping[
         split={
             "benchmarks": [str(name) for name in settings.benchmarks],
             "benchmark_problems": len(against),
+            "by_benchmark": {
+                file: {"problems": count, "near": len(leaks.get(file, ()))} for file, count in Counter(files).items()
+            },
             "scored": sum(id in scores for id in demos),
             "clusters": len({groups.root(place) for place, _ in kept}),
         }
@@ -105,8 +110,9 @@ def _hashes(job: OpenJob, blobs: BlobStore, wanted: set[str]) -> dict[str, Hash]
     return known | new
 
 
-def _benchmarks(config: CurateConfig, blobs: BlobStore, job: OpenJob) -> Iterator[Problem]:
-    """Every row of the files. A row that cannot be read cannot be compared: it is told, not passed over silently."""
+def _benchmarks(config: CurateConfig, blobs: BlobStore, job: OpenJob) -> tuple[list[str], list[Problem]]:
+    """Every row of the files, and its file. A row that cannot be read cannot be compared: that is an error."""
+    files, found = list[str](), list[Problem]()
     for path, entry in data_files(list(config.split.benchmarks), config.path):
         data = read_rows(path, "skip", limits=config.limits, entry=entry)
         if data.bad_rows:
@@ -116,7 +122,9 @@ def _benchmarks(config: CurateConfig, blobs: BlobStore, job: OpenJob) -> Iterato
             )
         for begin in range(0, len(data.rows), CHUNK):
             rows = [own_row(data.rows[number], data, blobs) for number in range(len(data.rows))[begin : begin + CHUNK]]
-            yield from _told_apart(job, blobs, [row | {"id": f"{path.name}:{row['id']}"} for row in rows])
+            found += _told_apart(job, blobs, [row | {"id": f"{path.name}:{row['id']}"} for row in rows])
+            files += [str(path)] * len(rows)
+    return files, found
 
 
 def _by_picture(problems: list[Problem]) -> tuple[list[Hash], list[list[int]]]:
@@ -160,8 +168,8 @@ def _duplicates(problems: list[Problem], groups: Clusters, settings: SplitConfig
             others.append(index)
 
 
-def _contaminated(problems: list[Problem], against: list[Problem], settings: SplitConfig) -> Iterator[tuple[int, str]]:
-    """Each problem that is near one of a benchmark, and that one's name."""
+def _contaminated(problems: list[Problem], against: list[Problem], settings: SplitConfig) -> Iterator[tuple[int, int]]:
+    """Each problem that is near one of a benchmark, and that one's place in ``against``; with several, each of them."""
     hashes, owners = _by_picture(problems)
     theirs, their_owners = _by_picture(against)
     pairs = [
@@ -178,7 +186,7 @@ def _contaminated(problems: list[Problem], against: list[Problem], settings: Spl
     ]
     for mine, other in pairs:
         if is_near(problems[mine], against[other], settings.hash_bits, settings.overlap):
-            yield mine, against[other].name
+            yield mine, other
 
 
 def _held_out(clusters: list[tuple[int, int]], routes: Mapping[int, str], share: float) -> set[int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row, select
 
+from prism.curation.mine import wilson
 from prism.curation.rows import BLOB
 from prism.curation.state.job import OpenJob
 from prism.curation.state.tables import Answer, Demo, Problem, Sample
@@ -77,13 +78,21 @@ def _validation(job: OpenJob) -> Iterator[dict[str, Any]]:
 def _prompts(job: OpenJob, fate: str) -> Iterator[dict[str, Any]]:
     def read(last: int) -> list[Row[Any]]:
         with job.store.reading() as connection:
-            wanted = select(Problem.id, Problem.row, Problem.right, Problem.judged, Problem.policy_version).where(
+            versions = Problem.policy_version, Problem.grader_version
+            wanted = select(Problem.id, Problem.row, Problem.right, Problem.judged, *versions).where(
                 Problem.job == job.id, Problem.fate == fate, Problem.id > last
             )
             return list(connection.execute(wanted.order_by(Problem.id).limit(CHUNK)).all())
 
     for problem in in_chunks(read, lambda row: row.id):
-        mined = {"right": problem.right, "judged": problem.judged, "policy_version": problem.policy_version}
+        mined = {
+            "right": problem.right,
+            "judged": problem.judged,
+            "pass_rate": problem.right / problem.judged,
+            "pass_interval": wilson(problem.right, problem.judged),
+            "policy_version": problem.policy_version,
+            "grader_version": problem.grader_version,
+        }
         yield trained_row(problem.row) | {"meta": problem.row.get("meta", {}) | {"mined": mined}}
 
 

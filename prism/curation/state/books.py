@@ -11,9 +11,28 @@ from prism.clients.teacher.reply import Reply
 from prism.curation.state.job import OpenJob
 from prism.curation.state.tables import Answer, Demo, Purse, SendRow
 
-_end_send = update(SendRow.__table__).where(SendRow.__table__.c.id == bindparam("at"))  # pyright: ignore[reportArgumentType]
-_demo_state = update(Demo.__table__).where(  # pyright: ignore[reportArgumentType]
-    Demo.__table__.c.job == bindparam("of"), Demo.__table__.c.key == bindparam("at")
+# Made once: SQLAlchemy takes longer to make a statement than SQLite does to run it.
+_SENDS: Any = SendRow.__table__
+_DEMOS: Any = Demo.__table__
+_PURSE = (Purse.job == bindparam("of"), Purse.name == bindparam("which"))
+_of_job = update(_DEMOS).where(_DEMOS.c.job == bindparam("of"))
+LEFT = select(Purse.cap, Purse.reserved, Purse.spent).where(*_PURSE).with_for_update()
+OPEN_SEND = insert(_SENDS)
+RESERVE = update(Purse).where(*_PURSE).values(reserved=bindparam("now"))
+# One statement for many rows: between rows of an executemany the interpreter goes to the thread that asks.
+DEMOS_BECAME = _of_job.where(_DEMOS.c.key.in_(bindparam("keys", expanding=True))).values(
+    state=bindparam("became"), reason=None
+)
+DEMO_REFUSED = _of_job.where(_DEMOS.c.key == bindparam("at")).values(state="refused", reason=bindparam("why"))
+END_SEND = (
+    update(_SENDS)
+    .where(_SENDS.c.id == bindparam("at"))
+    .values(state=bindparam("became"), cost=bindparam("costs"), reason=bindparam("why"))
+)
+PAY = (
+    update(Purse)
+    .where(*_PURSE)
+    .values(reserved=Purse.reserved - bindparam("freed"), spent=Purse.spent + bindparam("paid"))
 )
 
 
@@ -64,52 +83,51 @@ class Books:
 
     def _reserve(self, connection: Connection, wanted: Sequence[tuple[str, str, int]]) -> Sequence[bool]:
         self.job.require_newest(connection)
-        mine = (Purse.job == self.job.id, Purse.name == self.purse)
-        cap, reserved, spent = connection.execute(
-            select(Purse.cap, Purse.reserved, Purse.spent).where(*mine).with_for_update()
-        ).one()
+        mine = {"of": self.job.id, "which": self.purse}
+        cap, reserved, spent = connection.execute(LEFT, mine).one()
         left, granted = cap - reserved - spent, list[bool]()
         for _, _, amount in wanted:
             granted.append(amount <= left)
             left -= amount if granted[-1] else 0
         rows = [one for one, fits in zip(wanted, granted, strict=True) if fits]
         if rows:
-            connection.execute(
-                insert(SendRow),
-                [
-                    {"id": send, "job": self.job.id, "purse": self.purse, "key": key, "state": "open",
-                     "reserved": amount, "batch": self.batch}
-                    for send, key, amount in rows
-                ],
-            )  # fmt: skip
-            connection.execute(update(Purse).where(*mine).values(reserved=cap - spent - left))
+            sends = [
+                {"id": send, "job": self.job.id, "purse": self.purse, "key": key, "state": "open", "reserved": amount,
+                 "batch": self.batch}
+                for send, key, amount in rows
+            ]  # fmt: skip
+            connection.execute(OPEN_SEND, sends)
+            connection.execute(RESERVE, mine | {"now": cap - spent - left})
             if self.purse == "teacher":
-                which = Demo.job == self.job.id, Demo.key.in_([key for _, key, _ in rows])
-                connection.execute(update(Demo).where(*which).values(state="sent"))
+                keys = [key for _, key, _ in rows]
+                connection.execute(DEMOS_BECAME, {"of": self.job.id, "keys": keys, "became": "sent"})
         return granted
 
     def _end_all(self, connection: Connection, ends: Sequence[_Ended]) -> Sequence[None]:
         self.job.require_newest(connection)
         sends = [{"at": end.send, "became": end.state, "costs": end.cost, "why": end.why} for end in ends]
-        became = {"state": bindparam("became"), "cost": bindparam("costs"), "reason": bindparam("why")}
-        connection.execute(_end_send.values(became), sends)
+        connection.execute(END_SEND, sends)
         freed = sum(self._sends[end.send][1] for end in ends if end.state != "lost")
         spent = sum(end.cost or 0 for end in ends)
-        mine = (Purse.job == self.job.id, Purse.name == self.purse)
-        connection.execute(
-            update(Purse).where(*mine).values(reserved=Purse.reserved - freed, spent=Purse.spent + spent)
-        )
+        connection.execute(PAY, {"of": self.job.id, "which": self.purse, "freed": freed, "paid": spent})
         replies = [(self._sends[end.send][0], end.reply, end.cost or 0) for end in ends if end.reply]
         if replies:
             connection.execute(self.job.store.insert_new(Answer), [_row(*one) for one in replies])
             if self.purse == "teacher":
-                states = [
-                    {"of": self.job.id, "at": key, "became": "refused" if reply.finish == "refused" else "answered",
-                     "why": reply.text[:500] if reply.finish == "refused" else None}
-                    for key, reply, _ in replies
-                ]  # fmt: skip
-                connection.execute(_demo_state.values(state=bindparam("became"), reason=bindparam("why")), states)
+                self._tell_demos(connection, [(key, reply) for key, reply, _ in replies])
         return [None] * len(ends)
+
+    def _tell_demos(self, connection: Connection, replies: Sequence[tuple[str, Reply]]) -> None:
+        answered = [key for key, reply in replies if reply.finish != "refused"]
+        if answered:
+            connection.execute(DEMOS_BECAME, {"of": self.job.id, "keys": answered, "became": "answered"})
+        refused = [
+            {"of": self.job.id, "at": key, "why": reply.text[:500]}
+            for key, reply in replies
+            if reply.finish == "refused"
+        ]
+        if refused:
+            connection.execute(DEMO_REFUSED, refused)
 
 
 def _row(key: str, reply: Reply, cost: int) -> dict[str, Any]:

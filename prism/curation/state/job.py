@@ -7,12 +7,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from prism.clients.teacher.reply import NANO
 from prism.curation.state.store import Store
 from prism.curation.state.tables import Batch, Demo, Job, Purse, SendRow
 from prism.errors import ConfigError, Superseded
+
+NEWEST = select(Job.start).where(Job.id == bindparam("of")).with_for_update()
 
 
 class OpenJob:
@@ -28,7 +30,7 @@ class OpenJob:
 
     def require_newest(self, connection: Connection) -> None:
         """Raises Superseded if the job was started again meanwhile."""
-        newest = connection.scalar(select(Job.start).where(Job.id == self.id).with_for_update())
+        newest = connection.scalar(NEWEST, {"of": self.id})
         if newest != self.start:
             raise Superseded(
                 f"the job was started again (start {newest}, this is {self.start}): this one writes no more"

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, inspect, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -52,6 +52,7 @@ class Store:
             self.engine.dispose()  # of the connection that was tried, which is not set up
         with self._telling():
             Base.metadata.create_all(self.engine)
+            _add_columns(self.engine)
         self._wanted: queue.SimpleQueue[Wanted | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_on, name="curation-writer", daemon=True)
         self._writer.start()
@@ -129,6 +130,21 @@ class Store:
             yield
         except SQLAlchemyError as error:
             raise ServiceError(f"the database failed: {_short(error)}") from error
+
+
+def _add_columns(engine: Engine) -> None:
+    """Those that a database of an earlier PRISM does not have yet; none of them is required."""
+    for table in Base.metadata.sorted_tables:
+        there = {column["name"] for column in inspect(engine).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                kind, quoted = column.type.compile(engine.dialect), engine.dialect.identifier_preparer.quote
+                # Two jobs of a server may be begun at a time; SQLite, which has no such words, lets one write.
+                unless = "IF NOT EXISTS " if engine.dialect.name == "postgresql" else ""
+                with engine.connect().execution_options(writes=True) as connection, connection.begin():
+                    connection.exec_driver_sql(
+                        f"ALTER TABLE {quoted(table.name)} ADD COLUMN {unless}{quoted(column.name)} {kind}"
+                    )
 
 
 def _encoding(url: str) -> dict[str, str]:

@@ -73,6 +73,7 @@ class Problem(Base):
     judged: Mapped[int | None]
     right: Mapped[int | None]
     policy_version: Mapped[int | None]
+    grader_version: Mapped[str | None] = mapped_column(String(60))
     fate: Mapped[str | None] = mapped_column(String(20))
     """Of the split: ``sft``, ``align``, ``rl``, each also with ``-validation``; ``duplicate``, ``benchmark``; None: in
     no set yet."""

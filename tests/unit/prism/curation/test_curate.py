@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,18 @@ def test_the_whole_chain(world: World) -> None:
     card = json.loads((folder / "card.json").read_text())
     assert card["reasons"] == {"answer": 1, "caption": 1, "format": 1}
     assert card["rejected_share"] == 0.5
-    assert card["mined"]["policy_versions"] == [7]
+    assert (card["mined"]["policy_versions"], card["mined"]["grader_versions"]) == ([7], ["0.1+abc"])
+    low, high = card["mined"]["pass_interval"]
+    assert (card["mined"]["right"], card["mined"]["judged"]) == (29, 96)
+    alike = wilson(29, 96)
+    assert low < alike[0] < 29 / 96 < alike[1] < high, "eight samples of one problem are not eight problems"
+    mined = rows(folder, "rl")[0]["meta"]["mined"]
+    assert (mined["pass_rate"], mined["pass_interval"]) == (0.5, list(wilson(4, 8)))
+    assert (mined["policy_version"], mined["grader_version"]) == (7, "0.1+abc")
     text = (folder / "card.md").read_text()
+    assert f"of {world.folder} (version 7), graded by grader 0.1+abc" in text
+    assert "    You solve a problem about one or more images" in text
+    assert "of the problems and their images: not stated" in text
     assert "Accepted for this use by **Ada**" in text
     assert "Nobody has calibrated the checks" in text
     assert "the images do not show it" in (folder / "samples.html").read_text()
@@ -225,6 +236,27 @@ def test_a_dry_run_asks_nobody(world: World) -> None:
     told = "\n".join(world.said)
     assert re.search(r"5 questions to oracle: about [\d,]+ tokens sent and 2,500 answered, \$0\.0\d+", told)
     assert (len(world.teacher.seen), state(config, Demo.state)) == (0, {"queued": 5})
+    world.teacher.answer = lambda body: response(asked_of(body))
+    with served(world.teacher) as teacher:  # what a dry run looked at binds nobody, what was asked does
+        other = world.config(teacher, mine=None, teacher={"model": "other"})
+        plan(other, world.said.append)
+        assert "5 questions to other" in world.said[-2]
+        world.curate(other, ["ask"])
+        assert {body["model"] for body in world.teacher.seen} == {"other"}
+        with pytest.raises(ConfigError, match="begun with another model"):
+            plan(config, world.said.append)
+
+
+def test_a_dry_run_reckons_with_the_judge_and_with_what_is_not_mined(world: World) -> None:
+    write_rows(world.folder, [0.0] * 5)
+    nobody = "http://127.0.0.1:9"
+    plan(world.config(nobody, nobody, mine=None, verify={"expected_bullets": 4}), world.said.append)
+    told = "\n".join(world.said)
+    assert "5 questions to oracle" in told
+    assert re.search(r"20 questions to judge: about [\d,]+ tokens sent and 10,000 answered, \$0\.\d+", told)
+    plan(world.config(nobody, nobody, name="mined", verify={"expected_bullets": 4}), world.said.append)
+    assert world.said[-3].startswith("0 questions to oracle")
+    assert re.search(r"never solves: 25 questions and \$0\.\d+ more if it solves none", world.said[-1])
 
 
 @pytest.mark.parametrize("api", ["openai", "anthropic"])
@@ -243,3 +275,25 @@ def test_batches_lose_rows_and_themselves_and_all_is_answered(world: World, api:
         (purse,) = connection.execute(select(Purse.spent, Purse.reserved)).all()
     assert purse.reserved > 0, "what the lost batch made may be billed"
     assert purse.spent <= world.teacher.billed <= purse.spent + purse.reserved
+
+
+def test_a_busy_batch_api_is_left_alone_for_as_long_as_it_asks(world: World) -> None:
+    write_rows(world.folder, [0.0])
+    world.teacher.answer = lambda body: response(asked_of(body))
+    world.teacher.busy_polls, world.teacher.retry_after = 1, "0.6"
+    with served(world.teacher) as teacher:
+        settings = {"url": f"{teacher}/v1", "batch": True, "poll_seconds": 0.01}
+        config = world.config(teacher, mine=None, teacher=settings)
+        world.curate(config, ["ask"])
+    assert world.teacher.polled[1] - world.teacher.polled[0] >= 0.6
+    assert state(config, Demo.state) == {"answered": 1}
+
+
+def test_a_database_of_an_earlier_prism_is_gone_on_with(world: World) -> None:
+    write_rows(world.folder, [0.5])
+    config = world.config("http://127.0.0.1:9")
+    world.curate(config, ["mine"])
+    with sqlite3.connect(config.folder / "curation.db") as database:
+        database.execute("ALTER TABLE problems DROP COLUMN grader_version")
+    world.curate(config, ["mine", "card"])
+    assert state(config, Problem.grader_version) == {None: 1}

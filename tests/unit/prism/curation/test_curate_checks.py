@@ -1,6 +1,8 @@
 """Who checks an answer: rules, the judge's verdicts, the perception expert, and how they are calibrated."""
 
+import asyncio
 import json
+from typing import Any, cast
 
 import pytest
 from curation_world import World
@@ -8,9 +10,14 @@ from fake_services import response, served, write_rows
 from test_curate import asked_of, state
 
 from bench.curation.errors import broken_bars
+from prism.curation.calibrate import LabelledRow, outcome_of, outcomes_of_expert
+from prism.curation.checks import Check
 from prism.curation.checks.expert import MOST_COPIES, false_copies
+from prism.curation.checks.judge import REPLIES
 from prism.curation.checks.rules import check_equations, check_format
+from prism.curation.config import VerifyConfig
 from prism.curation.state.tables import Demo
+from prism.curation.verify import Verifier
 from prism.errors import ConfigError, DataError
 from prism.wire.response import parse_response
 from prism.wire.verdict import one_verdict
@@ -171,6 +178,67 @@ def test_the_judges_agreement_stands_in_the_card(world: World) -> None:
         world.curate(other, ["ask", "verify", "card"])
     unknown = json.loads((other.folder / "card.json").read_text())["agreement"]["caption"]
     assert (unknown["unknown"], unknown["caught_share"], unknown["rejected_share"]) == (8, None, None)
+
+
+def test_a_judge_without_a_verdict_is_asked_again_by_the_next_start(world: World) -> None:
+    write_rows(world.folder, [0.0])
+    world.teacher.answer = lambda body: response(asked_of(body))
+    world.judge.answer = lambda body: "hm"
+    with served(world.teacher) as teacher, served(world.judge) as judge:
+        config = world.config(teacher, judge, mine=None)
+        world.curate(config, ["ask", "verify"])
+        assert state(config, Demo.state) == {"answered": 1}
+        asked = len(world.judge.seen)
+        assert asked == 2 * REPLIES, "of each bullet"
+        world.judge.answer = lambda body: '{"verdict": "yes"}'
+        world.curate(config, ["verify"])
+        assert state(config, Demo.state) == {"verified": 1}
+        assert len(world.judge.seen) == asked + 2
+        world.curate(config, ["verify"])
+    assert len(world.judge.seen) == asked + 2
+
+
+@pytest.mark.parametrize("deciding", ["judge", "expert"])
+def test_judge_and_expert_are_held_against_one_sample(world: World, deciding: str) -> None:
+    labelled(world, 60, false_captions=20)
+    world.teacher.answer = lambda body: response(asked_of(body))
+    world.judge.answer = lambda body: json.dumps({"verdict": "unclear" if "a 555" in str(body) else "yes"})
+    second = {"judge": "expert", "expert": "judge"}[deciding]
+    verify = {"caption": deciding, "second": second, "labelled": str(world.folder / "labelled.jsonl")}
+    with served(world.teacher) as teacher, served(world.judge) as judge:
+        config = world.config(teacher, judge, mine=None, verify=verify)
+        world.curate(config, ["ask", "verify", "card"])
+    agreement = json.loads((config.folder / "card.json").read_text())["agreement"]
+    names = {deciding: "caption", second: f"caption, by the {second}"}
+    caught = {by: (agreement[name]["caught"], agreement[name]["labelled_false"]) for by, name in names.items()}
+    assert caught == {"judge": (0, 20), "expert": (20, 20)}
+    assert all(agreement[name]["labelled_true"] == 40 for name in names.values())
+    assert "caption, by the " in (config.folder / "card.md").read_text()
+
+
+def test_an_experts_figures_are_of_a_margin_found_on_the_other_half() -> None:
+    """Of a sample whose margins are all different the own half would lose its share by construction, and no more."""
+    rows = [LabelledRow({"id": str(n)}, response("7"), {"caption": True}) for n in range(40)]
+    margins = {str(n): float(n if n % 2 else 100 + n) for n in range(40)}  # one half lies below the other
+
+    class Expert:
+        async def margin(self, row: Any, response: Any, images: Any) -> float:
+            return margins[row["id"]]
+
+    async def no_images(row: Any) -> dict[str, bytes]:
+        return {}
+
+    config = VerifyConfig.model_validate({"caption": "expert", "labelled": "x", "false_rejection": 0.05})
+    verifier = Verifier(config, cast(Any, None), cast(Any, None), expert=cast(Any, Expert()))
+    verifier.images = no_images
+    found = asyncio.run(outcomes_of_expert(verifier, rows))
+    assert [outcome for _, outcome in found].count("wrong") == 20
+    assert verifier.margin == 5.0, "of all of them: two of 40 lie below"
+
+
+def test_a_caption_that_nobody_can_tell_counts_as_rejected() -> None:
+    undecided = Check("undecided", "nothing to change", "expert")
+    assert (outcome_of("caption", undecided), outcome_of("steps", undecided)) == ("wrong", "ok")
 
 
 def test_a_sample_that_cannot_calibrate_is_refused(world: World) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from prism.errors import ConfigError
-from prism.services.grader import sandbox
+from prism.services.grader import sandbox, verdict
 from prism.services.grader.app import create_app
 from prism.services.grader.engine import Grader
 from prism.services.grader.protocol import GradeVerdict
 from prism.services.grader.settings import GraderSettings
+from prism.services.grader.verdict import grader_version, version_of
 from prism.settings import load_settings
+from prism.wire.grading import VERSION_HEADER
 
 TOKEN = "data-token-0123456789"
 RESPONSE = "<caption>- a</caption><think>b</think><answer>7</answer>"
@@ -74,6 +77,17 @@ async def test_a_grader_without_seccomp_says_so_and_goes_on(
         assert "workers may open sockets and start programs" in caplog.text
 
 
+async def test_verdicts_say_which_grader_gave_them(client: httpx.AsyncClient, tmp_path: Path) -> None:
+    body = {"items": [{"response": RESPONSE, "gold": "7", "kind": "number"}]}
+    answer = await client.post("/v1/grade", json=body)
+    assert answer.headers[VERSION_HEADER] == grader_version()
+    code = Path(verdict.__file__).parent
+    copy = shutil.copytree(code, tmp_path / "grader", ignore=shutil.ignore_patterns("__pycache__"))
+    assert version_of(copy) == grader_version()
+    (copy / "kinds/number.py").write_text("")
+    assert version_of(copy) != grader_version()
+
+
 async def test_a_batch_that_takes_long_shows_that_it_is_at_work(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +102,7 @@ async def test_a_batch_that_takes_long_shows_that_it_is_at_work(
     answer = await client.post("/v1/grade", json=body, headers={"Accept": "text/event-stream"})
     assert answer.content.startswith(b": waiting\n\n: waiting\n\n")
     head, verdicts = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if "data" in line]
-    assert head["status"] == 200
+    assert (head["status"], head["headers"][VERSION_HEADER]) == (200, grader_version())
     assert verdicts["verdicts"][0]["accuracy"] == 1
 
 
