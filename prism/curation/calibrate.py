@@ -102,7 +102,7 @@ async def hold_against(verifier: Verifier, labelled: Sequence[LabelledRow]) -> d
             count(CAPTION_BY.format("judge"), row.labels["caption"], await _outcome("caption", said))
 
     await work_through(labelled, one, verifier.config.concurrency)
-    return {name: _shares(counts) for name, counts in seen.items()}
+    return {name: _shares(counts) for name, counts in sorted(seen.items())}
 
 
 async def _outcome(name: str, check: Awaitable[Check]) -> str:
