@@ -24,7 +24,7 @@ curate-demo: ## curate demonstrations for the demo from a teacher that errs, and
 test: lint ## lint, types, then all tests (make test ARGS=tests/unit for some)
 	$(PY) -m pytest $(ARGS)
 
-mutations: setup ## break fifteen precious lines, one at a time, and see that a test fails for each (a few minutes)
+mutations: setup ## break precious lines, one at a time, and see that a test fails for each (a few minutes)
 	$(PY) tests/mutate.py $(ARGS)
 
 fuzz-grader: setup ## change one thing in right answers, 10,000 of each kind: the grader may reward none (half an hour, most of it math)
@@ -57,7 +57,7 @@ format: setup ## format the code and sort its imports
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.checkpoints, bench.kills, bench.soak, bench.curation.speed, .kills, .errors
+bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.checkpoints, bench.kills, bench.soak, bench.curation.speed, .kills, .errors, bench.evaluation.rate, .every
 	$(PY) -m bench $(ARGS)
 
 protobuf: setup ## regenerate prism/wire/v1 from proto/
