@@ -44,7 +44,7 @@ test-trackers: setup ## what TensorBoard, MLflow and Weights & Biases hold after
 
 harness: setup ## lmms-eval for real over our policy service and harness/lmms-eval, in an environment of its own (2 GiB)
 	python3.11 -m venv .venv-harness
-	.venv-harness/bin/pip install --quiet torch==2.13.0+cpu lmms-eval==0.7.3 "filelock<4" --extra-index-url https://download.pytorch.org/whl/cpu
+	.venv-harness/bin/pip install --quiet torch==2.13.0+cpu lmms-eval==0.7.3 levenshtein "filelock<4" --extra-index-url https://download.pytorch.org/whl/cpu
 	PRISM_LMMS_EVAL=.venv-harness/bin/lmms-eval $(PY) -m pytest tests/harness $(ARGS)
 
 lint: setup ## ruff, import directions, pyright
