@@ -24,7 +24,7 @@ curate-demo: ## curate demonstrations for the demo from a teacher that errs, and
 test: lint ## lint, types, then all tests (make test ARGS=tests/unit for some)
 	$(PY) -m pytest $(ARGS)
 
-mutations: setup ## break fifteen precious lines, one at a time, and see that a test fails for each (a few minutes)
+mutations: setup ## break precious lines, one at a time, and see that a test fails for each (a few minutes)
 	$(PY) tests/mutate.py $(ARGS)
 
 fuzz-grader: setup ## change one thing in right answers, 10,000 of each kind: the grader may reward none (half an hour, most of it math)
@@ -44,7 +44,7 @@ test-trackers: setup ## what TensorBoard, MLflow and Weights & Biases hold after
 
 harness: setup ## lmms-eval for real over our policy service and harness/lmms-eval, in an environment of its own (2 GiB)
 	python3.11 -m venv .venv-harness
-	.venv-harness/bin/pip install --quiet torch==2.13.0+cpu lmms-eval==0.7.3 "filelock<4" --extra-index-url https://download.pytorch.org/whl/cpu
+	.venv-harness/bin/pip install --quiet torch==2.13.0+cpu lmms-eval==0.7.3 levenshtein "filelock<4" --extra-index-url https://download.pytorch.org/whl/cpu
 	PRISM_LMMS_EVAL=.venv-harness/bin/lmms-eval $(PY) -m pytest tests/harness $(ARGS)
 
 lint: setup ## ruff, import directions, pyright
@@ -57,7 +57,7 @@ format: setup ## format the code and sort its imports
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.checkpoints, bench.kills, bench.soak, bench.curation.speed, .kills, .errors
+bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.checkpoints, bench.kills, bench.soak, bench.curation.speed, .kills, .errors, bench.evaluation.rate, .every
 	$(PY) -m bench $(ARGS)
 
 protobuf: setup ## regenerate prism/wire/v1 from proto/

@@ -18,6 +18,8 @@ from pyarrow import parquet
 from configs.demo import task
 from configs.demo.model import Size, save_model
 from prism.config import BenchmarkConfig
+from prism.evaluation.benchmarks import BENCHMARKS
+from prism.evaluation.benchmarks.base import Question
 from prism.evaluation.suite.questions import QuestionSet
 from tests.service.policy.policy_process import DATA_TOKEN, policy_process
 from tests.unit.prism.evaluation import benchmark_rows as rows
@@ -101,11 +103,67 @@ def test_our_override_reads_the_answer(fake: FakeServer, tasks: Path) -> None:
     assert kinds == {("image_url", "text")}
     path = rows.write_parquet(tasks.parent / "ours.parquet", FOUR)
     questions = QuestionSet("mmmu-pro", "mmmu-pro", BenchmarkConfig(path=str(path)))
-    ours = [
-        "".join(part if isinstance(part, str) else f"<{part.column.replace('_', ' ')}>" for part in question.parts)
-        for question in questions.questions
-    ]
+    ours = map(words, questions.questions)
     assert sorted(asked) == sorted(ours)  # the same words; ours has the picture where the text names it
+
+
+def words(question: Question) -> str:
+    """What is asked, with the name of each picture that the text names in its place."""
+    named = (f"<{part.column.replace('_', ' ')}>" if part.column[-1:].isdigit() else "" for part in question.pictures)
+    return "".join(part if isinstance(part, str) else next(named) for part in question.parts)
+
+
+@pytest.mark.timeout(1800)
+def test_our_prompts_beside_the_stock_ones() -> None:
+    """Where they differ ours are those of the benchmark's own files or scorer."""
+    bare = rows.mathvision("1", "C", list("ABCDE"))
+    asked: dict[str, tuple[str, list[dict[str, Any]]]] = {
+        "mmmu/mmmu_val.yaml": (
+            "mmmu",
+            [rows.mmmu("validation_Art_1", "B", ["3", "4"]), rows.mmmu("validation_Art_2", "9", [])],
+        ),
+        "mmmu_pro/mmmu_pro_standard.yaml": ("mmmu-pro", FOUR),
+        "mmmu_pro/mmmu_pro_vision.yaml": ("mmmu-pro", [rows.mmmu_pro("test_History_1", "B", vision=True)]),
+        "hallusion_bench/hallusion_bench_image.yaml": ("hallusionbench", [rows.hallusion("VD", 0, 1, 0, "1")]),
+        "mathverse/mathverse_testmini.yaml": ("mathverse", [rows.mathverse(1, 1, "Text Lite", "B")]),
+        "mathvista/mathvista_testmini_format.yaml": ("mathvista", [rows.mathvista("1", "14", "integer")]),
+        "mathvision/mathvision_testmini.yaml": ("mathvision", [bare]),
+    }
+    ours = {
+        name: [words(BENCHMARKS[kind].question(rows.as_read(row))) for row in some]
+        for name, (kind, some) in asked.items()
+    }
+    texts = {name: [without_pictures(row) for row in some] for name, (_, some) in asked.items()}
+    done = subprocess.run(
+        [COMMAND.with_name("python"), Path(__file__).with_name("stock_prompts.py")],
+        input=json.dumps(texts),
+        env=os.environ | {"OPENAI_API_KEY": KEY, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SITE)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    stock: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    same = ("mmmu/mmmu_val.yaml", "mmmu_pro/mmmu_pro_standard.yaml", "hallusion_bench/hallusion_bench_image.yaml")
+    assert {name: stock[name] for name in same} == {name: ours[name] for name in same}
+    ((vision,), (own,)) = stock["mmmu_pro/mmmu_pro_vision.yaml"], ours["mmmu_pro/mmmu_pro_vision.yaml"]
+    assert own.startswith(vision)
+    assert "The last line of your response" in own
+    assert "The last line of your response" not in vision
+    (verse,) = asked["mathverse/mathverse_testmini.yaml"][1]
+    assert stock["mathverse/mathverse_testmini.yaml"] == [verse["query_wo"]]
+    assert ours["mathverse/mathverse_testmini.yaml"] == [verse["query_cot"]]
+    (vista,) = asked["mathvista/mathvista_testmini_format.yaml"][1]
+    hint = "Answer the question using a single integer number."
+    assert stock["mathvista/mathvista_testmini_format.yaml"] == [f"{vista['question']}\n{hint}"]
+    assert ours["mathvista/mathvista_testmini_format.yaml"] == [vista["query"]]
+    boxed = 'Please solve the problem step by step and put your answer in one "\\boxed{}".'
+    ((theirs,), (own,)) = stock["mathvision/mathvision_testmini.yaml"], ours["mathvision/mathvision_testmini.yaml"]
+    assert theirs.startswith(f"{boxed}{bare['question']}\nChoices: A. A")
+    assert own.startswith(f"{boxed} If it is a multiple choice question, only one letter")
+
+
+def without_pictures(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not (isinstance(value, dict) and "bytes" in value)}
 
 
 @pytest.mark.timeout(1800)

@@ -73,7 +73,8 @@ def summary(result: Result) -> Table:
 
 
 class PaperTable(NamedTuple):
-    """A row for each evaluated model, a column for each benchmark, and their mean where all are there."""
+    """A row for each evaluated model and, if it was measured, one for its blank pictures below; a column for each
+    benchmark, and their mean where all are there."""
 
     scorer: str
     columns: list[str]
@@ -91,14 +92,18 @@ def paper_table(results: Sequence[tuple[str, Result]], scorer: Scorer | None = N
     rows: list[tuple[str, list[Cell]]] = []
     notes: list[str] = []
     for label, result in results:
-        cells: list[Cell] = []
-        for name in names:
-            figures = result["benchmarks"].get(name)
-            cell = score_cell(figures, "seen", scorer) if figures else Cell(None, None, "not measured")
-            cells.append(cell)
-            if cell.note:
-                notes.append(f"{label}, {titles[name]}: {cell.note}")
-        rows.append((label, [*cells, _mean(cells)]))
+        views = {view for figures in result["benchmarks"].values() for view in figures["views"]}
+        for view, called in (("seen", label), ("blank", f"{label}, blank pictures")):
+            if view not in views:
+                continue
+            cells: list[Cell] = []
+            for name in names:
+                figures = result["benchmarks"].get(name)
+                cell = score_cell(figures, view, scorer) if figures else Cell(None, None, "not measured")
+                cells.append(cell)
+                if cell.note:
+                    notes.append(f"{called}, {titles[name]}: {cell.note}")
+            rows.append((called, [*cells, _mean(cells)]))
     return PaperTable(scorer.replace("_", " "), [*(titles[name] for name in names), "mean"], rows, notes)
 
 

@@ -96,6 +96,7 @@ def policy_process(folder: Path, model: Path, **values: Any) -> Iterator[PolicyP
         "quick_failure_seconds": 0.1,  # tests kill the server that they share more often than a service puts up with
     } | values
     environment = os.environ | {f"PRISM_{name.upper()}": str(value) for name, value in settings.items()}
+    folder.mkdir(parents=True, exist_ok=True)
     log = folder / "policy.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

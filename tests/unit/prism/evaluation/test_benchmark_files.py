@@ -221,6 +221,12 @@ def test_files_that_cannot_be_used_are_refused_by_name(
         read("mathvista", tmp_path / name)
 
 
+def test_a_gold_answer_that_is_neither_yes_nor_no_is_refused(tmp_path: Path) -> None:
+    path = rows.write_parquet(tmp_path / "x.parquet", [rows.hallusion("VD", 0, 1, 0, "2")])
+    with pytest.raises(DataError, match="gt_answer '2' is neither 0 nor 1"):
+        read("hallusionbench", path)
+
+
 def test_a_question_that_stands_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="question 1 stands twice"):
         read("mathvista", rows.write_parquet(tmp_path / "x.parquet", [rows.mathvista("1", "3", "integer")] * 2))

@@ -38,6 +38,7 @@ INTEGER = rows.mathvista("2", "14", "integer")
 FLOAT = rows.mathvista("3", "1.45", "float", precision=2.0)
 TENTH = rows.mathvista("4", "0.6", "float", precision=1.0)
 LIST = rows.mathvista("5", "[2007, 2008]", "list")
+TEXT = rows.mathvista("6", "Dark red", "text")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,7 @@ LIST = rows.mathvista("5", "[2007, 2008]", "list")
         (CHOICE, "", MASKED),
         (INTEGER, "14", True),
         (INTEGER, "14.0", True),
+        (INTEGER, "14.9", True),  # decimals are cut off
         (INTEGER, "The number missing in the sequence is 14.", True),
         (INTEGER, ours("14 cm"), True),
         (INTEGER, ours("1,014"), False),
@@ -79,6 +81,9 @@ LIST = rows.mathvista("5", "[2007, 2008]", "list")
         (LIST, "between [2007,2008]", True),
         (LIST, "[2008, 2007]", False),
         (LIST, "2007 and 2008", MASKED),
+        (TEXT, ours("dark red."), True),
+        (TEXT, ours("not dark red"), False),
+        (TEXT, "dark red", MASKED),  # nothing marks it as the answer
         (INTEGER, "I'm sorry, I can't help with that.", "refused"),
     ],
 )
@@ -232,6 +237,7 @@ def test_wemaths_options_are_one_string() -> None:
 MMMU = rows.mmmu("validation_Accounting_1", "B", ["$6", "$7", "$8", "$9"])
 OPEN = rows.mmmu("validation_Math_2", "['24/7', '3.429']", [])
 WORD = rows.mmmu("validation_Art_3", "Transformation", [])
+LETTER = rows.mmmu("validation_Math_4", "C", [])
 
 
 @pytest.mark.parametrize(
@@ -256,6 +262,8 @@ WORD = rows.mmmu("validation_Art_3", "Transformation", [])
         (WORD, ours("Transformation"), True),
         (WORD, ours("Translation"), False),
         (WORD, "", MASKED),
+        (LETTER, ours("C"), True),
+        (LETTER, ours("acid"), False),  # a letter in a word is not that letter
     ],
 )
 def test_mmmu(row: dict[str, Any], response: str, is_right: bool | str) -> None:
@@ -285,6 +293,7 @@ def test_mmmu_pro(response: str, is_right: bool | str) -> None:
 YES = rows.hallusion("VD", 0, 1, 0, "1")
 NO = rows.hallusion("VD", 0, 1, 1, "0")
 NO_FIGURE = rows.hallusion("VS", 2, 0, 0, "1")
+FIGURE_0 = rows.hallusion("VD", 2, 0, 0, "1")
 
 
 @pytest.mark.parametrize(
@@ -302,6 +311,7 @@ NO_FIGURE = rows.hallusion("VS", 2, 0, 0, "1")
         (YES, "It cannot be determined from the picture.", False),  # unclear is wrong where there is a figure
         (NO_FIGURE, "I don't know; there is no picture.", True),  # and right where there is none
         (NO_FIGURE, "It is unclear.", True),
+        (FIGURE_0, "It is unclear.", False),  # of VD, whose figure 0 is one
         (NO_FIGURE, "Yes", True),
         (NO_FIGURE, "No", False),
         (NO, "The first one.", MASKED),
@@ -377,6 +387,10 @@ def test_hallusionbenchs_three_accuracies() -> None:
     assert mean(figures["aAcc"]) == 4 / 6
     assert figures["fAcc"] == [1.0, 0.0]
     assert figures["qAcc"] == [1.0, 0.0]
+    units = BENCHMARKS["hallusionbench"].units(
+        [Judged(question("hallusionbench", row), 0, right) for row, right in some]
+    )
+    assert {unit.cluster for name in ("fAcc", "qAcc") for unit in units[name]} == {"VS_chart_0"}  # the set they share
     some[2] = (some[2][0], None)
     figures = judged("hallusionbench", some)
     assert figures["fAcc"] == [None, 0.0]

@@ -47,6 +47,14 @@ def test_the_mean_of_strata() -> None:
     assert mean_of([*both[:3], both[3]._replace(value=None)]).value is None  # half of a mean is none
 
 
+def test_the_error_of_a_mean_of_strata_has_each_stratums_own_share() -> None:
+    both = units(1.0, 1.0, 0.0, clusters="abc", stratum="standard") + units(0.0, 1.0, clusters="ab", stratum="vision")
+    estimate = mean_of(both)
+    assert estimate.value == (2 / 3 + 1 / 2) / 2
+    sums = (1 / 3 / 6 - 1 / 2 / 4, 1 / 3 / 6 + 1 / 2 / 4, -2 / 3 / 6)  # of each question, over both halves
+    assert estimate.stderr == pytest.approx(math.sqrt(3 / 2 * sum(one * one for one in sums)))
+
+
 def test_samples_of_one_question_are_averaged() -> None:
     one, other = units(1.0, None, 1.0), units(0.0, None, None)
     assert [unit.value for unit in averaged([one, other])] == [0.5, None, 1.0]
@@ -86,6 +94,16 @@ def test_pairs_are_drawn_by_cluster_and_only_of_what_both_have() -> None:
     assert (paired.clusters, paired.pairs, paired.unpaired) == (2, 19, 1)
     assert (paired.low, paired.high) == (0.0, 1.0)  # one of two clusters: nothing is known
     assert compare_pairs(first, []) is None
+
+
+def test_a_mean_of_strata_is_compared_stratum_by_stratum() -> None:
+    """MMMU-Pro's mean of two halves, of which a slice may hold more of one."""
+    first = units(*[0.0] * 30, stratum="standard") + units(*[0.0] * 10, stratum="vision")
+    second = units(*[1.0] * 30, stratum="standard") + units(*[0.0] * 10, stratum="vision")
+    paired = compare_pairs(first, second)
+    assert paired is not None
+    assert paired.difference == 0.5  # not 30 of 40
+    assert (paired.low, paired.high) == (0.5, 0.5)
 
 
 def test_no_mcnemar_of_what_is_no_plain_right_or_wrong() -> None:

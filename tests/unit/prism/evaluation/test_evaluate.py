@@ -287,6 +287,15 @@ def test_an_answer_that_is_no_completion_is_a_failure(fake: FakeServer, tmp_path
         run(config(fake, vista(40, tmp_path), tmp_path))
 
 
+def test_failures_with_responses_between_them_are_the_questions_and_end_nothing(
+    fake: FakeServer, tmp_path: Path
+) -> None:
+    fake.answer = lambda _: "14" if len(fake.requests) % 2 else JSONResponse({"error": "too large"}, 400)
+    result = run(config(fake, vista(50, tmp_path), tmp_path, server={"in_flight": 1}))
+    assert result["benchmarks"]["mathvista"]["views"]["seen"]["statuses"]["failed"] == 25
+    assert scores(result)["rule"]["headline"] is None
+
+
 def test_bad_rows_are_named_before_anything_is_asked(fake: FakeServer, tmp_path: Path) -> None:
     some = [rows.mathvista("1", "x", "text", choices=["y", "z"]), rows.mathvista("2", "14", "integer")]
     del some[1]["query"]

@@ -63,6 +63,10 @@ def test_all_seven_in_one_command(fake: FakeServer, tmp_path: Path) -> None:
     assert set(verse["categories"]["problem_version"]) == set(VERSIONS)
     assert result["benchmarks"]["mathvista"]["views"]["blank"]["scores"]["rule"]["headline"] == 0.0
     assert summary(result).row_count > 7
+    seen, blank = paper_table([("RLVR", result)]).rows  # what the text alone is worth stands below every score
+    assert (seen[0], blank[0]) == ("RLVR", "RLVR, blank pictures")
+    assert [cell.text for cell in seen[1][:2]] == ["100.0 ± 0.0", "100.0"]
+    assert [cell.text for cell in blank[1][1:3]] == ["0.0", "0.0 ± 0.0"]
 
 
 def two(fake: FakeServer, tmp_path: Path, **more: Any) -> tuple[Path, Path]:
