@@ -220,7 +220,7 @@ def _summary(name: str, folder: Path, before: RunSummary | None, held: set[tuple
     )
     stamps = [_stamp(folder / file) for file in ("config.json", "metrics.jsonl", "evaluations.jsonl")]
     signature = [*stamps, finished]
-    holder = _holder(folder)
+    holder = holder_of(folder)
     if before is None or before.signature != signature:
         live = holder is not None and (holder in held)
         before = _read(name, folder, signature, finished, live=live)
@@ -297,9 +297,9 @@ def _figures(rows: list[Row]) -> dict[str, Extremes]:
     return found
 
 
-def _holder(folder: Path) -> tuple[int, int] | None:
-    """Of its trainer's lock, held or not, the process and the file's number; None if it is of another machine."""
-    file = folder.parent / LOCKS / "trainer" / folder.name
+def holder_of(folder: Path, use: str = "trainer") -> tuple[int, int] | None:
+    """Of its lock, held or not, the process and the file's number; None if it is of another machine."""
+    file = folder.parent / LOCKS / use / folder.name
     told = read_object(file)
     if told.get("host") != socket.gethostname() or type(told.get("pid")) is not int:
         return None

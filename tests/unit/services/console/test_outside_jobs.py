@@ -195,3 +195,4 @@ def test_the_form_takes_several_lines_and_says_what_there_is(client: TestClient,
     [job] = client.get("/api/v1/jobs").json()
     assert job["parameters"]["steps"] == ["mine", "ask"]
     assert job["parameters"]["overrides"] == ["teacher.concurrency=4", "verify.concurrency=2"]
+    assert 'href="/curations/hard"' in client.get(f"/jobs/{job['id']}").text
