@@ -51,8 +51,9 @@ class CurateCommand(Command[CurateParameters]):
 
     def plan(self, given: CurateParameters, place: Place) -> Wanted:
         config = self._config(given, place)
-        if not given.resume:
-            place.inside(given.name, exists=False)
+        folder = place.inside(given.name, exists=None if given.resume else False)
+        if folder.exists() and not config.database and not (folder / "curation.db").is_file():
+            raise ConfigError(f"name: {given.name!r} is no curation that could go on")
         place.services(given.run)
         if not given.dry_run and not config.terms.accepted_by:
             raise ConfigError(f"accept_terms: somebody must have read and accept {config.terms.name}: name that person")

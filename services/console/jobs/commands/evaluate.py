@@ -10,6 +10,7 @@ from prism.errors import ConfigError
 from prism.services.console.jobs.overrides import refuse_all_but_numbers
 from prism.services.console.jobs.queue import Wanted
 from prism.services.console.jobs.registry import Assigned, Command, Parameters, Place
+from prism.services.console.runs.found import benchmarks
 
 FOLDER = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*){0,2}$"
 
@@ -37,8 +38,9 @@ class EvaluateCommand(Command[EvaluateParameters]):
 
     def plan(self, given: EvaluateParameters, place: Place) -> Wanted:
         config = self._config(given, place)
-        if not given.resume:
-            place.inside(given.out, exists=False)
+        out = place.inside(given.out, exists=None if given.resume else False)
+        if out.exists() and not (benchmarks(out) or (out / ".lock").is_file()):
+            raise ConfigError(f"out: {given.out!r} is no evaluation that could go on")
         if given.run:
             place.services(given.run)
         named = [one.path if isinstance(one.path, list) else [one.path] for one in config.benchmarks.values()]
