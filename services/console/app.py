@@ -22,7 +22,7 @@ from prism.services.console.api import access, jobs
 from prism.services.console.jobs.bell import Bell
 from prism.services.console.jobs.queue import JobError, NoJob
 from prism.services.console.pages import access as access_pages
-from prism.services.console.pages import events, rollouts, run, runs, sign_in
+from prism.services.console.pages import curations, data, evaluations, events, rollouts, run, runs, sign_in
 from prism.services.console.pages import jobs as job_pages
 from prism.services.console.pages.render import page
 from prism.services.console.settings import ConsoleSettings
@@ -33,7 +33,8 @@ from prism.services.console.store.models import Job
 from prism.wire.messages import well_formed
 
 BODY_LIMIT = 2**20
-PAGES = (sign_in.router, events.router, job_pages.router, rollouts.router, run.router, runs.router, access_pages.router)
+RUN_PAGES = (rollouts.router, run.router, runs.router, curations.router, evaluations.router, data.router)
+PAGES = (sign_in.router, events.router, job_pages.router, access_pages.router, *RUN_PAGES)
 DETAIL = {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import axe_playwright_python
 import pytest
+from console_folders import write_curation, write_evaluation, write_result
 from killed_run import Run
 from test_report_page import ARGS, CHROMIUM
 
@@ -24,6 +25,9 @@ PAST_THE_EDGE = """() => document.documentElement.scrollWidth > document.documen
 @pytest.fixture(scope="module")
 def console(run: Run) -> Iterator[tuple[str, str]]:
     """`prism console` over the run's folder: its address, and the link that it printed."""
+    write_curation(run.runs_dir / "hard", rows=25)
+    write_evaluation(run.runs_dir / "evaluations" / "sft", count=25)
+    write_result(run.runs_dir / "evaluations" / "sft")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     root = Path(__file__).parents[2]
@@ -103,6 +107,48 @@ def test_a_rollout_is_opened_with_its_picture_and_tokens(tab: Any, run: Run, sta
     assert re.search(r"step=\d+", tab.url)  # a link that can be given to somebody
 
 
+def picture_is_there(tab: Any) -> bool:
+    picture = tab.locator("img.picture").first
+    picture.scroll_into_view_if_needed()
+    return picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+
+
+def test_rows_of_the_runs_data_are_opened_with_their_pictures(tab: Any, run: Run) -> None:
+    tab.goto(f"/runs/{run.folder.name}")
+    tab.get_by_role("link", name="Data", exact=True).click()
+    tab.get_by_role("link", name=f"{run.folder.name}/data/prompts.jsonl").click()
+    assert tab.locator("article.sample").count() == 20
+    assert picture_is_there(tab)
+    assert "Gold" in tab.locator("article.sample").first.inner_text()
+    tab.get_by_role("link", name="Next rows").click()
+    assert "line 21" in tab.locator("article.sample").first.inner_text()
+
+
+def test_a_curation_shows_its_rejects_with_their_reasons(tab: Any) -> None:
+    tab.goto("/curations")
+    tab.get_by_role("link", name="hard", exact=True).click()
+    assert "of the cap" in tab.locator("main").inner_text().lower()
+    tab.get_by_label("Rejected by").select_option("caption")
+    tab.get_by_role("button", name="Show").click()
+    assert tab.locator("article.sample").count() == 1
+    assert "caption: <script>" in tab.locator("article.sample .problem").inner_text()
+    assert picture_is_there(tab)
+    tab.locator("article.sample a").first.click()
+    assert re.search(r"row=2$", tab.url)
+
+
+def test_an_evaluations_samples_are_opened(tab: Any) -> None:
+    tab.goto("/evaluations")
+    tab.get_by_role("link", name="evaluations/sft").click()
+    assert "50.0 ± 10.0" in tab.locator("table").inner_text()
+    tab.get_by_label("The rule says").select_option("wrong")
+    tab.get_by_role("button", name="Show").click()
+    sample = tab.locator("article.sample")
+    assert sample.count() == 1
+    assert "judge: correct" in sample.inner_text()
+    assert picture_is_there(tab)
+
+
 def test_a_run_is_started_from_the_form_watched_cancelled_and_resumed(tab: Any) -> None:
     tab.goto("/jobs/new/run?config=demo.toml")
     tab.locator('[id="name"]').fill("from-the-form")
@@ -144,7 +190,9 @@ def test_every_page_can_be_read_by_everybody(tab: Any, run: Run, scheme: str) ->
     tab.emulate_media(color_scheme=scheme)
     name = run.folder.name
     pages = ["/runs", f"/runs/{name}", f"/rollouts/{name}", f"/compare?run={name}", "/jobs", "/jobs/1", "/jobs/new"]
-    pages += ["/jobs/new/run?config=demo.toml", "/jobs/new/grade", "/access", "/audit"]
+    pages += ["/jobs/new/run?config=demo.toml", "/jobs/new/grade", "/jobs/new/curate", "/access", "/audit"]
+    pages += ["/curations", "/curations/hard", "/evaluations", "/evaluations/evaluations/sft"]
+    pages += [f"/data/{name}", f"/data/{name}?file={name}/data/prompts.jsonl"]
     for page in pages:
         tab.set_viewport_size({"width": 1280, "height": 900})
         tab.goto(page)

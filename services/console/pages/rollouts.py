@@ -1,13 +1,13 @@
 """Pages of rollouts: step, group and response, each with a link of its own, and the pictures that they are about."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request
 from fastapi.responses import Response
 
 from prism.data.blobs import BlobStore
-from prism.errors import DataError, ServiceError
+from prism.errors import ConfigError, DataError, ServiceError
 from prism.report.rollouts import response as sections
 from prism.services.console.access.guard import needs
 from prism.services.console.pages.render import page
@@ -22,14 +22,21 @@ KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image
 
 @router.get("/pictures/{sha256}", openapi_extra=needs("view"))
 def picture(
-    sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], caller: Caller, run: Annotated[str, Query(max_length=300)]
+    sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")],
+    caller: Caller,
+    run: Annotated[str, Query(max_length=300)],
+    store: Literal["blobs", "images"] = "blobs",
 ) -> Response:
-    """A picture of a run's prompts, as it is."""
-    folder = caller.console.place.run(found_run(caller, run).run)
+    """A picture of a run's or a curation's prompts, as it is; of an evaluation's, from its ``images``."""
     try:
-        data = BlobStore(str(folder / "blobs")).get(sha256)
-    except (DataError, ServiceError) as error:
+        data = BlobStore(str(caller.console.place.run(run) / store)).get(sha256)
+    except (ConfigError, DataError, ServiceError) as error:
         raise HTTPException(404, str(error)) from None
+    return send_picture(data)
+
+
+def send_picture(data: bytes) -> Response:
+    """Raises HTTPException 404 for what a browser shows as no picture."""
     kind = next((kind for first, kind in KINDS.items() if data.startswith(first)), None)
     if kind is None:
         raise HTTPException(404, "that is no picture which a browser shows")
