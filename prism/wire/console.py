@@ -1,11 +1,11 @@
-"""What the console's API says of jobs, tokens and runs."""
+"""What the console's API says of jobs, tokens, votes and runs."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-Scope = Literal["view", "operate", "admin"]
+Scope = Literal["view", "vote", "operate", "admin"]
 
 
 class Said(BaseModel):
@@ -119,3 +119,98 @@ class AuditInfo(Said):
 class WhoAmI(Said):
     name: str
     scope: Scope
+
+
+Choice = Literal["left", "right", "tie", "bad"]
+Runs = Annotated[list[Annotated[str, Field(max_length=300)]], Field(min_length=1, max_length=24)]
+
+
+class Asking(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DrawRequest(Asking):
+    runs: Runs
+    source: Literal["answers", "rollouts"] = "answers"
+    """answers: held-out answers after stages, the teacher's among them. rollouts: two responses of one group."""
+
+
+class VoteRequest(Asking):
+    choice: Choice
+    """bad: neither is any good."""
+
+
+class PairInfo(Said):
+    """What one sees before one votes: nothing says whose a side is."""
+
+    id: int
+    question: str
+    pictures: int
+    """How many there are: ``/api/v1/votes/ID/pictures/0`` is the first."""
+    left: str
+    right: str
+
+
+class SideScore(Said):
+    expert: str
+    version: int | None
+    status: str
+    value: float | None
+
+
+class SideInfo(Said):
+    name: str
+    version: int | None
+    text: str
+    judge: str
+    scores: list[SideScore]
+
+
+class VoteInfo(Said):
+    id: int
+    who: str
+    source: Literal["answers", "rollouts", "asked"]
+    question: str
+    gold: str | None
+    left: SideInfo
+    right: SideInfo
+    choice: Choice
+    drawn: float
+    voted: float
+
+
+class StrengthInfo(Said):
+    """Bradley-Terry: the difference of two strengths is the log-odds that the first is preferred."""
+
+    name: str
+    votes: int
+    wins: int
+    losses: int
+    ties: int
+    bad: int
+    strength: float
+    low: float
+    high: float
+    group: int
+    """Strengths of different groups cannot be compared: no chain of votes links them."""
+
+
+class AgreementInfo(Said):
+    """How often an expert orders a pair as people do, over pairs that one version of it has scored."""
+
+    run: str
+    expert: str
+    pairs: int
+    agrees: int
+    share: float | None
+    low: float | None
+    high: float | None
+    undecided: int
+    level: int
+    unscored: int
+
+
+class VoteFigures(BaseModel):
+    votes: int
+    strengths: list[StrengthInfo]
+    agreements: list[AgreementInfo]

@@ -18,12 +18,13 @@ from starlette.staticfiles import StaticFiles
 from prism.errors import PrismError
 from prism.http.app import BodyLimit, add_health, refuse
 from prism.services.console.access.guard import OPEN, guard
-from prism.services.console.api import access, jobs
+from prism.services.console.api import access, jobs, votes
 from prism.services.console.jobs.bell import Bell
 from prism.services.console.jobs.queue import JobError, NoJob
 from prism.services.console.pages import access as access_pages
 from prism.services.console.pages import events, rollouts, run, runs, sign_in
 from prism.services.console.pages import jobs as job_pages
+from prism.services.console.pages import votes as vote_pages
 from prism.services.console.pages.render import page
 from prism.services.console.settings import ConsoleSettings
 from prism.services.console.state import Console
@@ -33,7 +34,10 @@ from prism.services.console.store.models import Job
 from prism.wire.messages import well_formed
 
 BODY_LIMIT = 2**20
-PAGES = (sign_in.router, events.router, job_pages.router, rollouts.router, run.router, runs.router, access_pages.router)
+PAGES = (
+    *(sign_in.router, events.router, job_pages.router, rollouts.router, run.router, runs.router),
+    *(vote_pages.router, access_pages.router),
+)
 DETAIL = {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
 
 
@@ -62,7 +66,7 @@ def create_app(settings: ConsoleSettings, store: Store | None = None) -> FastAPI
     for route in app.routes:
         if isinstance(route, APIRoute):
             route.openapi_extra = {"x-prism-scope": OPEN}
-    for router in (jobs.router, access.router, *PAGES):
+    for router in (jobs.router, access.router, votes.router, *PAGES):
         app.include_router(router)
     static = Mount("/static", StaticFiles(directory=Path(__file__).parent / "pages" / "static"), name="static")
     static.prism_scope = OPEN  # pyright: ignore[reportAttributeAccessIssue]
