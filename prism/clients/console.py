@@ -21,9 +21,13 @@ from prism.http.client import sync_client
 from prism.wire.console import (
     Choice,
     CommandInfo,
+    Graded,
+    GradeRequest,
     JobEventInfo,
     JobInfo,
     JobPlan,
+    JudgedBy,
+    JudgeRequest,
     LogPart,
     PairInfo,
     VoteFigures,
@@ -113,6 +117,14 @@ class ConsoleClient:
     def vote_reference(self, runs: Sequence[str] = ()) -> str:
         """JSON Lines for `prism calibrate`."""
         return self._answer("GET", "/votes/reference", params={"run": list(runs)}).text
+
+    def score(self, asked: JudgeRequest) -> list[JudgedBy]:
+        """What a run's experts say of a response. One that cannot say has a status and no score."""
+        return self._post("/score", list[JudgedBy], asked.model_dump(mode="json"))
+
+    def grade(self, asked: GradeRequest) -> Graded:
+        """What a run's grader says of a response."""
+        return self._post("/grade", Graded, asked.model_dump(mode="json"))
 
     def close(self) -> None:
         self._http.close()

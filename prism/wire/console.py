@@ -1,8 +1,11 @@
-"""What the console's API says of jobs, tokens, votes and runs."""
+"""What the console's API says of jobs, tokens, votes and running models."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from prism.wire.grading import AnswerKind
+from prism.wire.messages import Text
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 Scope = Literal["view", "vote", "operate", "admin"]
@@ -214,3 +217,60 @@ class VoteFigures(BaseModel):
     votes: int
     strengths: list[StrengthInfo]
     agreements: list[AgreementInfo]
+
+
+MOST_TOKENS = 4096
+PICTURE_CHARACTERS = 12 * 2**20
+"""Of a picture as a data URI, which are some 9 MiB of the picture itself."""
+Picture = Annotated[str, Field(max_length=PICTURE_CHARACTERS)]
+LongText = Annotated[Text, Field(max_length=100_000)]
+
+
+class Turn(Asking):
+    role: Literal["system", "user", "assistant"]
+    content: LongText
+
+
+class Conversation(Asking):
+    run: str = Field(max_length=300)
+    """One that is up."""
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=64)]
+    image: Picture | None = None
+    """A data URI; it stands before the first user's text."""
+
+
+class ChatRequest(Conversation):
+    max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
+    temperature: float = Field(default=0.7, ge=0, le=2)
+
+
+class JudgeRequest(Conversation):
+    response: LongText
+    section: Literal["own", "all"] = "own"
+    """own: the section that each expert was trained on. all: the whole text, whatever its format."""
+
+
+class JudgedBy(Said):
+    expert: str
+    status: str
+    """ok, what the expert says instead, or ``unavailable`` or ``refused`` where the service gave no answer."""
+    version: int | None = None
+    score: float | None = None
+    detail: str = ""
+
+
+class GradeRequest(Asking):
+    run: str = Field(max_length=300)
+    response: LongText
+    gold: Annotated[Text, Field(min_length=1, max_length=10_000)]
+    kind: AnswerKind = "auto"
+
+
+class Graded(Said):
+    status: str
+    """ok, what the grader says instead, or ``unavailable`` or ``refused`` where the service gave no answer."""
+    accuracy: float | None = None
+    format: float | None = None
+    reward: float | None = None
+    extracted: str = ""
+    detail: str = ""

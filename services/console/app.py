@@ -18,12 +18,13 @@ from starlette.staticfiles import StaticFiles
 from prism.errors import PrismError
 from prism.http.app import BodyLimit, add_health, refuse
 from prism.services.console.access.guard import OPEN, guard
-from prism.services.console.api import access, jobs, votes
+from prism.services.console.api import access, jobs, playground, votes
 from prism.services.console.jobs.bell import Bell
 from prism.services.console.jobs.queue import JobError, NoJob
 from prism.services.console.pages import access as access_pages
 from prism.services.console.pages import events, rollouts, run, runs, sign_in
 from prism.services.console.pages import jobs as job_pages
+from prism.services.console.pages import playground as playground_pages
 from prism.services.console.pages import votes as vote_pages
 from prism.services.console.pages.render import page
 from prism.services.console.settings import ConsoleSettings
@@ -34,9 +35,10 @@ from prism.services.console.store.models import Job
 from prism.wire.messages import well_formed
 
 BODY_LIMIT = 2**20
+WITH_PICTURES = dict.fromkeys(("/api/v1/chat", "/api/v1/score"), 16 * 2**20)
 PAGES = (
     *(sign_in.router, events.router, job_pages.router, rollouts.router, run.router, runs.router),
-    *(vote_pages.router, access_pages.router),
+    *(vote_pages.router, playground_pages.router, access_pages.router),
 )
 DETAIL = {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
 
@@ -66,13 +68,14 @@ def create_app(settings: ConsoleSettings, store: Store | None = None) -> FastAPI
     for route in app.routes:
         if isinstance(route, APIRoute):
             route.openapi_extra = {"x-prism-scope": OPEN}
-    for router in (jobs.router, access.router, votes.router, *PAGES):
+    for router in (jobs.router, access.router, votes.router, playground.router, *PAGES):
         app.include_router(router)
     static = Mount("/static", StaticFiles(directory=Path(__file__).parent / "pages" / "static"), name="static")
     static.prism_scope = OPEN  # pyright: ignore[reportAttributeAccessIssue]
     app.router.routes.append(static)
+    # Before the guard, which is then outside it: nothing is read of who may not ask.
+    app.add_middleware(BodyLimit, limit=BODY_LIMIT, variable="the console's own", larger=WITH_PICTURES)
     guard(app, own, console.attempts)
-    app.add_middleware(BodyLimit, limit=BODY_LIMIT, variable="the console's own")
     app.add_middleware(GZipMiddleware, minimum_size=1000)
     app.add_exception_handler(RequestValidationError, refuse)
     app.add_exception_handler(PrismError, _refuse)

@@ -164,7 +164,15 @@ def test_every_page_can_be_read_by_everybody(tab: Any, run: Run, scheme: str) ->
     tab.emulate_media(color_scheme=scheme)
     name = run.folder.name
     pages = ["/runs", f"/runs/{name}", f"/rollouts/{name}", f"/compare?run={name}", "/jobs", "/jobs/1", "/jobs/new"]
-    pages += ["/jobs/new/run?config=demo.toml", "/jobs/new/grade", "/access", "/audit", "/votes", "/votes/1"]
+    pages += [
+        "/jobs/new/run?config=demo.toml",
+        "/jobs/new/grade",
+        "/access",
+        "/audit",
+        "/votes",
+        "/votes/1",
+        "/playground",
+    ]
     for page in pages:
         tab.set_viewport_size({"width": 1280, "height": 900})
         tab.goto(page)
