@@ -149,6 +149,25 @@ def test_an_evaluations_samples_are_opened(tab: Any) -> None:
     assert picture_is_there(tab)
 
 
+def test_pairs_are_voted_on_blind_by_keys(tab: Any, run: Run) -> None:
+    name = run.folder.name
+    tab.goto("/votes")
+    tab.get_by_label("Runs").select_option(name)
+    tab.get_by_role("button", name="Vote", exact=True).click()
+    for key in ("1", "2", "t", "b", "1"):
+        tab.get_by_role("heading", name="Which is better?").wait_for()
+        assert f"{name} after" not in tab.locator(".sides").inner_text()
+        picture = tab.locator(".prompt img.picture").first
+        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+        before = tab.url
+        tab.keyboard.press(key)
+        tab.wait_for_url(lambda url, before=before: url != before)
+        assert f"{name} after" in tab.locator("#before").inner_text()
+    tab.goto(f"/votes?run={name}")
+    assert f"{name} after" in tab.locator("#strengths").inner_text()
+    assert tab.locator("#agreements tbody tr").count() == 2
+
+
 def test_a_run_is_started_from_the_form_watched_cancelled_and_resumed(tab: Any) -> None:
     tab.goto("/jobs/new/run?config=demo.toml")
     tab.locator('[id="name"]').fill("from-the-form")
@@ -181,7 +200,8 @@ def test_tokens_and_the_audit_log(tab: Any) -> None:
     assert tab.locator("#token").inner_text().startswith("prism_")
     tab.goto("/audit")
     text = tab.locator("table").inner_text()
-    assert all(what in text for what in ("signed in", "job queued", "job cancelled", "job retried", "token made"))
+    done = ("signed in", "vote cast", "job queued", "job cancelled", "job retried", "token made")
+    assert all(what in text for what in done)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -193,6 +213,7 @@ def test_every_page_can_be_read_by_everybody(tab: Any, run: Run, scheme: str) ->
     pages += ["/jobs/new/run?config=demo.toml", "/jobs/new/grade", "/jobs/new/curate", "/access", "/audit"]
     pages += ["/curations", "/curations/hard", "/evaluations", "/evaluations/evaluations/sft"]
     pages += [f"/data/{name}", f"/data/{name}?file={name}/data/prompts.jsonl"]
+    pages += ["/votes", "/votes/1", "/playground"]
     for page in pages:
         tab.set_viewport_size({"width": 1280, "height": 900})
         tab.goto(page)

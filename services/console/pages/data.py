@@ -11,7 +11,7 @@ from prism.errors import ConfigError, DataError
 from prism.report.rollouts import response as sections
 from prism.services.console.access.guard import needs
 from prism.services.console.pages.render import page
-from prism.services.console.pages.rollouts import send_picture
+from prism.services.console.pictures import as_picture
 from prism.services.console.runs import rows
 from prism.services.console.state import Asked, Caller
 
@@ -86,6 +86,6 @@ def data_picture(
 ) -> Response:
     source = _source(rows.sources(caller.console.place, _folder(caller, name)), file)
     try:
-        return send_picture(rows.picture(caller.console.place, source, at, image))
+        return as_picture(rows.picture(caller.console.place, source, at, image))
     except (DataError, ConfigError) as error:
         raise HTTPException(404, str(error)) from None

@@ -12,12 +12,11 @@ from prism.report.rollouts import response as sections
 from prism.services.console.access.guard import needs
 from prism.services.console.pages.render import page
 from prism.services.console.pages.run import found_run
+from prism.services.console.pictures import as_picture
 from prism.services.console.runs import rollouts
 from prism.services.console.state import Caller
 
 router = APIRouter(include_in_schema=False)
-KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
-"""What a browser is told a picture is, by its first bytes; nothing else is sent, so a blob is never a page."""
 
 
 @router.get("/pictures/{sha256}", openapi_extra=needs("view"))
@@ -32,15 +31,7 @@ def picture(
         data = BlobStore(str(caller.console.place.run(run) / store)).get(sha256)
     except (ConfigError, DataError, ServiceError) as error:
         raise HTTPException(404, str(error)) from None
-    return send_picture(data)
-
-
-def send_picture(data: bytes) -> Response:
-    """Raises HTTPException 404 for what a browser shows as no picture."""
-    kind = next((kind for first, kind in KINDS.items() if data.startswith(first)), None)
-    if kind is None:
-        raise HTTPException(404, "that is no picture which a browser shows")
-    return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=31536000, immutable"})
+    return as_picture(data)
 
 
 @router.get("/rollouts/{name:path}", openapi_extra=needs("view"))
