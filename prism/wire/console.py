@@ -240,7 +240,8 @@ class Conversation(Asking):
 
 
 class ChatRequest(Conversation):
-    max_tokens: int = Field(default=512, ge=1, le=MOST_TOKENS)
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    """Of the answer at most. None: as many as the policy's context holds."""
     temperature: float = Field(default=0.7, ge=0, le=2)
 
 

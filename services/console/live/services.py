@@ -77,13 +77,14 @@ async def chat(
     services: Services, asked: ChatRequest, transport: httpx.AsyncBaseTransport | None = None
 ) -> AsyncIterator[str]:
     """Server-sent events: ``text`` as it comes, then ``end``; or ``problem`` with a status instead of an end."""
-    body = {
+    body: dict[str, object] = {
         "model": "policy",
         "messages": chat_messages(asked.messages, asked.image),
-        "max_tokens": asked.max_tokens,
         "temperature": asked.temperature,
         "stream": True,
     }
+    if asked.max_tokens is not None:
+        body["max_tokens"] = asked.max_tokens
     headers = {"Authorization": f"Bearer {services.token}", "Accept": EVENTS}
     url = f"{services.policy_url.rstrip('/')}/v1/chat/completions"
     reason: str | None = None

@@ -73,7 +73,7 @@
     let body = null;
     try {
       const answer = await post("/api/v1/chat", {
-        ...asked(), temperature: Number(form.temperature.value), max_tokens: Number(form.max_tokens.value),
+        ...asked(), temperature: form.temperature.valueAsNumber || 0, max_tokens: form.max_tokens.valueAsNumber || null,
       }, reading.signal);
       if (!answer.ok) throw new Error(await told(answer));
       body = bubble(form.run.value, "");

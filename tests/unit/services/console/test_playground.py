@@ -79,7 +79,9 @@ def test_an_answer_is_streamed_and_no_token_leaves_the_console(client: TestClien
         ("end", {"finish_reason": "length", "version": 12}),
     ]
     assert asked[0].headers["authorization"] == f"Bearer {SECRET}"
-    sent = json.loads(asked[0].content)["messages"]
+    body = json.loads(asked[0].content)
+    assert "max_tokens" not in body  # a default would be more than small contexts hold
+    sent = body["messages"]
     assert sent[0]["content"] == "be brief"
     assert [part["type"] for part in sent[1]["content"]] == ["image_url", "text"]
     page = client.get("/playground").text
@@ -87,6 +89,8 @@ def test_an_answer_is_streamed_and_no_token_leaves_the_console(client: TestClien
     assert not any(secret in answer.text + page for secret in (SECRET, "policy.test"))
     [row] = client.get("/api/v1/audit").json()
     assert (row["action"], row["target"]) == ("policy asked", "live")
+    client.post("/api/v1/chat", json={"run": "live", "messages": TURNS, "max_tokens": 7})
+    assert json.loads(asked[1].content)["max_tokens"] == 7
 
 
 @pytest.mark.parametrize(
