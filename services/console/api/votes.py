@@ -67,12 +67,10 @@ def vote_picture(vote: Number, number: Annotated[int, Path(ge=0, le=1000)], call
 @router.get("", openapi_extra=needs("view"))
 def list_votes(
     caller: Caller,
-    run: OfRuns = None,
+    run: OfRuns = [],  # noqa: B006
     limit: Annotated[int, Query(ge=1, le=10_000)] = 200,
 ) -> list[VoteInfo]:
     """Votes that were cast, the newest first."""
-    if run is None:
-        run = []
     return [VoteInfo.model_validate(vote) for vote in ballot.cast_votes(caller.store, run, limit)]
 
 
