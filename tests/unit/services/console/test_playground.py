@@ -38,9 +38,11 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[httpx.Reques
 
     def use(answer: Callable[[httpx.Request], httpx.Response]) -> None:
         monkeypatch.setattr(services, "PATIENCE_SECONDS", 0.0)
-        monkeypatch.setattr(
-            services, "async_client", lambda **how: async_client(**how | {"transport": httpx.MockTransport(answer)})
-        )
+
+        def client(**how: Any) -> httpx.AsyncClient:
+            return async_client(**how | {"transport": httpx.MockTransport(answer)})
+
+        monkeypatch.setattr(services, "async_client", client)
 
     return use
 

@@ -155,6 +155,7 @@ def test_two_responses_of_one_rollout_are_voted_on_for_the_experts_alone(
 
 def test_votes_are_cast_from_the_page_and_lead_to_the_next_pair(client: TestClient, run: Path) -> None:
     answered = client.post("/votes/draw", data={"run": ["secret-name"]})
+    number = 0
     for _ in range(3):
         number = int(re.findall(r"/votes/(\d+)", str(answered.url))[0])
         answered = client.post(f"/votes/{number}", data={"choice": "right", "run": ["secret-name"]})
