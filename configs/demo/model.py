@@ -139,10 +139,7 @@ def build_config(tokenizer: Qwen2Tokenizer, size: Size) -> Qwen3VLConfig:
 
 def save_model(folder: Path, texts: Iterable[str], visible_tokens: Sequence[str], seed: int, size: Size) -> int:
     """Write the whole Hugging Face folder; returns the parameter count."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer(texts, size, visible_tokens)
-    tokenizer.save_pretrained(folder)
-    config = build_config(tokenizer, size)
+    config = save_shape(folder, texts, visible_tokens, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration._from_config(config)
@@ -151,8 +148,18 @@ def save_model(folder: Path, texts: Iterable[str], visible_tokens: Sequence[str]
     end, pad = text.eos_token_id, text.pad_token_id
     model.generation_config.update(bos_token_id=text.bos_token_id, eos_token_id=[end, pad], pad_token_id=pad)
     model.save_pretrained(folder)
-    _write_processors(folder, size)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save_shape(folder: Path, texts: Iterable[str], visible_tokens: Sequence[str], size: Size) -> Qwen3VLConfig:
+    """Write all of the Hugging Face folder but its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer(texts, size, visible_tokens)
+    tokenizer.save_pretrained(folder)
+    config = build_config(tokenizer, size)
+    config.save_pretrained(folder)
+    _write_processors(folder, size)
+    return config
 
 
 def _write_processors(folder: Path, size: Size) -> None:

@@ -269,8 +269,14 @@ def served_model(config: RunConfig) -> Path:
     first = next(iter(config.stages))
     folder = stage_folder(config, first) if stage_result(config, first) else Path(start_of(config, first))
     if not folder.is_dir():
-        raise ConfigError(f"model: {folder} is no folder; download a hub model first: hf download {folder}")
+        raise ConfigError(no_model(folder))
     return folder
+
+
+def no_model(name: Path | str) -> str:
+    """What to do where `model` is neither a folder nor a model of the hub's that is on this machine."""
+    download = f"hf download NAME --local-dir {name}" if Path(name).is_absolute() else f"hf download {name}"
+    return f"model: {name} is no folder; download a hub model first: {download}"
 
 
 def train_in_process(

@@ -23,6 +23,7 @@ from prism.stack.local import redis_server, refuse_taken_port, service_ports
 from prism.trainer.run.launch import Launch
 from prism.trainer.run.pipeline import (
     describe_stage,
+    no_model,
     of_cards,
     of_this_machine,
     refuse_changed,
@@ -130,7 +131,7 @@ def _model(plan: Plan) -> Path | None:
         plan.say("model", f"{start}: not on this machine, to be downloaded from the hub")
         return None
     except ValueError:  # no name that the hub could have
-        plan.problems.append(f"model: {start} is no folder; download a hub model first: hf download {start}")
+        plan.problems.append(no_model(start))
         return None
     plan.say("model", f"{start}, from the hub's cache")
     return folder

@@ -12,7 +12,7 @@ import yaml
 
 from bench.learner.workload import SIZES
 from configs.demo import task
-from configs.demo.model import build_config, build_tokenizer
+from configs.demo.model import save_shape
 from prism.config import DevicesConfig, GroundingConfig, LoraConfig, MixtureConfig, RunConfig, load_config
 from prism.errors import ConfigError
 from prism.stack import cards
@@ -174,8 +174,7 @@ def test_sharding_takes_a_part_of_each_card(monkeypatch: pytest.MonkeyPatch) -> 
 def two_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that has Qwen3-VL-2B's configuration, and no weights."""
     folder = tmp_path_factory.mktemp("2b")
-    size = SIZES["qwen3-vl-2b"]
-    build_config(build_tokenizer(task.corpus(), size, task.TAGS), size).save_pretrained(folder)
+    save_shape(folder, task.corpus(), task.TAGS, SIZES["qwen3-vl-2b"])
     return folder
 
 
@@ -232,7 +231,7 @@ def test_presets_of_adapters_and_of_offloaded_optimizers_fit_what_they_say(
     tmp_path: Path, preset: str, size: str, whole: float
 ) -> None:
     shape = SIZES[f"qwen3-vl-{size}"]
-    build_config(build_tokenizer(task.corpus(), shape, task.TAGS), shape).save_pretrained(tmp_path)
+    save_shape(tmp_path, task.corpus(), task.TAGS, shape)
     made: Any = load_config(Path(f"configs/qwen3-vl-{preset}.toml"), ["stack.card_gib=79.6"])
     stage = made.stages["align"]
     learners = learners_of(made, stage, tmp_path)

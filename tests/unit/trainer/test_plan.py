@@ -1,11 +1,13 @@
 """``prism run --dry-run``: says what a run would take, refuses what it would refuse, changes nothing."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from bench.learner.workload import SIZES
+from configs.demo import task
+from configs.demo.model import save_shape
 from prism import cli
 from prism.config import MixtureConfig, OptimizerConfig, load_config
 from prism.errors import ConfigError
@@ -61,11 +66,14 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def dry_run(
-    *overrides: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    *overrides: str,
+    config: str = "configs/demo.toml",
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> tuple[int, str, str]:
     """Exit status, what was printed, what was refused. Checks that nothing was written."""
     settings = [part for override in (f"stack.base_port={free_port()}", *overrides) for part in ("--set", override)]
-    monkeypatch.setattr(sys, "argv", ["prism", "run", "configs/demo.toml", "--dry-run", *settings])
+    monkeypatch.setattr(sys, "argv", ["prism", "run", config, "--dry-run", *settings])
     before = tree(Path.cwd())
     with pytest.raises(SystemExit) as left:
         cli.main()
@@ -77,7 +85,7 @@ def dry_run(
 
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    return lambda *overrides: dry_run(*overrides, monkeypatch=monkeypatch, capsys=capsys)
+    return partial(dry_run, monkeypatch=monkeypatch, capsys=capsys)
 
 
 def test_it_says_what_the_run_would_take(made: Path, plan: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -141,7 +149,10 @@ def test_bad_rows_are_named_as_by_the_run(made: Path, plan: Any) -> None:
     [
         ("prepare.script=nowhere.py", "prepare.script: nowhere.py does not exist"),
         ("stages.align.policy.freeze=['model.eyes']", "freeze: the model has no part 'model.eyes'"),
-        ("model=/nowhere", "model: /nowhere is no folder"),
+        (
+            "model=/no",
+            "model: /no is no folder; download a hub model first: hf download NAME --local-dir /no",
+        ),
     ],
 )
 def test_what_a_run_would_refuse_is_refused(made: Path, plan: Any, override: str, message: str) -> None:
@@ -187,6 +198,20 @@ def test_a_disk_that_is_too_small_is_refused_by_dry_run_and_run(
     assert not (made / "checkpoints").exists()
     free = 10**12
     assert plan()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("preset", "shape"), [(path.name, path.stem[:11]) for path in sorted(Path("configs").glob("qwen3-vl-*.toml"))]
+)
+def test_presets_fit_cards_of_80_gb(
+    runs: Path, plan: Any, monkeypatch: pytest.MonkeyPatch, preset: str, shape: str
+) -> None:
+    save_shape(runs.parent / "model", task.corpus(), task.TAGS, SIZES[shape])
+    monkeypatch.setattr(placement.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
+    monkeypatch.setattr(placement, "card_bytes", dict)  # no cards are here: their size is a setting
+    status, out, refused = plan(f"model={runs.parent / 'model'}", "stack.card_gib=79.6", config=f"configs/{preset}")
+    assert (status, refused) == (0, "")
+    assert re.search(r"card 0: about \d+\.\d GB of 85\.5 GB: ", out)
 
 
 def test_what_a_run_has_on_disk_at_most_and_what_is_there(made: Path) -> None:
