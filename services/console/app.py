@@ -68,7 +68,7 @@ def create_app(settings: ConsoleSettings, store: Store | None = None) -> FastAPI
         if isinstance(route, APIRoute):
             route.openapi_extra = {"x-prism-scope": OPEN}
     for router in (jobs.router, access.router, votes.router, playground.router, *PAGES):
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # as they are; include_router would make each of them once more
     static = Mount("/static", StaticFiles(directory=Path(__file__).parent / "pages" / "static"), name="static")
     static.prism_scope = OPEN  # pyright: ignore[reportAttributeAccessIssue]
     app.router.routes.append(static)

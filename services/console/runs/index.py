@@ -11,7 +11,7 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import delete, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from prism.services.console.runs.steps import NOT_FIGURES, Row, Steps, figure, read_steps
@@ -192,11 +192,13 @@ class Index:
 
     def _save(self, changed: Iterable[RunSummary], gone: Collection[str]) -> None:
         """Raises SQLAlchemy's errors."""
+        rows = [{"run": run.run, "summary": asdict(run)} for run in changed]
+        names = [*gone, *(row["run"] for row in rows)]
         with self.store.write() as session:
-            for name in gone:
-                session.execute(delete(RunIndex).where(RunIndex.run == name))
-            for run in changed:
-                session.merge(RunIndex(run=run.run, summary=asdict(run)))
+            for first in range(0, len(names), 1000):
+                session.execute(delete(RunIndex).where(RunIndex.run.in_(names[first : first + 1000])))
+            if rows:
+                session.execute(insert(RunIndex), rows)
 
     def _load(self) -> None:
         with self.store.read() as session:

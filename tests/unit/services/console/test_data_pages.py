@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,23 @@ from prism.stack.folder_lock import lock_run
 CONFIGS = Path(__file__).parents[4] / "configs"
 
 
-@pytest.fixture
-def runs(client: TestClient, tmp_path: Path) -> Path:
-    """With a run, a curation and an evaluation."""
-    runs = tmp_path / "runs"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, a curation and an evaluation, of which each test has a copy."""
+    runs = tmp_path_factory.mktemp("made")
     write_curation(runs / "hard", rows=25)
     write_evaluation(runs / "evaluations" / "sft", count=25)
     config = load_config(CONFIGS / "demo.toml").model_copy(update={"runs_dir": runs})
     save_resolved(config)
     (runs / "demo" / "metrics.jsonl").write_text('{"stage": "sft", "step": 1}\n')
     write_rows(runs / "demo" / "data" / "prompts.jsonl", count=23)
+    return runs
+
+
+@pytest.fixture
+def runs(made: Path, client: TestClient, tmp_path: Path) -> Path:
+    runs = tmp_path / "runs"
+    shutil.copytree(made, runs, dirs_exist_ok=True)
     client.app.state.console.index.look()  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     return runs
 
@@ -155,16 +163,15 @@ def test_rows_of_a_runs_files(client: TestClient, runs: Path) -> None:
     assert "sft-1" in client.get("/data/hard?file=hard/sft.jsonl").text
 
 
-@pytest.mark.parametrize(
-    "file", ["demo/config.json", "demo/metrics.jsonl", "../secret.jsonl", ".console/x.jsonl", "\0"]
-)
-def test_no_other_file_is_shown(client: TestClient, runs: Path, file: str) -> None:
+def test_no_other_file_is_shown(client: TestClient, runs: Path) -> None:
     (runs.parent / "secret.jsonl").write_text('{"id": "a", "gold": "secret"}\n')
     (runs / "demo" / "data" / "link.jsonl").symlink_to(runs.parent / "secret.jsonl")
     (runs / ".console" / "x.jsonl").write_text("{}\n")
     assert "link.jsonl" not in client.get("/data/demo").text
-    assert client.get("/data/demo", params={"file": file}).status_code == 404
-    assert client.get("/data-pictures/demo", params={"file": file, "at": 0, "image": 0}).status_code == 404
+    for file in ("demo/config.json", "demo/metrics.jsonl", "../secret.jsonl", ".console/x.jsonl", "\0"):
+        assert client.get("/data/demo", params={"file": file}).status_code == 404, file
+        asked = {"file": file, "at": 0, "image": 0}
+        assert client.get("/data-pictures/demo", params=asked).status_code == 404, file
 
 
 def test_a_picture_that_is_none_or_lies_elsewhere_is_not_sent(client: TestClient, runs: Path) -> None:

@@ -40,7 +40,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[httpx.Reques
         monkeypatch.setattr(services, "PATIENCE_SECONDS", 0.0)
 
         def client(**how: Any) -> httpx.AsyncClient:
-            return async_client(**how | {"transport": httpx.MockTransport(answer)})
+            how["transport"] = httpx.MockTransport(answer)
+            return async_client(**how)
 
         monkeypatch.setattr(services, "async_client", client)
 
@@ -95,24 +96,19 @@ def test_an_answer_is_streamed_and_no_token_leaves_the_console(client: TestClien
     assert json.loads(asked[1].content)["max_tokens"] == 7
 
 
-@pytest.mark.parametrize(
-    ("answer", "status"),
-    [
+def test_what_is_no_whole_answer_ends_with_a_problem(client: TestClient, run: Path, answers: Any) -> None:
+    for answer, status in (
         (httpx.Response(503, text="restarting"), "unavailable"),
         (httpx.Response(422, text="no"), "refused"),
         (httpx.Response(200, content=chunk("half")), "unavailable"),
         (httpx.Response(200, content=b'data: {"error": {"code": 500}}\n\n'), "error"),
         (httpx.Response(200, content=b"data: what\n\n"), "error"),
         (httpx.Response(200, content=b"data: 7\n\n"), "error"),
-    ],
-)
-def test_what_is_no_whole_answer_ends_with_a_problem(
-    client: TestClient, run: Path, answers: Any, answer: httpx.Response, status: str
-) -> None:
-    answers(lambda _: answer)
-    told = events(client.post("/api/v1/chat", json={"run": "live", "messages": TURNS}).text)
-    assert [name for name, _ in told if name != "text"] == ["problem"]
-    assert told[-1][1]["status"] == status
+    ):
+        answers(partial(lambda given, _: given, answer))
+        told = events(client.post("/api/v1/chat", json={"run": "live", "messages": TURNS}).text)
+        assert [name for name, _ in told if name != "text"] == ["problem"]
+        assert told[-1][1]["status"] == status, answer.content
 
 
 def test_an_expert_that_cannot_say_has_a_status_and_no_score(client: TestClient, run: Path, answers: Any) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +95,17 @@ def test_sides_are_drawn_at_random_and_everybody_sees_every_pair_once(
 ) -> None:
     first_sides: Counter[str] = Counter()
     for name in [f"voter {n}" for n in range(12)]:
-        headers = {"Authorization": f"Bearer {new_token(app.state.console.store, name, 'vote', 'test')}"}
-        with TestClient(app, headers=headers) as voter:
-            seen = set()
-            for _ in range(3):
-                pair = draw(voter)
-                seen.add(pair["question"])
-                first_sides[pair["left"].split()[0]] += 1
-                assert voter.post(f"/api/v1/votes/{pair['id']}/choice", json={"choice": "tie"}).status_code == 200
-            assert len(seen) == 3
-            left = voter.post("/api/v1/votes/draw", json={"runs": ["secret-name"]})
-            assert (left.status_code, "every pair" in left.text) == (404, True)
+        token = new_token(app.state.console.store, name, "vote", "test")
+        voter = partial(client.post, headers={"Authorization": f"Bearer {token}"})
+        seen = set()
+        for _ in range(3):
+            pair = voter("/api/v1/votes/draw", json={"runs": ["secret-name"]}).json()
+            seen.add(pair["question"])
+            first_sides[pair["left"].split()[0]] += 1
+            assert voter(f"/api/v1/votes/{pair['id']}/choice", json={"choice": "tie"}).status_code == 200
+        assert len(seen) == 3
+        left = voter("/api/v1/votes/draw", json={"runs": ["secret-name"]})
+        assert (left.status_code, "every pair" in left.text) == (404, True)
     assert min(first_sides["sft"], first_sides["other"]) > 5, first_sides  # 36 throws of a coin
     assert client.get("/api/v1/votes/figures").json()["votes"] == 36
 
