@@ -108,6 +108,8 @@ class Index:
         self._runs: dict[str, RunSummary] = {}
         self.generation = 0
         """Counted up with every change."""
+        self.spent = 0.0
+        """Seconds of a processor that the thread has taken."""
         self._looking, self._end, self._thread = Lock(), Event(), None
         self._owed: dict[str, None] = {}
         """Runs of which the end alone was read, in the order in which the whole is."""
@@ -142,10 +144,12 @@ class Index:
                 self.look()
             except SQLAlchemyError as error:
                 log.warning("the cache of runs could not be written: %s", str(error).splitlines()[0])
+            self.spent = time.thread_time()
             until = time.monotonic() + max(LOOK_SECONDS, SHARE * (time.monotonic() - began))
             while self._owed and (left := until - time.monotonic()) > 0:
                 began = time.monotonic()
                 self._read_owed()
+                self.spent = time.thread_time()
                 if self._end.wait(min(left, OWED_SHARE * (time.monotonic() - began))):
                     return
             wait = max(0.0, until - time.monotonic())
