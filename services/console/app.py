@@ -140,6 +140,8 @@ def _with_tokens(app: FastAPI, document: dict) -> dict:
                 "403": {"description": "the token's scope is another one"},
                 "429": {"description": "too many unknown tokens from this address: wait, as Retry-After says"},
             }
+            if "requestBody" in operation:
+                operation["responses"]["400"] = {"description": "the body cannot be parsed"}
             for status, response in operation["responses"].items():
                 if status[0] == "4" and status != "422":
                     response["content"] = {"application/json": {"schema": DETAIL}}
