@@ -1,4 +1,4 @@
-"""The console's API from Python: jobs queued, followed, cancelled.
+"""The console's API from Python: jobs queued, followed, cancelled; pairs drawn and voted on.
 
 ::
 
@@ -9,16 +9,31 @@
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
 from prism.errors import ServiceError
 from prism.http.client import sync_client
-from prism.wire.console import CommandInfo, JobEventInfo, JobInfo, JobPlan, LogPart, WhoAmI
+from prism.wire.console import (
+    Choice,
+    CommandInfo,
+    Graded,
+    GradeRequest,
+    JobEventInfo,
+    JobInfo,
+    JobPlan,
+    JudgedBy,
+    JudgeRequest,
+    LogPart,
+    PairInfo,
+    VoteFigures,
+    VoteInfo,
+    WhoAmI,
+)
 
 Answer = TypeVar("Answer")
 LOOK_SECONDS = 1.0
@@ -80,6 +95,37 @@ class ConsoleClient:
                 time.sleep(LOOK_SECONDS)
             offset = part.offset
 
+    def draw(self, runs: list[str], source: Literal["answers", "rollouts"] = "answers") -> PairInfo:
+        """The pair that waits for one's vote, or a new one."""
+        return self._post("/votes/draw", PairInfo, {"runs": runs, "source": source})
+
+    def vote(self, pair: int, choice: Choice) -> VoteInfo:
+        """It stands, and says whose the sides were."""
+        return self._post(f"/votes/{pair}/choice", VoteInfo, {"choice": choice})
+
+    def picture(self, pair: int, number: int = 0) -> bytes:
+        return self._answer("GET", f"/votes/{pair}/pictures/{number}").content
+
+    def votes(self, runs: Sequence[str] = (), *, limit: int = 200) -> list[VoteInfo]:
+        """The newest first."""
+        return self._get("/votes", list[VoteInfo], {"run": list(runs), "limit": limit})
+
+    def vote_figures(self, runs: Sequence[str] = ()) -> VoteFigures:
+        """Strengths, and experts' agreement with people."""
+        return self._get("/votes/figures", VoteFigures, {"run": list(runs)})
+
+    def vote_reference(self, runs: Sequence[str] = ()) -> str:
+        """JSON Lines for `prism calibrate`."""
+        return self._answer("GET", "/votes/reference", params={"run": list(runs)}).text
+
+    def score(self, asked: JudgeRequest) -> list[JudgedBy]:
+        """What a run's experts say of a response. One that cannot say has a status and no score."""
+        return self._post("/score", list[JudgedBy], asked.model_dump(mode="json"))
+
+    def grade(self, asked: GradeRequest) -> Graded:
+        """What a run's grader says of a response."""
+        return self._post("/grade", Graded, asked.model_dump(mode="json"))
+
     def close(self) -> None:
         self._http.close()
 
@@ -98,13 +144,16 @@ class ConsoleClient:
         return self._ask("POST", path, kind, json=body, params=query)
 
     def _ask(self, method: str, path: str, kind: type[Answer], **how: Any) -> Answer:
+        return TypeAdapter(kind).validate_json(self._answer(method, path, **how).content)
+
+    def _answer(self, method: str, path: str, **how: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, f"{self._url}/api/v1{path}", **how)
         except httpx.TransportError as error:
             raise ServiceError(f"the console at {self._url} does not answer: {error}") from None
         if not answer.is_success:
             raise ServiceError(_said(answer))
-        return TypeAdapter(kind).validate_json(answer.content)
+        return answer
 
 
 class _Refusal(BaseModel):

@@ -125,8 +125,8 @@ def save_resolved(config: RunConfig) -> Path:
     return path
 
 
-def as_toml(config: RunConfig) -> str:
-    """The configuration with all its defaults, as a file that ``load_config`` reads; a key that is None is left out."""
+def as_toml(config: BaseModel) -> str:
+    """A configuration with all its defaults, as a file that ``load_toml`` reads; a key that is None is left out."""
     lines: list[str] = []
 
     def table(path: str, values: dict[str, Any]) -> None:

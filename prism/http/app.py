@@ -5,7 +5,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -32,24 +32,24 @@ ADMIN_PATHS = frozenset({"/weights", "/v1/calibration"})
 class BodyLimit:
     """ASGI middleware: a request body over ``limit`` bytes gets 413, whether or not it announces its length.
 
-    ``variable`` is what sets the limit.
+    ``variable`` is what sets the limit; ``larger`` are limits of paths that take more.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, variable: str) -> None:
-        self.app, self.limit, self.variable = app, limit, variable
+    def __init__(self, app: ASGIApp, limit: int, variable: str, larger: Mapping[str, int] | None = None) -> None:
+        self.app, self.limit, self.variable, self.larger = app, limit, variable, larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         messages: list[Message] = []
-        size = 0
+        size, limit = 0, self.larger.get(scope["path"], self.limit)
         while True:
             message = await receive()
             messages.append(message)
             size += len(message.get("body", b""))
-            if size > self.limit:
-                detail = f"request body is over the limit of {self.limit} bytes ({self.variable})"
+            if size > limit:
+                detail = f"request body is over the limit of {limit} bytes ({self.variable})"
                 refused = JSONResponse({"detail": detail}, 413)
                 await refused(scope, receive, send)
                 return

@@ -1,11 +1,14 @@
-"""What the console's API says of jobs, tokens and runs."""
+"""What the console's API says of jobs, tokens, votes and running models."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prism.wire.grading import AnswerKind
+from prism.wire.messages import Text
+
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-Scope = Literal["view", "operate", "admin"]
+Scope = Literal["view", "vote", "operate", "admin"]
 
 
 class Said(BaseModel):
@@ -119,3 +122,156 @@ class AuditInfo(Said):
 class WhoAmI(Said):
     name: str
     scope: Scope
+
+
+Choice = Literal["left", "right", "tie", "bad"]
+Runs = Annotated[list[Annotated[str, Field(max_length=300)]], Field(min_length=1, max_length=24)]
+
+
+class Asking(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DrawRequest(Asking):
+    runs: Runs
+    source: Literal["answers", "rollouts"] = "answers"
+    """answers: held-out answers after stages, the teacher's among them. rollouts: two responses of one group."""
+
+
+class VoteRequest(Asking):
+    choice: Choice
+    """bad: neither is any good."""
+
+
+class PairInfo(Said):
+    """What one sees before one votes: nothing says whose a side is."""
+
+    id: int
+    question: str
+    pictures: int
+    """How many there are: ``/api/v1/votes/ID/pictures/0`` is the first."""
+    left: str
+    right: str
+
+
+class SideScore(Said):
+    expert: str
+    version: int | None
+    status: str
+    value: float | None
+
+
+class SideInfo(Said):
+    name: str
+    version: int | None
+    text: str
+    judge: str
+    scores: list[SideScore]
+
+
+class VoteInfo(Said):
+    id: int
+    who: str
+    source: Literal["answers", "rollouts", "asked"]
+    question: str
+    gold: str | None
+    left: SideInfo
+    right: SideInfo
+    choice: Choice
+    drawn: float
+    voted: float
+
+
+class StrengthInfo(Said):
+    """Bradley-Terry: the difference of two strengths is the log-odds that the first is preferred."""
+
+    name: str
+    votes: int
+    wins: int
+    losses: int
+    ties: int
+    bad: int
+    strength: float
+    low: float
+    high: float
+    group: int
+    """Strengths of different groups cannot be compared: no chain of votes links them."""
+
+
+class AgreementInfo(Said):
+    """How often an expert orders a pair as people do, over pairs that one version of it has scored."""
+
+    run: str
+    expert: str
+    pairs: int
+    agrees: int
+    share: float | None
+    low: float | None
+    high: float | None
+    undecided: int
+    level: int
+    unscored: int
+
+
+class VoteFigures(BaseModel):
+    votes: int
+    strengths: list[StrengthInfo]
+    agreements: list[AgreementInfo]
+
+
+MOST_TOKENS = 4096
+PICTURE_CHARACTERS = 12 * 2**20
+"""Of a picture as a data URI, which are some 9 MiB of the picture itself."""
+Picture = Annotated[str, Field(max_length=PICTURE_CHARACTERS)]
+LongText = Annotated[Text, Field(max_length=100_000)]
+
+
+class Turn(Asking):
+    role: Literal["system", "user", "assistant"]
+    content: LongText
+
+
+class Conversation(Asking):
+    run: str = Field(max_length=300)
+    """One that is up."""
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=64)]
+    image: Picture | None = None
+    """A data URI; it stands before the first user's text."""
+
+
+class ChatRequest(Conversation):
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    """Of the answer at most. None: as many as the policy's context holds."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+
+
+class JudgeRequest(Conversation):
+    response: LongText
+    section: Literal["own", "all"] = "own"
+    """own: the section that each expert was trained on. all: the whole text, whatever its format."""
+
+
+class JudgedBy(Said):
+    expert: str
+    status: str
+    """ok, what the expert says instead, or ``unavailable`` or ``refused`` where the service gave no answer."""
+    version: int | None = None
+    score: float | None = None
+    detail: str = ""
+
+
+class GradeRequest(Asking):
+    run: str = Field(max_length=300)
+    response: LongText
+    gold: Annotated[Text, Field(min_length=1, max_length=10_000)]
+    kind: AnswerKind = "auto"
+
+
+class Graded(Said):
+    status: str
+    """ok, what the grader says instead, or ``unavailable`` or ``refused`` where the service gave no answer."""
+    accuracy: float | None = None
+    format: float | None = None
+    reward: float | None = None
+    extracted: str = ""
+    detail: str = ""

@@ -18,12 +18,14 @@ from starlette.staticfiles import StaticFiles
 from prism.errors import PrismError
 from prism.http.app import BodyLimit, add_health, refuse
 from prism.services.console.access.guard import OPEN, guard
-from prism.services.console.api import access, jobs
+from prism.services.console.api import access, jobs, playground, votes
 from prism.services.console.jobs.bell import Bell
 from prism.services.console.jobs.queue import JobError, NoJob
 from prism.services.console.pages import access as access_pages
-from prism.services.console.pages import events, rollouts, run, runs, sign_in
+from prism.services.console.pages import curations, data, evaluations, events, rollouts, run, runs, sign_in
 from prism.services.console.pages import jobs as job_pages
+from prism.services.console.pages import playground as playground_pages
+from prism.services.console.pages import votes as vote_pages
 from prism.services.console.pages.render import page
 from prism.services.console.settings import ConsoleSettings
 from prism.services.console.state import Console
@@ -33,7 +35,10 @@ from prism.services.console.store.models import Job
 from prism.wire.messages import well_formed
 
 BODY_LIMIT = 2**20
-PAGES = (sign_in.router, events.router, job_pages.router, rollouts.router, run.router, runs.router, access_pages.router)
+WITH_PICTURES: dict[str, int] = {"/api/v1/chat": 16 * 2**20, "/api/v1/score": 16 * 2**20}
+RUN_PAGES = (rollouts.router, run.router, runs.router, curations.router, evaluations.router, data.router)
+PEOPLES_PAGES = (vote_pages.router, playground_pages.router, access_pages.router)
+PAGES = (sign_in.router, events.router, job_pages.router, *RUN_PAGES, *PEOPLES_PAGES)
 DETAIL = {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
 
 
@@ -62,13 +67,14 @@ def create_app(settings: ConsoleSettings, store: Store | None = None) -> FastAPI
     for route in app.routes:
         if isinstance(route, APIRoute):
             route.openapi_extra = {"x-prism-scope": OPEN}
-    for router in (jobs.router, access.router, *PAGES):
-        app.include_router(router)
+    for router in (jobs.router, access.router, votes.router, playground.router, *PAGES):
+        app.router.routes.extend(router.routes)  # as they are; include_router would make each of them once more
     static = Mount("/static", StaticFiles(directory=Path(__file__).parent / "pages" / "static"), name="static")
     static.prism_scope = OPEN  # pyright: ignore[reportAttributeAccessIssue]
     app.router.routes.append(static)
+    # Before the guard, which is then outside it: nothing is read of who may not ask.
+    app.add_middleware(BodyLimit, limit=BODY_LIMIT, variable="the console's own", larger=WITH_PICTURES)
     guard(app, own, console.attempts)
-    app.add_middleware(BodyLimit, limit=BODY_LIMIT, variable="the console's own")
     app.add_middleware(GZipMiddleware, minimum_size=1000)
     app.add_exception_handler(RequestValidationError, refuse)
     app.add_exception_handler(PrismError, _refuse)
@@ -134,6 +140,8 @@ def _with_tokens(app: FastAPI, document: dict) -> dict:
                 "403": {"description": "the token's scope is another one"},
                 "429": {"description": "too many unknown tokens from this address: wait, as Retry-After says"},
             }
+            if "requestBody" in operation:
+                operation["responses"]["400"] = {"description": "the body cannot be parsed"}
             for status, response in operation["responses"].items():
                 if status[0] == "4" and status != "422":
                     response["content"] = {"application/json": {"schema": DETAIL}}

@@ -11,6 +11,7 @@ from prism.services.console.access.identity import Identity
 from prism.services.console.jobs.bell import Bell
 from prism.services.console.jobs.registry import Place
 from prism.services.console.news import News
+from prism.services.console.runs.found import Finder
 from prism.services.console.runs.index import Index
 from prism.services.console.settings import ConsoleSettings
 from prism.services.console.store.engine import Store
@@ -26,6 +27,7 @@ class Console:
     def __post_init__(self) -> None:
         self.place: Place = self.settings.place
         self.index = Index(self.place.runs, self.store)
+        self.finder = Finder(self.place.runs)
         self.news = News(self.store, self.index)
 
 

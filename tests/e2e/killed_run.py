@@ -60,9 +60,9 @@ class Run:
     def folder(self) -> Path:
         return self.runs_dir / "e2e"
 
-    def command(self) -> list[str]:
+    def command(self, does: str = "run") -> list[str]:
         sets = [part for override in self.overrides for part in ("--set", override)]
-        return [sys.executable, "-m", "prism", "run", str(CONFIG), *sets]
+        return [sys.executable, "-m", "prism", does, str(CONFIG), *sets]
 
     def steps(self, stage: str) -> list[dict[str, Any]]:
         file = self.folder / "metrics.jsonl"

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, inspect, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from prism.curation.state.tables import Base
 from prism.errors import ConfigError, ServiceError
@@ -153,7 +154,7 @@ def _encoding(url: str) -> dict[str, str]:
 
 
 def reading_engine(url: str) -> Engine:
-    """For who only looks: a SQLite file is opened for reading, and is not made where there is none.
+    """For who only looks: a SQLite file is opened for reading, and nothing is made or left beside it.
 
     Raises ConfigError for a URL that cannot be used.
     """
@@ -162,9 +163,19 @@ def reading_engine(url: str) -> Engine:
         if made.drivername.partition("+")[0] != "sqlite":
             return create_engine(made, execution_options={"postgresql_readonly": True}, connect_args=_encoding(url))
         path = Path(made.database or "").resolve()
-        return create_engine(f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true")
+        return create_engine("sqlite://", creator=lambda: _open_to_read(path), poolclass=NullPool)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise ConfigError(f"database: {error}") from None
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    """Raises sqlite3's errors."""
+    url = f"file:{quote(str(path))}?mode=ro"
+    # Whoever opens a file in WAL mode makes two others beside it: that fails in a folder that is not to be written to,
+    # and elsewhere they stay, as files of ours that the curation cannot write to. While anybody works on it, they are
+    # there; without them nothing changes, and the file is all there is.
+    at_work = path.with_name(f"{path.name}-wal").exists()
+    return sqlite3.connect(url if at_work else f"{url}&immutable=1", uri=True, check_same_thread=False)
 
 
 def _finish(results: Done) -> None:

@@ -4,9 +4,11 @@ A new command needs that file alone: queue, form, page and API come from its sch
 """
 
 import importlib
+import json
 import pkgutil
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prism.config import RunConfig, as_toml, load_config, load_saved
+from prism.config import RunConfig, as_toml, load_config, load_saved, load_toml
 from prism.errors import ConfigError
 from prism.services.console.jobs.queue import Wanted
 from prism.settings import describe
@@ -27,6 +29,7 @@ class Parameters(BaseModel):
 
 
 Given = TypeVar("Given", bound=Parameters)
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,42 @@ class Place:
 
     def config_names(self) -> list[str]:
         """What may stand for a run's configuration, besides ``run:NAME``."""
+        return self.files(RunConfig)
+
+    def files(self, kind: type[BaseModel]) -> list[str]:
+        """Files of the configurations' folder that are of this kind, and as they should be."""
         found = []
         for file in sorted(self.configs.glob("*.toml")):
             try:
-                load_config(file)
+                load_toml(file, kind)
             except ConfigError:
-                continue  # a comparison's, or one that is being written
+                continue  # of another kind, or one that is being written
             found.append(file.name)
         return found
+
+    def load(self, kind: type[Kind], name: str, overrides: list[str]) -> Kind:
+        """A file of the configurations' folder, by its name. Raises ConfigError."""
+        if name not in {file.name for file in self.configs.glob("*.toml")}:
+            there = ", ".join(self.files(kind)) or "none of that kind"
+            raise ConfigError(f"there is no configuration {name!r}: there is {there}")
+        return load_toml(self.configs / name, kind, overrides)
+
+    def services(self, run: str) -> dict[str, Any]:
+        """Where the services of a run that is up are, and the tokens that they take. Raises ConfigError."""
+        try:
+            noted = json.loads((self.run(run) / "stack.json").read_bytes())
+        except (OSError, ValueError):
+            noted = None
+        if not isinstance(noted, dict):
+            raise ConfigError(f"run: the services of {run!r} are not up")
+        return noted
+
+    def begun_runs(self) -> list[str]:
+        return sorted(str(file.parent.relative_to(self.runs)) for file in self.runs.glob("*/config.json"))
+
+    def served_runs(self) -> list[str]:
+        """Runs whose services are up."""
+        return sorted(str(file.parent.relative_to(self.runs)) for file in self.runs.glob("*/stack.json"))
 
     def config(self, name: str, overrides: list[str]) -> RunConfig:
         """A configuration by its file's name, or another run's by ``run:NAME``, with overrides. Raises ConfigError."""
@@ -148,6 +179,14 @@ class Command(ABC, Generic[Given]):
     @abstractmethod
     def arguments(self, given: Given, place: Place, assigned: Assigned) -> list[str]:
         """What follows ``prism``. Raises ConfigError where the place has changed since."""
+
+    def environment(self, given: Given, place: Place, own: Mapping[str, str]) -> dict[str, str]:
+        """PRISM_* variables that it is given; ``own`` are the worker's, of which it gets none unasked."""
+        return {}
+
+    def suggestions(self, place: Place) -> dict[str, list[str]]:
+        """Of fields that name something, what there is."""
+        return {}
 
     def wanted(self, given: Given, title: str, **needs: Any) -> Wanted:
         return Wanted(command=self.name, title=title, parameters=given.model_dump(mode="json"), **needs)

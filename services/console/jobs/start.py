@@ -24,10 +24,12 @@ def start_in(place: Place) -> Callable[[Claimed, Path], Start]:
             config = folder / "config.toml"
             write_text(config, job.config)
         assigned = Assigned(folder, config, job.cards, job.base_port)
-        arguments = command.arguments(command.parameters.model_validate(job.parameters), place, assigned)
+        given = command.parameters.model_validate(job.parameters)
+        arguments = command.arguments(given, place, assigned)
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("PRISM_") or name in KEPT
         }
+        environment |= command.environment(given, place, os.environ)
         # Also none: a job that asked for no card must not take one that another was given.
         environment |= {"CUDA_VISIBLE_DEVICES": ",".join(job.cards), "PYTHONUNBUFFERED": "1"}
         return Start([sys.executable, "-m", "prism", *arguments], environment, place.home)

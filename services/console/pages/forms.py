@@ -1,7 +1,7 @@
 """Forms from schemas: fields of a command's parameters, and every key of a run's configuration."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -24,11 +24,15 @@ class Field:
     choices: tuple[str, ...] = ()
     about: str = ""
     required: bool = False
+    suggested: tuple[str, ...] = ()
+    """What there is to be named, where anything may be written."""
     sealed: bool = False
     """Shown, and not to be changed here."""
 
 
-def parameter_fields(model: type[BaseModel], given: Mapping[str, Any]) -> list[Field]:
+def parameter_fields(
+    model: type[BaseModel], given: Mapping[str, Any], suggested: Mapping[str, Sequence[str]] | None = None
+) -> list[Field]:
     """Of a command's parameters; ``given`` are values so far."""
     found = []
     for name, field in model.model_fields.items():
@@ -40,13 +44,21 @@ def parameter_fields(model: type[BaseModel], given: Mapping[str, Any]) -> list[F
                 name,
                 name.replace("_", " "),
                 kind,
-                list(value) if kind == "many" and value else "" if value is None else value,
+                _filled(kind, choices, value),
                 choices,
                 field.description or "",
                 field.is_required(),
+                tuple((suggested or {}).get(name, ())),
             )
         )
     return found
+
+
+def _filled(kind: str, choices: tuple[str, ...], value: Any) -> Any:
+    """A list without choices is written one a line."""
+    if kind == "many":
+        return list(value or ()) if choices else "\n".join(value or ())
+    return "" if value is None else value
 
 
 def read_parameters(model: type[BaseModel], form: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -57,9 +69,9 @@ def read_parameters(model: type[BaseModel], form: Mapping[str, list[str]]) -> di
         given = [text.strip() for text in form.get(name, []) if text.strip()]
         if kind == "flag":
             found[name] = bool(given)
-        elif kind == "many" and get_origin(field.annotation) is list:
+        elif kind == "many":
             if given:
-                found[name] = given if len(given) > 1 or _kind(field.annotation)[1] else given[0].split("\n")
+                found[name] = [line.strip() for text in given for line in text.splitlines() if line.strip()]
         elif given:
             found[name] = given[0]
     return found

@@ -115,10 +115,11 @@ def _run_form(
 
 
 @router.get("/jobs/new/{command}", openapi_extra=needs("operate"))
-def command_form(request: Request, command: str) -> Response:
+def command_form(request: Request, command: str, caller: Caller) -> Response:
     found = registry.command_of(command)
-    given = dict(request.query_params)
-    fields = forms.parameter_fields(found.parameters, given)
+    asked = {name: request.query_params.getlist(name) for name in request.query_params}
+    given = {name: value for name, value in forms.read_parameters(found.parameters, asked).items() if name in asked}
+    fields = forms.parameter_fields(found.parameters, given, found.suggestions(caller.console.place))
     return page(request, "command-form.html", command=found, fields=fields, problems=[], priority=0)
 
 
@@ -134,7 +135,7 @@ def _add_command(request: Request, command: str, caller: Asked, form: dict[str, 
     try:
         job = operations.add(caller, command, given, _priority(form))
     except ConfigError as error:
-        fields = forms.parameter_fields(found.parameters, given)
+        fields = forms.parameter_fields(found.parameters, given, found.suggestions(caller.console.place))
         problems = str(error).splitlines()
         context = {"command": found, "fields": fields, "problems": problems, "priority": _priority(form)}
         return page(request, "command-form.html", code=422, **context)

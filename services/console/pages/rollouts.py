@@ -1,39 +1,37 @@
 """Pages of rollouts: step, group and response, each with a link of its own, and the pictures that they are about."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request
 from fastapi.responses import Response
 
 from prism.data.blobs import BlobStore
-from prism.errors import DataError, ServiceError
+from prism.errors import ConfigError, DataError, ServiceError
 from prism.report.rollouts import response as sections
 from prism.services.console.access.guard import needs
 from prism.services.console.pages.render import page
 from prism.services.console.pages.run import found_run
+from prism.services.console.pictures import as_picture
 from prism.services.console.runs import rollouts
 from prism.services.console.state import Caller
 
 router = APIRouter(include_in_schema=False)
-KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
-"""What a browser is told a picture is, by its first bytes; nothing else is sent, so a blob is never a page."""
 
 
 @router.get("/pictures/{sha256}", openapi_extra=needs("view"))
 def picture(
-    sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], caller: Caller, run: Annotated[str, Query(max_length=300)]
+    sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")],
+    caller: Caller,
+    run: Annotated[str, Query(max_length=300)],
+    store: Literal["blobs", "images"] = "blobs",
 ) -> Response:
-    """A picture of a run's prompts, as it is."""
-    folder = caller.console.place.run(found_run(caller, run).run)
+    """A picture of a run's or a curation's prompts, as it is; of an evaluation's, from its ``images``."""
     try:
-        data = BlobStore(str(folder / "blobs")).get(sha256)
-    except (DataError, ServiceError) as error:
+        data = BlobStore(str(caller.console.place.run(run) / store)).get(sha256)
+    except (ConfigError, DataError, ServiceError) as error:
         raise HTTPException(404, str(error)) from None
-    kind = next((kind for first, kind in KINDS.items() if data.startswith(first)), None)
-    if kind is None:
-        raise HTTPException(404, "that is no picture which a browser shows")
-    return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=31536000, immutable"})
+    return as_picture(data)
 
 
 @router.get("/rollouts/{name:path}", openapi_extra=needs("view"))

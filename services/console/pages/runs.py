@@ -170,6 +170,9 @@ def _sort(runs: list[RunSummary], sort: str, columns: list[Column]) -> None:
             return getattr(run, name)
         return run.updated
 
-    known = [run for run in runs if (v := value(run)) is not None and not (isinstance(v, float) and math.isnan(v))]
-    without = [run for run in runs if run not in known] if len(known) < len(runs) else []
+    known: list[RunSummary] = []
+    without: list[RunSummary] = []
+    for run in runs:
+        v = value(run)
+        (without if v is None or (isinstance(v, float) and math.isnan(v)) else known).append(run)
     runs[:] = sorted(known, key=value, reverse=down) + without

@@ -11,7 +11,7 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import delete, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from prism.services.console.runs.steps import NOT_FIGURES, Row, Steps, figure, read_steps
@@ -19,12 +19,14 @@ from prism.services.console.store.engine import Store
 from prism.services.console.store.models import RunIndex
 from prism.stack.folder_lock import LOCKS
 
-FORMAT = 2
+FORMAT = 3
 DEPTH = 3  # folders below one another in which runs are looked for
 LOOK_SECONDS = 2.0
 SHARE = 20  # of a look's own time that is waited after it at least: looking never takes more than a twentieth of a core
 ALIVE_SECONDS = 120  # since the last line of a run on another machine, of which nothing else can be told
 PUBLISH_SECONDS = 1.0
+END_BYTES = 64 * 1024  # of a file's end, from which a table is made at once; the whole of it is read later, in its turn
+OWED_SHARE = 3  # of the time that a whole file took, waited after it: what is owed takes a quarter of a core
 
 log = logging.getLogger("prism")
 
@@ -35,10 +37,11 @@ class Extremes:
 
     last: float
     last_step: int
-    least: float
-    least_step: int
-    most: float
-    most_step: int
+    least: float | None
+    least_step: int | None
+    most: float | None
+    most_step: int | None
+    """None while its end alone was read: nobody knows the least and the most yet."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class RunSummary:
     """Of the files that it is made of."""
     broken: int
     """Lines that could not be read."""
+    whole: bool = True
+    """Whether more was read than the end of a large file."""
     format: int = FORMAT
 
     @property
@@ -103,7 +108,11 @@ class Index:
         self._runs: dict[str, RunSummary] = {}
         self.generation = 0
         """Counted up with every change."""
+        self.spent = 0.0
+        """Seconds of a processor that the thread has taken."""
         self._looking, self._end, self._thread = Lock(), Event(), None
+        self._owed: dict[str, None] = {}
+        """Runs of which the end alone was read, in the order in which the whole is."""
 
     def runs(self) -> list[RunSummary]:
         """The one that wrote last first."""
@@ -135,7 +144,28 @@ class Index:
                 self.look()
             except SQLAlchemyError as error:
                 log.warning("the cache of runs could not be written: %s", str(error).splitlines()[0])
-            wait = max(LOOK_SECONDS, SHARE * (time.monotonic() - began))
+            self.spent = time.thread_time()
+            until = time.monotonic() + max(LOOK_SECONDS, SHARE * (time.monotonic() - began))
+            while self._owed and (left := until - time.monotonic()) > 0:
+                began = time.monotonic()
+                self._read_owed()
+                self.spent = time.thread_time()
+                if self._end.wait(min(left, OWED_SHARE * (time.monotonic() - began))):
+                    return
+            wait = max(0.0, until - time.monotonic())
+
+    def _read_owed(self) -> None:
+        """The whole of one file."""
+        with self._looking:
+            name = next(iter(self._owed))
+            del self._owed[name]
+            before = self._runs.get(name)
+            if before and not before.whole:
+                now = _summary(name, self._root / name, before, held_locks(), whole=True)
+                try:
+                    self._publish([now], ())
+                except SQLAlchemyError as error:
+                    log.warning("the cache of runs could not be written: %s", str(error).splitlines()[0])
 
     def _look(self) -> None:
         held = held_locks()
@@ -150,6 +180,8 @@ class Index:
             before = self._runs.get(name)
             if (now := _summary(name, folder, before, held)) != before:
                 changed.append(now)
+            if not now.whole:
+                self._owed.setdefault(name)
             if changed and time.monotonic() - published > PUBLISH_SECONDS:  # a first look at many may take minutes
                 self._publish(changed, ())
                 changed, published = [], time.monotonic()
@@ -164,11 +196,13 @@ class Index:
 
     def _save(self, changed: Iterable[RunSummary], gone: Collection[str]) -> None:
         """Raises SQLAlchemy's errors."""
+        rows = [{"run": run.run, "summary": asdict(run)} for run in changed]
+        names = [*gone, *(row["run"] for row in rows)]
         with self.store.write() as session:
-            for name in gone:
-                session.execute(delete(RunIndex).where(RunIndex.run == name))
-            for run in changed:
-                session.merge(RunIndex(run=run.run, summary=asdict(run)))
+            for first in range(0, len(names), 1000):
+                session.execute(delete(RunIndex).where(RunIndex.run.in_(names[first : first + 1000])))
+            if rows:
+                session.execute(insert(RunIndex), rows)
 
     def _load(self) -> None:
         with self.store.read() as session:
@@ -214,26 +248,33 @@ def read_object(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _summary(name: str, folder: Path, before: RunSummary | None, held: set[tuple[int, int]]) -> RunSummary:
+def _summary(
+    name: str, folder: Path, before: RunSummary | None, held: set[tuple[int, int]], *, whole: bool = False
+) -> RunSummary:
+    """With ``whole``, of all that a large file holds; else of its end, unless the run is live and known whole."""
     finished = sorted(
         file.parent.name for file in folder.glob("stages/*/stage.json") if not file.parent.name.endswith(".partial")
     )
     stamps = [_stamp(folder / file) for file in ("config.json", "metrics.jsonl", "evaluations.jsonl")]
     signature = [*stamps, finished]
-    holder = _holder(folder)
-    if before is None or before.signature != signature:
+    holder = holder_of(folder)
+    if before is None or before.signature != signature or (whole and not before.whole):
         live = holder is not None and (holder in held)
-        before = _read(name, folder, signature, finished, live=live)
+        whole = whole or (live and before is not None and before.whole)
+        before = _read(name, folder, signature, finished, live=live, whole=whole)
     return replace(before, status=_status(before, holder, held))
 
 
-def _read(name: str, folder: Path, signature: list[Any], finished: list[str], *, live: bool) -> RunSummary:
+def _read(name: str, folder: Path, signature: list[Any], finished: list[str], *, live: bool, whole: bool) -> RunSummary:
     config = read_object(folder / "config.json")
-    if live:
+    if live and whole:
         steps = read_steps(folder)  # which stays in memory: at the next look the new lines alone are read
     else:
         steps = Steps(folder / "metrics.jsonl")
-        steps.read_on()
+        if whole:
+            steps.read_on()
+        else:
+            whole = steps.read_end(END_BYTES)
     evaluated = {line["stage"]: line for line in _objects(folder / "evaluations.jsonl") if _is_text(line.get("stage"))}
     configured = config.get("stages")
     planned = {k: v for k, v in configured.items() if isinstance(v, dict)} if isinstance(configured, dict) else {}
@@ -252,11 +293,13 @@ def _read(name: str, folder: Path, signature: list[Any], finished: list[str], *,
                 steps.stages.get(stage, []),
                 read_object(folder / "stages" / stage / "stage.json") if stage in finished else None,
                 evaluated.get(stage, {}),
+                whole=whole,
             )
             for stage in names
         ],
         signature,
         steps.broken,
+        whole,
     )
 
 
@@ -266,6 +309,8 @@ def _stage(
     rows: list[Row],
     result: dict[str, Any] | None,
     evaluated: dict[str, Any],
+    *,
+    whole: bool,
 ) -> StageSummary:
     kind = planned.get("kind") or (result or {}).get("kind") or evaluated.get("kind") or ""
     counts = [planned.get("steps"), planned.get("warmup_steps", 0) if kind == "align" else 0]
@@ -280,26 +325,28 @@ def _stage(
         done if type(done) is int else 0,
         result is not None,
         version if type(version) is int else None,
-        _figures(rows),
+        _figures(rows, whole),
         list(dict.fromkeys(alerts)),
         figure(evaluated, "accuracy"),
         figure(evaluated, "accuracy_stderr"),
     )
 
 
-def _figures(rows: list[Row]) -> dict[str, Extremes]:
+def _figures(rows: list[Row], whole: bool) -> dict[str, Extremes]:
     found: dict[str, Extremes] = {}
     for name in dict.fromkeys(key for row in rows for key in row if key not in NOT_FIGURES):
         known = [(value, row["step"]) for row in rows if (value := figure(row, name)) is not None]
-        if known:
+        if known and not whole:
+            found[name] = Extremes(*known[-1], None, None, None, None)
+        elif known:
             least, most = min(known, key=lambda pair: pair[0]), max(known, key=lambda pair: pair[0])
             found[name] = Extremes(*known[-1], *least, *most)
     return found
 
 
-def _holder(folder: Path) -> tuple[int, int] | None:
-    """Of its trainer's lock, held or not, the process and the file's number; None if it is of another machine."""
-    file = folder.parent / LOCKS / "trainer" / folder.name
+def holder_of(folder: Path, use: str = "trainer") -> tuple[int, int] | None:
+    """Of its lock, held or not, the process and the file's number; None if it is of another machine."""
+    file = folder.parent / LOCKS / use / folder.name
     told = read_object(file)
     if told.get("host") != socket.gethostname() or type(told.get("pid")) is not int:
         return None

@@ -1,6 +1,7 @@
 """A run's ``metrics.jsonl``, of which what is new is read alone."""
 
 import json
+import os
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -54,6 +55,24 @@ class Steps:
                 if line.strip():
                     self._add(line)
             return bool(whole)
+
+    def read_end(self, most: int) -> bool:
+        """Read what the last ``most`` bytes hold; gives whether that is all. It cannot be read on from there."""
+        try:
+            with self.file.open("rb") as opened:
+                size = opened.seek(0, os.SEEK_END)
+                if size > most:
+                    opened.seek(size - most)
+                    lines = opened.read(most).split(b"\n")
+                    for line in lines[1:-1]:  # the first is half of one, as a rule, and the last not yet whole
+                        if line.strip():
+                            self._add(line)
+                    self.first = None
+                    return False
+        except OSError:
+            return True
+        self.read_on()
+        return True
 
     def _add(self, line: bytes) -> None:
         try:

@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, MetaData, String, Text
+from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = STATES = ("queued", "running", "done", "failed", "cancelled")
 ENDED = (DONE, FAILED, CANCELLED)
-SCOPES = ("view", "operate", "admin")
+SCOPES = ("view", "vote", "operate", "admin")
 """Each may do what those before it may."""
+CHOICES = ("left", "right", "tie", "bad")
+"""What a vote may say; bad: neither is any good."""
 
 
 class Base(DeclarativeBase):
@@ -158,3 +160,32 @@ class RunIndex(Base):
 
     run: Mapped[str] = mapped_column(String(300), primary_key=True)
     summary: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class Vote(Base):
+    """Two responses to one prompt, shown to somebody, and what they said: kept whole, whatever becomes of the runs."""
+
+    __tablename__ = "votes"
+    __table_args__ = (_one_of("choice", CHOICES), UniqueConstraint("who", "pair"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    who: Mapped[str] = mapped_column(String(200))
+    pair: Mapped[str] = mapped_column(String(64))
+    """A digest of prompt and both sides, whichever way round: nobody votes on one twice."""
+    prompt: Mapped[str] = mapped_column(String(64))
+    """A digest of question and pictures."""
+    source: Mapped[str] = mapped_column(String(10))
+    """answers (held-out ones), rollouts or asked."""
+    run: Mapped[str] = mapped_column(String(300))
+    """In whose blobs the pictures are; empty: among the console's own."""
+    question: Mapped[str] = mapped_column(Text)
+    gold: Mapped[str | None] = mapped_column(Text)
+    images: Mapped[list[str]] = mapped_column(JSON)
+    """sha256 of each."""
+    left: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """As ``votes.pairs.Side`` says; which side is the left one was drawn."""
+    right: Mapped[dict[str, Any]] = mapped_column(JSON)
+    drawn: Mapped[float]
+    choice: Mapped[str | None] = mapped_column(String(10))
+    """None until voted."""
+    voted: Mapped[float | None]

@@ -46,8 +46,7 @@ class ScoreCommand(Command[ScoreParameters]):
 
     def plan(self, given: ScoreParameters, place: Place) -> Wanted:
         given.check(place)
-        if not (place.run(given.run) / "stack.json").is_file():
-            raise ConfigError(f"run: the services of {given.run!r} are not up")
+        place.services(given.run)
         return self.wanted(given, f"score {given.file}")
 
     def arguments(self, given: ScoreParameters, place: Place, assigned: Assigned) -> list[str]:

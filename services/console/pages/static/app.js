@@ -94,16 +94,18 @@
     }
   });
 
-  // Keys: / finds, j and k go on and back, g then r or j goes to runs or jobs.
+  // Keys: / finds, j and k go on and back, g then r, j or v goes to runs, jobs or votes; 1, 2, t and b vote.
   let before = "";
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
     const find = document.querySelector('[data-key="/"]');
     if (event.key === "/" && find) { event.preventDefault(); find.focus(); }
-    const to = { gr: "/runs", gj: "/jobs", gn: "/jobs/new" }[before + event.key];
+    const to = { gr: "/runs", gj: "/jobs", gn: "/jobs/new", gv: "/votes" }[before + event.key];
     if (to) location.href = to;
     const link = document.querySelector(`a[data-key="${CSS.escape(event.key)}"]`);
     if (link) location.href = link.href;
+    const button = document.querySelector(`button[data-key="${CSS.escape(event.key)}"]`);
+    if (button) { event.preventDefault(); button.click(); }
     before = event.key;
   });
 })();

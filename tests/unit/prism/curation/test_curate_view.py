@@ -1,14 +1,17 @@
 """What a page is told of curations: jobs, rows, rejects with their reasons; read at any time, never written."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from curation_world import World
 from fake_services import response, served, write_rows
+from sqlalchemy import insert
 from test_curate import asked_of
 
 from prism.curation.state.store import Store
-from prism.curation.state.tables import Purse
+from prism.curation.state.tables import Job, Purse
 from prism.curation.view import View
 from prism.errors import ServiceError
 
@@ -56,3 +59,23 @@ def test_looking_makes_no_database(tmp_path: Path) -> None:
     (tmp_path / "curation.db").write_text("this is no database at all, and it is long enough to tell")
     with pytest.raises(ServiceError, match="cannot be read"):
         View.of_folder(tmp_path).jobs()
+
+
+def test_looking_leaves_nothing_and_needs_no_right_to_write() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        with Store(f"sqlite:///{folder / 'curation.db'}") as store, store.writing() as connection:
+            connection.execute(
+                insert(Job).values(name="job", folder="here", created=1.0, start=1, facts={}, stopped=None)
+            )
+        assert [file.name for file in folder.iterdir()] == ["curation.db"]
+        folder.chmod(0o555)
+        was = os.geteuid()
+        os.seteuid(was or 65534)  # root may write anywhere
+        try:
+            assert [job.name for job in View.of_folder(folder).jobs()] == ["job"]
+        finally:
+            os.seteuid(was)
+            folder.chmod(0o755)
+        assert [job.name for job in View.of_folder(folder).jobs()] == ["job"]
+        assert [file.name for file in folder.iterdir()] == ["curation.db"]

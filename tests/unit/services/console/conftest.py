@@ -1,5 +1,6 @@
 """A console over a store of its own, on SQLite and on PostgreSQL."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,18 @@ def postgres() -> Iterator[str]:
         server.cleanup()
 
 
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A SQLite file with all tables and a token of each scope, which most tests begin with a copy of: migrations take
+    longer than they do."""
+    file = tmp_path_factory.mktemp("tables") / "console.db"
+    store = Store(sqlite_url(file))
+    upgrade(store)
+    tokens = {scope: new_token(store, scope, scope, "test") for scope in SCOPES}
+    store.close()
+    return file, tokens
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """Empty, with all tables."""
@@ -47,12 +60,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> ConsoleSettings:
-    (tmp_path / "runs").mkdir(exist_ok=True)
+def settings(tmp_path: Path, tables: tuple[Path, dict[str, str]]) -> ConsoleSettings:
+    state = tmp_path / "runs" / ".console"
+    state.mkdir(parents=True, exist_ok=True)
+    shutil.copy(tables[0], state / "console.db")
     configs = Path(__file__).parents[4] / "configs"
-    return load_settings(
-        ConsoleSettings, runs=tmp_path / "runs", configs=configs, state_dir=tmp_path / "runs" / ".console"
-    )
+    return load_settings(ConsoleSettings, runs=tmp_path / "runs", configs=configs, state_dir=state)
 
 
 @pytest.fixture
@@ -61,10 +74,9 @@ def app(settings: ConsoleSettings) -> FastAPI:
 
 
 @pytest.fixture
-def tokens(app: FastAPI) -> dict[str, str]:
+def tokens(tables: tuple[Path, dict[str, str]]) -> dict[str, str]:
     """One of each scope."""
-    upgrade(app.state.console.store)
-    return {scope: new_token(app.state.console.store, scope, scope, "test") for scope in SCOPES}
+    return dict(tables[1])
 
 
 @pytest.fixture

@@ -34,6 +34,13 @@ def test_every_route_names_a_scope_and_few_are_open(app: FastAPI) -> None:
     assert allowed_to_view <= {"/api/v1/jobs/plan", "/jobs/plan", "/sign-out"}  # which change nothing of anybody's
 
 
+def test_a_body_is_not_read_of_who_may_not_ask(app: FastAPI, tokens: dict[str, str]) -> None:
+    with TestClient(app) as client:
+        assert client.post("/api/v1/chat", content=b"x" * 17 * 2**20).status_code == 401
+        headers = {"Authorization": f"Bearer {tokens['view']}"}
+        assert client.post("/api/v1/chat", content=b"x" * 17 * 2**20, headers=headers).status_code == 403
+
+
 @pytest.mark.parametrize("scope", ["", *SCOPES])
 def test_a_token_does_what_its_scope_allows_and_nothing_else(app: FastAPI, tokens: dict[str, str], scope: str) -> None:
     headers = {"Authorization": f"Bearer {tokens.get(scope, 'prism_unknown')}"}

@@ -1,5 +1,6 @@
 """The API from Python and from the command line: jobs queued, listed, followed, cancelled, and refusals in words."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from prism import cli
 from prism.clients.console import ConsoleClient
+from prism.data.blobs import BlobStore
 from prism.errors import ConfigError, ServiceError
 from prism.services.console.jobs import queue
 
@@ -58,6 +60,27 @@ def test_a_job_from_python(url: str, app: FastAPI, tokens: dict[str, str]) -> No
         console.add("run", RUN)
     with ConsoleClient("http://127.0.0.1:1", "x") as away, pytest.raises(ServiceError, match="does not answer"):
         away.jobs()
+
+
+def test_votes_from_python(url: str, app: FastAPI, tokens: dict[str, str]) -> None:
+    folder = app.state.console.place.runs / "voted"
+    image = BlobStore(str(folder / "blobs")).put(b"\x89PNG no more")
+    one = {"stage": "sft", "prompt_id": "p", "question": "?", "response": "r", "teacher": "t", "images": [image]}
+    (folder / "samples.jsonl").write_text(json.dumps(one) + "\n")
+    (folder / "metrics.jsonl").write_text('{"stage": "sft", "step": 1, "time": 1.0}\n')
+    app.state.console.index.look()
+    with ConsoleClient(url, tokens["vote"]) as console:
+        pair = console.draw(["voted"])
+        assert console.picture(pair.id) == b"\x89PNG no more"
+        told = console.vote(pair.id, "left")
+        assert told.left.text == pair.left
+        assert console.votes(["voted"]) == [told]
+        assert {one.name for one in console.vote_figures().strengths} == {"teacher", "voted after sft"}
+        assert json.loads(console.vote_reference())["teacher"] == pair.left
+        with pytest.raises(ServiceError, match="needs the scope operate"):
+            console.add("run", RUN)
+    with ConsoleClient(url, tokens["view"]) as console, pytest.raises(ServiceError, match="needs the scope vote"):
+        console.draw(["voted"])
 
 
 def test_a_job_from_the_command_line(url: str, tokens: dict[str, str]) -> None:

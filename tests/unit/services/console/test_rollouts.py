@@ -59,19 +59,17 @@ def run(client: TestClient, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("kind", "found"),
-    [
-        ("", {"plain", "alike", "hacked", "long"}),
-        ("wrong", {"plain", "hacked"}),
-        ("flat", {"alike"}),
-        ("truncated", {"long"}),
-        ("disagree", {"hacked"}),
-        ("hacking", {"hacked"}),
-    ],
-)
-def test_groups_are_found_by_what_they_were_like(run: Path, kind: str, found: set[str]) -> None:
-    assert {each.group.prompt_id for each in rollouts.search(run, kind, "")[0]} == found
+def test_groups_are_found_by_what_they_were_like(run: Path) -> None:
+    found = {
+        "": {"plain", "alike", "hacked", "long"},
+        "wrong": {"plain", "hacked"},
+        "flat": {"alike"},
+        "truncated": {"long"},
+        "disagree": {"hacked"},
+        "hacking": {"hacked"},
+    }
+    for kind, names in found.items():
+        assert {each.group.prompt_id for each in rollouts.search(run, kind, "")[0]} == names, kind
 
 
 def test_full_text_looks_at_prompts_and_responses(run: Path) -> None:

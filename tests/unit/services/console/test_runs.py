@@ -90,6 +90,37 @@ def test_a_run_is_live_while_its_lock_is_held_and_nothing_is_touched_to_see_it(r
         pass
 
 
+def test_a_large_file_is_in_the_table_by_its_end_at_once_and_read_whole_later(
+    runs: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prism.services.console.runs.index.END_BYTES", 1000)
+    lines = steps_of("rlvr", [0.9, -0.5] + [0.1] * 50, at=7) + steps_of("rlvr", [0.4], attempt=2, first=52, at=8)
+    write_run(runs, "large", lines)
+    write_run(runs, "small", steps_of("rlvr", [0.2]))
+    index.look()
+    large, small = index.get("large"), index.get("small")
+    assert large
+    assert small
+    assert (large.whole, small.whole, large.now.done if large.now else 0) == (False, True, 52)
+    found = large.figure("reward")
+    assert found
+    assert (found[1].last, found[1].most, found[1].least) == (0.4, None, None)
+    index.look()
+    assert index.get("large") == large  # which is not read again
+    index._read_owed()
+    again = Index(runs, index.store)
+    again._load()
+    again.look()
+    for known in (index, again):
+        assert known._owed == {}
+        whole = known.get("large")
+        assert whole
+        found = whole.figure("reward")
+        assert found
+        assert (found[1].last, found[1].most, found[1].most_step, found[1].least) == (0.4, 0.9, 1, -0.5)
+        assert (whole.whole, whole.started) == (True, 7)
+
+
 def test_what_cannot_be_read_stops_nothing_else(runs: Path, index: Index) -> None:
     folder = write_run(runs, "broken", [])
     (folder / "config.json").write_text("[")
