@@ -191,9 +191,12 @@ class StrengthInfo(Said):
     losses: int
     ties: int
     bad: int
+    """Votes that found neither side any good; they count as ties."""
     strength: float
+    """The mean over the contestants of its group is 0."""
     low: float
     high: float
+    """The 95 % interval."""
     group: int
     """Strengths of different groups cannot be compared: no chain of votes links them."""
 
@@ -204,13 +207,17 @@ class AgreementInfo(Said):
     run: str
     expert: str
     pairs: int
+    """Which people and the expert both put in an order. One that several people voted on counts once, as most voted."""
     agrees: int
     share: float | None
     low: float | None
     high: float | None
     undecided: int
+    """Pairs that people put in no order: ties, neither any good, as many for as against."""
     level: int
+    """Pairs that people put in an order and the expert scored alike."""
     unscored: int
+    """Pairs of which a side has no score, or the sides' are of different versions or runs."""
 
 
 class VoteFigures(BaseModel):

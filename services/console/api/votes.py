@@ -14,10 +14,8 @@ from prism.services.console.store.models import Vote
 from prism.services.console.votes import ballot, figures, pairs
 from prism.services.console.votes.reference import picture_of, reference
 from prism.wire.console import (
-    AgreementInfo,
     DrawRequest,
     PairInfo,
-    StrengthInfo,
     VoteFigures,
     VoteInfo,
     VoteRequest,
@@ -78,11 +76,7 @@ def list_votes(
 def vote_figures(caller: Caller, run: OfRuns = []) -> VoteFigures:  # noqa: B006
     """Bradley-Terry strengths with 95 % intervals, and each expert's agreement with people."""
     votes = ballot.cast_votes(caller.store, run)
-    return VoteFigures(
-        votes=len(votes),
-        strengths=[StrengthInfo.model_validate(one) for one in figures.strengths(votes)],
-        agreements=[AgreementInfo.model_validate(one) for one in figures.agreements(votes)],
-    )
+    return VoteFigures(votes=len(votes), strengths=figures.strengths(votes), agreements=figures.agreements(votes))
 
 
 @router.get(

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from scipy.special import expit, log_expit
 
 from prism.curation.mine import wilson
 from prism.services.console.store.models import Vote
+from prism.wire.console import AgreementInfo, StrengthInfo
 
 PRIOR = 0.1
 """Precision of the normal prior of a strength: whoever won every vote stays finite."""
@@ -22,50 +22,7 @@ WON = {"left": 1.0, "right": 0.0, "tie": 0.5, "bad": 0.5}
 """The left side's share of a vote."""
 
 
-@dataclass(frozen=True)
-class Strength:
-    """Of a contestant. The difference of two strengths is the log-odds that the first is preferred."""
-
-    name: str
-    votes: int
-    wins: int
-    losses: int
-    ties: int
-    bad: int
-    """Votes that found neither side any good; they count as ties."""
-    strength: float
-    """The mean over the contestants of its group is 0."""
-    low: float
-    high: float
-    """The 95 % interval."""
-    group: int
-    """Contestants that no chain of votes links are of different groups: their strengths cannot be compared."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Of an expert of a run with people, over pairs that one version of it has scored both sides of.
-
-    A pair that several people voted on counts once, as most of them voted.
-    """
-
-    run: str
-    expert: str
-    pairs: int
-    """Which people and the expert both put in an order."""
-    agrees: int
-    share: float | None
-    low: float | None
-    high: float | None
-    undecided: int
-    """Pairs that people put in no order: ties, neither any good, as many for as against."""
-    level: int
-    """Pairs that people put in an order and the expert scored alike."""
-    unscored: int
-    """Pairs of which a side has no score, or the sides' are of different versions or runs."""
-
-
-def strengths(votes: Sequence[Vote], seed: int = 0) -> list[Strength]:
+def strengths(votes: Sequence[Vote], seed: int = 0) -> list[StrengthInfo]:
     """The strongest first in each group. Votes on two responses of the same contestant say nothing here.
 
     An interval is the wider of a bootstrap's over prompts, since votes on one prompt are not independent, and of the
@@ -97,22 +54,21 @@ def strengths(votes: Sequence[Vote], seed: int = 0) -> list[Strength]:
     fits = np.array([_fit(wins(counts[prompt].astype(float)), fitted, group) for counts in drawn])
     low, high = np.percentile(fits, (2.5, 97.5), axis=0)
     spread = Z * _errors(counted, fitted, group)
-    tallies = {name: _tally(votes, name) for name in names}
     found = [
-        Strength(
-            name,
-            *tallies[name],
-            float(fitted[i]),
-            float(min(low[i], fitted[i] - spread[i])),
-            float(max(high[i], fitted[i] + spread[i])),
-            int(group[i]),
+        StrengthInfo(
+            name=name,
+            **_tally(votes, name),
+            strength=float(fitted[i]),
+            low=float(min(low[i], fitted[i] - spread[i])),
+            high=float(max(high[i], fitted[i] + spread[i])),
+            group=int(group[i]),
         )
         for i, name in enumerate(names)
     ]
     return sorted(found, key=lambda one: (one.group, -one.strength))
 
 
-def agreements(votes: Iterable[Vote]) -> list[Agreement]:
+def agreements(votes: Iterable[Vote]) -> list[AgreementInfo]:
     """Each expert's with people."""
     by_pair: defaultdict[str, list[Vote]] = defaultdict(list)
     for vote in votes:
@@ -136,12 +92,14 @@ def agreements(votes: Iterable[Vote]) -> list[Agreement]:
     return [_agreement(run, expert, count) for (run, expert), count in sorted(counts.items())]
 
 
-def _agreement(run: str, expert: str, count: dict[str, int]) -> Agreement:
+def _agreement(run: str, expert: str, count: dict[str, int]) -> AgreementInfo:
     pairs = count["agrees"] + count["differs"]
     low, high = wilson(count["agrees"], pairs) if pairs else (None, None)
     share = count["agrees"] / pairs if pairs else None
-    left_out = count["undecided"], count["level"], count["unscored"]
-    return Agreement(run, expert, pairs, count["agrees"], share, low, high, *left_out)
+    left_out = {key: count[key] for key in ("undecided", "level", "unscored")}
+    return AgreementInfo(
+        run=run, expert=expert, pairs=pairs, agrees=count["agrees"], share=share, low=low, high=high, **left_out
+    )
 
 
 def _identity(side: dict[str, Any]) -> tuple[str, str]:
@@ -160,15 +118,15 @@ def _gap(run: str, expert: str, first: dict[str, Any], other: dict[str, Any]) ->
     return one["value"] - two["value"] if one["version"] == two["version"] else None
 
 
-def _tally(votes: Sequence[Vote], name: str) -> tuple[int, int, int, int, int]:
-    """Votes, wins, losses, ties, and those that found neither any good."""
+def _tally(votes: Sequence[Vote], name: str) -> dict[str, int]:
     mine = [
         (vote.choice, vote.left["name"] == name) for vote in votes if name in (vote.left["name"], vote.right["name"])
     ]
     wins = sum((choice == "left") == is_left for choice, is_left in mine if choice in ("left", "right"))
     decided = sum(choice in ("left", "right") for choice, _ in mine)
     ties = sum(choice == "tie" for choice, _ in mine)
-    return len(mine), wins, decided - wins, ties, len(mine) - decided - ties
+    bad = len(mine) - decided - ties
+    return {"votes": len(mine), "wins": wins, "losses": decided - wins, "ties": ties, "bad": bad}
 
 
 def _fit(wins: np.ndarray, start: np.ndarray, group: np.ndarray) -> np.ndarray:
