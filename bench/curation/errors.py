@@ -13,8 +13,8 @@ import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,19 @@ def curate_with_stand_ins(config: CurateConfig, steps: Sequence[Step] = STEPS) -
     if not labelled.exists():
         rows = [json.loads(line) for line in (data / "teacher.jsonl").read_text().splitlines()]
         write_text(labelled, "".join(json.dumps(row) + "\n" for row in stand_ins.labelled_rows(rows)))
-    serve = [sys.executable, "-m", "bench.curation.stand_ins"]
-    teacher = [*serve, "teacher", "--rows", str(data / "prompts.jsonl"), "--port", str(TEACHER_PORT)]
-    judge = [*serve, "judge", "--port", str(JUDGE_PORT)]
-    with ExitStack() as stack:
-        stack.enter_context(started(teacher, {}, TEACHER_PORT, "/"))
-        stack.enter_context(started(judge, {}, JUDGE_PORT, "/"))
+    with serving(data / "prompts.jsonl", TEACHER_PORT, JUDGE_PORT):
         os.environ |= {key: secrets.token_urlsafe() for key in (TEACHER_KEY, JUDGE_KEY)}
         curate(config, steps, lambda text: console.print(text, soft_wrap=True, markup=False))
+
+
+@contextmanager
+def serving(prompts: Path, teacher_port: int, judge_port: int) -> Iterator[None]:
+    """Both stand-ins answer: the teacher, who knows these prompts, and the judge. Raises DidNotStart."""
+    serve = [sys.executable, "-m", "bench.curation.stand_ins"]
+    teacher = [*serve, "teacher", "--rows", str(prompts), "--port", str(teacher_port)]
+    judge = [*serve, "judge", "--port", str(judge_port)]
+    with started(teacher, {}, teacher_port, "/"), started(judge, {}, judge_port, "/"):
+        yield
 
 
 def tell_checks(config: CurateConfig) -> bool:

@@ -3,15 +3,14 @@
 import os
 import secrets
 import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from killed_run import CONFIG, DEADLINE, ROOT, Run, free_base_port
+
+from bench.curation.errors import serving
 
 KEYS = {name: secrets.token_urlsafe() for name in ("PRISM_TEACHER_KEY", "PRISM_CURATION_JUDGE_KEY")}
 PAID = """
@@ -53,21 +52,8 @@ def services_up(run: Run) -> Iterator[None]:
 def stand_ins(run: Run) -> Iterator[tuple[int, int]]:
     """Ports of a teacher, who knows the run's prompts and errs at known rates, and of a judge that reads pictures."""
     ports = (port := free_base_port()), port + 1
-    serve = [sys.executable, "-m", "bench.curation.stand_ins"]
-    teacher = [*serve, "teacher", f"--rows={run.folder / 'data' / 'prompts.jsonl'}", f"--port={ports[0]}"]
-    started = [subprocess.Popen(one, cwd=ROOT) for one in (teacher, [*serve, "judge", f"--port={ports[1]}"])]
-    try:
-        for process, port in zip(started, ports, strict=True):
-            deadline = time.monotonic() + DEADLINE
-            while socket.socket().connect_ex(("127.0.0.1", port)):
-                assert process.poll() is None, f"{process.args} ended"
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+    with serving(run.folder / "data" / "prompts.jsonl", *ports):
         yield ports
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
 
 
 def write_configurations(folder: Path, run: Run, ports: tuple[int, int]) -> None:
