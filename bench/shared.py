@@ -19,6 +19,7 @@ import httpx
 import psutil
 from rich.console import Console
 
+from prism.stack.ports import free_port
 from prism.http.client import async_client, sync_client
 from prism.stack.local import end_group, start_process
 
@@ -78,12 +79,6 @@ class Server:
     def processes(self) -> list[psutil.Process]:
         """The server's, and its children."""
         return [self.process, *self.process.children(recursive=True)]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @contextmanager

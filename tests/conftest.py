@@ -16,6 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from configs.demo import prepare
+from prism.stack.ports import free_port
 from prism.data.blobs import BlobStore
 from prism.data.rows import DataFile, read_rows, to_prompt
 from prism.model import torchvision_cpu
@@ -105,9 +106,7 @@ def teacher_prompts(teacher_rows: DataFile, blobs: BlobStore) -> list[pb.Prompt]
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Redis on a port of its own, with a password."""
     folder, password = tmp_path_factory.mktemp("redis"), secrets.token_urlsafe(16)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = folder / "redis.conf"
     settings.write_text(f'port {port}\nbind 127.0.0.1\nrequirepass {password}\nsave ""\ndir "{folder}"\n')
     with (folder / "redis.log").open("wb") as log:

@@ -19,8 +19,9 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 
-from bench.shared import DidNotStart, Server, console, free_port, spread, started
+from bench.shared import DidNotStart, Server, console, spread, started
 from configs.demo import prepare
+from prism.stack.ports import free_port
 from prism.services.console.access.identity import new_token
 from prism.services.console.settings import ConsoleSettings
 from prism.services.console.store.migrate import upgrade

@@ -24,7 +24,8 @@ from pydantic import SecretStr
 from sqlalchemy import update
 
 from bench.rows import resident
-from bench.shared import command_line, console, free_port, spread, started
+from bench.shared import command_line, console, spread, started
+from prism.stack.ports import free_port
 from prism.clients.teacher.client import Teacher
 from prism.curation.ask import Asked, ask, queue_demos
 from prism.curation.config import CurateConfig

@@ -5,7 +5,6 @@ import atexit
 import contextlib
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from prism.errors import ConfigError, ServiceError
 from prism.http.client import async_client
 from prism.services.grader.protocol import GradeItem, GradeRequest, GradeRules, GradeVerdict
 from prism.settings import describe
+from prism.stack.ports import free_port
 from prism.stack.processes import end_group, start_process
 
 Value = Literal["accuracy", "reward"]
@@ -156,9 +156,7 @@ class _Link:
 
     async def _start(self, token: str) -> str:
         """In the loop's thread, with which the process ends: that of the caller may end before its process does."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         url = f"http://127.0.0.1:{port}"
         log = tempfile.TemporaryFile(prefix="prism-grader-")  # noqa: SIM115  (the process writes it)
         self._process = start_process(

@@ -4,6 +4,7 @@ Each part is killed from within its container, as a crash or the memory killer w
 again by itself. (After `docker compose kill` Docker waits for `up`: it takes that for a decision of the user's.)
 """
 
+from prism.stack.ports import free_port
 import json
 import os
 import random
@@ -106,17 +107,6 @@ class Composed:
         return self.inspect(service, "{{.State.Health.Status}}") == "healthy"
 
 
-def free_ports() -> dict[str, int]:
-    chosen: dict[str, int] = {}
-    for name in (*PORTS, "CONSOLE"):
-        while name not in chosen:
-            port = random.randrange(10_000, 30_000)
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) and port not in chosen.values():
-                    chosen[name] = port
-    return chosen
-
-
 def start(folder: Path) -> Composed:
     """Built and started, nothing waited for."""
     sets = [f"--set={setting}" for setting in ("runs_dir=/runs", *SETTINGS)]
@@ -128,7 +118,7 @@ def start(folder: Path) -> Composed:
             for name, (command, *options) in commands.items()
         }})
     )  # fmt: skip
-    run = Composed(override, ports=free_ports())
+    run = Composed(override, ports={name: free_port() for name in (*PORTS, "CONSOLE")})
     run.compose("build")
     run.compose("up", "--detach", "--no-build")
     return run

@@ -1,5 +1,6 @@
 """What the console is shown beside a finished run: services that are up again, and a paid teacher and judge."""
 
+from prism.stack.ports import free_port
 import os
 import secrets
 import signal
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from killed_run import CONFIG, DEADLINE, ROOT, Run, free_base_port
+from killed_run import CONFIG, DEADLINE, ROOT, Run
 
 from bench.curation.errors import serving
 
@@ -51,7 +52,7 @@ def services_up(run: Run) -> Iterator[None]:
 @contextmanager
 def stand_ins(run: Run) -> Iterator[tuple[int, int]]:
     """Ports of a teacher, who knows the run's prompts and errs at known rates, and of a judge that reads pictures."""
-    ports = (port := free_base_port()), port + 1
+    ports = (port := free_port(in_a_row=2)), port + 1
     with serving(run.folder / "data" / "prompts.jsonl", *ports):
         yield ports
 

@@ -4,6 +4,7 @@ SFT, then alignment in lock-step (its trainer is killed with SIGKILL and the run
 version behind (its vLLM server is killed with SIGKILL). Small, but nothing in it is a fake.
 """
 
+from prism.stack.ports import free_port
 import json
 import os
 import random
@@ -25,19 +26,6 @@ CONFIG = ROOT / "configs" / "demo.toml"
 ALIGN_STEPS, WARMUP_STEPS, RLVR_STEPS = 8, 4, 8
 PORTS = 6  # of the stack's services
 DEADLINE = 900  # seconds for any one thing that is waited for: a machine may be busy with other work
-
-
-def free_base_port() -> int:
-    """A port that is free, as are the next ones; below those that the system gives to outgoing connections."""
-    while True:
-        base = random.randrange(10_000, 30_000)
-        try:
-            for port in range(base, base + PORTS):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return base
 
 
 @dataclass
@@ -97,7 +85,7 @@ def make_killed_run(runs_dir: Path) -> Run:
             "stages.rlvr.rollouts.staleness=1",
             "stages.rlvr.policy.minibatches=2",
             "evaluate.questions=32",
-            f"stack.base_port={free_base_port()}",
+            f"stack.base_port={free_port(in_a_row=PORTS)}",
         ],
     )
     _kill_trainer_in_alignment(run)

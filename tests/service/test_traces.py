@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 import redis
 from prism import telemetry
+from prism.stack.ports import free_port
 from prism.config import RolloutConfig
 from prism.streams.trainer import TrainerStream
 from prism.wire.v1 import rollout_pb2 as pb
@@ -74,12 +75,6 @@ def policy() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @contextmanager

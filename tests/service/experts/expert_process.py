@@ -1,5 +1,6 @@
 """``prism serve perception`` and ``reasoning`` as processes on ports of their own."""
 
+from prism.stack.ports import free_port
 import os
 import socket
 import subprocess
@@ -13,12 +14,6 @@ from typing import Any
 import httpx
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def environment(port: int, folder: Path, model: Path, **more: Any) -> dict[str, str]:

@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from expert_process import ADMIN, expert, free_port, is_ready, until
+from expert_process import ADMIN, expert, is_ready, until
 
+from prism.stack.ports import free_port
 from prism.config import LoraConfig, PushConfig, RunConfig
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
@@ -33,7 +34,7 @@ def test_both_experts_are_pushed_asked_and_stopped_as_one_process(tiny_model: Pa
         }
     )
     models = load_adapted(tiny_model, config, dict.fromkeys(EXPERTS, Wanted(LoraConfig(rank=4))))
-    inputs, port = InputBuilder(tiny_model), free_port()
+    inputs, port = InputBuilder(tiny_model), free_port(in_a_row=len(EXPERTS))
     prompt = inputs.prompt([pb.Message(role="user", parts=[pb.Part(text="How many?")])], [])
     headers = {"Authorization": f"Bearer {ADMIN}"}
     asked = {"items": [{"messages": [{"role": "user", "content": "How many?"}], "responses": TEXTS}]}

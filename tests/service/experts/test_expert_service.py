@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from expert_process import ADMIN, DATA, environment, expert, free_port
+from expert_process import ADMIN, DATA, environment, expert
 
+from prism.stack.ports import free_port
 from prism.data.rows import DataFile
 from prism.model.expert import load_expert, save_expert
 from prism.model.inputs import InputBuilder

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from prism.stack.ports import free_port
 from prism.clients.experts import Experts, item
 from prism.data.rows import DataFile
 from prism.wire.response import EXPERTS
@@ -28,11 +29,7 @@ ROWS = 30
 def run_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Path]:
     """A run's folder whose stack.json tells of two experts that are ready."""
     folder = tmp_path_factory.mktemp("run")
-    with ExitStack() as sockets:
-        bound = [sockets.enter_context(socket.socket()) for _ in EXPERTS]
-        for one in bound:
-            one.bind(("127.0.0.1", 0))
-        ports = [one.getsockname()[1] for one in bound]
+    ports = [free_port() for _ in EXPERTS]
     urls = {name: f"http://127.0.0.1:{port}" for name, port in zip(EXPERTS, ports, strict=True)}
     noted = {f"{name}_url": url for name, url in urls.items()} | {"token": DATA, "admin_token": ADMIN}
     (folder / "stack.json").write_text(json.dumps(noted))

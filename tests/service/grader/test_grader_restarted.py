@@ -11,6 +11,7 @@ import httpx
 import pytest
 from rich.console import Console
 
+from prism.stack.ports import free_port
 from prism.config import load_config
 from prism.stack.local import Stack
 
@@ -20,11 +21,9 @@ GOOD = {"response": "<caption>- a</caption><think>b</think><answer>7</answer>", 
 def test_a_grader_that_is_killed_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PRISM_")]:
         monkeypatch.delenv(name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port(in_a_row=8)
     config = load_config(
-        Path("configs/demo.toml"), [f"runs_dir={json.dumps(str(tmp_path))}", f"stack.base_port={port % 30000 + 20000}"]
+        Path("configs/demo.toml"), [f"runs_dir={json.dumps(str(tmp_path))}", f"stack.base_port={port}"]
     )
     stack = Stack(config, tmp_path / "model", Console(file=io.StringIO(), width=300))
     stack.services = [service for service in stack.services if service.name == "grader"]

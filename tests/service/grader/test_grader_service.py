@@ -19,6 +19,7 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 
+from prism.stack.ports import free_port
 from prism.services.grader.sandbox import STARTED_BY
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
@@ -34,9 +35,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 @contextmanager
 def grader(*command: str, **values: Any) -> Iterator[tuple[psutil.Process, httpx.Client]]:
     """A ready service and a client with its data token. Whatever happens, no process of it stays."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {"port": port, "token": DATA, "workers": 2, "deadline_seconds": 2} | values
     environment = os.environ | {f"PRISM_{name.upper()}": str(value) for name, value in settings.items()}
     environment |= {STARTED_BY: str(os.getpid())}  # as below a process that has workers of its own

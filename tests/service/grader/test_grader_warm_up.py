@@ -13,6 +13,7 @@ import pytest
 
 GRADER = """
 import sys
+from prism.stack.ports import free_port
 from prism.cli import main
 from prism.services.grader import pool
 preload = pool.preload
@@ -34,9 +35,7 @@ def test_nothing_outlives_a_grader_that_warms_up(
     sent: signal.Signals, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "slow_import.py").write_text(SLOW_IMPORT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {
         "PRISM_PORT": str(port),
         "PRISM_TOKEN": "data-token-0123456789",

@@ -17,6 +17,7 @@ import httpx
 import psutil
 from PIL import Image
 
+from prism.stack.ports import free_port
 from prism.wire.weights import Manifest, Probe, seal
 
 DATA_TOKEN, ADMIN_TOKEN = "data-token-0123456789", "admin-token-0123456789"
@@ -82,9 +83,7 @@ class PolicyProcess:
 @contextmanager
 def policy_process(folder: Path, model: Path, **values: Any) -> Iterator[PolicyProcess]:
     """A ready service that keeps its state and log in ``folder``. ``values`` are settings, as ``hang_deadline=5``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {
         "model": model,
         "weights_root": folder / "weights",

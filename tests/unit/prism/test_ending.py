@@ -19,6 +19,7 @@ TRAIN = """
 import sys, time, hashlib, types, pathlib
 import prism.stack.ending
 from prism import cli
+from prism.stack.ports import free_port
 from prism.cli import train
 def stage(config, name):
     pathlib.Path("under-way").touch()
@@ -132,9 +133,7 @@ def test_a_run_takes_its_stage_along_and_a_preparation_its_script(
 def test_a_service_finishes_what_it_does(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TOKEN", "ADMIN_TOKEN"):
         monkeypatch.setenv(f"PRISM_{name}", name.lower() + "-0123456789")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("PRISM_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("PRISM_PORT", str(free_port()))
     status, output = ended(SERVE, here)
     assert (status, (here / "unwound").exists()) == (143, True)
     assert "Traceback" not in output

@@ -12,6 +12,7 @@ import pytest
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 SERVICE = """
+from prism.stack.ports import free_port
 from prism.http.app import create_app, serve
 from prism.settings import AdminSettings, load_settings
 settings = load_settings(AdminSettings)
@@ -35,10 +36,7 @@ serve(create_app("test", settings, not_ready=lambda: None, lifespan=lifespan), s
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[tuple[int, int]]:
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        data, admin = one.getsockname()[1], two.getsockname()[1]
+    data, admin = free_port(), free_port()
     environment = {"PRISM_PORT": data, "PRISM_ADMIN_PORT": admin, "PRISM_TOKEN": DATA, "PRISM_ADMIN_TOKEN": ADMIN}
     process = subprocess.Popen(
         [sys.executable, "-c", SERVICE], env=os.environ | {name: str(value) for name, value in environment.items()}
@@ -73,9 +71,7 @@ def test_the_health_check_fails_for_what_is_not_there(ports: tuple[int, int]) ->
 
 
 def test_a_service_that_can_never_be_ready_ends_and_says_why() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        environment = os.environ | {"PRISM_PORT": str(free.getsockname()[1]), "PRISM_TOKEN": DATA}
+    environment = os.environ | {"PRISM_PORT": str(free_port()), "PRISM_TOKEN": DATA}
     command = [sys.executable, "-c", NEVER_READY]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode

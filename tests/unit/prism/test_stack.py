@@ -16,6 +16,7 @@ import pytest
 import redis
 from rich.console import Console
 
+from prism.stack.ports import free_port
 from prism.config import DevicesConfig, RunConfig, load_config
 from prism.errors import ServiceError
 from prism.stack.local import RunningServices, ServiceProcess, Stack
@@ -35,15 +36,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
         monkeypatch.delenv(name)
     return load_config(
         Path("configs/demo.toml"),
-        [f"runs_dir={tmp_path}", f"stack.base_port={free_ports()}", "stack.start_deadline_seconds=20"],
+        [f"runs_dir={tmp_path}", f"stack.base_port={free_port(in_a_row=8)}", "stack.start_deadline_seconds=20"],
     )
-
-
-def free_ports() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return port if port < 60000 else port - 20000
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prism.stack.ports import free_port
 from prism.errors import ConfigError
 from prism.settings import load_settings
 from prism.trainer.run.launch import Launch
@@ -30,9 +31,7 @@ def test_alone_is_python_itself() -> None:
 def test_nodes_meet_and_number_their_ranks(tmp_path: Path) -> None:
     script = tmp_path / "say.py"
     script.write_text(SAY)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
+    rendezvous = f"127.0.0.1:{free_port()}"
 
     def start(rank: int) -> str:
         launch = Launch(node_processes=2, nodes=2, node_rank=rank, rendezvous=rendezvous)

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from prism.stack.ports import free_port
 from prism.cli import app
 from prism.errors import ServiceError
 from prism.trainer.run.live_metrics import serve_metrics
@@ -27,9 +28,7 @@ recorder.step(2, {"reward": 0.75})
 
 
 def test_figures_of_ended_stages_stay_and_steps_add_up(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | serve_metrics(port, tmp_path / "metrics", "127.0.0.1")
     for stage in ("align", "rlvr", "rlvr"):
         subprocess.run([sys.executable, "-c", STAGE, str(tmp_path), stage], env=environment, check=True)
@@ -49,9 +48,7 @@ def test_metrics_are_for_this_machine_unless_an_address_is_given(
 ) -> None:
     """`prism run`, up to its pipeline: what it serves needs no token."""
     monkeypatch.delenv("PRISM_HOST", raising=False)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     found: list[set[str]] = []
     monkeypatch.setattr("prism.trainer.run.pipeline.run", lambda *_, **__: found.append(listeners(port)))
     monkeypatch.setattr("prism.cli.run.report", lambda _: None)

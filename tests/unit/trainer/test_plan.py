@@ -20,6 +20,7 @@ from bench.learner.workload import SIZES
 from configs.demo import task
 from configs.demo.model import save_shape
 from prism import cli
+from prism.stack.ports import free_port
 from prism.config import MixtureConfig, OptimizerConfig, load_config
 from prism.errors import ConfigError
 from prism.model.expert import upcycle
@@ -55,12 +56,6 @@ def made(runs: Path, demo_folder: Path) -> Path:
     return runs / "demo"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return min(probe.getsockname()[1], 64_000)
-
-
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.rglob("*"))}
 
@@ -72,7 +67,7 @@ def dry_run(
     capsys: pytest.CaptureFixture[str],
 ) -> tuple[int, str, str]:
     """Exit status, what was printed, what was refused. Checks that nothing was written."""
-    settings = [part for override in (f"stack.base_port={free_port()}", *overrides) for part in ("--set", override)]
+    settings = [part for override in (f"stack.base_port={free_port(in_a_row=8)}", *overrides) for part in ("--set", override)]
     monkeypatch.setattr(sys, "argv", ["prism", "run", config, "--dry-run", *settings])
     before = tree(Path.cwd())
     with pytest.raises(SystemExit) as left:

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from pydantic import SecretStr
 
+from prism.stack.ports import free_port
 from prism.services.grader.app import create_app
 from prism.services.grader.compatible.openrlhf import response_of
 from prism.services.grader.settings import GraderSettings
@@ -194,9 +195,7 @@ async def test_nemo_gyms_sessions_keep_nothing(client: httpx.AsyncClient) -> Non
 
 @contextmanager
 def served() -> Iterator[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     app = create_app(GraderSettings(port=port, token=SecretStr(TOKEN), workers=1))  # pyright: ignore[reportCallIssue]
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))

@@ -11,6 +11,7 @@ import pytest
 from fake_vllm import Service
 from starlette.types import Message, Scope
 
+from prism.stack.ports import free_port
 from prism.services.policy.gate import Phase
 from prism.services.policy.settings import PolicySettings
 from prism.wire.weights import Manifest, Probe, read_newest, seal
@@ -52,9 +53,7 @@ async def test_a_route_takes_its_own_token(service: Service, path: str, data_sta
 
 
 async def test_admin_routes_move_to_the_admin_port(settings: PolicySettings) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     service = Service(settings.model_copy(update={"admin_port": port}))
     await service.settled()
     refused = await service.admin.get("/weights")

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from prism.stack.ports import free_port
 from prism.errors import ServiceError
 from prism.services.policy.settings import PolicySettings
 from prism.services.policy.supervisor import Supervisor, refuse_port_in_use
@@ -23,9 +24,7 @@ class Watched:
     """A supervisor at work in this process, and the servers it has started so far."""
 
     def __init__(self, settings: PolicySettings) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            settings.port = free.getsockname()[1]
+        settings.port = free_port()
         settings.health_interval, settings.hang_deadline, settings.stop_deadline = 0.05, 0.5, 2
         settings.start_deadline, settings.max_quick_failures = 5, 3
         self.folder = settings.state_dir
