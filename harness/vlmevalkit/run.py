@@ -26,7 +26,7 @@ class Policy(Stock):
     def __init__(self, **settings: Any) -> None:
         super().__init__(key="PRISM_TOKEN's", **settings)  # which it logs
         self.key = os.environ["PRISM_TOKEN"]
-        self._has_failed = False
+        self._has_failed, self._why = False, ""
 
     def generate(self, message: Any, dataset: str | None = None) -> str:
         """Raises RuntimeError where the stock class gives a text that says so: then the benchmark has no score."""
@@ -35,13 +35,17 @@ class Policy(Stock):
         said = super().generate(message, dataset)
         if self.fail_msg in said:
             self._has_failed = True
-            raise RuntimeError(f"no score, a request failed {self.retry} times: the log says how")
+            raise RuntimeError(f"no score, a request failed {self.retry} times: {self._why}")
         return said
 
     def generate_inner(self, inputs: Any, **options: Any) -> tuple[int, str, Any]:
-        code, said, response = super().generate_inner(inputs, **options)
-        if code:
-            status.logger.error(f"{code}: {response.text[:300]}")
+        try:
+            code, said, response = super().generate_inner(inputs, **options)
+        except Exception as error:
+            self._why = str(error)
+            raise
+        if self.fail_msg in said:
+            self._why = f"{response.status_code} {response.text[:300]}"
         return code, said or "-", response  # a response without text is one, and no request that failed
 
     def prepare_itlist(self, inputs: list[dict[str, str]]) -> Any:
