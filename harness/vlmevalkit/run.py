@@ -26,16 +26,15 @@ class Policy(Stock):
     def __init__(self, **settings: Any) -> None:
         super().__init__(key="PRISM_TOKEN's", **settings)  # which it logs
         self.key = os.environ["PRISM_TOKEN"]
-        self._has_failed, self._why = False, ""
+        self._failed, self._why = dict[str | None, str](), ""
 
     def generate(self, message: Any, dataset: str | None = None) -> str:
         """Raises RuntimeError where the stock class gives a text that says so: then the benchmark has no score."""
-        if self._has_failed:
-            raise RuntimeError("another request failed")
-        said = super().generate(message, dataset)
+        said = "" if dataset in self._failed else super().generate(message, dataset)
         if self.fail_msg in said:
-            self._has_failed = True
-            raise RuntimeError(f"no score, a request failed {self.retry} times: {self._why}")
+            self._failed[dataset] = f"no score, a request failed {self.retry} times: {self._why}"
+        if dataset in self._failed:  # those that are left need not be asked
+            raise RuntimeError(self._failed[dataset])
         return said
 
     def generate_inner(self, inputs: Any, **options: Any) -> tuple[int, str, Any]:
