@@ -58,7 +58,7 @@ def vlmevalkit(world: Path, url: str, token: str, **more: dict[str, Any]) -> sub
     data = {"FOUR": {"class": "ImageMCQDataset", "dataset": "FOUR"}}
     (world / "settings.json").write_text(json.dumps({"model": models, "data": data}))
     unset = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "all_proxy", "ALL_PROXY", "OPENAI_API_KEY")
-    own = {"PRISM_TOKEN": token, "LMUData": str(world / "data"), "PRED_FORMAT": "json", "PYTHONPATH": str(SITE)}
+    own = {"PRISM_TOKEN": token, "LMUData": str(world / "data"), "PRED_FORMAT": "tsv", "PYTHONPATH": str(SITE)}
     own |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(world / "hub"), "HOME": str(world)}
     own |= {"OPENAI_API_KEY": KEY} if more else {}
     environment = {variable: value for variable, value in os.environ.items() if variable not in unset} | own
@@ -70,7 +70,8 @@ def vlmevalkit(world: Path, url: str, token: str, **more: dict[str, Any]) -> sub
 def results(world: Path, name: str = "policy") -> tuple[float | None, list[dict[str, Any]]]:
     """The score, and the rows of the result file."""
     status = json.loads((world / f"out/{name}/status.json").read_text())["datasets"]["FOUR"]
-    return status["metrics"].get("Overall"), json.loads((world / f"out/{name}/{name}_FOUR.json").read_text())
+    with (world / f"out/{name}/{name}_FOUR.tsv").open(newline="") as file:
+        return status["metrics"].get("Overall"), list(csv.DictReader(file, dialect="excel-tab"))
 
 
 @pytest.mark.timeout(1800)
@@ -101,7 +102,7 @@ def test_a_wrong_token_is_no_score_and_is_not_shown(fake: FakeServer, world: Pat
     assert "401" in done.stdout + done.stderr
     logs = "".join(path.read_text() for path in (world / "out").rglob("*.log"))
     assert "a-wrong-token" not in done.stdout + done.stderr + logs
-    assert not (world / "out/policy/policy_FOUR.json").exists()
+    assert not (world / "out/policy/policy_FOUR.tsv").exists()
 
 
 @pytest.mark.timeout(1800)

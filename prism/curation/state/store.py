@@ -101,8 +101,9 @@ class Store:
     def _write_on(self) -> None:
         rest = 0.0
         while (first := self._wanted.get()) is not None:
-            if self._wanted.qsize() < ENOUGH:
-                time.sleep(rest)
+            until = time.monotonic() + rest
+            while self._wanted.qsize() < ENOUGH and time.monotonic() < until:
+                time.sleep(rest / 10)
             wanted, ended = [first], False
             with suppress(queue.Empty):
                 while len(wanted) < MOST_AT_ONCE:
