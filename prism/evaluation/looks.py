@@ -119,6 +119,8 @@ def measure_looks(
     found = asyncio.run(_ask(config, stage, looked, version, expert_version))
     pairs = [one for one in found if isinstance(one, Pair)]
     figures: dict[str, Any] = {
+        "looks_policy_version": version,
+        "looks_expert_version": expert_version,
         "looks_asked": len(looked),
         "looks_unasked": len(found) - len(pairs),
         "looks_malformed": sum(pair.gaps is None for pair in pairs),

@@ -79,8 +79,41 @@ class Disentanglement(Record):
     expert_version: int
     share: Figure = None
     """Of a section's numbers that were changed."""
+    section: str = "own"
+    """What the experts are shown: each its own section, or the whole."""
     caption: dict[str, Change]
     steps: dict[str, Change]
+
+
+class View(Record):
+    """Pairs told apart with one picture."""
+
+    share: Figure = None
+    """In which the teacher's response has the higher score; 0.5 is a coin."""
+    stderr: Figure = None
+
+
+class Look(Record):
+    """Held-out pairs of teacher and policy, judged by one expert with the right picture, another's and a blank one."""
+
+    pairs: int
+    """Those that differ for this expert: what the shares are over."""
+    tie_share: Figure = None
+    """Of all pairs, those that do not."""
+    right: View
+    shuffled: View
+    blank: View
+    close: bool
+    """With another prompt's picture more than half of the lead over a coin stays."""
+
+
+class Looks(Record):
+    """Whether the experts look, after a step of an alignment."""
+
+    step: int
+    policy_version: Figure = None
+    expert_version: Figure = None
+    experts: dict[str, Look]
 
 
 class ScoreRecord(Record):
@@ -155,6 +188,30 @@ def values(steps: Iterable[Step], name: str) -> list[float]:
 
 def total(steps: Iterable[Step], name: str) -> float | None:
     return math.fsum(found) if (found := values(steps, name)) else None
+
+
+def looks_of(steps: Iterable[Step]) -> list[Looks]:
+    """Of the steps after which it was measured."""
+    found: list[Looks] = []
+    for step in steps:
+        of_experts = {name: _look(step, name) for name in ("perception", "reasoning")}
+        if known := {name: look for name, look in of_experts.items() if look is not None}:
+            versions = {f"{who}_version": step.figures.get(f"looks_{who}_version") for who in ("policy", "expert")}
+            found.append(Looks.model_validate({"step": step.step, "experts": known} | versions))
+    return found
+
+
+def _look(step: Step, expert: str) -> Look | None:
+    def figure(name: str) -> float | None:
+        return step.figures.get(f"{expert}_looks_{name}")
+
+    def view(name: str) -> View:
+        return View(share=figure(name), stderr=figure(f"{name}_stderr"))
+
+    pairs, views = figure("pairs"), {"right": view("right"), "shuffled": view("shuffled"), "blank": view("blank")}
+    if pairs is None:
+        return None
+    return Look(pairs=round(pairs), tie_share=figure("tie_share"), **views, close=bool(figure("close")))
 
 
 def _is_number(value: Any) -> bool:

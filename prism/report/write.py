@@ -15,7 +15,17 @@ from prism.report.model import Report, build_report
 from prism.report.panels import draw_panels, ended
 from prism.report.reading import read_run
 from prism.report.rollouts import rollouts, score, verdict
-from prism.report.words import DISENTANGLED, EXPERTS, KINDS, alert, change, percent, seconds
+from prism.report.words import (
+    DISENTANGLED,
+    DISENTANGLED_BY,
+    EXPERTS,
+    KINDS,
+    LOOKS,
+    alert,
+    change,
+    percent,
+    seconds,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -81,6 +91,7 @@ def _render(template: str, **values: Any) -> str:
     filters = {"percent": percent, "seconds": seconds, "change": change, "ended": ended, "alert": alert}
     environment.filters |= filters | {"score": score, "verdict": verdict}
     environment.globals |= {"kind_names": KINDS, "expert_names": EXPERTS, "disentangled": DISENTANGLED}
+    environment.globals |= {"disentangled_by": DISENTANGLED_BY, "looks_said": LOOKS}
     return environment.get_template(template).render(**values)
 
 

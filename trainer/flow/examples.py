@@ -52,8 +52,8 @@ def refuse_unservable(
     """What raises DataError for a prompt that the policy server refuses.
 
     It leaves no room for a response of ``max_tokens``, or writes out a control token. ``judged``, what experts are
-    shown of a response: or the teacher's has too much of it for an expert, whose limit is the same. (The policy's always have
-    room: what is shown of a response is no more than it.)
+    shown of a response: or the teacher's has too much of it for an expert, whose limit is the same. (The policy's
+    always have room: what is shown of a response is no more than it.)
     """
     room = max_model_len - max_tokens
 
