@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from prism.report.reading import Alert, StageReport
-from prism.report.records import Change, Evaluation, values
+from prism.report.records import Change, Disentanglement, Evaluation, values
 from prism.report.totals import RunTotals
 
 KINDS = {"sft": "Supervised fine-tuning", "align": "Alignment", "rlvr": "Reinforcement learning"}
@@ -19,11 +19,11 @@ WATCHED = {
     "clip_fraction": "the clip fraction",
 }
 NBSP = "\u00a0"
-DISENTANGLED = (
+_DISENTANGLED = (
     "Mean change of the raw score ± one standard error; below 0 the corruption is noticed. Told apart: how often the "
     "original scores higher, 50 % is a coin."
 )
-DISENTANGLED_BY = {
+_DISENTANGLED_BY = {
     "own": "An expert never sees the other's section: there the change is 0 by construction, while what an expert "
     "notices in its own section it has learnt.",
     "whole": "These experts see whole responses, so each may notice both.",
@@ -76,6 +76,11 @@ def change(cell: Change) -> str:
     if cell.change is None:
         return "no data"
     return f"{cell.change:+.2f}" + (f" ± {cell.stderr:.2f}" if cell.stderr is not None else "")
+
+
+def disentangled(measured: Disentanglement) -> str:
+    """How its table is to be read."""
+    return f"{_DISENTANGLED} {_DISENTANGLED_BY.get(measured.section, '')}".rstrip()
 
 
 def alert(one: Alert) -> str:

@@ -127,7 +127,7 @@ def _shown(config: RunConfig, expert: str) -> tuple[str, str]:
     limits = config.run_limits
     section, response = SECTIONS[expert]
     if limits.expert_section == "whole":
-        section, response = "whole", "".join(text for _, text in SECTIONS.values())
+        section, response = "whole text", "".join(text for _, text in SECTIONS.values())
     return section if limits.expert_pictures else f"{section} (shown without the prompt's pictures)", response
 
 
