@@ -94,8 +94,12 @@ class RunConfig(ConfigModel):
     def run_limits(self) -> RunLimits:
         """What the run's services must admit, neither more nor less."""
         judging = next((stage.experts for stage in self.stages.values() if isinstance(stage, AlignConfig)), None)
-        shown = {"expert_pictures": judging.pictures, "expert_section": judging.section} if judging else {}
-        return RunLimits(**self.limits.model_dump(), max_model_len=self.stack.max_model_len, **shown)
+        return RunLimits(
+            **self.limits.model_dump(),
+            max_model_len=self.stack.max_model_len,
+            expert_pictures=judging is None or judging.pictures,
+            expert_section=judging.section if judging else "own",
+        )
 
     def path(self, name: str) -> Path:
         """A data file or model of the config: relative to the run's folder, or to the working directory."""

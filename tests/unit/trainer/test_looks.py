@@ -230,7 +230,7 @@ def test_a_measurement_is_said_and_a_failure_ends_nothing(
     assert made["perception_looks_close"] == 1
     said: list[str] = one._context.said  # pyright: ignore[reportAttributeAccessIssue]
     assert said[0].startswith(
-        f"after step {step} the perception expert tells 100% ± 10 of {COUNT} held-out pairs apart, 100% with another "
+        f"after step {step} the perception expert tells 100% ± 11 of {COUNT} held-out pairs apart, 100% with another "
         "prompt's picture, 100% with a blank one: it hardly looks"
     )
     assert said[1].startswith(f"after step {step} no held-out pair differs for the reasoning expert")

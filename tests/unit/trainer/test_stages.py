@@ -269,6 +269,7 @@ def test_frozen_experts_are_pushed_when_they_are_warmed_up_and_judge_on(
     said = capsys.readouterr().out
     assert said.count("whether the experts look at pictures is not measured") == 1, "its held-out data is not there"
     assert "looks_asked" not in lines[2]
+    assert "what the perception expert is shown could not be asked" in said, "these servers hold no model"
 
 
 def test_updates_that_are_not_finite_end_the_stage_with_checkpoint_and_groups_kept(
