@@ -33,8 +33,8 @@ from prism.wire.response import EXPERTS, Expert, JudgedSection, parse_response
 from prism.wire.sample import sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 
-View = Literal["right", "shuffled", "blank"]
-VIEWS: tuple[View, ...] = ("right", "shuffled", "blank")
+LookView = Literal["right", "shuffled", "blank"]
+VIEWS: tuple[LookView, ...] = ("right", "shuffled", "blank")
 CONCURRENCY = 16
 GREY = (128, 128, 128)
 
@@ -44,16 +44,16 @@ class Looked:
     """A held-out prompt of which an expert is asked with three pictures."""
 
     prompt: pb.Prompt
-    views: dict[View, list[pb.Message]]
+    views: dict[LookView, list[pb.Message]]
 
 
 @dataclass(frozen=True)
-class Pair:
+class LookedPair:
     """The teacher's response and the policy's to one prompt. ``gaps``, teacher's score less policy's, stand for each
     expert with each view; None: not scored, or the policy's response breaks the format. ``ties``: experts to whom both
     say the same."""
 
-    gaps: Mapping[Expert, Mapping[View, float | None]] | None
+    gaps: Mapping[Expert, Mapping[LookView, float | None]] | None
     ties: frozenset[Expert] = frozenset()
 
 
@@ -86,7 +86,7 @@ def read_looked(config: RunConfig, count: int) -> list[Looked]:
         if others:
             taken = iter(others)
             shuffled = with_images(prompt.messages, lambda _, taken=taken: next(taken))
-            views: dict[View, list[pb.Message]] = {
+            views: dict[LookView, list[pb.Message]] = {
                 "right": list(prompt.messages),
                 "shuffled": shuffled,
                 "blank": with_images(prompt.messages, blank),
@@ -117,7 +117,7 @@ def measure_looks(
     Raises ServiceError unless these versions of policy and experts gave all responses and scores.
     """
     found = asyncio.run(_ask(config, stage, looked, version, expert_version))
-    pairs = [one for one in found if isinstance(one, Pair)]
+    pairs = [one for one in found if isinstance(one, LookedPair)]
     figures: dict[str, Any] = {
         "looks_policy_version": version,
         "looks_expert_version": expert_version,
@@ -130,11 +130,11 @@ def measure_looks(
     return figures
 
 
-def expert_figures(expert: Expert, pairs: Sequence[Pair]) -> dict[str, float | int | None]:
+def expert_figures(expert: Expert, pairs: Sequence[LookedPair]) -> dict[str, float | int | None]:
     """Shares of the pairs in which the teacher's response has the higher score, with each view, over the pairs that
     differ for this expert and were scored with all views; an equal score is half. ``close``: see ``is_close``."""
     valid = [(pair.gaps[expert], expert in pair.ties) for pair in pairs if pair.gaps is not None]
-    scored: list[dict[View, float]] = []
+    scored: list[dict[LookView, float]] = []
     for gaps, tied in valid:
         known = {view: gap for view, gap in gaps.items() if gap is not None}
         if not tied and len(known) == len(VIEWS):
@@ -166,7 +166,7 @@ def _stderr(won: float, count: int) -> float | None:
 
 async def _ask(
     config: RunConfig, stage: AlignConfig, looked: Sequence[Looked], version: int, expert_version: int
-) -> list[Pair | Unasked]:
+) -> list[LookedPair | Unasked]:
     endpoints, patience = load_endpoints(config.run_dir / "stack.json"), config.push.deadline_seconds
     token, room = endpoints.token.get_secret_value(), asyncio.Semaphore(CONCURRENCY)
     async with (
@@ -177,12 +177,12 @@ async def _ask(
             expert: ExpertClient(http, endpoints.expert_url(expert), token, patience) for expert in EXPERTS
         }
 
-        async def pair(index: int, one: Looked) -> Pair | Unasked:
+        async def pair(index: int, one: Looked) -> LookedPair | Unasked:
             async with room:
                 try:
                     own = await _own_response(services, stage, one.prompt, index, version)
                     if sample_problems(own):
-                        return Pair(None)
+                        return LookedPair(None)
                     gaps = {
                         expert: {
                             view: await _gap(client, expert, messages, [one.prompt.teacher, own.text], expert_version)
@@ -190,7 +190,7 @@ async def _ask(
                         }
                         for expert, client in clients.items()
                     }
-                    return Pair(gaps, _ties(one.prompt.teacher, own.text, stage.experts.section))
+                    return LookedPair(gaps, _ties(one.prompt.teacher, own.text, stage.experts.section))
                 except (Refused, Unavailable, DataError) as error:
                     return why_unasked(one.prompt.id, error)
 

@@ -15,10 +15,10 @@ from prism.report.records import (
     Disentanglement,
     Evaluation,
     Figure,
-    Looks,
     Record,
     StageResult,
     Step,
+    StepLooks,
     looks_of,
     surviving,
     total,
@@ -65,7 +65,7 @@ class StageReport(Record):
     """Binomial standard error of the held-out format rate."""
     disentanglement: Disentanglement | None
     """Of an alignment, if it was measured."""
-    looks: list[Looks]
+    looks: list[StepLooks]
     """Of an alignment, in the order of its steps."""
     steps: list[Step] = Field(exclude=True)
     """Surviving steps, in order."""

@@ -15,7 +15,7 @@ from prism.data.blobs import BlobStore
 from prism.data.images import decode_image
 from prism.errors import DataError, ServiceError
 from prism.evaluation import looks as module
-from prism.evaluation.looks import VIEWS, Looked, Pair, expert_figures, is_close, measure_looks, read_looked
+from prism.evaluation.looks import VIEWS, Looked, LookedPair, expert_figures, is_close, measure_looks, read_looked
 from prism.trainer.stages.looks import Looks
 from prism.wire.messages import image_sha256s
 from prism.wire.response import EXPERTS, Expert, parse_response
@@ -151,7 +151,7 @@ def test_what_was_not_sampled_or_not_scored_is_in_no_share(
     assert (made["looks_unasked"], made["looks_malformed"]) == (1, 1)
     assert made["perception_looks_pairs"] == COUNT - 3
     assert made["perception_looks_tie_share"] == pytest.approx(1 / (COUNT - 2))
-    unscored = Pair({expert: {"right": 1.0, "shuffled": None, "blank": 0.0} for expert in EXPERTS})
+    unscored = LookedPair({expert: {"right": 1.0, "shuffled": None, "blank": 0.0} for expert in EXPERTS})
     assert expert_figures("perception", [unscored])["right"] is None
 
 
@@ -167,7 +167,7 @@ def figures_of(right: float, shuffled: float, pairs: int = 60) -> dict[str, Any]
         return [1.0 if number < share * pairs else -1.0 for number in range(pairs)]
 
     by_view = zip(gaps(right), gaps(shuffled), strict=True)
-    made = [Pair({expert: {"right": r, "shuffled": s, "blank": s} for expert in EXPERTS}) for r, s in by_view]
+    made = [LookedPair({expert: {"right": r, "shuffled": s, "blank": s} for expert in EXPERTS}) for r, s in by_view]
     return expert_figures("perception", made)
 
 
@@ -184,7 +184,7 @@ def test_a_share_has_a_standard_error_that_is_never_none_at_all() -> None:
     made = figures_of(0.5, 1.0)
     assert made["right_stderr"] == pytest.approx(math.sqrt(0.25 / 60))
     assert made["shuffled_stderr"] == pytest.approx(math.sqrt(61 * 1 / 62**2 / 60))
-    equal = Pair({expert: dict.fromkeys(VIEWS, 0.0) for expert in EXPERTS})
+    equal = LookedPair({expert: dict.fromkeys(VIEWS, 0.0) for expert in EXPERTS})
     assert expert_figures("perception", [equal])["right"] == 0.5, "texts that differ, and one score: a coin"
 
 

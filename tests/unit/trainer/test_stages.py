@@ -266,7 +266,7 @@ def test_frozen_experts_are_pushed_when_they_are_warmed_up_and_judge_on(
     assert [lines[step]["perception_version"] for step in range(1, 6)] == [1, 2, 2, 2, 2]
     assert [lines[step]["perception_updated"] for step in range(1, 6)] == [1, 1, 0, 0, 0]
     assert lines[5]["served_perception_version"] == 2
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert said.count("whether the experts look at pictures is not measured") == 1, "its held-out data is not there"
     assert "looks_asked" not in lines[2]
     assert "what the perception expert is shown could not be asked" in said, "these servers hold no model"
