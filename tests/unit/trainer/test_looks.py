@@ -190,10 +190,16 @@ def test_a_share_has_a_standard_error_that_is_never_none_at_all() -> None:
 
 def test_data_without_a_teacher_or_pictures_is_refused(config: RunConfig, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    rows = [{"id": str(n), "messages": [{"role": "user", "content": "?"}], "teacher": "x", "gold": "1"} for n in (1, 2)]
-    file.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(DataError, match="no two prompts with different pictures and a teacher's response"):
-        read_looked(config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"data": str(file)})}), 8)
+    evaluate = config.evaluate.model_copy(update={"data": str(file)})
+    for teacher, problem in (
+        (None, "holds no usable row"),
+        ("no sections", "not in the response format"),
+        ("<caption>a</caption><think>b</think><answer>1</answer>", "no two prompts with pictures that differ"),
+    ):
+        row = {"messages": [{"role": "user", "content": "?"}], "teacher": teacher, "gold": "1"}
+        file.write_text("".join(json.dumps(row | {"id": name}) + "\n" for name in "ab"))
+        with pytest.raises(DataError, match=problem):
+            read_looked(config.model_copy(update={"evaluate": evaluate}), 8)
 
 
 @pytest.fixture
