@@ -134,7 +134,7 @@ def expert_figures(expert: Expert, pairs: Sequence[LookedPair]) -> dict[str, flo
     valid = [(pair.gaps[expert], expert in pair.ties) for pair in pairs if pair.gaps is not None]
     scored: list[dict[LookView, float]] = []
     for gaps, tied in valid:
-        known = {view: gap for view, gap in gaps.items() if gap is not None}
+        known: dict[LookView, float] = {view: gap for view, gap in gaps.items() if gap is not None}
         if not tied and len(known) == len(VIEWS):
             scored.append(known)
     figures: dict[str, float | int | None] = {
@@ -181,7 +181,7 @@ async def _ask(
                     own = await _own_response(services, stage, one.prompt, index, version)
                     if sample_problems(own):
                         return LookedPair(None)
-                    gaps = {
+                    gaps: dict[Expert, dict[LookView, float | None]] = {
                         expert: {
                             view: await _gap(client, expert, messages, [one.prompt.teacher, own.text], expert_version)
                             for view, messages in one.views.items()
