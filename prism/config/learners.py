@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from prism.config.strict import ConfigModel
+from prism.wire.response import JudgedSection
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Frozen = list[Annotated[str, Field(min_length=1)]]
@@ -139,8 +140,21 @@ class GroundingConfig(ConfigModel):
 
 
 class ExpertLearnerConfig(ConfigModel):
-    """Bradley-Terry learning of one expert, online; both experts learn by the same settings."""
+    """Bradley-Terry learning of one expert, online; both experts learn by the same settings.
 
+    ``pictures``, ``section`` and ``frozen`` take away a part of the method, to find out what it is worth.
+    """
+
+    pictures: bool = True
+    """Whether the experts are shown pictures, in learning and in scoring alike. False makes them judges of text alone,
+    the game that any discriminator of texts plays; then nothing can be learnt from ``grounding`` and ``mismatch``. The
+    default is the published method."""
+    section: JudgedSection = "own"
+    """What of a response each expert is shown: its own section, as published, or with ``whole`` all three. Then both
+    learn the same, and with ``alpha = 1`` of the stage one expert of whole responses judges alone."""
+    frozen: bool = False
+    """Leaves the experts as the warm-up made them: they judge the game and do not learn in it, and their versions stand
+    still. False, the published method, lets them follow the policy."""
     optimizer: OptimizerConfig
     """Each expert's AdamW; the schedule spans the warm-up and the steps of the game."""
     rate_warmup: int = Field(20, ge=0)
@@ -195,4 +209,20 @@ class ExpertLearnerConfig(ConfigModel):
     @model_validator(mode="after")
     def _frozen_once(self) -> Self:
         refuse_frozen_adapters(self.lora, self.freeze)
+        return self
+
+    @model_validator(mode="after")
+    def _taken_away_makes_sense(self) -> Self:
+        if not self.pictures and (self.grounding or self.mismatch):
+            raise ValueError(
+                "pictures: grounding and mismatch teach which response belongs to a picture, which experts without "
+                "pictures cannot learn: leave them out"
+            )
+        if not self.pictures and self.lora and self.lora.vision:
+            raise ValueError("pictures: without them lora.vision has nothing to learn from: leave it out")
+        if self.frozen and (self.skip_above_accuracy < 1 or self.load_balance_online):
+            raise ValueError(
+                "frozen: skip_above_accuracy and load_balance_online are for experts that learn in the game: leave "
+                "them out"
+            )
         return self

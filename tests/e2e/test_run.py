@@ -112,6 +112,21 @@ def test_what_the_experts_notice_was_measured_with_their_last_weights(run: Run) 
     assert line["caption"]["perception"]["std"] > 0
 
 
+def test_whether_the_experts_look_was_measured_at_both_ends_of_the_game(run: Run) -> None:
+    lines = {line["step"]: line for line in final(run, "align")}
+    last = WARMUP_STEPS + ALIGN_STEPS
+    assert [step for step, line in lines.items() if "looks_asked" in line] == [WARMUP_STEPS, last]
+    for step, version in ((WARMUP_STEPS, 0), (last, ALIGN_STEPS)):
+        line = lines[step]
+        assert (line["looks_policy_version"], line["looks_expert_version"]) == (version, step)
+        assert (line["looks_asked"], line["looks_unasked"]) == (40, 0)
+        assert line["perception_looks_pairs"] > 0
+        assert all(0 <= line[f"perception_looks_{view}"] <= 1 for view in ("right", "shuffled", "blank"))
+    report = json.loads((run.folder / "report.json").read_text())
+    assert [one["step"] for one in report["stages"][1]["looks"]] == [WARMUP_STEPS, last]
+    assert "held-out pairs apart" in run.second_output
+
+
 def test_the_policy_server_came_back_with_the_newest_weights(run: Run) -> None:
     assert "it died, killed by signal 9" in (run.folder / "logs" / "policy.log").read_text()
     assert run.server_killed_at < RLVR_STEPS

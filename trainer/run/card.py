@@ -57,7 +57,7 @@ expert = PeftModel.from_pretrained(load_expert("{base}"), ".")  # this folder
 LOAD_EXPERT = """\
 This is a judge, not a generator: a Qwen3-VL backbone and one scalar, `score.weight`, read at the last token. It scores
 the {section} of a response. A score is raw: only differences between responses to one prompt mean something. PRISM
-serves it (`PRISM_MODEL=FOLDER prism serve {expert}`); with transformers alone:
+serves it (`{variables}PRISM_MODEL=FOLDER prism serve {expert}`); with transformers alone:
 
 ```python
 from pathlib import Path
@@ -99,13 +99,13 @@ def write_card(folder: Path, config: RunConfig, stage: str, model: str, said: st
     title = f"The policy of {config.name}" if model == "policy" else f"The {model} expert of {config.name}"
     load = LOAD_POLICY
     if model != "policy":
-        section, response = SECTIONS[model]
-        load = LOAD_EXPERT.format(section=section, response=response, expert=model)
+        section, response = _shown(config, model)
+        load = LOAD_EXPERT.format(section=section, response=response, expert=model, variables=_variables(config))
     if (file := folder / ADAPTER_CONFIG).is_file():
         adapter = json.loads(file.read_text())
         head[1] = "library_name: peft"
         load = LOAD_ADAPTER if model == "policy" else LOAD_EXPERT_ADAPTER
-        section = "" if model == "policy" else SECTIONS[model][0]
+        section = "" if model == "policy" else _shown(config, model)[0]
         load = load.format(base=adapter["base_model_name_or_path"], rank=adapter["r"], section=section)
     figures = _policy_figures(config, stage, finished) if model == "policy" else _expert_figures(config, stage, model)
     parts = [
@@ -120,6 +120,22 @@ def write_card(folder: Path, config: RunConfig, stage: str, model: str, said: st
         "## Figures\n\n" + _table(("figure", "value"), figures),
     ]
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
+
+
+def _shown(config: RunConfig, expert: str) -> tuple[str, str]:
+    """What the expert judges of a response, in words and by an example."""
+    limits = config.run_limits
+    section, response = SECTIONS[expert]
+    if limits.expert_section == "whole":
+        section, response = "whole text", "".join(text for _, text in SECTIONS.values())
+    return section if limits.expert_pictures else f"{section} (shown without the prompt's pictures)", response
+
+
+def _variables(config: RunConfig) -> str:
+    """With which a service shows the expert what it was trained on, where that is not what services show anyway."""
+    limits = config.run_limits
+    pictures = "" if limits.expert_pictures else "PRISM_EXPERT_PICTURES=false "
+    return pictures + ("PRISM_EXPERT_SECTION=whole " if limits.expert_section == "whole" else "")
 
 
 def _version(package: str) -> str:

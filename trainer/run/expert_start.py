@@ -32,7 +32,7 @@ def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Exper
             {"expert": expert, "mismatch": 1.0}
             | grounding.model_dump()
             | learner.optimizer.model_dump(include={"lr", "weight_decay"})
-            | learner.model_dump(include={"load_balance", "dropout", "freeze", "micro_batch_tokens"})
+            | learner.model_dump(include={"load_balance", "dropout", "freeze", "micro_batch_tokens", "section"})
             | config.model_dump(include={"on_bad_row", "seed", "device", "dtype"})
         )
         if not isinstance(file := stage.rollouts.data, str):

@@ -162,7 +162,8 @@ def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
                 response = "teacher"
             elif stage.dynamic_sampling:
                 most = f", up to {stage.max_sampling_rounds} times that with dynamic sampling"
-            longest, judged = plan.config.stack.max_model_len, response == "teacher"
+            longest = plan.config.stack.max_model_len
+            judged = stage.experts.section if isinstance(stage, AlignConfig) else None
             check = refuse_unservable(inputs, longest, rollouts.max_tokens, judged=judged) if inputs else None
             files = _read(plan, rollouts.data, name, response or "gold", check=check)
             plan.say(name, f"{responses:,} responses to {groups:,} prompts{_epochs(groups, files)}{most}")

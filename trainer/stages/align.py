@@ -42,6 +42,8 @@ from prism.trainer.stages.common import (
 )
 from prism.trainer.stages.context import Context, open_context
 from prism.trainer.stages.empty_steps import EmptySteps
+from prism.trainer.stages.looks import Looks
+from prism.trainer.stages.picture_check import refuse_other_judging
 from prism.trainer.stages.validation import Validation
 from prism.wire.response import EXPERTS, Expert
 from prism.wire.sample import sample_problems
@@ -63,8 +65,9 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
     counts = {"empty_steps": empty_steps, "alerts": alerts}
     saved, first, publishers = resume_and_push(context, learners, intake, counts)
+    ranks.from_first(partial(refuse_other_judging, context, stage.experts))
 
-    validation, ended = Validation(context, total), total
+    validation, looks, ended = Validation(context, total), Looks(context, stage), total
     recorder = Recorder(config.run_dir, name, total, alerts=alerts)
     rollout_log = context.rollout_log()
     started = time.perf_counter()
@@ -105,10 +108,11 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
                 intake.finish(step)
 
             due: list[PolicyLearner | ExpertLearner] = [policy] if policy.version > version else []
-            if not warming_up or step == stage.warmup_steps - 1:
+            if step == stage.warmup_steps - 1 or not (warming_up or stage.experts.frozen):
                 due += experts
             figures |= push_weights(context, publishers, due, groups[0] if groups else None)
             figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
+            figures |= looks.measure(step + 1, policy.version, experts[0].version)
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             if advantages:
                 keep_rollouts(context, rollout_log, step, groups, version, advantages, policy)

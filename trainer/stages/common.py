@@ -37,7 +37,7 @@ from prism.trainer.stages.picture_check import check_pictures
 from prism.trainer.weights.named import as_saved, config_json, named_weights, own_weights
 from prism.trainer.weights.probe import make_probe
 from prism.trainer.weights.publish import Publisher, PushTimes
-from prism.wire.response import EXPERTS, caption_f1
+from prism.wire.response import caption_f1
 from prism.wire.sample import is_cut_off, sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.weights import Probe
@@ -103,7 +103,8 @@ def resume_and_push(
     push_weights(context, publishers, learners.values())
     if ranks.is_first() and context.data:
         prompts = list(islice(Prompts(context.data[0], context.blobs), LOOKED_AT))
-        check_pictures(context, prompts, [expert for expert in EXPERTS if expert in learners])
+        of_experts = [one for one in learners.values() if isinstance(one, ExpertLearner)]
+        check_pictures(context, prompts, [one.expert for one in of_experts if one.config.pictures])
     return saved, first, publishers
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from bench.padded import load_stock
 from prism import cli
-from prism.config import OptimizerConfig, RunConfig, load_config, save_resolved
+from prism.config import AlignConfig, OptimizerConfig, RunConfig, load_config, save_resolved
 from prism.errors import ConfigError, WeightsError
 from prism.files import append_json
 from prism.model.expert import load_expert
@@ -23,6 +23,7 @@ from prism.trainer.checkpoint.folder import write_description
 from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_model import load_policy, save_policy
+from prism.trainer.run.card import write_card
 from prism.trainer.run.result import finish_stage
 from prism.wire.messages import Message, from_json
 from prism.wire.v1 import rollout_pb2 as pb
@@ -215,6 +216,19 @@ def test_an_experts_card_loads_it_with_transformers_alone(config: RunConfig, tin
     batch = pack([inputs.with_text(prompt, known["response"])], inputs)
     expected = load_expert(tmp_path / "out", strict=True).eval()(batch)
     assert known["score"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_an_experts_card_says_what_it_is_shown(config: RunConfig, tiny_model: Path, tmp_path: Path) -> None:
+    align = config.stages["align"]
+    assert isinstance(align, AlignConfig)
+    experts = align.experts.model_copy(update={"section": "whole", "pictures": False})
+    config.stages["align"] = align.model_copy(update={"experts": experts})
+    checkpoint(config, "align", 10, tiny_model, 0.02)
+    write_card(tmp_path, config, "align", "perception", "from a checkpoint", {})
+    card = (tmp_path / "README.md").read_text()
+    assert "`PRISM_EXPERT_PICTURES=false PRISM_EXPERT_SECTION=whole PRISM_MODEL=FOLDER prism serve perception`" in card
+    assert "It scores\nthe whole text (shown without the prompt's pictures) of a response" in card
+    assert 'response = "<caption>- 2 and 2</caption><think>2 + 2 = 4</think><answer>4</answer>"' in card
 
 
 @pytest.mark.parametrize("of_tokenizer", [True, False])

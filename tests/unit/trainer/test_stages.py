@@ -254,6 +254,24 @@ def test_a_frozen_part_is_not_trained_nor_written_again(stage: Stage, tiny_model
     assert equal == {name for name in after if name.startswith("model.visual.")}
 
 
+def test_frozen_experts_are_pushed_when_they_are_warmed_up_and_judge_on(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen = {"optimizer": {"lr": 1e-3}, "mixture": {}, "frozen": True}
+    journal = stage("align", "frozen", experts=frozen, steps=3, warmup_steps=2)
+    pushed = [(event.whose, event.number) for event in journal.of("pushed")]
+    assert sorted(one for one in pushed if one[0] in EXPERTS) == [(e, version) for e in EXPERTS for version in (0, 2)]
+    assert [number for whose, number in pushed if whose == POLICY] == [0, 1, 2, 3]
+    lines = figures(tmp_path / "frozen")
+    assert [lines[step]["perception_version"] for step in range(1, 6)] == [1, 2, 2, 2, 2]
+    assert [lines[step]["perception_updated"] for step in range(1, 6)] == [1, 1, 0, 0, 0]
+    assert lines[5]["served_perception_version"] == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("whether the experts look at pictures is not measured") == 1, "its held-out data is not there"
+    assert "looks_asked" not in lines[2]
+    assert "what the perception expert is shown could not be asked" in said, "these servers hold no model"
+
+
 def test_updates_that_are_not_finite_end_the_stage_with_checkpoint_and_groups_kept(
     stage: Stage, tmp_path: Path
 ) -> None:
