@@ -25,7 +25,7 @@ from prism.trainer.learn.losses import Algorithm
 from prism.trainer.learn.offload import offload_of
 from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
 from prism.trainer.run.alerts import Alerts
-from prism.trainer.run.expert_start import expert_start
+from prism.trainer.run.expert_start import expert_start, refuse_unfit_starts
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.stages.common import (
     dump_nonfinite_groups,
@@ -54,6 +54,7 @@ WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stand
 def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, output: Path) -> dict[str, Any]:
     """Play the game from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
     ranks.seed(config.seed)
+    ranks.from_first(partial(refuse_unfit_starts, config, {name: stage}, start))
     context = open_context(config, name, start)
     total = stage.warmup_steps + stage.steps
     policy, experts = _learners(context, stage, start)
