@@ -55,12 +55,14 @@ def files_of(root: Path, model: ExpertModel, version: int) -> dict[str, Any]:
     return seal(root, path, model="perception", version=version, attempt=1, files=folder.files).model_dump(mode="json")
 
 
-@pytest.mark.parametrize("mixture", [False, True])
+@pytest.mark.parametrize("what", ["dense", "mixture", "other size"])
 async def test_broadcast_weights_score_as_the_same_from_files(
-    settings: Make, tiny_model: Path, tmp_path: Path, mixture: bool
+    settings: Make, tiny_model: Path, other_size: Path, tmp_path: Path, what: str
 ) -> None:
-    """A service that began with the dense model also takes the mixture that becomes of it."""
-    made = upcycle(tiny_model, seed=7) if mixture else load_expert(tiny_model, seed=7)
+    """A service that began with the dense model also takes the mixture that becomes of it, and one of another size and
+    other frequencies."""
+    folder = other_size if what == "other size" else tiny_model
+    made = upcycle(folder, seed=7) if what == "mixture" else load_expert(folder, seed=7)
     root, image = tmp_path / "weights", uri(png())
     async with serving(settings(weights_root=root, state_dir=tmp_path / "files")) as client:
         assert (await client.post("/weights", json=files_of(root, made, 1))).status_code == 200
