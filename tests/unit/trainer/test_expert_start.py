@@ -27,7 +27,7 @@ Make = Callable[..., RunConfig]
 def make(tmp_path: Path, tiny_model: Path) -> Make:
     """A run of one alignment from the tiny model, its experts by these keys."""
 
-    def config(*more: str, warmup_steps: int = 20, **experts: Any) -> RunConfig:
+    def config(*, warmup_steps: int = 20, **experts: Any) -> RunConfig:
         stage = {"kind": "align", "steps": 4, "warmup_steps": warmup_steps, "policy": {"optimizer": {"lr": 1e-6}}}
         stage |= {"rollouts": {"data": "x", "prompts": 4, "n": 4, "max_tokens": 64}}
         return RunConfig.model_validate(
@@ -74,7 +74,7 @@ def names(folders: dict[Expert, Path]) -> dict[str, str]:
     return {expert: str(folder) for expert, folder in folders.items()}
 
 
-# -------------------------------------------------------------------------------------------------- what is started from
+# -------------------------------------------------------------------------------- what is started from
 
 
 def test_experts_start_from_what_was_warmed_up_head_included(
@@ -149,7 +149,7 @@ def test_the_published_discriminators_head_is_read(other_size: Path, tmp_path: P
         load_expert(folder)
 
 
-# ------------------------------------------------------------------------------------------------------ what is refused
+# -------------------------------------------------------------------------------- what is refused
 
 
 def changed(folder: Path, file: str, *path: str, value: Any) -> None:
@@ -164,8 +164,7 @@ def changed(folder: Path, file: str, *path: str, value: Any) -> None:
 def spoil(folder: Path, how: str) -> None:
     if how == "vocabulary":
         tokenizer = (folder / "tokenizer.json").read_text()
-        (folder / "tokenizer.json").write_text(tokenizer.replace('"content":"<caption>"', '"content":"<caption2>"')
-                                               .replace('"content": "<caption>"', '"content": "<caption2>"'))  # fmt: skip
+        (folder / "tokenizer.json").write_text(tokenizer.replace('"<caption>"', '"<caption2>"'))
     if how == "template":
         for file in folder.glob("chat_template.*"):
             file.write_text(file.read_text().replace("<|im_start|>", "<|im_start|>the "))
@@ -230,8 +229,8 @@ def test_a_missing_head_and_the_other_experts_folder_are_refused(
     refuse_unfit_starts(warmed, warmed.stages, tiny_model)
     swapped = make(start=str(trained["reasoning"]))
     assert refusal(swapped, tiny_model) == (
-        f"stages.align.experts.start.perception: {trained['reasoning']} was warmed up as the reasoning expert: name the "
-        "perception expert's own folder"
+        f"stages.align.experts.start.perception: {trained['reasoning']} was warmed up as the reasoning expert: "
+        "name the perception expert's own folder"
     )
 
 
@@ -253,7 +252,7 @@ def test_no_warm_up_needs_experts_that_can_judge(make: Make, other_size: Path) -
         make(warmup_steps=0)
 
 
-# ---------------------------------------------------------------------------------------------- what it takes of a machine
+# -------------------------------------------------------------------------------- what it takes of a machine
 
 
 def test_each_expert_is_sized_by_its_own_start(make: Make, other_size: Path, tiny_model: Path) -> None:
