@@ -76,9 +76,8 @@ def stage(
         if name not in servers:
             config.run_dir.mkdir()
             servers[name] = WeightServers(config.run_dir / "weights")
-            if (
-                settings.get("experts", {}).get("mixture") is not None and "experts" not in values
-            ):  # which a process of its own would make, with its own imports of torch
+            if (settings | values).get("experts", {}).get("mixture") is not None:
+                # A process of its own would make it, with its own imports of torch.
                 made = config.run_dir / "experts" / "it" / "mixture"
                 options: dict[str, Any] = MixtureConfig.model_validate({}).model_dump()
                 options |= {"seed": config.seed, "dtype": config.dtype, "console": Console(quiet=True)}
