@@ -290,3 +290,7 @@ def test_adapters_over_another_base_do_not_share_the_policys(make: Make, other_s
     frozen = sum(tensor.numel() for tensor in load_expert(other_size).model.parameters())
     assert apart - shared == pytest.approx(4 * frozen, rel=0.2)
     assert bases(start=str(tiny_model))[0] == [str(tiny_model)] * 3, "the very folder of the policy is shared"
+    run = load_config(DEMO, [f"stages.align.experts.start={json.dumps(str(tiny_model))}", "stages.align.policy.lora={}",
+                             "stages.align.experts.lora={}", f"model={json.dumps(str(tiny_model))}"])  # fmt: skip
+    policy, perception, _ = (size.base for size, _ in learners_of(run, run.stages["align"], tiny_model))
+    assert policy != perception, "the game's policy is what SFT makes of that folder"
