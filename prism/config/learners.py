@@ -95,9 +95,10 @@ class PolicyLearnerConfig(ConfigModel):
     default holds the longest published prompt and response (2,048 + 8,192 tokens) with room to spare."""
     importance_cap: float | None = Field(None, gt=0)
     """Truncated importance sampling: a token weighs min(π_learner/π_sampler, cap), and its ratio is to the learner at
-    the start of the step. Without it, the default and the published method, ratios are to the sampler; set about 2
-    where the learner's and the sampler's log-probabilities differ, as in bfloat16. GSPO demands it there: it clips
-    ratios 3e-4 from 1, and a mismatch of 2e-2 nats alone put 26 to 45 % of the gradient beyond that."""
+    the start of the step. Without it, the default, ratios are to the sampler (in the published runs to the learner at
+    the start of the step, and nothing is weighed); set about 2 where the learner's and the sampler's log-probabilities
+    differ, as in bfloat16. GSPO demands it there: it clips ratios 3e-4 from 1, and a mismatch of 2e-2 nats alone put 26
+    to 45 % of the gradient beyond that."""
     max_mismatch: float = Field(0.5, gt=0)
     """Largest mean absolute difference, in nats a token, between a group's log-probabilities by the sampler and by the
     learner. A group beyond it was sampled from something else than is trained on (other pixels, another template): it
