@@ -254,6 +254,7 @@ def test_experts_of_another_size_with_heads_play_from_the_first_step_and_go_on_b
     folders = {expert: tmp_path / f"trained-{expert}" for expert in EXPERTS}
     for seed, folder in enumerate(folders.values()):
         save_expert(load_expert(other_size, seed=seed), folder, inputs)
+        (folder / "LICENSE").write_text("of the experts")
     start = {expert: str(folder) for expert, folder in folders.items()}
     values = {"experts": {"optimizer": {"lr": 1e-3}, "start": start}, "warmup_steps": 0}
     stage("align", "whole", **values)
@@ -271,6 +272,7 @@ def test_experts_of_another_size_with_heads_play_from_the_first_step_and_go_on_b
         assert all(torch.equal(again[name], tensor) for name, tensor in after.items())
         moved = (after["score.weight"] - before["score.weight"]).abs().max()
         assert 0 < moved < 0.01, "it went on from the head that it was given"
+        assert (tmp_path / "whole" / "out" / "experts" / expert / "LICENSE").read_text() == "of the experts"
 
 
 def test_a_frozen_part_is_not_trained_nor_written_again(stage: Stage, tiny_model: Path, tmp_path: Path) -> None:
