@@ -116,7 +116,7 @@ def test_it_says_what_experts_start_from_and_what_a_published_run_sets(
     mixture = expert_size(other_size, MixtureConfig.model_validate({}), []).parameters
     assert f"2 of {mixture / 1e6:,.1f}M parameters each, from {other_size}" in out
     assert f"perception and reasoning {decimal(4 * mixture)} of weights each" in out
-    said = " ".join(line.removeprefix("# ").strip() for line in out.splitlines())
+    said = " ".join(out.replace("\n# ", "\n").split())
     assert "published: rlvr as in the runs of prism: rollouts.temperature = 1.0" in said
     assert "policy.dual_clip = 3.0, " in said
     assert "but the configuration says steps = " in said

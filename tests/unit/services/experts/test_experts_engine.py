@@ -335,9 +335,10 @@ def test_an_expert_of_another_size_is_taken_and_one_for_other_inputs_refused(
         push(model, version)
         assert close(running.submit(groups).result(60).scores, expected(model.eval(), inputs, groups))
     fewer, others = load_expert(tiny_model), load_expert(tiny_model)
-    fewer.resize_token_embeddings(64)  # pyright: ignore
+    rows = max(inputs.tokenizer.get_vocab().values())  # one too few
+    fewer.resize_token_embeddings(rows)  # pyright: ignore
     others.config.image_token_id = 1
-    for version, (model, why) in enumerate(((fewer, r"\(64 tokens, "), (others, "which is 1\\)")), 3):
+    for version, (model, why) in enumerate(((fewer, rf"\({rows} tokens, "), (others, "which is 1\\)")), 3):
         with pytest.raises(WeightsError, match=f"holds an expert for other inputs .*{why}.* push to where it belongs"):
             push(model, version)
     assert running.version == Version(2, 1)
