@@ -6,7 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 import pytest
-from killed_run import ALIGN_STEPS, RLVR_STEPS, WARMUP_STEPS, Run
+from killed_run import ALIGN_STEPS, RLVR_STEPS, SMALLER, WARMUP_STEPS, Run
 from safetensors.torch import load_file
 
 from prism.model.expert import load_expert
@@ -85,7 +85,7 @@ def test_experts_that_score_are_the_ones_that_were_pushed(run: Run) -> None:
     assert any(line["served_perception_gap"] is not None for line in scored)
 
 
-def test_experts_are_mixtures_wherever_they_live(run: Run) -> None:
+def test_experts_are_mixtures_of_their_own_size_wherever_they_live(run: Run) -> None:
     starts = run.folder / "experts" / "align"
     for expert in ("perception", "reasoning"):
         start = starts / expert
@@ -94,7 +94,8 @@ def test_experts_are_mixtures_wherever_they_live(run: Run) -> None:
         assert newest.version == WARMUP_STEPS + ALIGN_STEPS
         served = verify(run.folder / "weights", newest)
         for folder in (starts / "mixture", start, result, served):
-            assert load_expert(folder, strict=True).mixture == (4, 2), folder
+            held = load_expert(folder, strict=True)
+            assert (held.mixture, held.config.text_config.hidden_size) == ((4, 2), SMALLER.hidden), folder
         pushed, trained, before = (load_file(f / "model.safetensors") for f in (served, result, start))
         assert all((pushed[name] == trained[name]).all() for name in trained)
         router = "model.language_model.layers.0.mlp.gate.weight"

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from prism.config import RunConfig
+from prism.config import AlignConfig, RunConfig
 from prism.evaluation.held_out import evaluated_stages
 from prism.files import read_jsonl, write_text
 from prism.trainer.run.result import stage_result
@@ -95,7 +95,8 @@ def write_card(folder: Path, config: RunConfig, stage: str, model: str, said: st
     finished = stage_result(config, stage) is not None
     head = ["---", "library_name: transformers", "tags: [prism]"]
     head += ["pipeline_tag: image-text-to-text"] if model == "policy" else []
-    head += [f"base_model: {config.model}"] if config.model.count("/") == 1 and not Path(config.model).exists() else []
+    start = _start(config, stage, model)
+    head += [f"base_model: {start}"] if start.count("/") == 1 and not config.path(start).exists() else []
     title = f"The policy of {config.name}" if model == "policy" else f"The {model} expert of {config.name}"
     load = LOAD_POLICY
     if model != "policy":
@@ -113,7 +114,7 @@ def write_card(folder: Path, config: RunConfig, stage: str, model: str, said: st
         f"# {title}",
         f"Written by `prism export` of PRISM {_version('prism-align')} (transformers {_version('transformers')}, torch "
         f"{_version('torch')}) from the stage `{stage}` of the run `{config.name}`, {said}. It started from "
-        f"`{config.model}`; that model's licence holds for this one too.",
+        f"`{start}`; that model's licence holds for this one too.",
         f"## Loading\n\n{load.rstrip()}",
         "## Stages\n\n" + _table(STAGE_COLUMNS, _stages(config, stage, record)),
         "## Data\n\n" + _table(DATA_COLUMNS, _data(config, stage, record)),
@@ -136,6 +137,13 @@ def _variables(config: RunConfig) -> str:
     limits = config.run_limits
     pictures = "" if limits.expert_pictures else "PRISM_EXPERT_PICTURES=false "
     return pictures + ("PRISM_EXPERT_SECTION=whole " if limits.expert_section == "whole" else "")
+
+
+def _start(config: RunConfig, stage: str, model: str) -> str:
+    """The model it was made of, as the configuration names it."""
+    of_stage = config.stages[stage]
+    named = of_stage.experts.start if isinstance(of_stage, AlignConfig) else None
+    return config.model if model == "policy" or named is None else getattr(named, model)
 
 
 def _version(package: str) -> str:

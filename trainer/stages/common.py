@@ -48,9 +48,9 @@ LOOKED_AT = 64  # of a stage's prompts, for one with a picture
 
 
 def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int, *, kl_coef: float = 0.0) -> LossOptions:
-    """The options published for the algorithm, with the clip that the configuration sets, if it does."""
-    clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
-    given = {name: value for name, value in clip.items() if value is not None}
+    """The options published for the algorithm, but for what the configuration sets."""
+    own = config.model_dump(include={"clip_low", "clip_high", "dual_clip", "average"})
+    given = {name: value for name, value in own.items() if value is not None}
     return replace(DEFAULT_OPTIONS[Algorithm(algorithm)], max_length=max_tokens, kl_coef=kl_coef, **given)
 
 

@@ -16,7 +16,7 @@ from prism import cli
 from prism.config import AlignConfig, OptimizerConfig, RunConfig, load_config, save_resolved
 from prism.errors import ConfigError, WeightsError
 from prism.files import append_json
-from prism.model.expert import load_expert
+from prism.model.expert import load_expert, save_expert
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
 from prism.trainer.checkpoint.folder import write_description
@@ -201,6 +201,37 @@ def test_an_export_scales_images_as_it_was_trained_to(tmp_path: Path, published:
     assert json.loads((tmp_path / "out" / "processor_config.json").read_text())["image_processor"]["size"] == size
     inputs = InputBuilder(tmp_path / "out")
     assert inputs.image_tokens(96, 96) == 4 < InputBuilder(published).image_tokens(96, 96)
+
+
+@pytest.mark.parametrize("kind", ["finished", "checkpoint"])
+def test_an_expert_has_licence_and_name_of_the_folder_it_started_from(
+    config: RunConfig, other_size: Path, published: Path, tmp_path: Path, kind: str
+) -> None:
+    """The policy's start has a licence too, which holds for the policy alone."""
+    start = tmp_path / "start"
+    shutil.copytree(other_size, start)
+    (start / "LICENSE").write_text("the licence of the experts' start")
+    where = [f"runs_dir={json.dumps(str(tmp_path))}", f"model={published}"]
+    config = load_config(Path("configs/demo.toml"), [*where, f"stages.align.experts.start={json.dumps(str(start))}"])
+    save_resolved(config)
+    (config.run_dir / "stages" / "sft" / "LICENSE").write_text("the licence")
+    if kind == "finished":
+
+        def train(folder: Path) -> dict[str, Any]:
+            save_policy(policy(published, 1.0), folder, InputBuilder(published))
+            save_expert(load_expert(other_size), folder / "experts" / "reasoning", InputBuilder(start))
+            return {"version": 4, "expert_version": 4, "steps": 4, "data": []}
+
+        finish_stage(config, "align", "align", train)
+    else:
+        checkpoint(config, "align", 10, other_size, 0.02)
+    if kind == "finished":
+        shutil.rmtree(start)  # what the result holds is enough
+    assert export(config, tmp_path / "out", "--model=reasoning").exit_code == 0
+    assert (tmp_path / "out" / "LICENSE").read_text() == "the licence of the experts' start"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"It started from `{start}`" in card
+    assert load_expert(tmp_path / "out", strict=True).config.text_config.hidden_size == 64
 
 
 def test_an_experts_card_loads_it_with_transformers_alone(config: RunConfig, tiny_model: Path, tmp_path: Path) -> None:
