@@ -2,7 +2,6 @@
 
 import http.server
 import secrets
-import socket
 import subprocess
 import threading
 import time
@@ -16,10 +15,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from configs.demo import prepare
-from prism.stack.ports import free_port
 from prism.data.blobs import BlobStore
 from prism.data.rows import DataFile, read_rows, to_prompt
 from prism.model import torchvision_cpu
+from prism.stack.ports import free_port
 from prism.wire.v1 import rollout_pb2 as pb
 
 torchvision_cpu.install()  # before a test module imports transformers
@@ -83,6 +82,28 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(demo_folder: Path) -> Path:
     """A Qwen3-VL of 1.5M random parameters, as a Hugging Face folder."""
     return demo_folder / "model"
+
+
+@pytest.fixture(scope="session")
+def other_size(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3-VL of half the width and other layers, with the tiny model's processor and other frequencies."""
+    import torch
+    from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+
+    from prism.model.folder import complete_folder
+    from prism.model.inputs import InputBuilder
+
+    folder = tmp_path_factory.mktemp("other-size")
+    config = AutoConfig.from_pretrained(tiny_model)
+    text = config.text_config
+    text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.intermediate_size = 64, 2, 2, 96
+    text.num_key_value_heads, config.vision_config.out_hidden_size = 1, 64
+    text.rope_parameters = text.rope_parameters | {"rope_theta": 5_000.0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        Qwen3VLForConditionalGeneration._from_config(config).save_pretrained(folder)
+    complete_folder(folder, tiny_model, InputBuilder(tiny_model).processor)
+    return folder
 
 
 @pytest.fixture(scope="session")
