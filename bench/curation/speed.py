@@ -46,21 +46,23 @@ IMAGES = 500
 
 def main() -> None:
     parser = command_line("bench.curation.speed", __doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, default=100_000, help="0: none")
     parser.add_argument("--http-rows", type=int, default=2_000, help="0: none")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrency", type=int, default=256, help="of the rows through state and cache")
-    parser.add_argument("--http-concurrency", type=int, default=64)
+    parser.add_argument("--http-concurrency", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--serve", type=int, help="be the teacher, on this port")
     options = parser.parse_args()
     if options.serve:
         uvicorn.run(_Ready(FakeTeacher()), port=options.serve, log_level="error", lifespan="off")
         return
     console.print(f"load average {os.getloadavg()[0]:.1f}")
-    with tempfile.TemporaryDirectory() as name:
-        through_state(Path(name), options.rows, options.concurrency)
+    if options.rows:
+        with tempfile.TemporaryDirectory() as name:
+            through_state(Path(name), options.rows, options.concurrency)
     if options.http_rows:
-        over_http(options.http_rows, options.http_concurrency, options.rounds)
+        for concurrency in options.http_concurrency:
+            over_http(options.http_rows, concurrency, options.rounds)
 
 
 def write_problems(folder: Path, rows: int) -> None:
@@ -142,8 +144,8 @@ def over_http(rows: int, concurrency: int, rounds: int) -> None:
             ours.append(our_rate)
     shares = [100 * one / other for one, other in zip(ours, bare, strict=True)]
     console.print(
-        f"over HTTP, {rows} rows: bare httpx {spread(bare)} a second, prism curate {spread(ours)}: "
-        f"{statistics.median(shares):.0f} % ({min(shares):.0f}–{max(shares):.0f})"
+        f"over HTTP, {rows} rows, {concurrency} under way: bare httpx {spread(bare)} a second, "
+        f"prism curate {spread(ours)}: {statistics.median(shares):.0f} % ({min(shares):.0f}–{max(shares):.0f})"
     )
 
 

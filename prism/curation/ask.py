@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 from prism.clients.teacher.client import Teacher
 from prism.clients.teacher.errors import Busy, Refused, Unusable
 from prism.clients.teacher.reply import Question
+from prism.clients.teacher.room import MOST_AHEAD
 from prism.curation.config import CurateConfig
 from prism.curation.prompts import teacher_prompt, with_system
 from prism.curation.rows import images_of, messages_of, sizes_of
@@ -137,7 +138,7 @@ async def ask(job: OpenJob, asked: Asked, teacher: Teacher, blobs: BlobStore) ->
         finally:
             under_way.discard(demo.key)
 
-    width = 2 * teacher.config.concurrency  # half of them have their images read meanwhile
+    width = teacher.config.concurrency + MOST_AHEAD
     await work_through(in_chunks(lambda last: queued(job, last), lambda row: row.id), one, width)
 
 

@@ -16,6 +16,7 @@ from prism.clients.teacher.http import Line, make_api
 from prism.clients.teacher.ledger import Ledger
 from prism.clients.teacher.pace import Pace, Rate
 from prism.clients.teacher.reply import Question, Reply, Tokens, Usage, count_tokens, dollars
+from prism.clients.teacher.room import Room
 
 Sizes = Sequence[tuple[int, int]]
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -41,7 +42,7 @@ class Teacher:
         a_minute = config.requests_per_minute, config.tokens_per_minute
         requests, tokens = (Rate(limit, window_seconds) if limit else None for limit in a_minute)
         self._pace = Pace(requests, tokens)
-        self._room = asyncio.Semaphore(config.concurrency)
+        self._room, self._places = Room(config.concurrency), asyncio.Semaphore(config.concurrency)
         self._jitter = wait_random_exponential(multiplier=first_pause, max=LONGEST_PAUSE)
         # Sends that are being reserved, that are under way, and that have ended, after which there may be room again.
         self._asking = self._open = self._ends = 0
@@ -82,9 +83,6 @@ class Teacher:
                 reply = await self._send(send, body, reserved)
                 used = reply.usage.input_tokens + reply.usage.output_tokens if reply.usage else reckoned
                 return reply
-            except Busy as error:
-                self._pace.pause(error.retry_after)
-                raise
             finally:
                 self._pace.used(reckoned, used)
                 self._open, self._ends = self._open - 1, self._ends + 1
@@ -122,11 +120,12 @@ class Teacher:
         """Waits for room under the cap as long as another send may leave some. Raises CapReached."""
         while True:
             self._ended.clear()
-            self._asking, ends = self._asking + 1, self._ends
+            self._asking, ends, began = self._asking + 1, self._ends, time.monotonic()
             try:
                 send = await self._ledger.reserve(key, cost)
             finally:
                 self._asking -= 1
+            self._room.entered(time.monotonic() - began)
             if send is not None:
                 self._open += 1
                 return send
@@ -139,8 +138,17 @@ class Teacher:
 
     async def _send(self, send: str, body: dict[str, object], reserved: int) -> Reply:
         """One request, and its entry in the books whatever becomes of it."""
+        is_sent = False
         try:
-            reply = await self.line.post(body)
+            async with self._places:
+                await self._pace.resumed()  # a pause may have been asked for since it was this question's turn
+                is_sent, began = True, time.monotonic()
+                try:
+                    reply = await self.line.post(body)
+                except Busy as error:
+                    self._pace.pause(error.retry_after)  # before the place is another's
+                    raise
+                self._room.answered(time.monotonic() - began)
         except Unusable as error:
             if error.usage:
                 await self._settle(send, error.usage, reserved, None)
@@ -151,7 +159,8 @@ class Teacher:
             await (self._ledger.lose if error.billed else self._ledger.release)(send, str(error))
             raise
         except asyncio.CancelledError:
-            await asyncio.shield(self._ledger.lose(send, "given up while it was under way"))
+            entry = self._ledger.lose if is_sent else self._ledger.release
+            await asyncio.shield(entry(send, "given up while it was under way"))
             raise
         except Exception as error:  # refused, or no request at all: nothing was answered
             await self._ledger.release(send, str(error))
@@ -162,7 +171,9 @@ class Teacher:
     async def _settle(self, send: str, usage: Usage | None, reserved: int, reply: Reply | None) -> None:
         """Raises Stopped if more was billed than can have been reserved: then the cap is no cap any more."""
         cost = self.config.prices.cost(usage) if usage else reserved
+        began = time.monotonic()
         await self._ledger.settle(send, cost, reply)
+        self._room.entered(time.monotonic() - began)
         if cost > reserved:
             raise Stopped(
                 f"{self.config.model} billed {dollars(cost)} for a question of at most {dollars(reserved)} ({usage}): "

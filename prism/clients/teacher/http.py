@@ -1,10 +1,8 @@
 """One request to a teacher, and what its failure means."""
 
-import math
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from itertools import cycle
 from typing import Any, Protocol
 
 import httpx
@@ -19,8 +17,6 @@ from prism.errors import ServiceError
 from prism.http.client import async_client, async_transport
 from prism.wire.events import EVENTS, read_events
 
-POOL = 8
-"""Connections of a pool. For each request httpx looks at every two of its pool's: one of 64 takes longer than we do."""
 LONGEST_PAUSE = 600.0  # of what a Retry-After may ask for
 
 
@@ -45,11 +41,12 @@ class Line:
 
     def __init__(self, config: TeacherConfig, api: Api, key: str, transport: httpx.AsyncBaseTransport | None) -> None:
         self.config, self.api, self.headers = config, api, api.headers(key)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * POOL)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=1)
         timeout = httpx.Timeout(config.timeout_seconds, connect=min(10.0, config.timeout_seconds))
-        made = (async_transport(proxy=config.proxy, limits=limits) for _ in range(math.ceil(config.concurrency / POOL)))
+        # A pool each: for each request httpx asks the kernel about every connection of a pool, twice.
+        made = (async_transport(proxy=config.proxy, limits=limits) for _ in range(config.concurrency))
         self._transports = [transport] if transport else list(made)
-        self._turns = cycle(self._transports)
+        self._idle = [transport] * config.concurrency if transport else [*self._transports]
         self.http = async_client(transport=self._transports[0], timeout=timeout)
         """For all else: batches."""
         self._url = httpx.URL(config.url + api.path)
@@ -63,13 +60,14 @@ class Line:
             await transport.aclose()
 
     async def post(self, body: dict[str, Any]) -> Reply:
-        """Raises Busy, Unusable, Refused or Stopped."""
+        """At most ``concurrency`` at a time. Raises Busy, Unusable, Refused or Stopped."""
         data = to_json(body)
         headers = {**self._sent, "content-length": str(len(data))}
         stream, extensions = httpx.ByteStream(data), dict(self._extensions)
         request = httpx.Request("POST", self._url, headers=headers, stream=stream, extensions=extensions)
+        transport = self._idle.pop()  # the one used last: its connection is the likeliest to be open
         try:
-            response = await next(self._turns).handle_async_request(request)
+            response = await transport.handle_async_request(request)
             try:
                 if body.get("stream") and response.is_success and _is_stream(response):
                     return self.api.read_events([event async for event in read_events(response.aiter_bytes())])
@@ -80,6 +78,8 @@ class Line:
             # What was sent may have been answered, and billed, even though the answer did not come.
             billed = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
             raise Busy(f"{self.config.url}: {type(error).__name__}: {error}", billed=billed) from None
+        finally:
+            self._idle.append(transport)
         if not response.is_success:
             raise failure(response, self.api, self.config)
         try:

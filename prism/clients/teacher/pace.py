@@ -53,6 +53,10 @@ class Pace:
         wait = max(rate.take(amount, now) if rate else 0.0 for rate, amount in asked)
         if wait:
             await self.sleep(wait)
+        await self.resumed()
+
+    async def resumed(self) -> None:
+        """Until no pause is on."""
         while (left := self._until - time.monotonic()) > 0:  # it may be prolonged meanwhile
             await self.sleep(left)
 

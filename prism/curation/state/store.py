@@ -4,6 +4,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,10 @@ from prism.curation.state.tables import Base
 from prism.errors import ConfigError, ServiceError
 
 MOST_AT_ONCE = 1000
+ENOUGH = 32
+"""Of what waits to be written, for it to be written at once."""
+RESTS, LONGEST_REST = 4, 0.1
+"""How often the time of its last transaction the writer waits for more, and seconds at most."""
 BUSY_MILLISECONDS = 60_000
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,7 +99,11 @@ class Store:
         return postgresql.insert(made).on_conflict_do_nothing()
 
     def _write_on(self) -> None:
+        rest = 0.0
         while (first := self._wanted.get()) is not None:
+            until = time.monotonic() + rest
+            while self._wanted.qsize() < ENOUGH and time.monotonic() < until:
+                time.sleep(rest / 10)
             wanted, ended = [first], False
             with suppress(queue.Empty):
                 while len(wanted) < MOST_AT_ONCE:
@@ -102,7 +111,10 @@ class Store:
                         ended = True
                         break
                     wanted.append(one)
+            began = time.monotonic()
             self._write_all(wanted)
+            # A transaction costs much the same for few as for many, so where several write more are waited for.
+            rest = min(RESTS * (time.monotonic() - began), LONGEST_REST) if len(wanted) > 1 else 0.0
             if ended:
                 return
 
