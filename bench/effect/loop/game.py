@@ -1,0 +1,157 @@
+"""Alignment in one process: what ``prism.trainer.stages.align`` does, without its services."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.effect.loop.sampling import Sampler, groups_of, score, score_groups
+from bench.effect.loop.setting import STAGE, Prompts, Setting, stage_of
+from bench.effect.nodes import Node
+from prism.config import AlignConfig, RunConfig
+from prism.data.blobs import BlobStore
+from prism.files import append_json
+from prism.model.control import vision_tokens
+from prism.model.expert import ExpertModel, load_expert, place
+from prism.model.inputs import Example, InputBuilder
+from prism.trainer.flow.demonstrations import Order
+from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.learn.advantages import alignment_advantages
+from prism.trainer.learn.expert_learner import ExpertLearner
+from prism.trainer.learn.learner_model import learner_model
+from prism.trainer.learn.losses import Algorithm
+from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
+from prism.trainer.learn.policy_model import load_learner, save_policy
+from prism.trainer.run.expert_start import expert_start
+from prism.trainer.stages.common import loss_options
+from prism.wire.response import EXPERTS, Expert
+from prism.wire.sample import sample_problems
+from prism.wire.v1 import rollout_pb2 as pb
+
+SEEDS = 1_000_003  # apart: those of a node's steps
+
+
+def align(setting: Setting, nodes: Path, node: Node, start: Path, work: Path, out: Path) -> dict[str, Any]:
+    """Play the game from the policy in ``start`` with the teacher's texts of the node; returns figures."""
+    game = Game(setting, node, start, work)
+    frozen = setting.step(node).frozen
+    figures: dict[str, Any] = {}
+    while game.step < game.total:
+        figures = game.play(experts_learn=not (frozen and game.step >= game.stage.warmup_steps))
+        append_json(work / "metrics.jsonl", figures, sync=False)
+    save_policy(game.policy.model, out, game.inputs)
+    shown = ("perception_pair_accuracy", "reasoning_pair_accuracy", "perception_mismatch_accuracy", "approx_kl")
+    return {"steps": game.stage.steps, "updates": game.policy.version} | {n: figures.get(n) for n in shown}
+
+
+class Game:
+    """Policy, experts, and the texts they play with; one step at a time."""
+
+    def __init__(self, setting: Setting, node: Node, start: Path, work: Path) -> None:
+        self.config = setting.config(node, work, start, "align", setting.texts(node))
+        self.stage: AlignConfig = stage_of(self.config)
+        self.inputs = InputBuilder(start)
+        self.prompts = Prompts(setting.texts(node), self.inputs, ("teacher",))
+        self.policy = new_policy(self.config, self.stage, start, Algorithm.ALIGN)
+        self.never = vision_tokens(self.policy.model.config)
+        self.total, self.step = self.stage.warmup_steps + self.stage.steps, 0
+        self.experts = [  # they start as the platform has it, upcycled and grounded by its own commands
+            ExpertLearner(
+                expert,
+                new_expert(self.config, self.stage, expert_start(self.config, STAGE, self.stage, expert)),
+                self.stage.experts,
+                self.total,
+            )
+            for expert in EXPERTS
+        ]
+        dtype, rows = getattr(torch, setting.size.dtype), setting.size.batch_rows
+        self.sampler = Sampler(start, self.inputs, dtype, setting.size.device, rows)
+        self.examples = GroupExamples(self.inputs, BlobStore(str(work / "blobs")))
+        self.seed = node.seed
+        self._warmup = Order(len(self.prompts), self.stage.warmup_prompts, node.seed)
+        self._order = Order(len(self.prompts), self.stage.rollouts.prompts, node.seed + 1)
+
+    def play(self, *, experts_learn: bool = True) -> dict[str, Any]:
+        """One step: the policy learns from the scores that its responses got before the experts' update, as where they
+        are served."""
+        warming_up = self.step < self.stage.warmup_steps
+        places = self._warmup.at(self.step) if warming_up else self._order.at(self.step - self.stage.warmup_steps)
+        prompts = [self.prompts.prompt(place) for place in places]
+        n = self.stage.warmup_n if warming_up else self.stage.rollouts.n
+        groups = self.sampled(self.prompts, places, n, SEEDS * self.seed + self.step)
+        scores = (
+            {}
+            if warming_up
+            else {
+                e.expert: score_groups(e.expert, e.model, e.version, groups, prompts, self.inputs) for e in self.experts
+            }
+        )
+        figures: dict[str, Any] = {"step": self.step + 1, "warmup": warming_up}
+        if experts_learn:
+            for expert in self.experts:
+                figures |= expert.update(groups, prompts, self.inputs, warming_up=warming_up)
+        if scores:
+            advantages = alignment_advantages(
+                scores["perception"],
+                scores["reasoning"],
+                [not sample_problems(sample, self.never) for group in groups for sample in group.samples],
+                [number for number, group in enumerate(groups) for _ in group.samples],
+                alpha=self.stage.alpha,
+            )
+            samples, _ = training_samples(groups, prompts, advantages.values, advantages.keep, self.examples)
+            figures |= self.policy.update(samples, self.examples) | advantages.figures()
+            self.sampler.take(self.policy.model)
+        self.step += 1
+        return figures
+
+    def sampled(self, prompts: Prompts, places: Sequence[int], n: int, seed: int) -> list[pb.RolloutGroup]:
+        """n responses of the policy to each of these prompts."""
+        rollouts = self.stage.rollouts
+        samples = self.sampler.sample(
+            [prompts.prompt(place) for place in places],
+            n,
+            max_tokens=rollouts.max_tokens,
+            temperature=rollouts.temperature,
+            seed=seed,
+        )
+        return groups_of(prompts, places, samples, self.policy.version)
+
+
+def new_policy(config: RunConfig, stage: Any, start: Path, algorithm: str, *, kl_coef: float = 0.0) -> PolicyLearner:
+    model = load_learner(start, config)
+    return PolicyLearner(
+        model,
+        stage.policy,
+        algorithm,
+        loss_options(algorithm, stage.policy, stage.rollouts.max_tokens, kl_coef=kl_coef),
+        temperature=stage.rollouts.temperature,
+        updates=stage.steps,
+        version=0,
+        never=vision_tokens(model.config),
+    )
+
+
+def new_expert(config: RunConfig, stage: AlignConfig, start: Path | str) -> ExpertModel:
+    def load(dtype: torch.dtype) -> ExpertModel:
+        return place(load_expert(start, seed=config.seed, dropout=stage.experts.dropout, dtype=dtype), config.device)
+
+    return learner_model(load, config)
+
+
+def told_apart(game: Game, groups: list[pb.RolloutGroup], beside: list[Example]) -> dict[Expert, float | None]:
+    """The share of pairs, teacher's and policy's response, of which each expert prefers the teacher's when it sees the
+    prompts ``beside``: the groups' own, or others'. Pairs with equal scores are left out; None where none is left."""
+    told: dict[Expert, float | None] = {}
+    for expert in game.experts:
+        wins = total = 0
+        teachers = [group.request.prompt.teacher for group in groups]
+        of_teacher = score(expert.expert, expert.model, teachers, beside, game.inputs)
+        of_policy = score_groups(expert.expert, expert.model, expert.version, groups, beside, game.inputs).values
+        numbers = [number for number, group in enumerate(groups) for _ in group.samples]
+        for number, value in zip(numbers, of_policy, strict=True):
+            own = of_teacher[number]
+            if value is not None and own is not None and value != own:
+                wins, total = wins + (own > value), total + 1
+        told[expert.expert] = wins / total if total else None
+    return told
