@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import secrets
-import socket
 import statistics
 import subprocess
 import sys
@@ -19,9 +18,9 @@ import httpx
 import psutil
 from rich.console import Console
 
-from prism.stack.ports import free_port
 from prism.http.client import async_client, sync_client
 from prism.stack.local import end_group, start_process
+from prism.stack.ports import free_port
 
 START_SECONDS = 600.0
 console = Console(highlight=False, width=120)  # tables are wide

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from bench.shared import DidNotStart, Server, console, spread, started
 from configs.demo import prepare
-from prism.stack.ports import free_port
 from prism.services.console.access.identity import new_token
 from prism.services.console.settings import ConsoleSettings
 from prism.services.console.store.migrate import upgrade
 from prism.settings import load_settings
+from prism.stack.ports import free_port
 from prism.stack.processes import end_group, start_process
 
 ROOT = Path(__file__).parents[2]

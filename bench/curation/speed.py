@@ -25,7 +25,6 @@ from sqlalchemy import update
 
 from bench.rows import resident
 from bench.shared import command_line, console, spread, started
-from prism.stack.ports import free_port
 from prism.clients.teacher.client import Teacher
 from prism.curation.ask import Asked, ask, queue_demos
 from prism.curation.config import CurateConfig
@@ -39,6 +38,7 @@ from prism.curation.state.tables import Demo
 from prism.curation.verify import choose_best
 from prism.data.blobs import BlobStore
 from prism.http.client import async_client
+from prism.stack.ports import free_port
 from tests.fake_teacher import GOOD, FakeTeacher
 
 IMAGES = 500

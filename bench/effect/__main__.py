@@ -7,16 +7,18 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bench.effect.jobs import Jobs, Work, run_workers
-from bench.effect.loop.setting import Setting
 from bench.effect.nodes import Node, missing_keys, of_arms, of_gates, of_tuning, with_needs
 from configs.effect.plan import FILE, Plan, load_plan
 from configs.effect.prepare import prepare
 from prism.errors import PrismError
+
+if TYPE_CHECKING:
+    from bench.effect.loop.setting import Setting  # torch takes seconds to import: not for a list or a report
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -42,7 +44,9 @@ class Study:
         return load_plan(self.plan_file)
 
     @cached_property
-    def setting(self) -> Setting:
+    def setting(self) -> "Setting":
+        from bench.effect.loop.setting import Setting
+
         return Setting(self.plan, self.size, self.root)
 
     @cached_property
@@ -155,7 +159,7 @@ def work(
     study.jobs.work(wanted, work_of(study.setting, study.jobs), time.time() + 60 * minutes)
 
 
-def work_of(setting: Setting, jobs: Jobs) -> Work:
+def work_of(setting: "Setting", jobs: Jobs) -> Work:
     from bench.effect.loop.measure import measure
     from bench.effect.loop.train import train
 

@@ -127,10 +127,10 @@ class Jobs:
 
 
 def run_workers(arguments: Sequence[str], processes: int, minutes: float) -> int:
-    """``python -m bench.effect work ARGUMENTS`` in several processes, which are ended when the time is over; the exit
+    """``python -m bench.effect ARGUMENTS`` in several processes, which are ended when the time is over; the exit
     status of the first that failed, or 0. What they were at is begun anew the next time, or goes on from a checkpoint.
     """
-    command = [sys.executable, "-m", "bench.effect", "work", *arguments]
+    command = [sys.executable, "-m", "bench.effect", *arguments]
     until = time.monotonic() + 60 * minutes
     running = [subprocess.Popen(command) for _ in range(processes)]
     failed = 0

@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("svg")
-
-from matplotlib import pyplot as plt
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from bench.effect.study import ArmResults, Study, accuracy, mean_of, passing
 
@@ -24,16 +21,18 @@ def draw(study: Study, out: Path) -> list[str]:
     """Write the pictures and return their names."""
     out.mkdir(parents=True, exist_ok=True)
     arms, names = study.arms("main"), list[str]()
-    with mpl.rc_context(STYLE):
+    with rc_context(STYLE):
         if points := _points(study):
-            figure, axes = plt.subplots(figsize=(6, 4.5))
+            figure = Figure(figsize=(6, 4.5))
+            axes = figure.subplots()
             for label, steps in points.items():
                 axes.plot(*zip(*steps, strict=True), marker="o", label=label)
             axes.set(xlabel="accuracy inside, families 1 to 4, %", ylabel="accuracy far, families 7 to 12, %")
             axes.legend(fontsize=7)
             names.append(_save(figure, out, "outside-inside.svg"))
         if taught := [arm for arm in arms if arm.texts]:
-            figure, panels = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+            figure = Figure(figsize=(9, 3.5))
+            panels = figure.subplots(1, 2, sharey=True)
             for axes, split in zip(panels, ("inside", "far"), strict=True):
                 for label in dict.fromkeys(arm.arm.label for arm in taught):
                     own = [arm for arm in taught if arm.arm.label == label]
@@ -47,7 +46,8 @@ def draw(study: Study, out: Path) -> list[str]:
             names.append(_save(figure, out, "texts.svg"))
         at_n = [arm for arm in arms if arm.texts in (None, study.plan.statistics.texts)]
         if at_n:
-            figure, panels = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
+            figure = Figure(figsize=(9, 3.5))
+            panels = figure.subplots(1, 2, sharey=True)
             for axes, split in zip(panels, ("inside", "far"), strict=True):
                 for arm in at_n:
                     found = [(k, _scaled(m)[0]) for k in KS if (m := arm.mean(passing(split, k))) is not None]
@@ -57,7 +57,8 @@ def draw(study: Study, out: Path) -> list[str]:
             panels[0].set_ylabel("pass@k, %")
             panels[0].legend(fontsize=7)
             names.append(_save(figure, out, "pass-at-k.svg"))
-            figure, axes = plt.subplots(figsize=(6, 4))
+            figure = Figure(figsize=(6, 4))
+            axes = figure.subplots()
             for arm in at_n:
                 kl, value = arm.mean(mean_of("far", "kl")), arm.mean(accuracy("far"))
                 if kl and value:
@@ -92,7 +93,6 @@ def _scaled(mean: tuple[float, float] | None) -> tuple[float, float]:
     return 100 * value, 0.0 if spread != spread else 100 * spread
 
 
-def _save(figure: plt.Figure, out: Path, name: str) -> str:
+def _save(figure: Figure, out: Path, name: str) -> str:
     figure.savefig(out / name, metadata={"Date": None}, bbox_inches="tight")
-    plt.close(figure)
     return name

@@ -26,9 +26,9 @@ class ArmResults:
     def mean(self, figure: Figure) -> tuple[float, float] | None:
         """Mean and standard deviation over seeds; None where no seed has the figure."""
         known = [value for result in self.seeds.values() if (value := figure(result)) is not None]
-        return (
-            (float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")) if known else None
-        )
+        if not known:
+            return None
+        return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
 
 
 class Study:

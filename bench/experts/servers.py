@@ -12,8 +12,8 @@ import httpx
 
 from bench.experts.workload import RESPONSES, Workload
 from bench.shared import Server, at_most, prism_service, started
-from prism.stack.ports import free_port
 from prism.services.policy.launcher import ROOT, SITE
+from prism.stack.ports import free_port
 from prism.wire.messages import to_openai
 from prism.wire.v1 import rollout_pb2 as pb
 

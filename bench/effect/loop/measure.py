@@ -12,7 +12,7 @@ from bench.effect.loop.setting import MICRO_BATCH_TOKENS, Prompts, Setting
 from bench.effect.nodes import BASE, Node
 from bench.effect.results import About, Answered, write_results
 from configs.effect.plan import SPLITS
-from configs.effect.world import Grid
+from configs.effect.world import LONG, Grid
 from configs.effect.writing import Fact, facts, true_facts
 from prism.data.rows import DataRow
 from prism.model.inputs import Example, InputBuilder
@@ -22,7 +22,6 @@ from prism.wire.response import parse_response
 from prism.wire.sample import sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 
-MAX_TOKENS = 288
 VALIDATION = "validation"
 
 
@@ -55,6 +54,7 @@ class Measured:
         size = setting.size
         dtype = getattr(torch, size.dtype)
         self.inputs, self._size, self._seed = InputBuilder(folder), size, seed
+        self._max_tokens = setting.max_tokens
         self._sampler = Sampler(folder, self.inputs, dtype, size.device, size.batch_rows)
         self._policy = load_policy(folder, dtype=dtype, device=size.device).eval()
         self._base = load_policy(base, dtype=dtype, device=size.device).eval()
@@ -67,15 +67,14 @@ class Measured:
             torch.cuda.empty_cache()
 
     def split(self, split: str, prompts: Prompts) -> list[Answered]:
-        """Family by family: a batch takes as long as its longest response."""
-        places = sorted(range(len(prompts)), key=lambda place: _family(prompts.row(place)))
+        """Walks apart from the rest: a batch takes as long as its longest response."""
         found: list[Answered] = []
-        for family in sorted({_family(prompts.row(place)) for place in places}):
-            of_family = [place for place in places if _family(prompts.row(place)) == family]
-            sampled = [prompts.prompt(place) for place in of_family]
-            greedy = self._groups(prompts, of_family, sampled, 1, 0.0)
-            drawn = self._groups(prompts, of_family, sampled, self._size.samples, 1.0)
-            for place, prompt, one, many in zip(of_family, sampled, greedy, drawn, strict=True):
+        for long in (False, True):
+            places = [place for place in range(len(prompts)) if (_family(prompts.row(place)) in LONG) is long]
+            sampled = [prompts.prompt(place) for place in places]
+            greedy = self._groups(prompts, places, sampled, 1, 0.0)
+            drawn = self._groups(prompts, places, sampled, self._size.samples, 1.0)
+            for place, prompt, one, many in zip(places, sampled, greedy, drawn, strict=True):
                 found.append(self._answered(split, prompts.row(place), prompt, one, many))
         return found
 
@@ -83,7 +82,7 @@ class Measured:
         self, prompts: Prompts, places: Sequence[int], sampled: Sequence[Example], n: int, temperature: float
     ) -> list[pb.RolloutGroup]:
         seed = SEEDS * self._seed - 3
-        samples = self._sampler.sample(sampled, n, max_tokens=MAX_TOKENS, temperature=temperature, seed=seed)
+        samples = self._sampler.sample(sampled, n, max_tokens=self._max_tokens, temperature=temperature, seed=seed)
         groups = groups_of(prompts, places, samples, 0)
         grade(groups, self._sampler.never)
         return groups

@@ -39,7 +39,7 @@ def reinforce(setting: Setting, nodes: Path, node: Node, start: Path, work: Path
         raise ConfigError(f"{node.name}: kl_coef is not of this study")
     inputs = InputBuilder(start)
     prompts = Prompts(data, inputs)
-    chosen = pool(setting, nodes / Node(("sft",), node.seed).name, node.seed, prompts, stage.rollouts.max_tokens)
+    chosen = pool(setting, nodes / Node(("sft",), node.seed).name, node.seed, prompts)
     policy = new_policy(config, stage, start, stage.loss)
     never = vision_tokens(policy.model.config)
     sampler = Sampler(start, inputs, getattr(torch, setting.size.dtype), setting.size.device, setting.size.batch_rows)
@@ -112,7 +112,7 @@ def _advantages(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advanta
     return (group_centred if stage.loss == Algorithm.DR_GRPO else group_normalised)(rewards, valid, index)
 
 
-def pool(setting: Setting, sft: Path, seed: int, prompts: Prompts, max_tokens: int) -> list[int]:
+def pool(setting: Setting, sft: Path, seed: int, prompts: Prompts) -> list[int]:
     """Places of the prompts whose pass rate under the SFT policy of this seed lies within the plan's bounds: chosen
     once, by whoever comes first, and the same for all arms of the seed.
 
@@ -127,7 +127,7 @@ def pool(setting: Setting, sft: Path, seed: int, prompts: Prompts, max_tokens: i
             sampler = Sampler(sft, inputs, getattr(torch, size.dtype), size.device, size.batch_rows)
             places, n = list(range(len(prompts))), setting.plan.pass_samples
             sampled = [prompts.prompt(place) for place in places]
-            samples = sampler.sample(sampled, n, max_tokens=max_tokens, temperature=1.0, seed=SEEDS * seed - 2)
+            samples = sampler.sample(sampled, n, max_tokens=setting.max_tokens, temperature=1.0, seed=SEEDS * seed - 2)
             groups = groups_of(prompts, places, samples, 0)
             grade(groups, sampler.never)
             rates = [_mean([sample.verdict.accuracy for sample in group.samples]) or 0.0 for group in groups]

@@ -7,7 +7,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from bench.effect.nodes import Node, stage_table
-from configs.effect.plan import Plan, Size, StepPlan
+from configs.effect.plan import Plan, Size, StepPlan, merged
 from configs.effect.prepare import teacher_file
 from prism.config import RunConfig, Stage
 from prism.data.rows import DataFile, DataRow, read_rows
@@ -32,6 +32,12 @@ class Setting:
     def size(self) -> Size:
         return self.plan.sizes[self.size_name]
 
+    @property
+    def max_tokens(self) -> int:
+        """Of a response, wherever one is sampled."""
+        own = self.size.stages.get("rlvr", {})
+        return int(merged(self.plan.stages["rlvr"], own)["rollouts"]["max_tokens"])
+
     def data(self, name: str) -> Path:
         return self.root / "data" / name
 
@@ -53,7 +59,6 @@ class Setting:
             table |= {"data": [str(data.resolve())], "check_images": "exist"}
         else:
             table["rollouts"] = table["rollouts"] | {"data": str(data.resolve())}
-        max_tokens = table.get("rollouts", {}).get("max_tokens", 288)
         values: dict[str, Any] = {
             "name": folder.name,
             "runs_dir": str(folder.parent),
@@ -63,7 +68,7 @@ class Setting:
             "dtype": self.size.dtype,
             "on_bad_row": "fail",
             "stages": {STAGE: table},
-            "evaluate": {"data": str(data.resolve()), "max_tokens": max_tokens},
+            "evaluate": {"data": str(data.resolve()), "max_tokens": self.max_tokens},
             "stack": {"max_model_len": MAX_MODEL_LEN},
         }
         try:
