@@ -2,7 +2,6 @@
 
 import http.server
 import secrets
-import socket
 import subprocess
 import threading
 import time
@@ -16,10 +15,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from configs.demo import prepare
-from prism.stack.ports import free_port
 from prism.data.blobs import BlobStore
 from prism.data.rows import DataFile, read_rows, to_prompt
 from prism.model import torchvision_cpu
+from prism.stack.ports import free_port
 from prism.wire.v1 import rollout_pb2 as pb
 
 torchvision_cpu.install()  # before a test module imports transformers

@@ -4,11 +4,8 @@ Each part is killed from within its container, as a crash or the memory killer w
 again by itself. (After `docker compose kill` Docker waits for `up`: it takes that for a decision of the user's.)
 """
 
-from prism.stack.ports import free_port
 import json
 import os
-import random
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,6 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from prism.stack.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 DATA = {"public-demos": 1500, "teacher-demos": 60, "prompts": 60, "validation": 40, "test": 8}

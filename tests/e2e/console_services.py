@@ -1,6 +1,5 @@
 """What the console is shown beside a finished run: services that are up again, and a paid teacher and judge."""
 
-from prism.stack.ports import free_port
 import os
 import secrets
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 from killed_run import CONFIG, DEADLINE, ROOT, Run
 
 from bench.curation.errors import serving
+from prism.stack.ports import free_port
 
 KEYS = {name: secrets.token_urlsafe() for name in ("PRISM_TEACHER_KEY", "PRISM_CURATION_JUDGE_KEY")}
 PAID = """

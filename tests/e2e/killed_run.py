@@ -4,12 +4,9 @@ SFT, then alignment in lock-step (its trainer is killed with SIGKILL and the run
 version behind (its vLLM server is killed with SIGKILL). Small, but nothing in it is a fake.
 """
 
-from prism.stack.ports import free_port
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +17,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from prism.stack.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "demo.toml"

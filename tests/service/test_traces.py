@@ -2,7 +2,6 @@
 
 import http.server
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,13 +15,14 @@ import httpx
 import pytest
 from policy_events import policy_events
 
+from prism.stack.ports import free_port
+
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 TRAINER = """
 import sys
 from pathlib import Path
 import redis
 from prism import telemetry
-from prism.stack.ports import free_port
 from prism.config import RolloutConfig
 from prism.streams.trainer import TrainerStream
 from prism.wire.v1 import rollout_pb2 as pb

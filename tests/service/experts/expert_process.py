@@ -1,8 +1,6 @@
 """``prism serve perception`` and ``reasoning`` as processes on ports of their own."""
 
-from prism.stack.ports import free_port
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from prism.stack.ports import free_port
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 

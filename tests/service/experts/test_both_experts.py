@@ -9,10 +9,10 @@ import pytest
 import torch
 from expert_process import ADMIN, expert, is_ready, until
 
-from prism.stack.ports import free_port
 from prism.config import LoraConfig, PushConfig, RunConfig
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
+from prism.stack.ports import free_port
 from prism.trainer.learn import ranks
 from prism.trainer.learn.adapted import Wanted, adapter_tensors, learning, load_adapted
 from prism.trainer.weights.publish import Publisher

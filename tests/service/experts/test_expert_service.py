@@ -13,10 +13,10 @@ import httpx
 import pytest
 from expert_process import ADMIN, DATA, environment, expert
 
-from prism.stack.ports import free_port
 from prism.data.rows import DataFile
 from prism.model.expert import load_expert, save_expert
 from prism.model.inputs import InputBuilder
+from prism.stack.ports import free_port
 from prism.wire.response import EXPERTS
 from prism.wire.weights import seal
 

@@ -4,21 +4,19 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from prism.stack.ports import free_port
 from prism.clients.experts import Experts, item
 from prism.data.rows import DataFile
+from prism.stack.ports import free_port
 from prism.wire.response import EXPERTS
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import socket
 import time
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import httpx
 import pytest
 from rich.console import Console
 
-from prism.stack.ports import free_port
 from prism.config import load_config
 from prism.stack.local import Stack
+from prism.stack.ports import free_port
 
 GOOD = {"response": "<caption>- a</caption><think>b</think><answer>7</answer>", "gold": "7", "kind": "math"}
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,8 +18,8 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 
-from prism.stack.ports import free_port
 from prism.services.grader.sandbox import STARTED_BY
+from prism.stack.ports import free_port
 
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 GOOD = {"response": "<caption>- a</caption><think>b</think><answer>7</answer>", "gold": "7", "kind": "math"}

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from prism.stack.ports import free_port
+
 GRADER = """
 import sys
-from prism.stack.ports import free_port
 from prism.cli import main
 from prism.services.grader import pool
 preload = pool.preload

@@ -17,9 +17,9 @@ from bench.faults.checks import checks
 from bench.faults.parts import IGNORES_FILE_SIZE, Kept, Links, Part
 from bench.faults.play import FAULTS, Pace, play, shuffled
 from bench.faults.seen import Seen
-from prism.stack.ports import free_port
 from prism.config import load_config
 from prism.stack.local import redis_server
+from prism.stack.ports import free_port
 from prism.streams.keys import StreamNames
 from prism.wire.v1 import rollout_pb2 as pb
 

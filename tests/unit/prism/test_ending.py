@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from prism.stack.ports import free_port
+
 ROOT = Path(__file__).parents[3]
 
 # `prism train` with a stage that says when it is under way, and has no torch.
@@ -19,7 +20,6 @@ TRAIN = """
 import sys, time, hashlib, types, pathlib
 import prism.stack.ending
 from prism import cli
-from prism.stack.ports import free_port
 from prism.cli import train
 def stage(config, name):
     pathlib.Path("under-way").touch()

@@ -1,7 +1,6 @@
 """A service as a process: which routes answer on which port."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,9 +9,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from prism.stack.ports import free_port
+
 DATA, ADMIN = "data-token-0123456789", "admin-token-0123456789"
 SERVICE = """
-from prism.stack.ports import free_port
 from prism.http.app import create_app, serve
 from prism.settings import AdminSettings, load_settings
 settings = load_settings(AdminSettings)

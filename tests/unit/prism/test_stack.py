@@ -16,10 +16,10 @@ import pytest
 import redis
 from rich.console import Console
 
-from prism.stack.ports import free_port
 from prism.config import DevicesConfig, RunConfig, load_config
 from prism.errors import ServiceError
 from prism.stack.local import RunningServices, ServiceProcess, Stack
+from prism.stack.ports import free_port
 from prism.stack.restarts import Restarts
 
 # Says that it is ready by a file, so that nothing needs a port; ends as soon as it is asked to.

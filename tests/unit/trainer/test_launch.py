@@ -1,6 +1,5 @@
 """How stages are started on nodes that train together; with torchrun itself."""
 
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prism.stack.ports import free_port
 from prism.errors import ConfigError
 from prism.settings import load_settings
+from prism.stack.ports import free_port
 from prism.trainer.run.launch import Launch
 
 SAY = """

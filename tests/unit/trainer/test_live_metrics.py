@@ -11,9 +11,9 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from prism.stack.ports import free_port
 from prism.cli import app
 from prism.errors import ServiceError
+from prism.stack.ports import free_port
 from prism.trainer.run.live_metrics import serve_metrics
 
 STAGE = """

@@ -20,12 +20,12 @@ from bench.learner.workload import SIZES
 from configs.demo import task
 from configs.demo.model import save_shape
 from prism import cli
-from prism.stack.ports import free_port
 from prism.config import MixtureConfig, OptimizerConfig, load_config
 from prism.errors import ConfigError
 from prism.model.expert import upcycle
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
+from prism.stack.ports import free_port
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_model import LOGITS, load_policy, response_logprobs
 from prism.trainer.run import pipeline, placement
@@ -67,7 +67,9 @@ def dry_run(
     capsys: pytest.CaptureFixture[str],
 ) -> tuple[int, str, str]:
     """Exit status, what was printed, what was refused. Checks that nothing was written."""
-    settings = [part for override in (f"stack.base_port={free_port(in_a_row=8)}", *overrides) for part in ("--set", override)]
+    settings = [
+        part for override in (f"stack.base_port={free_port(in_a_row=8)}", *overrides) for part in ("--set", override)
+    ]
     monkeypatch.setattr(sys, "argv", ["prism", "run", config, "--dry-run", *settings])
     before = tree(Path.cwd())
     with pytest.raises(SystemExit) as left:

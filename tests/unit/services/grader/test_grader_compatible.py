@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -15,10 +14,10 @@ import pytest
 import uvicorn
 from pydantic import SecretStr
 
-from prism.stack.ports import free_port
 from prism.services.grader.app import create_app
 from prism.services.grader.compatible.openrlhf import response_of
 from prism.services.grader.settings import GraderSettings
+from prism.stack.ports import free_port
 
 TOKEN = "data-token-0123456789"
 PROMPT = "<|im_start|>user\n2 + 5? Write <answer>8</answer> if unsure.<|im_end|>\n<|im_start|>assistant\n"

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import socket
 from typing import Any
 
 import httpx
@@ -11,9 +10,9 @@ import pytest
 from fake_vllm import Service
 from starlette.types import Message, Scope
 
-from prism.stack.ports import free_port
 from prism.services.policy.gate import Phase
 from prism.services.policy.settings import PolicySettings
+from prism.stack.ports import free_port
 from prism.wire.weights import Manifest, Probe, read_newest, seal
 
 PROBE_MESSAGES: list[dict[str, object]] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prism.stack.ports import free_port
 from prism.errors import ServiceError
 from prism.services.policy.settings import PolicySettings
 from prism.services.policy.supervisor import Supervisor, refuse_port_in_use
+from prism.stack.ports import free_port
 
 FAKE = Path(__file__).with_name("fake_server.py")
 
