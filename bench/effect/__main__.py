@@ -51,7 +51,7 @@ class Study:
 
     @cached_property
     def jobs(self) -> Jobs:
-        return Jobs(self.root, self.results, self.plan, prepare(self.root, self.plan, self.size))
+        return Jobs(self.root, self.results, self.plan, self.size, prepare(self.root, self.plan, self.size))
 
     def arguments(self) -> list[str]:
         return [f"--size={self.size}", f"--root={self.root}", f"--results={self.results}", f"--plan={self.plan_file}"]

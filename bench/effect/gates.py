@@ -97,7 +97,7 @@ def looks(setting: Setting, jobs: Jobs) -> Looks:
     study's own, of which nothing is learnt here. The judge without the picture is fit on the texts of all seeds."""
     plan, seed, texts = setting.plan, setting.plan.tuning_seeds[0], setting.plan.statistics.texts
     node = node_of(plan, ["sft", "align"], seed, texts)
-    game = Game(setting, node, jobs.folder(node_of(plan, ["sft"], seed, None)), setting.root / "work" / "gates")
+    game = Game(setting, node, jobs.folder(node_of(plan, ["sft"], seed, None)), setting.work(node, "gates"))
     while game.step < game.stage.warmup_steps:
         game.play()
     pairs: list[Pair] = []

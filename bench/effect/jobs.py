@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.effect.nodes import Node, needs, with_needs
+from bench.effect.nodes import Node, needs, recipe, with_needs
 from bench.effect.results import SUFFIX
 from configs.effect.plan import Plan
 from prism.errors import ConfigError
@@ -39,8 +39,8 @@ class Work:
 class Jobs:
     """The nodes of one plan, data and size under ``root``, their results in ``results``."""
 
-    def __init__(self, root: Path, results: Path, plan: Plan, data: str) -> None:
-        self.root, self.results, self.plan, self.data = root, results, plan, data
+    def __init__(self, root: Path, results: Path, plan: Plan, size: str, data: str) -> None:
+        self.root, self.results, self.plan, self.size, self.data = root, results, plan, size, data
 
     def folder(self, node: Node) -> Path:
         return self.root / "nodes" / node.name
@@ -49,15 +49,20 @@ class Jobs:
         return self.results / f"{node.name}{SUFFIX}"
 
     def model(self, node: Node) -> dict[str, Any] | None:
-        """The figures of a node whose model is there. Raises ConfigError if another plan or other data made it."""
+        """The figures of a node whose model is there. Raises ConfigError if other settings or other data made it."""
         marker = self.folder(node) / MARKER
         if not marker.is_file():
             return None
         found = json.loads(marker.read_text())
-        for name, wanted in (("plan", self.plan.sha256), ("data", self.data)):
-            if found[name] != wanted:
-                raise ConfigError(f"{self.folder(node)} was made with another {name}: choose another --root")
+        if found["made_of"] != self._made_of(node):
+            raise ConfigError(
+                f"{self.folder(node)} was made by other settings of the plan, or from other data: choose another "
+                "--root, or delete nodes/ and pools/ in this one"
+            )
         return found["figures"]
+
+    def _made_of(self, node: Node) -> dict[str, str]:
+        return {"data": self.data, "recipe": recipe(self.plan, self.size, node)}
 
     def left(self, wanted: Sequence[Node]) -> list[Node]:
         """What is still to be done for all of ``wanted``, and all that comes before, to have results: each after what
@@ -87,7 +92,7 @@ class Jobs:
             began = time.time()
             with sealed_folder(self.folder(node)) as folder:
                 figures = work.train(node, folder) | {"seconds": round(time.time() - began, 1)}
-                write_json(folder / MARKER, {"plan": self.plan.sha256, "data": self.data, "figures": figures})
+                write_json(folder / MARKER, {"made_of": self._made_of(node), "figures": figures})
         if not self.result(node).is_file():
             work.measure(node, self.folder(node), self.model(node) or {})
 

@@ -1,5 +1,7 @@
 """The study as jobs: a node for each step of each arm, N and seed. Arms that begin alike share what they begin with."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +125,19 @@ def of_tuning(plan: Plan) -> list[Node]:
         for trial in range(len(trials))
         for seed in plan.tuning_seeds
     ]
+
+
+def recipe(plan: Plan, size: str, node: Node) -> str:
+    """A hash of all of the plan that decides what the node's model is, data and seed apart: so that a change of the
+    plan elsewhere leaves models as they are. (Results know the whole plan.)"""
+    parts: list[Any] = [plan.pass_rate, plan.pass_samples]
+    for end in range(len(node.steps) + 1):
+        last = end == len(node.steps)
+        own = Node(node.steps[:end], node.seed, node.texts, node.trial if last else None)
+        flags = {"stage", "teacher", "early_stop", "frozen"}
+        step = plan.steps[node.steps[end - 1]].model_dump(include=flags) if end else {}
+        parts.append([step, stage_table(plan, size, own)])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def stage_table(plan: Plan, size: str, node: Node) -> dict[str, Any]:

@@ -118,13 +118,13 @@ class Game:
         return groups_of(prompts, places, samples, self.policy.version)
 
 
-def new_policy(config: RunConfig, stage: Any, start: Path, algorithm: str, *, kl_coef: float = 0.0) -> PolicyLearner:
+def new_policy(config: RunConfig, stage: Any, start: Path, algorithm: str) -> PolicyLearner:
     model = load_learner(start, config)
     return PolicyLearner(
         model,
         stage.policy,
         algorithm,
-        loss_options(algorithm, stage.policy, stage.rollouts.max_tokens, kl_coef=kl_coef),
+        loss_options(algorithm, stage.policy, stage.rollouts.max_tokens),
         temperature=stage.rollouts.temperature,
         updates=stage.steps,
         version=0,
@@ -134,7 +134,8 @@ def new_policy(config: RunConfig, stage: Any, start: Path, algorithm: str, *, kl
 
 def new_expert(config: RunConfig, stage: AlignConfig, start: Path | str) -> ExpertModel:
     def load(dtype: torch.dtype) -> ExpertModel:
-        return place(load_expert(start, seed=config.seed, dropout=stage.experts.dropout, dtype=dtype), config.device)
+        model = load_expert(start, seed=config.seed, dropout=stage.experts.dropout, dtype=dtype)
+        return place(model, config.device, move=False)
 
     return learner_model(load, config)
 

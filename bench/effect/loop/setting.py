@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from bench.effect.nodes import Node, stage_table
+from bench.effect.nodes import Node, recipe, stage_table
 from configs.effect.plan import Plan, Size, StepPlan, merged
 from configs.effect.prepare import teacher_file
 from prism.config import RunConfig, Stage
@@ -40,6 +40,10 @@ class Setting:
 
     def data(self, name: str) -> Path:
         return self.root / "data" / name
+
+    def work(self, node: Node, purpose: str = "") -> Path:
+        """Where a node's training keeps what it may go on from; another for other settings."""
+        return self.root / "work" / f"{purpose or node.name}-{recipe(self.plan, self.size_name, node)[:8]}"
 
     def step(self, node: Node) -> StepPlan:
         return self.plan.steps[node.steps[-1]]

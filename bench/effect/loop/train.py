@@ -31,7 +31,7 @@ LOOK_EVERY = 5  # steps
 def train(setting: Setting, nodes: Path, node: Node, out: Path) -> dict[str, Any]:
     """Train the node from its parent's model in ``nodes`` and write its model to ``out``; returns figures."""
     start = setting.root / "model" if not node.steps else nodes / parent(setting.plan, node).name
-    work = setting.root / "work" / node.name
+    work = setting.work(node)
     kind = setting.step(node).stage if node.steps else "sft"
     if kind == "sft":
         data = setting.data("sft.jsonl" if node.steps else "pretrain.jsonl")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.effect import jobs as jobs_module
-from bench.effect.jobs import MARKER, Jobs, Work, run_workers
+from bench.effect.jobs import Jobs, Work, run_workers
 from bench.effect.nodes import (
     Node,
     missing_keys,
@@ -20,7 +20,7 @@ from bench.effect.nodes import (
     stage_table,
     with_needs,
 )
-from configs.effect.plan import load_plan
+from configs.effect.plan import Plan, load_plan, merged
 from prism.errors import ConfigError
 
 PLAN = load_plan()
@@ -30,7 +30,7 @@ ALIGNED = Node(("sft", "align"), 0, 100)
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> Jobs:
-    return Jobs(tmp_path / "root", tmp_path / "results", PLAN, "data")
+    return Jobs(tmp_path / "root", tmp_path / "results", PLAN, "gpu", "data")
 
 
 class Done:
@@ -171,13 +171,23 @@ def test_models_that_are_gone_are_made_again_only_where_something_starts_from_th
     assert done.trained.count("s0-sft") == 2
 
 
-def test_a_model_of_another_plan_or_data_is_refused(jobs: Jobs) -> None:
-    done = Done(jobs)
-    jobs.work([SFT], done.work, time.time() + 60)
-    with pytest.raises(ConfigError, match="another data"):
-        Jobs(jobs.root, jobs.results, PLAN, "other").model(SFT)
-    with pytest.raises(ConfigError, match="another plan"):
-        Jobs(jobs.root, jobs.results, PLAN.model_copy(update={"sha256": "0"}), "data").model(SFT)
+def test_a_model_of_other_settings_or_data_is_refused(jobs: Jobs) -> None:
+    """What is changed elsewhere in the plan, such as the statistics or a later step, leaves it as it is."""
+    jobs.work([SFT], Done(jobs).work, time.time() + 60)
+
+    def changed(**changes: Any) -> Jobs:
+        plan = Plan.model_validate(merged(PLAN.model_dump(), changes))
+        return Jobs(jobs.root, jobs.results, plan, "gpu", "data")
+
+    assert changed(statistics={"resamples": 10}, stages={"rlvr": {"steps": 3}}).model(SFT) is not None
+    for other in (
+        changed(stages={"sft": {"steps": 3}}),
+        changed(stages={"pretrain": {"steps": 3}}),
+        changed(sizes={"gpu": {"stages": {"sft": {"batch": 3}}}}),
+        Jobs(jobs.root, jobs.results, PLAN, "gpu", "other"),
+    ):
+        with pytest.raises(ConfigError, match="other settings of the plan, or from other data"):
+            other.model(SFT)
 
 
 def test_a_job_that_another_has_is_left_to_it(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,8 +208,3 @@ def test_a_job_that_another_has_is_left_to_it(jobs: Jobs, monkeypatch: pytest.Mo
 
 def test_workers_that_fail_are_told_of(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_workers(["--size=none", "work", "--minutes=1"], 1, 1) != 0
-
-
-def test_the_marker_says_who_made_the_model(jobs: Jobs) -> None:
-    jobs.work([Node((), 0)], Done(jobs).work, time.time() + 60)
-    assert PLAN.sha256 in (jobs.folder(Node((), 0)) / MARKER).read_text()
