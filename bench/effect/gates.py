@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.effect.blind import PARTS, Pair, told_apart
 from bench.effect.jobs import Jobs
-from bench.effect.loop.game import SEEDS, Game
+from bench.effect.loop.game import SEEDS, game_of
 from bench.effect.loop.game import told_apart as told_by_experts
 from bench.effect.loop.setting import Prompts, Setting
 from bench.effect.nodes import Node, node_of, of_gates
@@ -97,7 +97,7 @@ def looks(setting: Setting, jobs: Jobs) -> Looks:
     study's own, of which nothing is learnt here. The judge without the picture is fit on the texts of all seeds."""
     plan, seed, texts = setting.plan, setting.plan.tuning_seeds[0], setting.plan.statistics.texts
     node = node_of(plan, ["sft", "align"], seed, texts)
-    game = Game(setting, node, jobs.folder(node_of(plan, ["sft"], seed, None)), setting.work(node, "gates"))
+    game = game_of(setting, node, jobs.folder(node_of(plan, ["sft"], seed, None)), setting.work(node, "gates"))
     while game.step < game.stage.warmup_steps:
         game.play()
     pairs: list[Pair] = []

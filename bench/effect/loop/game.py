@@ -1,13 +1,13 @@
 """Alignment in one process: what ``prism.trainer.stages.align`` does, without its services."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.effect.loop.sampling import Sampler, groups_of, score, score_groups
-from bench.effect.loop.setting import STAGE, Prompts, Setting, stage_of
+from bench.effect.loop.setting import Prompts, Setting
 from bench.effect.nodes import Node
 from prism.config import AlignConfig, RunConfig
 from prism.data.blobs import BlobStore
@@ -17,7 +17,7 @@ from prism.model.expert import ExpertModel, load_expert, place
 from prism.model.inputs import Example, InputBuilder
 from prism.trainer.flow.demonstrations import Order
 from prism.trainer.flow.examples import GroupExamples
-from prism.trainer.learn.advantages import alignment_advantages
+from prism.trainer.learn.advantages import ExpertScores, alignment_advantages
 from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.learn.learner_model import learner_model
 from prism.trainer.learn.losses import Algorithm
@@ -34,7 +34,7 @@ SEEDS = 1_000_003  # apart: those of a node's steps
 
 def align(setting: Setting, nodes: Path, node: Node, start: Path, work: Path, out: Path) -> dict[str, Any]:
     """Play the game from the policy in ``start`` with the teacher's texts of the node; returns figures."""
-    game = Game(setting, node, start, work)
+    game = game_of(setting, node, start, work)
     frozen = setting.step(node).frozen
     figures: dict[str, Any] = {}
     while game.step < game.total:
@@ -45,53 +45,63 @@ def align(setting: Setting, nodes: Path, node: Node, start: Path, work: Path, ou
     return {"steps": game.stage.steps, "updates": game.policy.version} | {n: figures.get(n) for n in shown}
 
 
+def game_of(setting: Setting, node: Node, start: Path, work: Path) -> "Game":
+    config = setting.config(node, work, start, "align", setting.texts(node))
+    return Game(config, start, setting.size.batch_rows)
+
+
 class Game:
     """Policy, experts, and the texts they play with; one step at a time."""
 
-    def __init__(self, setting: Setting, node: Node, start: Path, work: Path) -> None:
-        self.config = setting.config(node, work, start, "align", setting.texts(node))
-        self.stage: AlignConfig = stage_of(self.config)
+    def __init__(self, config: RunConfig, start: Path, batch_rows: int) -> None:
+        """``config``: of a run of one alignment, as the platform would be given it."""
+        ((name, stage),) = config.stages.items()
+        assert isinstance(stage, AlignConfig)
+        self.config, self.stage = config, stage
         self.inputs = InputBuilder(start)
-        self.prompts = Prompts(setting.texts(node), self.inputs, ("teacher",))
-        self.policy = new_policy(self.config, self.stage, start, Algorithm.ALIGN)
+        self.prompts = Prompts(Path(str(stage.rollouts.data)), self.inputs, ("teacher",))
+        self.policy = new_policy(config, stage, start, Algorithm.ALIGN)
         self.never = vision_tokens(self.policy.model.config)
-        self.total, self.step = self.stage.warmup_steps + self.stage.steps, 0
+        self.total, self.step = stage.warmup_steps + stage.steps, 0
         self.experts = [  # they start as the platform has it, upcycled and grounded by its own commands
             ExpertLearner(
-                expert,
-                new_expert(self.config, self.stage, expert_start(self.config, STAGE, self.stage, expert)),
-                self.stage.experts,
-                self.total,
+                expert, new_expert(config, stage, expert_start(config, name, stage, expert)), stage.experts, self.total
             )
             for expert in EXPERTS
         ]
-        dtype, rows = getattr(torch, setting.size.dtype), setting.size.batch_rows
-        self.sampler = Sampler(start, self.inputs, dtype, setting.size.device, rows)
-        self.examples = GroupExamples(self.inputs, BlobStore(str(work / "blobs")))
-        self.seed = node.seed
-        self._warmup = Order(len(self.prompts), self.stage.warmup_prompts, node.seed)
-        self._order = Order(len(self.prompts), self.stage.rollouts.prompts, node.seed + 1)
+        self.sampler = Sampler(start, self.inputs, getattr(torch, config.dtype), config.device, batch_rows)
+        self.examples = GroupExamples(self.inputs, BlobStore(str(config.run_dir / "blobs")))
+        self._warmup = Order(len(self.prompts), stage.warmup_prompts, config.seed)
+        self._order = Order(len(self.prompts), stage.rollouts.prompts, config.seed + 1)
 
     def play(self, *, experts_learn: bool = True) -> dict[str, Any]:
-        """One step: the policy learns from the scores that its responses got before the experts' update, as where they
-        are served."""
+        """One step. The policy's responses are scored before the experts' update, as where they are served."""
         warming_up = self.step < self.stage.warmup_steps
         places = self._warmup.at(self.step) if warming_up else self._order.at(self.step - self.stage.warmup_steps)
-        prompts = [self.prompts.prompt(place) for place in places]
         n = self.stage.warmup_n if warming_up else self.stage.rollouts.n
-        groups = self.sampled(self.prompts, places, n, SEEDS * self.seed + self.step)
-        scores = (
-            {}
-            if warming_up
-            else {
+        prompts = [self.prompts.prompt(place) for place in places]
+        groups = self.sampled(self.prompts, places, n, SEEDS * self.config.seed + self.step)
+        scores = None
+        if not warming_up:
+            scores = {
                 e.expert: score_groups(e.expert, e.model, e.version, groups, prompts, self.inputs) for e in self.experts
             }
-        )
-        figures: dict[str, Any] = {"step": self.step + 1, "warmup": warming_up}
+        return self.learn(groups, prompts, scores, experts_learn=experts_learn)
+
+    def learn(
+        self,
+        groups: Sequence[pb.RolloutGroup],
+        prompts: Sequence[Example],
+        scores: Mapping[Expert, ExpertScores] | None,
+        *,
+        experts_learn: bool = True,
+    ) -> dict[str, Any]:
+        """What the platform's stage does with a step's groups; ``scores`` is None while the experts warm up."""
+        figures: dict[str, Any] = {"step": self.step + 1, "warmup": scores is None}
         if experts_learn:
             for expert in self.experts:
-                figures |= expert.update(groups, prompts, self.inputs, warming_up=warming_up)
-        if scores:
+                figures |= expert.update(groups, prompts, self.inputs, warming_up=scores is None)
+        if scores is not None:
             advantages = alignment_advantages(
                 scores["perception"],
                 scores["reasoning"],

@@ -17,12 +17,12 @@ from prism.data.blobs import BlobStore
 from prism.errors import ConfigError
 from prism.files import append_json, write_json
 from prism.model.control import vision_tokens
-from prism.model.inputs import InputBuilder
+from prism.model.inputs import Example, InputBuilder
 from prism.trainer.flow.demonstrations import Order
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.learn.advantages import Advantages, group_centred, group_normalised, soft_overlong_penalty
 from prism.trainer.learn.losses import Algorithm
-from prism.trainer.learn.policy_learner import training_samples
+from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
 from prism.trainer.learn.policy_model import save_policy
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -80,10 +80,8 @@ def reinforce(setting: Setting, nodes: Path, node: Node, start: Path, work: Path
                 groups += [group for group in more if differs(group)]
         figures = {"step": step + 1, "accuracy": accuracy}
         if groups:
-            advantages = _advantages(groups, stage)
             of_groups = [prompts.prompt(by_id[group.request.prompt.id]) for group in groups]
-            samples, _ = training_samples(groups, of_groups, advantages.values, advantages.keep, examples)
-            figures |= policy.update(samples, examples) | advantages.figures()
+            figures |= learn(policy, stage, groups, of_groups, examples)
             sampler.take(policy.model)
         append_json(work / "metrics.jsonl", figures, sync=False)
     save_policy(policy.model, out, inputs)
@@ -94,6 +92,19 @@ def reinforce(setting: Setting, nodes: Path, node: Node, start: Path, work: Path
         "zero_variance_at_start": at_start,
         "accuracy": figures["accuracy"],
     }
+
+
+def learn(
+    policy: PolicyLearner,
+    stage: RlvrConfig,
+    groups: Sequence[pb.RolloutGroup],
+    prompts: Sequence[Example],
+    examples: GroupExamples,
+) -> dict[str, Any]:
+    """What the platform's stage does with a step's graded groups."""
+    advantages = _advantages(groups, stage)
+    samples, _ = training_samples(groups, prompts, advantages.values, advantages.keep, examples)
+    return policy.update(samples, examples) | advantages.figures()
 
 
 def differs(group: pb.RolloutGroup) -> bool:

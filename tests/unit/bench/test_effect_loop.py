@@ -12,7 +12,7 @@ import torch
 from bench.effect.__main__ import work_of
 from bench.effect.gates import with_others_pictures
 from bench.effect.jobs import Jobs
-from bench.effect.loop.game import Game, told_apart
+from bench.effect.loop.game import Game, game_of, told_apart
 from bench.effect.loop.measure import Measured
 from bench.effect.loop.reinforce import pool
 from bench.effect.loop.sampling import Sampler, score, verdict
@@ -122,14 +122,14 @@ def test_verdicts_are_the_graders() -> None:
     assert verdict("13", "13", "number").status == pb.STATUS_INVALID_FORMAT
 
 
-def game_of(setting: Setting, tmp_path: Path) -> Game:
-    return Game(setting, Node(("sft", "align-plain"), 0, 8), setting.root / "model", tmp_path)
+def new_game(setting: Setting, tmp_path: Path) -> Game:
+    return game_of(setting, Node(("sft", "align-plain"), 0, 8), setting.root / "model", tmp_path)
 
 
 def test_in_the_game_experts_and_policy_learn_and_the_sampler_follows(
     setting: Setting, tmp_path: Path, scripted: Script
 ) -> None:
-    game = game_of(setting, tmp_path)
+    game = new_game(setting, tmp_path)
     # A prompt's first response is the teacher's own, the second is that of another prompt.
     scripted([game.prompts], lambda p, place, number: p.row((place + number) % len(p)).teacher or "")
     before = {name: weight.clone() for name, weight in game.policy.model.state_dict().items()}
@@ -156,7 +156,7 @@ def test_the_policy_learns_from_scores_given_before_the_experts_update(
     scripted: Script,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    game = game_of(setting, tmp_path)
+    game = new_game(setting, tmp_path)
     scripted([game.prompts], lambda p, place, number: p.row((place + number) % len(p)).teacher or "")
     order: list[str] = []
     for expert in game.experts:
@@ -178,7 +178,7 @@ def test_the_policy_learns_from_scores_given_before_the_experts_update(
 def test_experts_are_asked_with_the_right_and_with_another_picture(
     setting: Setting, tmp_path: Path, inputs: InputBuilder
 ) -> None:
-    game = game_of(setting, tmp_path)
+    game = new_game(setting, tmp_path)
     prompts = [game.prompts.prompt(place) for place in range(4)]
     others = with_others_pictures(prompts)
     for place, (own, other) in enumerate(zip(prompts, others, strict=True)):
