@@ -70,21 +70,20 @@ class Jobs:
         found: dict[Node, None] = {}
 
         def add(node: Node) -> None:
-            if node in found:
-                return
-            if self.model(node) is None:
-                for one in needs(self.plan, node):
-                    if self.model(one) is None:
-                        add(one)
-            found[node] = None
+            if node not in found:
+                for one in self._missing(node):
+                    add(one)
+                found[node] = None
 
         for node in with_needs(self.plan, wanted):
             if not self.result(node).is_file():
                 add(node)
         return list(found)
 
-    def ready(self, node: Node) -> bool:
-        return self.model(node) is not None or all(self.model(one) is not None for one in needs(self.plan, node))
+    def _missing(self, node: Node) -> list[Node]:
+        """Models that must be made before it can be trained or, where that is done, measured."""
+        before = needs(self.plan, node)
+        return [one for one in (before if self.model(node) is None else before[-1:]) if self.model(one) is None]
 
     def do(self, node: Node, work: Work) -> None:
         """Train it, if its model is not there, and measure it, if its results are not."""
@@ -103,7 +102,7 @@ class Jobs:
         while time.time() < until:
             busy = False
             for node in self.left(wanted):
-                if not self.ready(node):
+                if self._missing(node):
                     continue
                 with self.locked(node) as ours:
                     busy = busy or not ours

@@ -52,14 +52,14 @@ def parent(plan: Plan, node: Node) -> Node:
 
 
 def needs(plan: Plan, node: Node) -> list[Node]:
-    """What must be there before it can be made: what it starts from and, for RLVR, the SFT policy of its seed, whose
-    pass rates choose the prompts."""
+    """Whose models must be there before it can be made: what it starts from; for RLVR the SFT policy of its seed, whose
+    pass rates choose the prompts; the pretrained policy, beside which it is measured."""
     if not node.steps:
         return []
     before = [parent(plan, node)]
-    if plan.steps[node.steps[-1]].stage == "rlvr" and (sft := Node(("sft",), node.seed)) not in before:
-        before.append(sft)
-    return before
+    if plan.steps[node.steps[-1]].stage == "rlvr":
+        before.append(Node(("sft",), node.seed))
+    return list(dict.fromkeys([*before, Node((), 0)]))
 
 
 def with_needs(plan: Plan, wanted: Iterable[Node]) -> list[Node]:

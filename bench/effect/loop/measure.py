@@ -1,6 +1,7 @@
 """What a policy is worth: every test question answered greedily once and n times at temperature 1."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ class Measured:
             sampled = [prompts.prompt(place) for place in places]
             greedy = self._groups(prompts, places, sampled, 1, 0.0)
             drawn = self._groups(prompts, places, sampled, self._size.samples, 1.0)
-            for place, prompt, one, many in zip(places, sampled, greedy, drawn, strict=True):
-                found.append(self._answered(split, prompts.row(place), prompt, one, many))
+            policies = self._policies(sampled, drawn)
+            for place, one, many, policy in zip(places, greedy, drawn, policies, strict=True):
+                found.append(_answered(split, prompts.row(place), one, many, policy))
         return found
 
     def _groups(
@@ -87,42 +89,60 @@ class Measured:
         grade(groups, self._sampler.never)
         return groups
 
-    def _answered(
-        self, split: str, row: DataRow, prompt: Example, greedy: pb.RolloutGroup, drawn: pb.RolloutGroup
-    ) -> Answered:
-        meta: Any = row.meta
-        truth = true_facts(Grid(meta["side"], tuple(meta["digits"]), tuple(meta["inks"])))
-        right = [sample.verdict.accuracy == 1.0 for sample in drawn.samples]
-        seen = [_facts(sample.text) == truth for sample in drawn.samples]
-        kl, entropy, tokens = self._policies(prompt, drawn.samples)
-        return Answered(
-            split=split,
-            id=row.id,
-            family=_family(row),
-            greedy=int(greedy.samples[0].verdict.accuracy == 1.0),
-            f1=facts_f1(_facts(greedy.samples[0].text), truth),
-            right=sum(right),
-            seen=sum(seen),
-            seen_right=sum(r and s for r, s in zip(right, seen, strict=True)),
-            formed=sum(not sample_problems(sample) for sample in drawn.samples),
-            tokens=tokens,
-            entropy=entropy,
-            kl=kl,
-        )
-
     @torch.inference_mode()
-    def _policies(self, prompt: Example, samples: Sequence[pb.Sample]) -> tuple[float, float, float]:
-        """KL to the base, nats a response; entropy, nats a token; tokens a response."""
-        examples = [self.inputs.with_ids(prompt, sample.token_ids) for sample in samples]
-        kl = entropy = 0.0
-        for indices in split_by_tokens([[example] for example in examples], MICRO_BATCH_TOKENS):
-            batch = pack([examples[i] for i in indices], self.inputs, self._policy.device)
+    def _policies(self, prompts: Sequence[Example], groups: Sequence[pb.RolloutGroup]) -> list["OfPolicies"]:
+        """Of each group. Whole groups are computed together: their prompt is, once."""
+        units = [
+            [self.inputs.with_ids(prompt, sample.token_ids) for sample in group.samples]
+            for prompt, group in zip(prompts, groups, strict=True)
+        ]
+        found: list[OfPolicies] = []
+        for indices in split_by_tokens(units, MICRO_BATCH_TOKENS):  # in order
+            batch = pack([example for i in indices for example in units[i]], self.inputs, self._policy.device)
             own = response_tokens(self._policy, batch, 1.0, self._sampler.never)
             base = response_tokens(self._base, batch, 1.0, self._sampler.never)
-            kl += float((own.logprobs - base.logprobs).sum())
-            entropy += float(own.entropy.sum())
-        tokens = sum(len(example.response_ids) for example in examples)
-        return kl / len(examples), entropy / tokens, tokens / len(examples)
+            counts = [sum(len(example.response_ids) for example in units[i]) for i in indices]
+            parts = zip(indices, (own.logprobs - base.logprobs).split(counts), own.entropy.split(counts), strict=True)
+            found += [
+                OfPolicies(float(kl.sum()) / len(units[i]), float(entropy.mean()), len(kl) / len(units[i]))
+                for i, kl, entropy in parts
+            ]
+        return found
+
+
+@dataclass(frozen=True)
+class OfPolicies:
+    """What a policy thinks of its own responses to a question, beside the one before SFT."""
+
+    kl: float
+    """Nats a response."""
+    entropy: float
+    """Nats a token."""
+    tokens: float
+    """A response."""
+
+
+def _answered(
+    split: str, row: DataRow, greedy: pb.RolloutGroup, drawn: pb.RolloutGroup, policies: OfPolicies
+) -> Answered:
+    meta: Any = row.meta
+    truth = true_facts(Grid(meta["side"], tuple(meta["digits"]), tuple(meta["inks"])))
+    right = [sample.verdict.accuracy == 1.0 for sample in drawn.samples]
+    seen = [_facts(sample.text) == truth for sample in drawn.samples]
+    return Answered(
+        split=split,
+        id=row.id,
+        family=_family(row),
+        greedy=int(greedy.samples[0].verdict.accuracy == 1.0),
+        f1=facts_f1(_facts(greedy.samples[0].text), truth),
+        right=sum(right),
+        seen=sum(seen),
+        seen_right=sum(r and s for r, s in zip(right, seen, strict=True)),
+        formed=sum(not sample_problems(sample) for sample in drawn.samples),
+        tokens=policies.tokens,
+        entropy=policies.entropy,
+        kl=policies.kl,
+    )
 
 
 def _family(row: DataRow) -> int:

@@ -1,5 +1,6 @@
 """The study as jobs: what is shared, what is left, what is refused, and that nothing is done twice."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def test_arms_share_what_they_begin_with() -> None:
 
 def test_rlvr_needs_the_sft_policy_of_its_seed_even_without_sft() -> None:
     (node,) = of_arms(PLAN, ["no-sft"], [2], [100])
-    assert needs(PLAN, node) == [Node(("align",), 2, 100), Node(("sft",), 2)]
+    assert needs(PLAN, node) == [Node(("align",), 2, 100), Node(("sft",), 2), Node((), 0)]
 
 
 def test_main_arms_make_as_many_updates_of_the_policy() -> None:
@@ -169,6 +170,17 @@ def test_models_that_are_gone_are_made_again_only_where_something_starts_from_th
     jobs.work([Node(("sft", "align", "rlvr"), 0, 100)], done.work, time.time() + 60)
     assert done.measured.count("s0-sft") == 1
     assert done.trained.count("s0-sft") == 2
+
+
+def test_what_is_to_be_measured_needs_the_policy_before_sft(jobs: Jobs) -> None:
+    """As where the trained model was carried to another machine, and nothing else."""
+    done = Done(jobs)
+    jobs.work([SFT], done.work, time.time() + 60)
+    jobs.result(SFT).unlink()
+    shutil.rmtree(jobs.folder(Node((), 0)))
+    assert jobs.left([SFT]) == [Node((), 0), SFT]
+    jobs.work([SFT], done.work, time.time() + 60)
+    assert done.trained == ["base", "s0-sft", "base"]
 
 
 def test_a_model_of_other_settings_or_data_is_refused(jobs: Jobs) -> None:
