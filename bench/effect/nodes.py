@@ -134,7 +134,7 @@ def recipe(plan: Plan, size: str, node: Node) -> str:
     for end in range(len(node.steps) + 1):
         last = end == len(node.steps)
         own = Node(node.steps[:end], node.seed, node.texts, node.trial if last else None)
-        flags = {"stage", "teacher", "early_stop", "frozen"}
+        flags = {"stage", "teacher", "early_stop"}
         step = plan.steps[node.steps[end - 1]].model_dump(include=flags) if end else {}
         parts.append([step, stage_table(plan, size, own)])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

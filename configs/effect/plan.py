@@ -65,8 +65,6 @@ class StepPlan(ConfigModel):
     """Whose texts it learns from; those of the arm's N."""
     early_stop: bool = False
     """Of ``teach``: keeps the weights that give a held-out eighth of the texts the best likelihood."""
-    frozen: bool = False
-    """Of ``align``: the experts learn before the game alone."""
     needs: list[str] = Field(default=[])
     """Keys of ``stages.align.experts`` that must exist in this version for the step to run."""
     times: float = Field(default=1, gt=0)

@@ -35,10 +35,9 @@ SEEDS = 1_000_003  # apart: those of a node's steps
 def align(setting: Setting, nodes: Path, node: Node, start: Path, work: Path, out: Path) -> dict[str, Any]:
     """Play the game from the policy in ``start`` with the teacher's texts of the node; returns figures."""
     game = game_of(setting, node, start, work)
-    frozen = setting.step(node).frozen
     figures: dict[str, Any] = {}
     while game.step < game.total:
-        figures = game.play(experts_learn=not (frozen and game.step >= game.stage.warmup_steps))
+        figures = game.play()
         append_json(work / "metrics.jsonl", figures, sync=False)
     save_policy(game.policy.model, out, game.inputs)
     shown = ("perception_pair_accuracy", "reasoning_pair_accuracy", "perception_mismatch_accuracy", "approx_kl")
@@ -74,7 +73,7 @@ class Game:
         self._warmup = Order(len(self.prompts), stage.warmup_prompts, config.seed)
         self._order = Order(len(self.prompts), stage.rollouts.prompts, config.seed + 1)
 
-    def play(self, *, experts_learn: bool = True) -> dict[str, Any]:
+    def play(self) -> dict[str, Any]:
         """One step. The policy's responses are scored before the experts' update, as where they are served."""
         warming_up = self.step < self.stage.warmup_steps
         places = self._warmup.at(self.step) if warming_up else self._order.at(self.step - self.stage.warmup_steps)
@@ -83,24 +82,19 @@ class Game:
         groups = self.sampled(self.prompts, places, n, SEEDS * self.config.seed + self.step)
         scores = None
         if not warming_up:
-            scores = {
-                e.expert: score_groups(e.expert, e.model, e.version, groups, prompts, self.inputs) for e in self.experts
-            }
-        return self.learn(groups, prompts, scores, experts_learn=experts_learn)
+            scores = {expert.expert: score_groups(expert, groups, prompts, self.inputs) for expert in self.experts}
+        return self.learn(groups, prompts, scores)
 
     def learn(
         self,
         groups: Sequence[pb.RolloutGroup],
         prompts: Sequence[Example],
         scores: Mapping[Expert, ExpertScores] | None,
-        *,
-        experts_learn: bool = True,
     ) -> dict[str, Any]:
         """What the platform's stage does with a step's groups; ``scores`` is None while the experts warm up."""
         figures: dict[str, Any] = {"step": self.step + 1, "warmup": scores is None}
-        if experts_learn:
-            for expert in self.experts:
-                figures |= expert.update(groups, prompts, self.inputs, warming_up=scores is None)
+        for expert in self.experts:
+            figures |= expert.update(groups, prompts, self.inputs, warming_up=scores is None)
         if scores is not None:
             advantages = alignment_advantages(
                 scores["perception"],
@@ -157,8 +151,8 @@ def told_apart(game: Game, groups: list[pb.RolloutGroup], beside: list[Example])
     for expert in game.experts:
         wins = total = 0
         teachers = [group.request.prompt.teacher for group in groups]
-        of_teacher = score(expert.expert, expert.model, teachers, beside, game.inputs)
-        of_policy = score_groups(expert.expert, expert.model, expert.version, groups, beside, game.inputs).values
+        of_teacher = score(expert, teachers, beside, game.inputs)
+        of_policy = score_groups(expert, groups, beside, game.inputs).values
         numbers = [number for number, group in enumerate(groups) for _ in group.samples]
         for number, value in zip(numbers, of_policy, strict=True):
             own = of_teacher[number]

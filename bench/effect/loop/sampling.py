@@ -9,15 +9,16 @@ import torch
 
 from bench.effect.loop.setting import Prompts
 from bench.padded import collate, load_stock
+from prism.errors import ConfigError
 from prism.model.control import vision_tokens
-from prism.model.expert import ExpertModel
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack, split_by_tokens
 from prism.services.grader.engine import compare_here, conclude
 from prism.services.grader.extract import read_item
 from prism.services.grader.verdict import Item, RewardFormula, Rules
 from prism.trainer.learn.advantages import ExpertScores
-from prism.wire.response import Expert, parse_response
+from prism.trainer.learn.expert_learner import ExpertLearner
+from prism.wire.response import parse_response
 from prism.wire.sample import refuse_reward
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -128,35 +129,39 @@ def verdict(response: str, gold: str, kind: Any) -> pb.Verdict:
     )
 
 
+def shown_to(expert: ExpertLearner, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
+    """What an expert is shown of a response, as it was in learning; None for a malformed one.
+
+    **Switches that show experts something else belong here.** Raises ConfigError for one that this does not know of.
+    """
+    switches = expert.config.model_dump(include={"pictures", "section"})
+    if switches not in ({}, {"pictures": True, "section": "own"}):
+        raise ConfigError(f"the loop's experts are shown pictures and their own sections alone, not {switches}")
+    parsed = parse_response(text)
+    return inputs.with_text(prompt, parsed.section(expert.expert)) if parsed.valid else None
+
+
 def score(
-    expert: Expert, model: ExpertModel, texts: Sequence[str], prompts: Sequence[Example], inputs: InputBuilder
+    expert: ExpertLearner, texts: Sequence[str], prompts: Sequence[Example], inputs: InputBuilder
 ) -> list[float | None]:
-    """An expert's raw score of its section of each text, beside the prompt of the same place. None where the text is
-    malformed."""
-    parsed = [parse_response(text) for text in texts]
-    places = [place for place, one in enumerate(parsed) if one.valid]
-    examples = [inputs.with_text(prompts[place], parsed[place].section(expert)) for place in places]
+    """An expert's raw score of each text beside the prompt of the same place. None where the text is malformed."""
+    shown = [shown_to(expert, text, prompt, inputs) for text, prompt in zip(texts, prompts, strict=True)]
+    places = [place for place, example in enumerate(shown) if example is not None]
+    examples = [example for example in shown if example is not None]
     scores: list[float | None] = [None] * len(texts)
-    training = model.training
-    model.eval()
+    expert.model.eval()
     with torch.inference_mode():
         for indices in split_by_tokens([[example] for example in examples], SCORE_TOKENS):
-            batch = pack([examples[i] for i in indices], inputs, model.score.weight.device)
-            for i, value in zip(indices, model(batch).tolist(), strict=True):
+            batch = pack([examples[i] for i in indices], inputs, expert.model.score.weight.device)
+            for i, value in zip(indices, expert.model(batch).tolist(), strict=True):
                 scores[places[i]] = value
-    model.train(training)
     return scores
 
 
 def score_groups(
-    expert: Expert,
-    model: ExpertModel,
-    version: int,
-    groups: Sequence[pb.RolloutGroup],
-    prompts: Sequence[Example],
-    inputs: InputBuilder,
+    expert: ExpertLearner, groups: Sequence[pb.RolloutGroup], prompts: Sequence[Example], inputs: InputBuilder
 ) -> ExpertScores:
     """Of all samples, group after group."""
     texts = [sample.text for group in groups for sample in group.samples]
     beside = [prompt for group, prompt in zip(groups, prompts, strict=True) for _ in group.samples]
-    return ExpertScores(score(expert, model, texts, beside, inputs), [version] * len(texts))
+    return ExpertScores(score(expert, texts, beside, inputs), [expert.version] * len(texts))

@@ -109,7 +109,7 @@ def test_trials_are_merged_over_the_step_and_run_on_tuning_seeds_alone() -> None
 
 
 def test_arms_whose_keys_are_not_there_are_refused_by_name() -> None:
-    for arm in ("text-only", "whole-response"):
+    for arm in ("text-only", "whole-response", "frozen"):
         if missing := missing_keys(PLAN, arm):
             with pytest.raises(ConfigError, match=f"arm {arm} cannot run: it needs {missing[0]}"):
                 of_arms(PLAN, [arm], [0], [100])
