@@ -43,7 +43,8 @@ class Setting:
 
     def work(self, node: Node, purpose: str = "") -> Path:
         """Where a node's training keeps what it may go on from; another for other settings."""
-        return self.root / "work" / f"{purpose or node.name}-{recipe(self.plan, self.size_name, node)[:8]}"
+        name = (purpose or node.name).replace("+", ".")  # a run's name holds no other signs
+        return self.root / "work" / f"{name}-{recipe(self.plan, self.size_name, node)[:8]}"
 
     def step(self, node: Node) -> StepPlan:
         return self.plan.steps[node.steps[-1]]

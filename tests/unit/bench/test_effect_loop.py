@@ -22,6 +22,7 @@ from bench.effect.results import read_results
 from configs.effect.plan import FILE, SPLITS, load_plan
 from configs.effect.prepare import prepare
 from prism.files import read_jsonl
+from prism.model.control import vision_tokens
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack
 from prism.trainer.learn.policy_model import load_policy, response_tokens
@@ -63,9 +64,9 @@ def sampler(setting: Setting, inputs: InputBuilder) -> Sampler:
 
 def said(inputs: InputBuilder, model: Any, prompt: Example, text: str) -> pb.Sample:
     """As if the model had sampled the text."""
-    example = inputs.with_text(prompt, text)
+    example, never = inputs.with_text(prompt, text), vision_tokens(model.config)
     with torch.no_grad():
-        logprobs = response_tokens(model, pack([example], inputs)).logprobs.tolist()
+        logprobs = response_tokens(model, pack([example], inputs), 1.0, never).logprobs.tolist()
     return pb.Sample(text=text, token_ids=example.response_ids, logprobs=logprobs, finish_reason="stop")
 
 
@@ -79,13 +80,18 @@ def scripted(monkeypatch: pytest.MonkeyPatch, setting: Setting) -> Script:
     """What is sampled is what the script says."""
 
     def script(known: Sequence[Prompts], texts: Texts) -> None:
-        model = load_policy(setting.root / "model", dtype=torch.float32)
+        model, made = load_policy(setting.root / "model", dtype=torch.float32), dict[tuple[int, str], pb.Sample]()
 
         def sample(self: Sampler, asked: Sequence[Example], n: int, **_: object) -> list[list[pb.Sample]]:
             of = {id(p.prompt(i)): (p, i) for p in known for i in range(len(p))}
-            return [
-                [said(self._inputs, model, one, texts(*of[id(one)], number)) for number in range(n)] for one in asked
-            ]
+
+            def one_of(prompt: Example, number: int) -> pb.Sample:
+                key = id(prompt), texts(*of[id(prompt)], number)
+                if key not in made:
+                    made[key] = said(self._inputs, model, prompt, key[1])
+                return made[key]
+
+            return [[one_of(prompt, number) for number in range(n)] for prompt in asked]
 
         monkeypatch.setattr(Sampler, "sample", sample)
 
@@ -99,16 +105,16 @@ def test_what_is_sampled_has_the_learners_own_logprobs(
     prompts = [Prompts(setting.data(f"test-{split}.jsonl"), inputs).prompt(3) for split in ("inside", "grid4")]
     assert len({len(prompt.input_ids) for prompt in prompts}) == 2
     model = load_policy(setting.root / "model", dtype=torch.float32).eval()
-    for temperature in (1.0, 0.0):
-        groups = sampler.sample(prompts, 3, max_tokens=12, temperature=temperature, seed=1)
-        assert [len(group) for group in groups] == [3, 3]
+    for n, temperature in ((3, 1.0), (1, 0.0)):
+        groups = sampler.sample(prompts, n, max_tokens=12, temperature=temperature, seed=1)
+        assert [len(group) for group in groups] == [n, n]
         for prompt, group in zip(prompts, groups, strict=True):
             examples = [inputs.with_ids(prompt, sample.token_ids) for sample in group]
             with torch.no_grad():
                 found = response_tokens(model, pack(examples, inputs), 1.0, sampler.never).logprobs.tolist()
             assert [p for sample in group for p in sample.logprobs] == pytest.approx(found, abs=1e-4)
             assert not {token for sample in group for token in sample.token_ids} & inputs.vision_token_ids
-            assert (len({tuple(sample.token_ids) for sample in group}) > 1) is (temperature > 0)
+            assert len({tuple(sample.token_ids) for sample in group}) == n
     again = sampler.sample(prompts, 3, max_tokens=12, temperature=1.0, seed=1)
     assert again != sampler.sample(prompts, 3, max_tokens=12, temperature=1.0, seed=2)
     assert again == sampler.sample(prompts, 3, max_tokens=12, temperature=1.0, seed=1)
