@@ -114,7 +114,7 @@ def test_contrasts_pair_seeds_and_questions(put: Put) -> None:
     assert (same.mean, same.low, same.high, same.p, same.seeds) == (0, 0, 0, 1, 2)
     better = study.differences(alone, 100)
     assert better is not None
-    assert better.mean == pytest.approx(0.2, abs=0.03)
+    assert better.mean == pytest.approx(0.2, abs=0.06)
     assert better.low > 0.1
     assert study.differences(after, 100) is None
 
@@ -182,7 +182,7 @@ def test_gates_hold_where_all_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rates", "looks", "failed"),
     [
-        ({"base": 0.7}, {}, "accuracy after pretraining"),
+        ({"base": 0.75}, {}, "accuracy after pretraining"),
         ({"sft": 0.8}, {}, "points that SFT costs"),
         ({"400": 0.75}, {}, "from 100 to 400"),
         ({}, {"blind": {"perception": 0.6}}, "without the picture, perception"),
