@@ -166,9 +166,7 @@ def facts(caption: str) -> frozenset[Fact]:
         words = _FACT.findall(line)
         cells = [word for word in words if word in LETTERS and len(word) == 1]
         inks = [word for word in words if word in INKS]
-        digits = [
-            NAMES.index(word) if word in NAMES else int(word) for word in words if word in NAMES or word.isdigit()
-        ]
+        digits = [_DIGITS[word] for word in words if word in _DIGITS]
         if len(cells) == len(inks) == len(digits) == 1:
             found.add((cells[0], inks[0], digits[0]))
     return frozenset(found)

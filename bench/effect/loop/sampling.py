@@ -44,8 +44,8 @@ class Sampler:
     def sample(
         self, prompts: Sequence[Example], n: int, *, max_tokens: int, temperature: float, seed: int
     ) -> list[list[pb.Sample]]:
-        """n responses to each prompt, at temperature 0 one of the likeliest tokens, with the log-probabilities of what was
-        sampled from. No token that stands for a picture is sampled, as by no request of the platform."""
+        """n responses to each prompt, at temperature 0 one of the likeliest tokens, with the log-probabilities that they
+        were sampled with. No token that stands for a picture is sampled, as by no request of the platform."""
         torch.manual_seed(seed)
         out: list[list[pb.Sample]] = []
         size = max(1, self._rows // n)

@@ -147,7 +147,9 @@ def test_pictures_show_digits_of_their_split_in_their_inks() -> None:
         row, column = divmod(cell, 3)
         shown = picture[32 * row : 32 * row + 32, 32 * column : 32 * column + 32].reshape(-1, 3)
         brightest = shown[shown.sum(1).argmax()]
-        assert np.abs(brightest / brightest.max() - COLOURS[GRID.inks[cell]]).max() < 0.05
+        assert (
+            np.abs(brightest / brightest.max() - COLOURS[GRID.inks[cell]] / COLOURS[GRID.inks[cell]].max()).max() < 0.05
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- the blind gate
@@ -170,8 +172,8 @@ def test_without_the_picture_nobody_tells_the_public_from_the_teacher(part: Part
     def public(question: Question, grid: Grid, rng: random.Random) -> str:
         return writing.public(question, grid, rng, FLAWS)[0]
 
-    told = told_apart(pairs((*INSIDE, *NEAR), public, 1_500), part)
-    assert told.pairs == 600
+    told = told_apart(pairs((*INSIDE, *NEAR), public, 1_000), part)
+    assert told.pairs == 400
     assert told.share <= PLAN.gates.blind
 
 
