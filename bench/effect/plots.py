@@ -1,13 +1,14 @@
 """The report's pictures. What there are no results of is left out."""
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bench.effect.study import ArmResults, Study, accuracy, mean_of, passing
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "prism",
     "svg.fonttype": "none",
     "font.size": 9,

@@ -63,10 +63,10 @@ def _lines(study: Study, size: str, pictures: Sequence[str]) -> list[str]:
             continue
         shown = [arm for arm in before if arm.seeds] + arms if kind in ("main", "steps") else arms
         lines += [f"## {title}", ""]
-        lines += _table("Accuracy at temperature 1, %", shown, {s: (accuracy(s), 100) for s in SPLITS})
-        lines += _table("Greedy accuracy, %", shown, {s: (greedy(s), 100) for s in SPLITS})
+        lines += _table("Accuracy at temperature 1, %", shown, {s: (accuracy(s), 100.0) for s in SPLITS})
+        lines += _table("Greedy accuracy, %", shown, {s: (greedy(s), 100.0) for s in SPLITS})
         if kind == "main":
-            ks = {f"{s} pass@{k}": (passing(s, k), 100) for s in ("inside", "far") for k in (1, 4, 16)}
+            ks = {f"{s} pass@{k}": (passing(s, k), 100.0) for s in ("inside", "far") for k in (1, 4, 16)}
             lines += _table("Pass@k, %", shown, ks)
         lines += _table("What else was measured", shown, _others())
     lines += [f"![{name}]({name})" for name in pictures]

@@ -16,7 +16,7 @@ def pass_at(k: int, right: NDArray[np.integer], samples: int) -> Values:
     1 - C(n - c, k) / C(n, k) (arXiv 2107.03374, section 2.1). Raises ValueError for a k that is not in 1 to n."""
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} needs {k} responses to a question; there are {samples}")
-    return 1.0 - special.comb(samples - np.asarray(right), k) / special.comb(samples, k)
+    return np.asarray(1.0 - special.comb(samples - np.asarray(right), k) / special.comb(samples, k))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def _t_test(means: Values) -> float | None:
         return None
     if np.ptp(means) == 0:
         return 1.0 if means[0] == 0 else 0.0
-    return float(stats.ttest_1samp(means, 0.0).pvalue)
+    _, p = stats.ttest_1samp(means, 0.0)
+    return float(p)
 
 
 def holm(p: Sequence[float]) -> list[float]:

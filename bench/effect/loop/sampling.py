@@ -9,6 +9,7 @@ import torch
 
 from bench.effect.loop.setting import Prompts
 from bench.padded import collate, load_stock
+from prism.clients.services import PB_STATUS
 from prism.errors import ConfigError
 from prism.model.control import vision_tokens
 from prism.model.inputs import Example, InputBuilder
@@ -44,8 +45,10 @@ class Sampler:
     def sample(
         self, prompts: Sequence[Example], n: int, *, max_tokens: int, temperature: float, seed: int
     ) -> list[list[pb.Sample]]:
-        """n responses to each prompt, at temperature 0 one of the likeliest tokens, with the log-probabilities that they
-        were sampled with. No token that stands for a picture is sampled, as by no request of the platform."""
+        """n responses to each prompt, at temperature 0 one of the likeliest tokens, with the log-probabilities they had.
+
+        No token that stands for a picture is sampled, as by no request of the platform.
+        """
         torch.manual_seed(seed)
         out: list[list[pb.Sample]] = []
         size = max(1, self._rows // n)
@@ -120,7 +123,7 @@ def verdict(response: str, gold: str, kind: Any) -> pb.Verdict:
     reading, pair = read_item(item, RULES)
     found = conclude(item, reading, compare_here(pair), RULES, FORMULA, 0.0)
     return pb.Verdict(
-        status=pb.Status.Value(f"STATUS_{found.status.upper()}"),
+        status=PB_STATUS[found.status],
         accuracy=found.accuracy,
         format=found.format,
         reward=found.reward,

@@ -59,7 +59,7 @@ class Setting:
 
         Raises ConfigError for a key or value that the platform's configuration does not have.
         """
-        table = stage_table(self.plan, self.size_name, node) | {"kind": kind}
+        table: dict[str, Any] = {**stage_table(self.plan, self.size_name, node), "kind": kind}
         if kind == "sft":
             table |= {"data": [str(data.resolve())], "check_images": "exist"}
         else:

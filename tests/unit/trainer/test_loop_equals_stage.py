@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_stages
 import torch
 from safetensors.torch import load_file
-from test_stages import COUNT, Stage, inputs, stage  # noqa: F401  (fixtures)
 
 from bench.effect.loop.game import Game, new_policy
 from bench.effect.loop.reinforce import learn
@@ -23,6 +23,8 @@ from prism.trainer.learn.advantages import ExpertScores
 from prism.wire.response import EXPERTS, Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
+COUNT, Stage = test_stages.COUNT, test_stages.Stage
+inputs, stage = test_stages.inputs, test_stages.stage  # fixtures
 POLICY = {"optimizer": {"lr": 1e-3, "schedule": "linear"}, "max_mismatch": 99}  # the worker makes logprobs up
 
 
@@ -68,7 +70,7 @@ def assert_same_weights(model: Any, folder: Path, start: Path) -> None:
     assert any(not torch.equal(theirs[name], before[name]) for name in before)
 
 
-def test_alignment(stage: Stage, tiny_model: Path, demo_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_alignment(stage: Stage, tiny_model: Path, demo_folder: Path, tmp_path: Path) -> None:
     experts = {"optimizer": {"lr": 1e-3, "schedule": "linear"}, "dropout": 0.0, "mismatch": 1.0}
     values = {"policy": POLICY, "experts": experts, "warmup_steps": 1, "warmup_prompts": COUNT, "warmup_n": 2}
     taken = Taken()
@@ -80,8 +82,8 @@ def test_alignment(stage: Stage, tiny_model: Path, demo_folder: Path, tmp_path: 
     for step in range(5):
         groups = taken.at(step)
         assert len(groups) == COUNT
-        scores = {expert: scores_of(groups, expert) for expert in EXPERTS} if step else None
-        game.learn(groups, [prompts.prompt(group) for group in groups], scores)
+        scores: dict[Expert, ExpertScores] = {expert: scores_of(groups, expert) for expert in EXPERTS if step}
+        game.learn(groups, [prompts.prompt(group) for group in groups], scores or None)
     out = tmp_path / "stage" / "out"
     assert_same_weights(game.policy.model, out, tiny_model)
     for expert in game.experts:
@@ -89,7 +91,7 @@ def test_alignment(stage: Stage, tiny_model: Path, demo_folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "gspo"])
-def test_rlvr(loss: str, stage: Stage, tiny_model: Path, demo_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_rlvr(loss: str, stage: Stage, tiny_model: Path, demo_folder: Path, tmp_path: Path) -> None:
     values = {"policy": POLICY, "loss": loss}
     taken = Taken()
     stage("rlvr", "stage", spoil=taken.take, **values)
