@@ -45,7 +45,7 @@ class Sampler:
     def sample(
         self, prompts: Sequence[Example], n: int, *, max_tokens: int, temperature: float, seed: int
     ) -> list[list[pb.Sample]]:
-        """n responses to each prompt, at temperature 0 one of the likeliest tokens, with the log-probabilities they had.
+        """n responses to each prompt, at temperature 0 one of the likeliest tokens; with their log-probabilities.
 
         No token that stands for a picture is sampled, as by no request of the platform.
         """

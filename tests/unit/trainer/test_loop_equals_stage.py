@@ -11,6 +11,7 @@ import pytest
 import test_stages
 import torch
 from safetensors.torch import load_file
+from test_stages import COUNT, Stage
 
 from bench.effect.loop.game import Game, new_policy
 from bench.effect.loop.reinforce import learn
@@ -23,7 +24,6 @@ from prism.trainer.learn.advantages import ExpertScores
 from prism.wire.response import EXPERTS, Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
-COUNT, Stage = test_stages.COUNT, test_stages.Stage
 inputs, stage = test_stages.inputs, test_stages.stage  # fixtures
 POLICY = {"optimizer": {"lr": 1e-3, "schedule": "linear"}, "max_mismatch": 99}  # the worker makes logprobs up
 
