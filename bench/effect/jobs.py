@@ -139,11 +139,11 @@ def run_workers(arguments: Sequence[str], processes: int, minutes: float) -> int
     running = [subprocess.Popen(command) for _ in range(processes)]
     failed = 0
     try:
-        while (alive := [process for process in running if process.poll() is None]) and time.monotonic() < until:
-            time.sleep(min(0.2, max(0.0, until - time.monotonic())))
-            failed = failed or next((p.returncode for p in running if p.returncode), 0)
-        if alive:
-            print(f"the time is over: {len(alive)} jobs end here and are taken up again by the same command")
+        while any(process.poll() is None for process in running) and time.monotonic() < until:
+            time.sleep(0.2)
+        failed = next((process.returncode for process in running if process.poll()), 0)
+        if alive := sum(process.poll() is None for process in running):
+            print(f"the time is over: {alive} jobs end here and are taken up again by the same command")
     finally:
         for process in running:
             if process.poll() is None:
