@@ -85,6 +85,28 @@ def tiny_model(demo_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_size(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3-VL of half the width and other layers, with the tiny model's processor and other frequencies."""
+    import torch
+    from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+
+    from prism.model.folder import complete_folder
+    from prism.model.inputs import InputBuilder
+
+    folder = tmp_path_factory.mktemp("other-size")
+    config = AutoConfig.from_pretrained(tiny_model)
+    text = config.text_config
+    text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.intermediate_size = 64, 2, 2, 96
+    text.num_key_value_heads, config.vision_config.out_hidden_size = 1, 64
+    text.rope_parameters = text.rope_parameters | {"rope_theta": 5_000.0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        Qwen3VLForConditionalGeneration._from_config(config).save_pretrained(folder)
+    complete_folder(folder, tiny_model, InputBuilder(tiny_model).processor)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def teacher_rows(demo_folder: Path) -> DataFile:
     """Rows with image, teacher's response and gold answer."""
     return read_rows(demo_folder / "data" / "teacher.jsonl", "fail", require=("teacher", "gold"))

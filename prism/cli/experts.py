@@ -58,6 +58,10 @@ def warmup(
     mismatch: Annotated[
         float, typer.Option(min=0, help="weight of pairs of the teacher's response and its response to another row")
     ] = 0.0,
+    section: Annotated[
+        Literal["own", "whole"], typer.Option(help="what it judges of a response: its section, or all three")
+    ] = "own",
+    pictures: Annotated[bool, typer.Option(help="whether it is shown the pictures of PAIRS")] = True,
     load_balance: Annotated[float, typer.Option(help="weight of the routers' load balance")] = 0.01,
     label_smoothing: Annotated[float, typer.Option(help="chance that teacher and policy are taken as swapped")] = 0.0,
     margin: Annotated[float, typer.Option(help="gap by which the teacher must lead")] = 0.0,
@@ -90,6 +94,8 @@ def warmup(
     learner = {
         "optimizer": {"lr": lr, "schedule": "cosine", "warmup_fraction": 0.1, "weight_decay": weight_decay},
         "mismatch": mismatch,
+        "section": section,
+        "pictures": pictures,
         "load_balance": load_balance,
         "label_smoothing": label_smoothing,
         "margin": margin,

@@ -12,14 +12,15 @@ def up(config: ConfigArgument, overrides: Overrides = None, wait_for_lock: WaitF
     from prism.settings import load_settings
     from prism.stack.folder_lock import lock_run
     from prism.stack.local import Stack
-    from prism.trainer.run.expert_start import served_experts
+    from prism.trainer.run.expert_start import refuse_unfit_starts, served_experts
     from prism.trainer.run.launch import Launch
-    from prism.trainer.run.pipeline import of_cards, policy_share, prepare, served_model
+    from prism.trainer.run.pipeline import of_cards, policy_share, prepare, served_model, unfinished
 
     console = logs.console()
     resolved = load_config(config, overrides)
     with lock_run(resolved.run_dir, "services", wait_seconds=wait_for_lock):
         prepare(resolved, console)
+        refuse_unfit_starts(resolved, unfinished(resolved), served_model(resolved))
         share = policy_share(resolved, of_cards(resolved, load_settings(Launch)), attach=False)
         experts = served_experts(resolved)
         with Stack(resolved, served_model(resolved), console, experts=experts, policy_share=share) as stack:

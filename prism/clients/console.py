@@ -19,6 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 from prism.errors import ServiceError
 from prism.http.client import sync_client
 from prism.wire.console import (
+    AskPairRequest,
     Choice,
     CommandInfo,
     Graded,
@@ -98,6 +99,10 @@ class ConsoleClient:
     def draw(self, runs: list[str], source: Literal["answers", "rollouts"] = "answers") -> PairInfo:
         """The pair that waits for one's vote, or a new one."""
         return self._post("/votes/draw", PairInfo, {"runs": runs, "source": source})
+
+    def ask_both(self, asked: AskPairRequest) -> PairInfo:
+        """One question to two policies that are up; the pair of their answers waits for one's vote."""
+        return self._post("/votes/ask", PairInfo, asked.model_dump(mode="json"))
 
     def vote(self, pair: int, choice: Choice) -> VoteInfo:
         """It stands, and says whose the sides were."""

@@ -12,6 +12,7 @@ from prism.config.evaluation import (
 from prism.config.grader import GraderConfig
 from prism.config.learners import (
     ExpertLearnerConfig,
+    ExpertStarts,
     GroundingConfig,
     LoraConfig,
     MixtureConfig,
@@ -21,11 +22,13 @@ from prism.config.learners import (
 from prism.config.limited import LimitedSettings
 from prism.config.limits import LIMITS_FILE, LimitsConfig, RunLimits, read_limits
 from prism.config.load import as_toml, load_config, load_saved, load_toml, save_resolved, toml_value
+from prism.config.published import published_keys
 from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import (
     DevicesConfig,
     DisentangleConfig,
     EvaluateConfig,
+    LooksConfig,
     PushConfig,
     RolloutLogConfig,
     StackConfig,
@@ -48,12 +51,14 @@ __all__ = [
     "EvaluateConfig",
     "EvaluationConfig",
     "ExpertLearnerConfig",
+    "ExpertStarts",
     "FormatName",
     "GraderConfig",
     "GroundingConfig",
     "JudgeConfig",
     "LimitedSettings",
     "LimitsConfig",
+    "LooksConfig",
     "LoraConfig",
     "MixtureConfig",
     "OptimizerConfig",
@@ -76,6 +81,7 @@ __all__ = [
     "load_config",
     "load_saved",
     "load_toml",
+    "published_keys",
     "read_limits",
     "save_resolved",
     "toml_value",

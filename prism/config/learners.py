@@ -1,13 +1,15 @@
 """What learns and how: optimizer, policy learner, expert learner."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from prism.config.strict import ConfigModel
+from prism.wire.response import JudgedSection
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Frozen = list[Annotated[str, Field(min_length=1)]]
+HIGHEST_CLIP = 0.28  # of the losses' own, DAPO's
 
 
 class OptimizerConfig(ConfigModel):
@@ -76,6 +78,14 @@ class PolicyLearnerConfig(ConfigModel):
     clip_high: float | None = Field(None, gt=0)
     """How far above 1 the ratio may rise before a token earns nothing more. By default the published value of the loss:
     0.2; DAPO 0.28, GSPO 4e-4."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Ratio beyond which a token of negative advantage loses nothing more (arXiv 1912.09729); above ``1 + clip_high``.
+    By default the published value of the loss: 10 for DAPO, none for the others. verl's default, with which the
+    published runs were made, is 3."""
+    average: Literal["tokens", "responses"] | None = None
+    """Whether the loss is the mean over all tokens of a step, or over responses of the mean over each one's tokens. By
+    default as the loss was published: responses for GRPO and GSPO, tokens for DAPO and alignment. verl's default is
+    tokens."""
     minibatches: int = Field(1, gt=0)
     """Optimizer steps that share one rollout batch; divides ``rollouts.prompts``. By default 1, as published: all of
     the batch is on-policy, and clipping matters only for stale rollouts."""
@@ -86,9 +96,10 @@ class PolicyLearnerConfig(ConfigModel):
     default holds the longest published prompt and response (2,048 + 8,192 tokens) with room to spare."""
     importance_cap: float | None = Field(None, gt=0)
     """Truncated importance sampling: a token weighs min(π_learner/π_sampler, cap), and its ratio is to the learner at
-    the start of the step. Without it, the default and the published method, ratios are to the sampler; set about 2
-    where the learner's and the sampler's log-probabilities differ, as in bfloat16. GSPO demands it there: it clips
-    ratios 3e-4 from 1, and a mismatch of 2e-2 nats alone put 26 to 45 % of the gradient beyond that."""
+    the start of the step. Without it, the default, ratios are to the sampler (in the published runs to the learner at
+    the start of the step, and nothing is weighed); set about 2 where the learner's and the sampler's log-probabilities
+    differ, as in bfloat16. GSPO demands it there: it clips ratios 3e-4 from 1, and a mismatch of 2e-2 nats alone put 26
+    to 45 % of the gradient beyond that."""
     max_mismatch: float = Field(0.5, gt=0)
     """Largest mean absolute difference, in nats a token, between a group's log-probabilities by the sampler and by the
     learner. A group beyond it was sampled from something else than is trained on (other pixels, another template): it
@@ -101,6 +112,13 @@ class PolicyLearnerConfig(ConfigModel):
     @model_validator(mode="after")
     def _frozen_once(self) -> Self:
         refuse_frozen_adapters(self.lora, self.freeze)
+        return self
+
+    @model_validator(mode="after")
+    def _clips_follow(self) -> Self:
+        high = HIGHEST_CLIP if self.clip_high is None else self.clip_high
+        if self.dual_clip is not None and self.dual_clip <= 1 + high:
+            raise ValueError(f"dual_clip: {self.dual_clip:g} must be above 1 + clip_high = {1 + high:g}")
         return self
 
 
@@ -138,9 +156,41 @@ class GroundingConfig(ConfigModel):
     """Prompts of an update. Each teaches by one other prompt's response, so a batch holds many prompts to be varied."""
 
 
-class ExpertLearnerConfig(ConfigModel):
-    """Bradley-Terry learning of one expert, online; both experts learn by the same settings."""
+class ExpertStarts(ConfigModel):
+    """Folders that the experts start from; a text alone names one for both."""
 
+    perception: str = Field(min_length=1)
+    """The perception expert's, relative to the run's folder if it lies there, else to the working directory."""
+    reasoning: str = Field(min_length=1)
+    """The reasoning expert's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_for_both(cls, given: Any) -> Any:
+        return dict.fromkeys(cls.model_fields, given) if isinstance(given, str) else given
+
+
+class ExpertLearnerConfig(ConfigModel):
+    """Bradley-Terry learning of one expert, online; both experts learn by the same settings.
+
+    ``pictures``, ``section`` and ``frozen`` take away a part of the method, to find out what it is worth.
+    """
+
+    pictures: bool = True
+    """Whether the experts are shown pictures, in learning and in scoring alike. False makes them judges of text alone,
+    the game that any discriminator of texts plays; then nothing can be learnt from ``grounding`` and ``mismatch``. The
+    default is the published method."""
+    section: JudgedSection = "own"
+    """What of a response each expert is shown: its own section, as published, or with ``whole`` all three. Then both
+    learn the same, and with ``alpha = 1`` of the stage one expert of whole responses judges alone."""
+    frozen: bool = False
+    """Leaves the experts as the warm-up made them: they judge the game and do not learn in it, and their versions stand
+    still. False, the published method, lets them follow the policy."""
+    start: ExpertStarts | None = None
+    """Folders the experts start from, instead of the model that the stage starts from: a Qwen3-VL of any size, plain or
+    upcycled, with the policy's tokens and processor; what ``prism experts warmup`` or another run's alignment wrote,
+    head included; the published discriminator. One text for both, or ``{ perception = "…", reasoning = "…" }``. By
+    default the policy itself: it is there, and knows the task."""
     optimizer: OptimizerConfig
     """Each expert's AdamW; the schedule spans the warm-up and the steps of the game."""
     rate_warmup: int = Field(20, ge=0)
@@ -150,16 +200,17 @@ class ExpertLearnerConfig(ConfigModel):
     (``1 / (1 - betas[1])``)."""
     lora: LoraConfig | None = None
     """Trains adapters and the head over a frozen model in the game, instead of all weights. It is one model for both
-    experts, and for the policy where that has ``lora``; experts that were grounded have one each. With ``mixture`` the
-    adapters of each MLP are several, to which a router sends tokens, over the one dense MLP (MixLoRA, arXiv
-    2404.15159). By default everything is trained, as published."""
+    experts, and for the policy where that has ``lora``; experts with a ``start`` have theirs apart from the policy's,
+    and experts that were grounded have one each. With ``mixture`` the adapters of each MLP are several, to which a
+    router sends tokens, over the one dense MLP (MixLoRA, arXiv 2404.15159). By default everything is trained, as
+    published."""
     freeze: Frozen = Field(default=[])
     """Modules that are not trained, in the game and in grounding, such as ``["model.visual"]``. By default everything
     is trained, as published."""
     mixture: MixtureConfig | None = None
-    """Makes the experts mixtures of experts, upcycled from the model that the stage starts from; with ``lora`` mixtures
-    of adapters. They are published as mixtures (66.2 against 62.8 % for dense ones); the default is dense because that
-    takes a third of the memory."""
+    """Makes the experts mixtures of experts, upcycled from the model that they start from; with ``lora`` mixtures of
+    adapters. A ``start`` that is such a mixture already is taken as it is. They are published as mixtures (66.2 against
+    62.8 % for dense ones); the default is dense because that takes a third of the memory."""
     grounding: GroundingConfig | None = None
     """Teaches experts to look at image and question, before the game: pairs with the policy teach them only what the
     policy tends to write. Off by default because the published method has none.
@@ -195,4 +246,20 @@ class ExpertLearnerConfig(ConfigModel):
     @model_validator(mode="after")
     def _frozen_once(self) -> Self:
         refuse_frozen_adapters(self.lora, self.freeze)
+        return self
+
+    @model_validator(mode="after")
+    def _taken_away_makes_sense(self) -> Self:
+        if not self.pictures and (self.grounding or self.mismatch):
+            raise ValueError(
+                "pictures: grounding and mismatch teach which response belongs to a picture, which experts without "
+                "pictures cannot learn: leave them out"
+            )
+        if not self.pictures and self.lora and self.lora.vision:
+            raise ValueError("pictures: without them lora.vision has nothing to learn from: leave it out")
+        if self.frozen and (self.skip_above_accuracy < 1 or self.load_balance_online):
+            raise ValueError(
+                "frozen: skip_above_accuracy and load_balance_online are for experts that learn in the game: leave "
+                "them out"
+            )
         return self

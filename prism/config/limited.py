@@ -41,7 +41,7 @@ class LimitedSettings(WeightsSettings):
         except (OSError, ValueError) as error:
             raise ValueError(f"PRISM_RUN_LIMITS: {file} cannot be read ({error}): `prism prepare` writes it") from None
         for name in sorted(limits.keys() & values.keys()):
-            if str(values[name]) != str(limits[name]):
+            if str(values[name]).lower() != str(limits[name]).lower():  # true, in a variable and in JSON
                 raise ValueError(
                     f"PRISM_{name.upper()}: {values[name]} here, {limits[name]} in {file}: set {place_of(name)} in the "
                     "run's configuration, which is everyone's, and leave the variable out"

@@ -1,4 +1,4 @@
-"""What a prompt may hold: the same for data, learners and services."""
+"""What a prompt may hold, and what experts are shown of it: the same for data, learners and services."""
 
 from pathlib import Path
 from typing import Self
@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from prism.config.strict import ConfigModel
 from prism.files import write_json
+from prism.wire.response import JudgedSection
 
 LIMITS_FILE = "limits.json"
 """In a run's folder, for services that others than `prism run` start (PRISM_RUN_LIMITS)."""
@@ -57,10 +58,16 @@ class RunLimits(LimitsConfig):
 
     max_model_len: int = Field(gt=0)
     """``stack.max_model_len``."""
+    expert_pictures: bool = True
+    """``experts.pictures`` of the run's alignments."""
+    expert_section: JudgedSection = "own"
+    """``experts.section`` of the run's alignments."""
 
 
 def place_of(name: str) -> str:
     """Where a run's configuration has the limit."""
+    if name.startswith("expert_"):
+        return f"experts.{name.removeprefix('expert_')} of each alignment"
     return f"limits.{name}" if name in LimitsConfig.model_fields else f"stack.{name}"
 
 

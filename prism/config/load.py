@@ -78,7 +78,7 @@ def problems(kind: type[BaseModel], error: ValidationError) -> list[str]:
     """A line for each problem that pydantic found in what should be a ``kind``; an unknown key with its nearest."""
     lines = describe(error, lambda loc: f"; did you mean {near[0]}?" if (near := _near(kind, loc)) else "")
     # Inside a stage, pydantic names its kind as well: stages.sft.sft.steps.
-    return [re.sub(r"^(stages\.[^.:]+)\.(?:sft|align|rlvr)\.", r"\1.", line) for line in lines]
+    return [re.sub(r"^(stages\.[^.:]+)\.(?:sft|align|rlvr)(?=[.:])", r"\1", line) for line in lines]
 
 
 def _near(kind: Any, loc: Sequence[int | str]) -> list[str]:

@@ -93,7 +93,13 @@ class RunConfig(ConfigModel):
     @property
     def run_limits(self) -> RunLimits:
         """What the run's services must admit, neither more nor less."""
-        return RunLimits(**self.limits.model_dump(), max_model_len=self.stack.max_model_len)
+        judging = next((stage.experts for stage in self.stages.values() if isinstance(stage, AlignConfig)), None)
+        return RunLimits(
+            **self.limits.model_dump(),
+            max_model_len=self.stack.max_model_len,
+            expert_pictures=judging is None or judging.pictures,
+            expert_section=judging.section if judging else "own",
+        )
 
     def path(self, name: str) -> Path:
         """A data file or model of the config: relative to the run's folder, or to the working directory."""
@@ -109,6 +115,13 @@ class RunConfig(ConfigModel):
             )
         if self.device == "cuda" and self.dtype != "bfloat16":
             raise ValueError("dtype: on a GPU the learners' attention computes in bfloat16")
+        judging = {name: stage.experts for name, stage in self.stages.items() if isinstance(stage, AlignConfig)}
+        for key in ("pictures", "section"):
+            if len({getattr(experts, key) for experts in judging.values()}) > 1:
+                raise ValueError(
+                    f"stages.{list(judging)[-1]}.experts.{key}: alignments of one run share the experts' services, "
+                    f"which judge one way: set the same {key} in each, or make two runs"
+                )
         for name in sorted(RunLimits.model_fields.keys() & self.stack.policy_options.keys()):
             raise ValueError(f"stack.policy_options.{name}: set {place_of(name)} instead, which is everyone's")
         if self.evaluate.max_tokens >= self.stack.max_model_len:

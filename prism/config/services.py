@@ -29,6 +29,18 @@ class DisentangleConfig(ConfigModel):
         return self
 
 
+class LooksConfig(ConfigModel):
+    """Whether experts look: told apart with the right picture, another prompt's, and a blank one."""
+
+    pairs: int = Field(default=64, ge=0)
+    """Held-out prompts, the first that have a picture and a teacher's response; the policy answers each once, as in the
+    game. With 64 a share is known to about 6 points (one standard error), and the game waits for one short batch. 0
+    measures nothing."""
+    every: int | None = Field(default=None, gt=0)
+    """Steps of the game between two measurements. By default there are two: before the policy's first step, when its
+    experts are warmed up, and after its last."""
+
+
 KeepBest = Literal["accuracy", "format_rate", "caption_f1"]
 
 
@@ -66,6 +78,11 @@ class EvaluateConfig(ConfigModel):
     disentangle: DisentangleConfig | None = None
     """After an alignment, measures whether each expert notices lies in its own section and not in the other's. Off by
     default: it needs teacher's responses in the held-out data."""
+
+    looks: LooksConfig = Field(default_factory=LooksConfig)
+    """In an alignment, measures whether experts judge by the picture: who tells teacher from policy as well with
+    another prompt's picture works from the text. On by default, as it costs seconds and nothing else shows it. Held-out
+    data without a teacher's response is said, and measures nothing."""
 
     @model_validator(mode="after")
     def _validation_is_other_data(self) -> Self:

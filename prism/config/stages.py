@@ -1,15 +1,16 @@
 """The stages of a run: SFT, alignment, RLVR."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prism.config.data import DataName, DataNames
 from prism.config.learners import ExpertLearnerConfig, LoraConfig, OptimizerConfig, PolicyLearnerConfig
+from prism.config.published import Publishable
 from prism.config.strict import ConfigModel
 
 
-class SftConfig(ConfigModel):
+class SftConfig(Publishable):
     """Supervised fine-tuning on demonstrations, loss on the response alone."""
 
     kind: Literal["sft"]
@@ -71,7 +72,7 @@ class RolloutConfig(ConfigModel):
     Changes speed alone; 2 hold some 80 prompts with images of 1,000 tokens."""
 
 
-class AlignConfig(ConfigModel):
+class AlignConfig(Publishable):
     """The adversarial game: policy against the perception and the reasoning expert, no accuracy reward, no KL."""
 
     kind: Literal["align"]
@@ -84,10 +85,11 @@ class AlignConfig(ConfigModel):
     """How the policy learns."""
     experts: ExpertLearnerConfig
     """How the experts start and learn."""
-    warmup_steps: int = Field(gt=0)
-    """Updates of the experts before the first of the policy. At least one: experts that know nothing teach nothing."""
-    warmup_prompts: int = Field(gt=0)
-    """Prompts (groups) of a warm-up step."""
+    warmup_steps: int = Field(ge=0)
+    """Updates of the experts before the first of the policy. At least one, since experts that know nothing teach
+    nothing; 0, as published, where they begin with a head that was trained before (``experts.start``), or grounded."""
+    warmup_prompts: int = Field(48, gt=0)
+    """Prompts (groups) of a warm-up step. 48, as in the recipes of ``configs/``."""
     warmup_n: int = Field(1, gt=0)
     """Responses to each prompt of a warm-up step. By default 1: pairs of many prompts teach an expert more than many
     pairs of one."""
@@ -104,8 +106,17 @@ class AlignConfig(ConfigModel):
     """Steps between checkpoints, warm-up steps included. A step with rollouts takes a minute or more at full size, so
     10 lose some minutes; the loop waits for no more than a copy of the tensors."""
 
+    @model_validator(mode="after")
+    def _experts_can_judge(self) -> Self:
+        if not self.warmup_steps and not self.experts.start and not self.experts.grounding:
+            raise ValueError(
+                "warmup_steps: 0 is for experts that can judge from the first step: name folders of trained ones "
+                "(experts.start), ground them (experts.grounding), or warm them up"
+            )
+        return self
 
-class RlvrConfig(ConfigModel):
+
+class RlvrConfig(Publishable):
     """Reinforcement learning with the grader's reward."""
 
     kind: Literal["rlvr"]
@@ -139,6 +150,12 @@ class RlvrConfig(ConfigModel):
     ``max_empty_steps``, because success is rare on hard prompts. May be changed too."""
     checkpoint_every: int = Field(10, gt=0)
     """Steps between checkpoints; as in alignment."""
+
+    @model_validator(mode="after")
+    def _loss_has_an_average(self) -> Self:
+        if self.loss == "dr_grpo" and self.policy.average:
+            raise ValueError("policy.average: Dr. GRPO divides by a constant, rollouts.max_tokens: leave it out")
+        return self
 
 
 Stage = Annotated[SftConfig | AlignConfig | RlvrConfig, Field(discriminator="kind")]

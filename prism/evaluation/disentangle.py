@@ -1,7 +1,8 @@
 """Whether each expert judges its own section: held-out responses of the teacher, and the same with lies in one section.
 
 Scored by the running services, so it is what a user of them gets. An expert never sees the other's section: that it
-does not notice a lie there holds by construction, that it notices one in its own is what it has learnt. (No torch.)
+does not notice a lie there holds by construction, that it notices one in its own is what it has learnt. (Of whole
+responses, ``experts.section``, it sees both. No torch.)
 """
 
 import asyncio
@@ -49,6 +50,7 @@ def disentangle(config: RunConfig, stage: str, settings: DisentangleConfig, vers
         "stage": stage,
         "expert_version": version,
         "share": settings.share,
+        "section": config.run_limits.expert_section,
         "rows": len(changes),
         **unasked_figures(file, unasked),
         **{

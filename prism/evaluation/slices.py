@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from prism.clients.chat import ChatClient
 from prism.clients.endpoints import Endpoints, load_endpoints
 from prism.clients.http import Refused, Unavailable
@@ -22,7 +20,7 @@ from prism.evaluation.suite.questions import QuestionSet
 from prism.evaluation.suite.run import write_questions
 from prism.evaluation.suite.samples import Store
 from prism.files import make_folder
-from prism.http.client import async_client
+from prism.http.client import busy_client
 from prism.wire.v1 import rollout_pb2 as pb
 
 FOLDER, IMAGES = "validations", "images"
@@ -67,9 +65,8 @@ async def _ask(config: RunConfig, out: Path, version: int, sets: Sequence[Questi
     endpoints = load_endpoints(config.run_dir / "stack.json")
     settings = _settings(config, endpoints, out)
     token, patience = endpoints.token.get_secret_value(), config.push.deadline_seconds
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     figures: dict[str, Any] = {}
-    async with async_client(limits=limits) as http:
+    async with busy_client() as http:
         chat = ChatClient(http, settings.server.url, token, patience, settings.server.silence_seconds)
         grader = GraderClient(http, endpoints.grader_url, token, patience)
 

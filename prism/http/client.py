@@ -5,6 +5,7 @@ SSL_CERT_FILE and SSL_CERT_DIR count, as they do for httpx.
 """
 
 import ssl
+from collections.abc import AsyncIterator, Callable
 from functools import cache
 from typing import Any
 
@@ -24,6 +25,58 @@ def sync_client(*, proxy: str | None = None, **options: Any) -> httpx.Client:
 def async_transport(*, proxy: str | None = None, limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
     """What a client sends by, for who sends so much that cookies and redirects would cost more than sending."""
     return httpx.AsyncHTTPTransport(trust_env=False, proxy=proxy, verify=_certificates(), limits=limits)
+
+
+def busy_client(*, proxy: str | None = None, **options: Any) -> httpx.AsyncClient:
+    """For as many requests at a time as are made. ``options`` are httpx's own, but for those of connections."""
+    return async_client(transport=_PoolEach(proxy), **options)
+
+
+class _PoolEach(httpx.AsyncBaseTransport):
+    """A pool for each request under way: of one pool, httpx asks the kernel about every connection, twice a request."""
+
+    def __init__(self, proxy: str | None) -> None:
+        self._proxy = proxy
+        self._made: list[httpx.AsyncHTTPTransport] = []
+        self._idle: list[httpx.AsyncHTTPTransport] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        transport = self._idle.pop() if self._idle else self._another()  # the last used: its connection may be open
+        try:
+            response = await transport.handle_async_request(request)
+        except BaseException:
+            self._idle.append(transport)
+            raise
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = _UntilClosed(response.stream, lambda: self._idle.append(transport))
+        return response
+
+    def _another(self) -> httpx.AsyncHTTPTransport:
+        made = async_transport(proxy=self._proxy, limits=httpx.Limits(max_keepalive_connections=1))
+        self._made.append(made)
+        return made
+
+    async def aclose(self) -> None:
+        for transport in self._made:
+            await transport.aclose()
+
+
+class _UntilClosed(httpx.AsyncByteStream):
+    """A response's body; ``closed`` is called once, when its connection is free."""
+
+    def __init__(self, stream: httpx.AsyncByteStream, closed: Callable[[], None]) -> None:
+        self._stream, self._closed = stream, closed
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._stream:
+            yield part
+
+    async def aclose(self) -> None:
+        closed, self._closed = self._closed, lambda: None
+        try:
+            await self._stream.aclose()
+        finally:
+            closed()
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from prism.errors import ConfigError, WeightsError
@@ -39,6 +39,8 @@ from transformers import (  # noqa: E402  (torchvision must find its operators d
 from transformers.initialization import no_init_weights  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
+HEADS = ("score.weight", "v_head.1.weight")
+"""Names of a head [1, H] in a folder's files: ours, and that of the published discriminator."""
 HEAD_STD = 0.02
 ROUTER_STD = 0.02
 # Whatever serves such a folder goes by this name; ours would be unknown to it.
@@ -140,7 +142,8 @@ def load_expert(
     dtype: torch.dtype = torch.float32,
     strict: bool = False,
 ) -> ExpertModel:
-    """An expert from a folder written by ``save_expert``, or from a policy with a new head, N(0, 0.02) by ``seed``.
+    """An expert from a folder written by ``save_expert``, the published discriminator's, or from a policy with a new
+    head, N(0, 0.02) by ``seed``.
 
     ``strict`` refuses a folder that lacks a tensor of the expert, its head included, or holds one too many. Raises
     ConfigError if there is no model that can be an expert, WeightsError if its files do not hold one.
@@ -173,9 +176,39 @@ def load_expert(
         if names:
             raise WeightsError(f"{folder} {verb} {', '.join(sorted(names))[:500]}: these are not an expert's weights")
     if "score.weight" in loading["missing_keys"]:
-        _new_head(expert, seed)
+        if (held := find_head(folder)) is None:
+            _new_head(expert, seed)
+        else:
+            _read_head(expert, *held)
     expert.dropout.p = dropout
     return expert
+
+
+def find_head(folder: Path | str) -> tuple[Path, str] | None:
+    """The file and the name of the head that a folder holds; None for a policy's, which has none.
+
+    Raises WeightsError for a file that cannot be read.
+    """
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                names = set(tensors.keys())
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{file} cannot be read: {str(error)[:500]}") from None
+        for name in HEADS:
+            if name in names:
+                return file, name
+    return None
+
+
+def _read_head(expert: ExpertModel, file: Path, name: str) -> None:
+    with safe_open(file, "pt") as tensors:
+        head = tensors.get_tensor(name)
+    if head.shape != expert.score.weight.shape:
+        shape, wanted = list(head.shape), list(expert.score.weight.shape)
+        raise WeightsError(f"{file}: the head {name} is {shape}, not {wanted}: these are not an expert's weights")
+    with torch.no_grad():
+        expert.score.weight.copy_(head)
 
 
 def expert_over(model: Any, *, seed: int = 0, dropout: float = 0.0) -> ExpertModel:
@@ -196,7 +229,7 @@ def expert_over(model: Any, *, seed: int = 0, dropout: float = 0.0) -> ExpertMod
 
 def unfilled_expert(config: str, like: ExpertModel) -> ExpertModel:
     """The expert of this ``config.json``, where and in the precision that ``like`` computes in; what its weights hold
-    is nobody's. What is computed of a configuration it has from ``like``, where both have it.
+    is nobody's. What is computed of a configuration it has from ``like``, where both turn positions alike.
 
     Raises WeightsError for a configuration that is no expert's.
     """
@@ -209,11 +242,16 @@ def unfilled_expert(config: str, like: ExpertModel) -> ExpertModel:
             expert: Any = kind._from_config(of_type, dtype=dtype, attn_implementation=ATTENTION)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"this is no expert's configuration: {str(error)[:500]}") from None
-    computed = dict(like.named_buffers())
+    computed = dict(like.named_buffers()) if _rope(expert) == _rope(like) else {}
     for name, buffer in expert.named_buffers():
         if name in computed and computed[name].shape == buffer.shape:
             buffer.copy_(computed[name])
     return place(expert, str(device)).requires_grad_(False)
+
+
+def _rope(expert: ExpertModel) -> Any:
+    """What its rotary frequencies are computed of."""
+    return expert.config.text_config.rope_parameters
 
 
 def place(expert: ExpertModel, device: str, *, move: bool = True) -> ExpertModel:

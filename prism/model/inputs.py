@@ -207,6 +207,16 @@ class InputBuilder:
             ids.extend([token] * next(placeholders) if token == self.image_token_id else [token])
         return Example(ids, len(ids), pixel_values, grid)
 
+    def without_pictures(self, prompt: Example) -> Example:
+        """The prompt for an expert that is shown none: nothing stands where they stood."""
+        ids = [token for token in prompt.input_ids[: prompt.prompt_length] if token not in self.vision_token_ids]
+        return Example(ids, len(ids), None, None)
+
+    def text_prompt(self, messages: Sequence[pb.Message]) -> Example:
+        """``without_pictures`` of the prompt, without a look at them. Raises DataError as ``prompt`` does."""
+        ids = self._ids(self._pieces(messages))
+        return self.without_pictures(Example(ids, len(ids), None, None))
+
     def most_image_tokens(self, pixels: int) -> int:
         """No fewer than ``image_tokens`` of any image of so many pixels, whatever its shape."""
         processor = self.processor.image_processor

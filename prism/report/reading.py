@@ -18,6 +18,8 @@ from prism.report.records import (
     Record,
     StageResult,
     Step,
+    StepLooks,
+    looks_of,
     surviving,
     total,
     values,
@@ -63,6 +65,8 @@ class StageReport(Record):
     """Binomial standard error of the held-out format rate."""
     disentanglement: Disentanglement | None
     """Of an alignment, if it was measured."""
+    looks: list[StepLooks]
+    """Of an alignment, in the order of its steps."""
     steps: list[Step] = Field(exclude=True)
     """Surviving steps, in order."""
 
@@ -209,6 +213,7 @@ def _stage(
         evaluation=evaluation,
         format_rate_stderr=_binomial(evaluation.format_rate, evaluation.questions) if evaluation else None,
         disentanglement=disentanglement,
+        looks=looks_of(steps),
         steps=steps,
     )
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from prism.wire.response import EXPERTS
+
 
 def finite_or_none(value: Any) -> Any:
     """NaN and infinity say that there was no figure."""
@@ -79,8 +81,41 @@ class Disentanglement(Record):
     expert_version: int
     share: Figure = None
     """Of a section's numbers that were changed."""
+    section: str = "own"
+    """What the experts are shown: each its own section, or the whole."""
     caption: dict[str, Change]
     steps: dict[str, Change]
+
+
+class LookShare(Record):
+    """Pairs told apart with one picture."""
+
+    share: Figure = None
+    """In which the teacher's response has the higher score; 0.5 is a coin."""
+    stderr: Figure = None
+
+
+class ExpertLooks(Record):
+    """Held-out pairs of teacher and policy, judged by one expert with the right picture, another's and a blank one."""
+
+    pairs: int
+    """Those that differ for this expert: what the shares are over."""
+    tie_share: Figure = None
+    """Of all pairs, those that do not."""
+    right: LookShare
+    shuffled: LookShare
+    blank: LookShare
+    close: bool
+    """With another prompt's picture more than half of the lead over a coin stays."""
+
+
+class StepLooks(Record):
+    """Whether the experts look, after a step of an alignment."""
+
+    step: int
+    policy_version: Figure = None
+    expert_version: Figure = None
+    experts: dict[str, ExpertLooks]
 
 
 class ScoreRecord(Record):
@@ -155,6 +190,30 @@ def values(steps: Iterable[Step], name: str) -> list[float]:
 
 def total(steps: Iterable[Step], name: str) -> float | None:
     return math.fsum(found) if (found := values(steps, name)) else None
+
+
+def looks_of(steps: Iterable[Step]) -> list[StepLooks]:
+    """Of the steps after which it was measured."""
+    found: list[StepLooks] = []
+    for step in steps:
+        of_experts = {name: _look(step, name) for name in EXPERTS}
+        if known := {name: look for name, look in of_experts.items() if look is not None}:
+            versions = {f"{who}_version": step.figures.get(f"looks_{who}_version") for who in ("policy", "expert")}
+            found.append(StepLooks.model_validate({"step": step.step, "experts": known} | versions))
+    return found
+
+
+def _look(step: Step, expert: str) -> ExpertLooks | None:
+    def figure(name: str) -> float | None:
+        return step.figures.get(f"{expert}_looks_{name}")
+
+    def view(name: str) -> LookShare:
+        return LookShare(share=figure(name), stderr=figure(f"{name}_stderr"))
+
+    pairs, views = figure("pairs"), {"right": view("right"), "shuffled": view("shuffled"), "blank": view("blank")}
+    if pairs is None:
+        return None
+    return ExpertLooks(pairs=round(pairs), tie_share=figure("tie_share"), **views, close=bool(figure("close")))
 
 
 def _is_number(value: Any) -> bool:

@@ -7,7 +7,7 @@ from rich.table import Table
 from prism.report.arms import METRICS, Comparison, FigureSummary
 from prism.report.model import Report, StageReport
 from prism.report.records import Change, Disentanglement
-from prism.report.words import DISENTANGLED, EXPERTS, KINDS, change, percent, seconds
+from prism.report.words import EXPERTS, KINDS, change, disentangled, percent, seconds
 
 
 def print_table(report: Report, console: Console) -> None:
@@ -34,7 +34,9 @@ def _say(console: Console, headline: str, sentences: list[str], problems: list[s
 
 def _print_disentanglement(name: str, measured: Disentanglement, console: Console) -> None:
     title = f"Experts after {escape(name)}: change of score when one section of the teacher's response is corrupted"
-    table = Table("corrupted", title=title, title_justify="left", caption=DISENTANGLED, caption_justify="left")
+    table = Table(
+        "corrupted", title=title, title_justify="left", caption=disentangled(measured), caption_justify="left"
+    )
     for expert in EXPERTS:
         table.add_column(f"{expert} expert", justify="right")
     for section, changes in (("caption", measured.caption), ("steps", measured.steps)):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from prism.report.reading import Alert, StageReport
-from prism.report.records import Change, Evaluation, values
+from prism.report.records import Change, Disentanglement, Evaluation, values
 from prism.report.totals import RunTotals
 
 KINDS = {"sft": "Supervised fine-tuning", "align": "Alignment", "rlvr": "Reinforcement learning"}
@@ -19,10 +19,20 @@ WATCHED = {
     "clip_fraction": "the clip fraction",
 }
 NBSP = "\u00a0"
-DISENTANGLED = (
+_DISENTANGLED = (
     "Mean change of the raw score ± one standard error; below 0 the corruption is noticed. Told apart: how often the "
-    "original scores higher, 50 % is a coin. An expert never sees the other's section: there the change is 0 by "
-    "construction, while what an expert notices in its own section it has learnt."
+    "original scores higher, 50 % is a coin."
+)
+_DISENTANGLED_BY = {
+    "own": "An expert never sees the other's section: there the change is 0 by construction, while what an expert "
+    "notices in its own section it has learnt.",
+    "whole": "These experts see whole responses, so each may notice both.",
+}
+LOOKS = (
+    "Of the held-out pairs that differ for an expert, those in which it prefers the teacher's response to the "
+    "policy's, ± one standard error: with the right picture, with another prompt's, and with a grey one of the same "
+    "size. 50 % is a coin. An expert that looks falls towards it with a wrong picture; one that does not works from "
+    "the text, and its reward says nothing of what is there."
 )
 WINDOW = 5  # steps at either end of a curve that a "from … to …" averages
 
@@ -47,6 +57,7 @@ def sentences(stages: Sequence[StageReport]) -> list[str]:
     said = [_first(*evaluated[0])] if evaluated else []
     said += [_change(name, before, after) for (_, before), (name, after) in itertools.pairwise(evaluated)]
     said += [gaps for stage in stages if (gaps := _gaps(stage))]
+    said += [seen for stage in stages for seen in _seen(stage)]
     return said + [noticed for stage in stages for noticed in _noticed(stage)]
 
 
@@ -65,6 +76,11 @@ def change(cell: Change) -> str:
     if cell.change is None:
         return "no data"
     return f"{cell.change:+.2f}" + (f" ± {cell.stderr:.2f}" if cell.stderr is not None else "")
+
+
+def disentangled(measured: Disentanglement) -> str:
+    """How its table is to be read."""
+    return f"{_DISENTANGLED} {_DISENTANGLED_BY.get(measured.section, '')}".rstrip()
 
 
 def alert(one: Alert) -> str:
@@ -93,6 +109,20 @@ def _noise(before: Evaluation, after: Evaluation) -> float | None:
         return None
     error = math.hypot(before.accuracy_stderr or 0.0, after.accuracy_stderr or 0.0)
     return error if abs((after.accuracy or 0.0) - (before.accuracy or 0.0)) <= 2 * error else None
+
+
+def _seen(stage: StageReport) -> list[str]:
+    """What another picture changed, after the last step at which it was measured."""
+    if not stage.looks:
+        return []
+    last = stage.looks[-1]
+    return [
+        f"After step {last.step} of {stage.name} the {expert} expert told {percent(look.right.share, 0)} of "
+        f"{look.pairs} held-out pairs apart, {percent(look.shuffled.share, 0)} with another prompt's picture and "
+        f"{percent(look.blank.share, 0)} with a blank one."
+        for expert, look in last.experts.items()
+        if look.pairs
+    ]
 
 
 def _noticed(stage: StageReport) -> list[str]:
@@ -198,6 +228,7 @@ def warnings(stages: Sequence[StageReport], totals: RunTotals) -> list[str]:
         if e is not None:
             said += _left_out(stage.name, e)
         said += [f"In stage {stage.name} {alert(one)}." for one in stage.alerts]
+        said += _blind(stage)
         if stage.steps_without_learning:
             count = stage.steps_without_learning
             said.append(f"In {count} step{'s' * (count != 1)} of stage {stage.name} the policy learnt nothing.")
@@ -213,6 +244,19 @@ def warnings(stages: Sequence[StageReport], totals: RunTotals) -> list[str]:
         "optimizer updates were skipped": totals.skipped_updates,
     }
     return said + [f"{count} {what}." for what, count in counted.items() if count]
+
+
+def _blind(stage: StageReport) -> list[str]:
+    said: list[str] = []
+    for expert in EXPERTS:
+        steps = [looks.step for looks in stage.looks if (look := looks.experts.get(expert)) and look.close]
+        if steps:
+            after = f"step{'s' * (len(steps) > 1)} {_join([str(step) for step in steps])}"
+            said.append(
+                f"The {expert} expert of {stage.name} hardly looked at the picture after {after}: with another "
+                "prompt's it told nearly as many pairs apart."
+            )
+    return said
 
 
 def _left_out(name: str, e: Evaluation) -> list[str]:

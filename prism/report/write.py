@@ -15,7 +15,16 @@ from prism.report.model import Report, build_report
 from prism.report.panels import draw_panels, ended
 from prism.report.reading import read_run
 from prism.report.rollouts import rollouts, score, verdict
-from prism.report.words import DISENTANGLED, EXPERTS, KINDS, alert, change, percent, seconds
+from prism.report.words import (
+    EXPERTS,
+    KINDS,
+    LOOKS,
+    alert,
+    change,
+    disentangled,
+    percent,
+    seconds,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -79,8 +88,8 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     filters = {"percent": percent, "seconds": seconds, "change": change, "ended": ended, "alert": alert}
-    environment.filters |= filters | {"score": score, "verdict": verdict}
-    environment.globals |= {"kind_names": KINDS, "expert_names": EXPERTS, "disentangled": DISENTANGLED}
+    environment.filters |= filters | {"score": score, "verdict": verdict, "disentangled": disentangled}
+    environment.globals |= {"kind_names": KINDS, "expert_names": EXPERTS, "looks_said": LOOKS}
     return environment.get_template(template).render(**values)
 
 

@@ -252,6 +252,17 @@ class ChatRequest(Conversation):
     temperature: float = Field(default=0.7, ge=0, le=2)
 
 
+class AskPairRequest(Asking):
+    runs: Annotated[list[Annotated[str, Field(max_length=300)]], Field(min_length=2, max_length=2)]
+    """Two that are up; or one of them twice, for two samples of one policy. The first one's experts score both."""
+    question: Annotated[LongText, Field(min_length=1)]
+    image: Picture | None = None
+    gold: Annotated[Text, Field(max_length=10_000)] | None = None
+    """Shown once the vote is cast."""
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    temperature: float = Field(default=0.7, ge=0, le=2)
+
+
 class JudgeRequest(Conversation):
     response: LongText
     section: Literal["own", "all"] = "own"

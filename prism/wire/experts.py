@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prism.wire.messages import IMAGE, Message, Text, Wire, plain_message
-from prism.wire.response import Expert
+from prism.wire.response import Expert, JudgedSection
 
 ScoreStatus = Literal["ok", "invalid_format", "too_long", "error"]
 JudgedText = Literal["perception", "reasoning", "all"]
@@ -55,7 +55,7 @@ class JudgingOptions(Wire):
 
     section: Literal["own", "all"] = Field(
         default="own",
-        description="own: the section this expert was trained on, of responses in the response format. "
+        description="own: what this expert was trained on, its section as a rule, of responses in the response format. "
         "all: the whole text, whatever its format",
     )
     min_version: int | None = Field(
@@ -221,6 +221,11 @@ class ModelInfo(Judge):
     device: str
     limits: dict[str, int]
     urls: bool = Field(description="whether images may be given as http(s) URLs")
+    pictures: bool = Field(default=True, description="whether it is shown pictures; false: it judges text alone")
+    section: JudgedSection = Field(
+        default="own",
+        description="what it is shown of a response in the response format: its own section, or the whole",
+    )
     calibration: CalibrationState | None
 
 

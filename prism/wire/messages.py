@@ -119,6 +119,15 @@ def image_sha256s(messages: Sequence[pb.Message]) -> list[str]:
     return [part.image_sha256 for message in messages for part in message.parts if part.HasField("image_sha256")]
 
 
+def with_images(messages: Sequence[pb.Message], other: Callable[[str], str]) -> list[pb.Message]:
+    """The same messages about other images: ``other`` gives one by the sha256 of each, and is called in order."""
+
+    def part_of(part: pb.Part) -> pb.Part:
+        return pb.Part(image_sha256=other(part.image_sha256)) if part.HasField("image_sha256") else part
+
+    return [pb.Message(role=message.role, parts=map(part_of, message.parts)) for message in messages]
+
+
 def from_json(messages: Sequence[Message], name: Callable[[str], str]) -> list[pb.Message]:
     """``name`` gives an image's sha256 by its reference, and is called for each image in order.
 

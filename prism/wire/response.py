@@ -14,6 +14,9 @@ from typing import Literal
 Expert = Literal["perception", "reasoning"]
 EXPERTS: tuple[Expert, ...] = ("perception", "reasoning")
 
+JudgedSection = Literal["own", "whole"]
+"""What of a response an expert is shown: its own section, or all three, in which case both are shown the same."""
+
 TAGS = ("caption", "think", "answer")
 _TAG = re.compile(r"<(/?)(caption|think|answer)>")
 _SLASHES, _NAMES = ["", "/"] * len(TAGS), [name for name in TAGS for _ in range(2)]
@@ -37,6 +40,10 @@ class ParsedResponse:
         if expert == "perception":
             return f"<caption>{self.caption}</caption>"
         return f"<think>{self.think}</think><answer>{self.answer}</answer>"
+
+    def judged(self, expert: Expert, section: JudgedSection) -> str:
+        """What this expert is shown of a valid response, in learning and in scoring alike."""
+        return self.section(expert) if section == "own" else "".join(map(self.section, EXPERTS))
 
     @property
     def bullets(self) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ from prism.services.console.store.models import Job
 from prism.wire.messages import well_formed
 
 BODY_LIMIT = 2**20
-WITH_PICTURES: dict[str, int] = {"/api/v1/chat": 16 * 2**20, "/api/v1/score": 16 * 2**20}
+WITH_PICTURES: dict[str, int] = dict.fromkeys(("/api/v1/chat", "/api/v1/score", "/api/v1/votes/ask"), 16 * 2**20)
 RUN_PAGES = (rollouts.router, run.router, runs.router, curations.router, evaluations.router, data.router)
 PEOPLES_PAGES = (vote_pages.router, playground_pages.router, access_pages.router)
 PAGES = (sign_in.router, events.router, job_pages.router, *RUN_PAGES, *PEOPLES_PAGES)

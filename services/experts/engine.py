@@ -14,16 +14,14 @@ from concurrent.futures import Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from prism import logs
 from prism.errors import ConfigError, ServiceError, WeightsError
 from prism.model.adapters.experts import Base, Bases
-from prism.model.adapters.layers import base_name
 from prism.model.adapters.merging import read_adapter
-from prism.model.expert import ExpertModel, MixtureExpert, load_expert, place
+from prism.model.expert import ExpertModel, load_expert, place
 from prism.model.folder import without_adapter
 from prism.model.incoming import IncomingExpert
 from prism.model.inputs import Example, InputBuilder
@@ -176,6 +174,7 @@ class ScoringEngine:
         self._incoming = IncomingExpert(receive_deadline)
         self.version = Version(0, 0)
         self._image_token_id, self._cache_tokens = inputs.image_token_id, cache_tokens
+        self._tokens = max(inputs.tokenizer.get_vocab().values()) + 1
         self._scorer = self._new_scorer(model)
         self._max_batch_tokens, self._max_queue = max_batch_tokens, max_queue
         self._count = threading.Lock()
@@ -239,7 +238,7 @@ class ScoringEngine:
             elif broadcast is None:
                 model = self._load(verify(root, manifest))
             else:
-                model = self._incoming.receive(broadcast, before, self._refuse_other_shape)
+                model = self._incoming.receive(broadcast, before, self._refuse_other_inputs)
             scorer = self._new_scorer(model)  # its caches are empty
             swap = Swap(scorer, Version(manifest.version, manifest.attempt))
             self._requests.put(swap)
@@ -265,7 +264,7 @@ class ScoringEngine:
                 model = load_expert(alone, dtype=self.model.score.weight.dtype, strict=not base)
         except ConfigError as error:
             raise WeightsError(str(error)) from None
-        self._refuse_other_shape(model, folder, base=base)
+        self._refuse_other_inputs(model, folder)
         return model
 
     def _adapted(self, folder: Path, manifest: Manifest) -> tuple[ExpertModel, Base]:
@@ -275,12 +274,18 @@ class ScoringEngine:
         base = self._bases.of(manifest.base, load, self._base, self._start)
         return base.expert(read_adapter(folder)), base
 
-    def _refuse_other_shape(self, model: ExpertModel, whose: object = "the learner", *, base: bool = False) -> None:
-        # A service may start before the mixture that is upcycled from its model is there.
-        ours, theirs = isinstance(self.model, MixtureExpert), isinstance(model, MixtureExpert)
-        mlps = ours == theirs or (ours and not base)
-        if _shape(model, mlps=mlps) != _shape(self.model, mlps=mlps):
-            raise WeightsError(f"{whose} holds another architecture than the model in use: push to where it belongs")
+    def _refuse_other_inputs(self, model: ExpertModel, whose: object = "the learner") -> None:
+        """Experts of any size may follow one another here, as long as the inputs that are built are for them.
+
+        (A service may start before the mixture that is upcycled from its model is there, or from the policy where the
+        experts start from a smaller model.)
+        """
+        rows, (ours, theirs) = model.config.text_config.vocab_size, map(_inputs_of, (self.model, model))
+        if rows < self._tokens or ours != theirs:
+            raise WeightsError(
+                f"{whose} holds an expert for other inputs ({rows} tokens, {theirs}) than are built here "
+                f"({self._tokens} tokens, {ours}): push to where it belongs"
+            )
 
     def _new_scorer(self, model: ExpertModel) -> PrefixScorer:
         return PrefixScorer(
@@ -377,9 +382,8 @@ def why_broken(device: str) -> str | None:
     return None
 
 
-def _shape(model: ExpertModel, *, mlps: bool) -> tuple[Any, ...]:
-    """What has to be equal between two versions of one model."""
-    tensors = {named: t for name, t in model.state_dict().items() if (named := base_name(name))}
-    shapes = {name: tensor.shape for name, tensor in tensors.items() if mlps or ".mlp." not in name}
-    routed = model.mixture if mlps and isinstance(model, MixtureExpert) else None
-    return routed, shapes
+def _inputs_of(model: ExpertModel) -> str:
+    """What a model is given of images, as a message says it."""
+    vision = model.config.vision_config
+    patch = f"{vision.temporal_patch_size} x {vision.patch_size} x {vision.patch_size}"
+    return f"patches of {patch}, {vision.spatial_merge_size}² to a token, which is {model.config.image_token_id}"

@@ -109,6 +109,10 @@ class Planner:
             if count > limit:
                 raise HTTPException(413, f"{count} {what} are over the limit of {limit} (PRISM_{name.upper()})")
 
+    def pictures(self, item: ScoreItem) -> list[str]:
+        """The images that the expert is shown of a prompt, as the request names them."""
+        return [part.image for part in image_parts(item.chat())] if self.settings.expert_pictures else []
+
     def measure(self, sources: Mapping[str, bytes | DataError]) -> dict[str, Measured]:
         """The images by the names that a request has for them, none decoded, or what is wrong with them."""
         return {name: self._measured(data) for name, data in sources.items()}
@@ -129,7 +133,7 @@ class Planner:
         """That the items' images take once they are decoded. Raises HTTPException 413 if that is too much."""
         sizes: dict[tuple[str, ...], int] = {}  # of images, and of those that one prompt holds together
         for item in items:
-            found = [images[part.image] for part in image_parts(item.chat())]
+            found = [images[name] for name in self.pictures(item)]
             used = [image for image in found if isinstance(image, Sized)]
             if len(used) == len(found) and sum(image.tokens for image in used) <= self.settings.max_model_len:
                 sizes |= {(image.sha256,): image.nbytes for image in used}
@@ -165,7 +169,7 @@ class Planner:
         ``readied`` holds the images of earlier items, alone and together.
         """
         chat = item.chat()
-        sized = [_usable(images[part.image]) for part in image_parts(chat)]
+        sized = [_usable(images[name]) for name in self.pictures(item)]
         self._check_text("".join(part.text for message in chat for part in message.parts if part.type == "text"))
         self._check_tokens(sum(image.tokens for image in sized), "of images")
         for image in sized:
@@ -185,8 +189,9 @@ class Planner:
             if not whole and not parsed.valid:
                 answers.append(unscored("invalid_format", section, "; ".join(parsed.problems)))
                 continue
+            shown = text if whole else parsed.judged(self.settings.expert, self.settings.expert_section)
             try:
-                ids = self._ids(text if whole else parsed.section(self.settings.expert), len(prompt.input_ids))
+                ids = self._ids(shown, len(prompt.input_ids))
             except TooLong as error:
                 answers.append(unscored("too_long", section, str(error)))
                 continue
@@ -206,7 +211,10 @@ class Planner:
     def _prompt(self, chat: Sequence[Message], pixels: Pixels | None) -> Example:
         """Raises DataError or TooLong."""
         messages = from_json(chat, lambda _: "image")
-        prompt = self.inputs.prompt_of(messages, pixels and pixels.values, pixels and pixels.grid)
+        if self.settings.expert_pictures:
+            prompt = self.inputs.prompt_of(messages, pixels and pixels.values, pixels and pixels.grid)
+        else:
+            prompt = self.inputs.text_prompt(messages)
         if len(prompt.input_ids) >= self.settings.max_model_len:
             raise self._too_long(f"{len(prompt.input_ids)} tokens", "max_model_len")
         return prompt
@@ -233,7 +241,7 @@ class Planner:
         return TooLong(f"{what}, over the limit of {self.settings.limits[limit]} (PRISM_{limit.upper()})")
 
     def judged(self, whole: bool) -> JudgedText:
-        return "all" if whole else self.settings.expert
+        return "all" if whole or self.settings.expert_section == "whole" else self.settings.expert
 
     def _all(self, item: ScoreItem, status: ScoreStatus, detail: str, request: JudgingOptions) -> ItemPlan:
         section = self.judged(request.section == "all")

@@ -36,7 +36,6 @@ from prism.wire.experts import (
     ScoreItem,
     ScoreRequest,
 )
-from prism.wire.messages import image_parts
 from prism.wire.weights import Manifest, note_newest, read_newest, verify
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,6 @@ class Scorer:
 
     def __init__(self, settings: ExpertSettings, bases: Bases | None = None) -> None:
         self.settings = settings
-        self.base = str(settings.model)
         try:
             torch.empty(0, device=settings.device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
@@ -64,7 +62,7 @@ class Scorer:
         self.inputs = InputBuilder(settings.model, settings.pixel_bounds)
         self.planner = Planner(settings, self.inputs)
         self.images = ImageSources(settings)
-        self.calibration: Calibration | None = read_kept(settings.state_dir, self.base)
+        self.calibration: Calibration | None = read_kept(settings.state_dir, settings.judging)
         bases = bases or Bases()
 
         def load() -> ExpertModel:
@@ -155,7 +153,7 @@ class Scorer:
         """Raises HTTPException for a request over the limits or ahead of the weights, Overloaded if too many wait."""
         self.planner.check_limits(request.items)
         self._check_version(self.engine.version, request)
-        sources = await self.images.read(part.image for item in request.items for part in image_parts(item.chat()))
+        sources = await self.images.read(name for item in request.items for name in self.planner.pictures(item))
         self._step()
         images = await asyncio.to_thread(self.planner.measure, sources)
         self._step()
@@ -206,7 +204,7 @@ class Scorer:
             )
         async with self._calibrating:
             made = await asyncio.to_thread(Calibration, request)
-            await asyncio.to_thread(keep, self.settings.state_dir, self.base, made)
+            await asyncio.to_thread(keep, self.settings.state_dir, self.settings.judging, made)
             self.calibration = made
         return made.state(current=True)
 
@@ -231,6 +229,8 @@ class Scorer:
             device=str(parameter.device),
             limits=self.planner.limits,
             urls=settings.allow_urls,
+            pictures=settings.expert_pictures,
+            section=settings.expert_section,
             calibration=calibration,
         )
 

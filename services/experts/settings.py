@@ -6,11 +6,17 @@ from pydantic import Field, IPvAnyNetwork, model_validator
 
 from prism.config import LimitedSettings
 from prism.settings import CommaSeparated
-from prism.wire.response import Expert
+from prism.wire.response import Expert, JudgedSection
 
 
 class ExpertSettings(LimitedSettings):
     expert: Expert = Field(description="which section of a response this deployment judges")
+    expert_pictures: bool = Field(
+        True, description="whether the expert is shown a prompt's pictures, as it was trained"
+    )
+    expert_section: JudgedSection = Field(
+        "own", description="what of a response the expert is shown, as it was trained: its own section, or the whole"
+    )
     blobs: str | None = Field(None, description="blob store for images named by sha256; unset: no such images")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the weights; auto: float32 on a CPU, bfloat16 on a GPU, where attention has no other"
@@ -80,6 +86,13 @@ class ExpertSettings(LimitedSettings):
     def fetched_bytes(self) -> int:
         """That the images of one request which are fetched may have together."""
         return self.url_max_request_bytes or max(2**28, self.max_images * self.url_max_bytes)
+
+    @property
+    def judging(self) -> str:
+        """Model and way of judging: scores of another mean something else."""
+        ways = [] if self.expert_pictures else ["without pictures"]
+        ways += ["of whole responses"] if self.expert_section == "whole" else []
+        return " ".join([str(self.model), *ways])
 
     @property
     def base(self) -> str:

@@ -18,12 +18,15 @@ from typing import Any
 import psutil
 import pytest
 
+from configs.demo import task
+from configs.demo.model import Size, save_model
 from prism.stack.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "demo.toml"
 ALIGN_STEPS, WARMUP_STEPS, RLVR_STEPS = 8, 4, 8
 PORTS = 6  # of the stack's services
+SMALLER = Size(hidden=64, layers=2, heads=2, key_value_heads=1, mlp=96)
 DEADLINE = 900  # seconds for any one thing that is waited for: a machine may be busy with other work
 
 
@@ -58,7 +61,8 @@ class Run:
 
 
 def make_killed_run(runs_dir: Path) -> Run:
-    """The run, finished. Takes about three minutes."""
+    """The run, finished; its experts start from a smaller model than its policy. Takes about three minutes."""
+    save_model(runs_dir / "smaller", task.corpus(), task.TAGS, 1, SMALLER)
     small = {"public-demos": 1500, "teacher-demos": 60, "prompts": 60, "validation": 40, "test": 8}
     options = ", ".join(f'"{key}" = {value}' for key, value in small.items())
     run = Run(
@@ -70,6 +74,7 @@ def make_killed_run(runs_dir: Path) -> Run:
             "stages.sft.steps=120",
             "stages.sft.checkpoint_every=50",
             f"stages.align.steps={ALIGN_STEPS}",
+            f"stages.align.experts.start={json.dumps(str(runs_dir / 'smaller'))}",
             "stages.align.experts.grounding.epochs=4",
             f"stages.align.warmup_steps={WARMUP_STEPS}",
             "stages.align.checkpoint_every=2",

@@ -175,6 +175,24 @@ def test_a_running_policy_answers_with_a_picture_and_is_judged(tab: Any, run: Ru
     tab.locator("#said .tag", has_text="wrong").wait_for()
 
 
+def test_one_question_to_two_policies_is_voted_on(tab: Any, run: Run, services: None) -> None:
+    """The same run on both sides, since one is up: two samples of its policy."""
+    row = json.loads((run.folder / "data" / "prompts.jsonl").read_text().splitlines()[1])
+    picture, question = row["messages"][0]["content"]
+    tab.goto("/playground")
+    tab.get_by_label("Picture", exact=True).set_input_files(run.folder / "data" / picture["image"])
+    tab.locator("#preview").wait_for()
+    tab.get_by_label("Question").fill(question["text"])
+    tab.get_by_label("Temperature").fill("2")
+    tab.get_by_role("button", name="Ask both").click()
+    tab.get_by_role("heading", name="Which is better?").wait_for()
+    assert run.folder.name not in tab.locator(".sides").inner_text()
+    assert picture_is_there(tab)
+    tab.keyboard.press("t")
+    tab.get_by_text("they are alike").wait_for()
+    assert tab.locator(".sides").inner_text().count(f"{run.folder.name}, version") == 2
+
+
 def test_an_evaluation_is_made_and_its_samples_are_opened(tab: Any, run: Run, services: None) -> None:
     queued(tab, "evaluate", config="held-out.toml", out="evaluations/rlvr", run=run.folder.name)
     tab.goto("/evaluations")

@@ -6,7 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 import pytest
-from killed_run import ALIGN_STEPS, RLVR_STEPS, WARMUP_STEPS, Run
+from killed_run import ALIGN_STEPS, RLVR_STEPS, SMALLER, WARMUP_STEPS, Run
 from safetensors.torch import load_file
 
 from prism.model.expert import load_expert
@@ -85,7 +85,7 @@ def test_experts_that_score_are_the_ones_that_were_pushed(run: Run) -> None:
     assert any(line["served_perception_gap"] is not None for line in scored)
 
 
-def test_experts_are_mixtures_wherever_they_live(run: Run) -> None:
+def test_experts_are_mixtures_of_their_own_size_wherever_they_live(run: Run) -> None:
     starts = run.folder / "experts" / "align"
     for expert in ("perception", "reasoning"):
         start = starts / expert
@@ -94,7 +94,8 @@ def test_experts_are_mixtures_wherever_they_live(run: Run) -> None:
         assert newest.version == WARMUP_STEPS + ALIGN_STEPS
         served = verify(run.folder / "weights", newest)
         for folder in (starts / "mixture", start, result, served):
-            assert load_expert(folder, strict=True).mixture == (4, 2), folder
+            held = load_expert(folder, strict=True)
+            assert (held.mixture, held.config.text_config.hidden_size) == ((4, 2), SMALLER.hidden), folder
         pushed, trained, before = (load_file(f / "model.safetensors") for f in (served, result, start))
         assert all((pushed[name] == trained[name]).all() for name in trained)
         router = "model.language_model.layers.0.mlp.gate.weight"
@@ -110,6 +111,21 @@ def test_what_the_experts_notice_was_measured_with_their_last_weights(run: Run) 
     for section, other in (("caption", "reasoning"), ("steps", "perception")):
         assert (line[section][other]["change"], line[section][other]["std"]) == (0.0, 0.0)
     assert line["caption"]["perception"]["std"] > 0
+
+
+def test_whether_the_experts_look_was_measured_at_both_ends_of_the_game(run: Run) -> None:
+    lines = {line["step"]: line for line in final(run, "align")}
+    last = WARMUP_STEPS + ALIGN_STEPS
+    assert [step for step, line in lines.items() if "looks_asked" in line] == [WARMUP_STEPS, last]
+    for step, version in ((WARMUP_STEPS, 0), (last, ALIGN_STEPS)):
+        line = lines[step]
+        assert (line["looks_policy_version"], line["looks_expert_version"]) == (version, step)
+        assert (line["looks_asked"], line["looks_unasked"]) == (40, 0)
+        assert line["perception_looks_pairs"] > 0
+        assert all(0 <= line[f"perception_looks_{view}"] <= 1 for view in ("right", "shuffled", "blank"))
+    report = json.loads((run.folder / "report.json").read_text())
+    assert [one["step"] for one in report["stages"][1]["looks"]] == [WARMUP_STEPS, last]
+    assert "held-out pairs apart" in run.second_output
 
 
 def test_the_policy_server_came_back_with_the_newest_weights(run: Run) -> None:

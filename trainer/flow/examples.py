@@ -10,7 +10,7 @@ from prism.data.rows import DataRow, RowCheck, Size
 from prism.errors import DataError, StreamError
 from prism.model.inputs import Example, InputBuilder
 from prism.wire.messages import from_json, image_sha256s
-from prism.wire.response import EXPERTS, parse_response
+from prism.wire.response import EXPERTS, JudgedSection, parse_response
 from prism.wire.sample import first_of
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -46,12 +46,14 @@ class GroupExamples:
         return None if end == 0 else self.inputs.with_ids(prompt, sample.token_ids[:end])
 
 
-def refuse_unservable(inputs: InputBuilder, max_model_len: int, max_tokens: int, *, judged: bool = False) -> RowCheck:
+def refuse_unservable(
+    inputs: InputBuilder, max_model_len: int, max_tokens: int, *, judged: JudgedSection | None = None
+) -> RowCheck:
     """What raises DataError for a prompt that the policy server refuses.
 
-    It leaves no room for a response of ``max_tokens``, or writes out a control token. ``judged``: or the teacher's
-    response has a section that no expert takes, whose limit is the same. (The policy's always have room: a section is
-    less than a response.)
+    It leaves no room for a response of ``max_tokens``, or writes out a control token. ``judged``, what experts are
+    shown of a response: or the teacher's has too much of it for an expert, whose limit is the same. (The policy's
+    always have room: what is shown of a response is no more than it.)
     """
     room = max_model_len - max_tokens
 
@@ -64,25 +66,26 @@ def refuse_unservable(inputs: InputBuilder, max_model_len: int, max_tokens: int,
                 f"a prompt of {tokens} tokens, over the limit of {room}: stack.max_model_len ({max_model_len}) less "
                 f"max_tokens ({max_tokens})"
             )
-        if judged and (found := _too_long_to_judge(inputs, row, sizes, tokens, max_model_len)):
+        if judged and (found := _too_long_to_judge(inputs, row, sizes, tokens, max_model_len, judged)):
             raise DataError(found)
 
     return check
 
 
 def _too_long_to_judge(
-    inputs: InputBuilder, row: DataRow, sizes: Sequence[Size], prompt: int, max_model_len: int
+    inputs: InputBuilder, row: DataRow, sizes: Sequence[Size], prompt: int, max_model_len: int, judged: JudgedSection
 ) -> str | None:
     """``prompt``: its tokens, or more."""
     parsed = parse_response(row.teacher or "")
     for expert in EXPERTS if parsed.valid else ():
-        section = parsed.section(expert)
+        section = parsed.judged(expert, judged)
         if prompt + len(section.encode()) + 1 <= max_model_len:  # no token is less than a byte
             continue
         tokens = inputs.prompt_tokens(from_json(row.messages, str), sizes, room=-1) + len(inputs.text_ids(section)) + 1
         if tokens > max_model_len:
+            what = f"{expert} section" if judged == "own" else "response"
             return (
-                f"the teacher's {expert} section has {tokens} tokens with the prompt, over the experts' limit of "
+                f"the teacher's {what} has {tokens} tokens with the prompt, over the experts' limit of "
                 f"{max_model_len} (stack.max_model_len)"
             )
     return None

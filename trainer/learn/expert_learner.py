@@ -86,14 +86,17 @@ class ExpertLearner(Learner):
     ) -> dict[str, Any]:
         """One update on all valid pairs of these groups; figures are of the scores before it.
 
-        A warm-up balances the routers' load and is never skipped. Sections are judged whole, however long: nothing is
+        A warm-up balances the routers' load and is never skipped; ``frozen`` experts learn nothing else, and their
+        version stands still. Sections are judged whole, however long: nothing is
         ever truncated. Without a valid pair nothing is learnt and every figure is None: no data is reported as no data.
         Groups without a sample are of use where ``mismatch`` is set: it needs the teacher's text alone.
         All ranks are given the same groups; each computes a share of them, and all return the figures of the whole.
         """
         started = time.perf_counter()
         config = self.config
-        numbered = enumerate(zip(groups, prompts, strict=True))
+        learns = warming_up or not config.frozen
+        shown = prompts if config.pictures else [inputs.without_pictures(prompt) for prompt in prompts]
+        numbered = enumerate(zip(groups, shown, strict=True))
         found = [self._pairs(number, group, prompt, inputs) for number, (group, prompt) in numbered]
         pairs = [p for p in found if p is not None]
         if config.mismatch:
@@ -109,15 +112,18 @@ class ExpertLearner(Learner):
         own_scores: dict[int, _Scores] = {}  # by the prompt's place in ``used``
         own_loss = 0.0
         blamed: list[int] = []
-        self._optimizer.prepare()
+        if learns:
+            self._optimizer.prepare()
         self.model.train()
         ranks.expect_images(self.model, any(p.teacher.pixel_values is not None for p in used))
         for indices in self._passes(used):
             chunk = [used[index] for index in indices or [0]]
-            judged = self._judged([example for p in chunk for example in p.sequences], inputs)
+            with torch.set_grad_enabled(learns):
+                judged = self._judged([example for p in chunk for example in p.sequences], inputs)
             scores = judged.scores  # [sequences]
             if not indices:
-                (0 * scores.sum()).backward()
+                if learns:
+                    (0 * scores.sum()).backward()
                 continue
             of_chunk = _split(scores, chunk)
             loss = config.score_regularisation * score_regularisation(scores, total_scores=total_scores)
@@ -133,7 +139,8 @@ class ExpertLearner(Learner):
             if balance and self.model.mixture:
                 share = len(scores) / total_scores
                 loss = loss + balance * share * load_balance(judged, self.model.mixture)
-            loss.backward()
+            if learns:
+                loss.backward()
             own_loss += loss.item()
             if not math.isfinite(loss.item()):
                 blamed += [p.group for p in chunk]
@@ -148,13 +155,14 @@ class ExpertLearner(Learner):
         measured = _measured(used, scores_of) if finite else _measured([], [])
         accuracy = measured["pair_accuracy"]
         norm, updated = None, False
-        if used and (warming_up or accuracy is None or accuracy <= config.skip_above_accuracy):
+        below = accuracy is None or accuracy <= config.skip_above_accuracy
+        if used and learns and (warming_up or below):
             self.not_finite = self.not_finite or [p.group for p in used]  # in case it raises
             norm, updated = self._optimizer.step(loss_sum)
             self.not_finite = [] if updated else self.not_finite
-        else:
+        elif learns:
             self._optimizer.clear()
-        self.version += 1
+        self.version += learns
         figures = {
             "version": self.version,
             "loss": loss_sum if used else None,
@@ -196,7 +204,7 @@ class ExpertLearner(Learner):
 
     def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
         parsed = parse_response(text)
-        return inputs.with_text(prompt, parsed.section(self.expert)) if parsed.valid else None
+        return inputs.with_text(prompt, parsed.judged(self.expert, self.config.section)) if parsed.valid else None
 
 
 def _with_mismatches(pairs: Sequence[_Pairs], inputs: InputBuilder) -> list[_Pairs]:

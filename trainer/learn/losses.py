@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,8 @@ class LossOptions:
     """L: the constant length that Dr. GRPO divides by; tokens. The other losses have no use for it."""
     kl_coef: float = 0.0
     """Weight of the k3 estimate of KL(policy || reference), averaged over tokens as the loss is."""
+    average: Literal["tokens", "responses"] | None = None
+    """The mean over the batch's tokens, or over its samples of the mean over each one's. None: as the loss has it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.clip_low < 1:
@@ -216,7 +219,7 @@ def grpo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> Poli
     Source: DeepSeekMath, arXiv 2402.03300, eq. 3. G counts the samples of the whole batch. A sample must lie whole in
     one micro-batch.
     """
-    return _clipped_policy_gradient(batch, batch.log_ratio, 1 / (batch.lengths * totals.samples), options)
+    return _clipped_policy_gradient(batch, batch.log_ratio, _mean(batch, options, totals, "responses"), options)
 
 
 def dapo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> PolicyLoss:
@@ -225,7 +228,7 @@ def dapo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> Poli
     Source: DAPO, arXiv 2503.14476, eq. 8; dual clip arXiv 1912.09729. The paper writes the sum over one
     prompt's group; here, as in its authors' code, it goes over the whole batch, so each token weighs the same.
     """
-    return _clipped_policy_gradient(batch, batch.log_ratio, 1 / totals.tokens, options)
+    return _clipped_policy_gradient(batch, batch.log_ratio, _mean(batch, options, totals, "tokens"), options)
 
 
 def gspo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> PolicyLoss:
@@ -233,7 +236,8 @@ def gspo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> Poli
 
     Source: GSPO, arXiv 2507.18071, eq. 5 and 7. A sample must lie whole in one micro-batch.
     """
-    return _clipped_policy_gradient(batch, batch.sequence_log_ratio, 1 / (batch.lengths * totals.samples), options)
+    scale = _mean(batch, options, totals, "responses")
+    return _clipped_policy_gradient(batch, batch.sequence_log_ratio, scale, options)
 
 
 def dr_grpo(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> PolicyLoss:
@@ -253,7 +257,7 @@ def align(batch: PackedTokens, options: LossOptions, totals: BatchTotals) -> Pol
     Source: PRISM, arXiv 2604.28123; the objective is PPO's, arXiv 1707.06347, eq. 7. Advantages are
     ``alignment_advantages``.
     """
-    return _clipped_policy_gradient(batch, batch.log_ratio, 1 / totals.tokens, options)
+    return _clipped_policy_gradient(batch, batch.log_ratio, _mean(batch, options, totals, "tokens"), options)
 
 
 POLICY_LOSSES: dict[Algorithm, PolicyLossFunction] = {
@@ -279,6 +283,13 @@ def policy_loss(
         raise ValueError(f"no policy loss is named {algorithm!r}: choose one of {', '.join(Algorithm)}")
     algorithm = Algorithm(algorithm)
     return POLICY_LOSSES[algorithm](batch, options or DEFAULT_OPTIONS[algorithm], totals or batch.totals)
+
+
+def _mean(
+    batch: PackedTokens, options: LossOptions, totals: BatchTotals, of_loss: Literal["tokens", "responses"]
+) -> Tensor | float:
+    """What a token counts in the mean that the options ask for, else ``of_loss``; [T], or one number for all."""
+    return 1 / totals.tokens if (options.average or of_loss) == "tokens" else 1 / (batch.lengths * totals.samples)
 
 
 def _clipped_policy_gradient(

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from prism.config import RunConfig
+from prism.config import AlignConfig, RunConfig
 from prism.evaluation.held_out import evaluated_stages
 from prism.files import read_jsonl, write_text
 from prism.trainer.run.result import stage_result
@@ -57,7 +57,7 @@ expert = PeftModel.from_pretrained(load_expert("{base}"), ".")  # this folder
 LOAD_EXPERT = """\
 This is a judge, not a generator: a Qwen3-VL backbone and one scalar, `score.weight`, read at the last token. It scores
 the {section} of a response. A score is raw: only differences between responses to one prompt mean something. PRISM
-serves it (`PRISM_MODEL=FOLDER prism serve {expert}`); with transformers alone:
+serves it (`{variables}PRISM_MODEL=FOLDER prism serve {expert}`); with transformers alone:
 
 ```python
 from pathlib import Path
@@ -95,17 +95,18 @@ def write_card(folder: Path, config: RunConfig, stage: str, model: str, said: st
     finished = stage_result(config, stage) is not None
     head = ["---", "library_name: transformers", "tags: [prism]"]
     head += ["pipeline_tag: image-text-to-text"] if model == "policy" else []
-    head += [f"base_model: {config.model}"] if config.model.count("/") == 1 and not Path(config.model).exists() else []
+    start = _start(config, stage, model)
+    head += [f"base_model: {start}"] if start.count("/") == 1 and not config.path(start).exists() else []
     title = f"The policy of {config.name}" if model == "policy" else f"The {model} expert of {config.name}"
     load = LOAD_POLICY
     if model != "policy":
-        section, response = SECTIONS[model]
-        load = LOAD_EXPERT.format(section=section, response=response, expert=model)
+        section, response = _shown(config, model)
+        load = LOAD_EXPERT.format(section=section, response=response, expert=model, variables=_variables(config))
     if (file := folder / ADAPTER_CONFIG).is_file():
         adapter = json.loads(file.read_text())
         head[1] = "library_name: peft"
         load = LOAD_ADAPTER if model == "policy" else LOAD_EXPERT_ADAPTER
-        section = "" if model == "policy" else SECTIONS[model][0]
+        section = "" if model == "policy" else _shown(config, model)[0]
         load = load.format(base=adapter["base_model_name_or_path"], rank=adapter["r"], section=section)
     figures = _policy_figures(config, stage, finished) if model == "policy" else _expert_figures(config, stage, model)
     parts = [
@@ -113,13 +114,36 @@ def write_card(folder: Path, config: RunConfig, stage: str, model: str, said: st
         f"# {title}",
         f"Written by `prism export` of PRISM {_version('prism-align')} (transformers {_version('transformers')}, torch "
         f"{_version('torch')}) from the stage `{stage}` of the run `{config.name}`, {said}. It started from "
-        f"`{config.model}`; that model's licence holds for this one too.",
+        f"`{start}`; that model's licence holds for this one too.",
         f"## Loading\n\n{load.rstrip()}",
         "## Stages\n\n" + _table(STAGE_COLUMNS, _stages(config, stage, record)),
         "## Data\n\n" + _table(DATA_COLUMNS, _data(config, stage, record)),
         "## Figures\n\n" + _table(("figure", "value"), figures),
     ]
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
+
+
+def _shown(config: RunConfig, expert: str) -> tuple[str, str]:
+    """What the expert judges of a response, in words and by an example."""
+    limits = config.run_limits
+    section, response = SECTIONS[expert]
+    if limits.expert_section == "whole":
+        section, response = "whole text", "".join(text for _, text in SECTIONS.values())
+    return section if limits.expert_pictures else f"{section} (shown without the prompt's pictures)", response
+
+
+def _variables(config: RunConfig) -> str:
+    """With which a service shows the expert what it was trained on, where that is not what services show anyway."""
+    limits = config.run_limits
+    pictures = "" if limits.expert_pictures else "PRISM_EXPERT_PICTURES=false "
+    return pictures + ("PRISM_EXPERT_SECTION=whole " if limits.expert_section == "whole" else "")
+
+
+def _start(config: RunConfig, stage: str, model: str) -> str:
+    """The model it was made of, as the configuration names it."""
+    of_stage = config.stages[stage]
+    named = of_stage.experts.start if isinstance(of_stage, AlignConfig) else None
+    return config.model if model == "policy" or named is None else getattr(named, model)
 
 
 def _version(package: str) -> str:

@@ -1,14 +1,17 @@
-"""Where the experts of an alignment start from: its own start, made a mixture and grounded if so configured.
+"""Where the experts of an alignment start from: folders that it names, or its own start, made a mixture and grounded
+if so configured.
 
 What is made is made once, before the game, and stays: a resumed run finds the same weights. (No torch.)
 """
 
+import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prism.config import AlignConfig, RunConfig
+from prism.config import AlignConfig, RunConfig, Stage
 from prism.errors import ConfigError
 from prism.trainer.run.result import start_of
 from prism.wire.response import EXPERTS, Expert
@@ -19,10 +22,12 @@ def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Exper
 
     Raises ConfigError if it cannot be made.
     """
-    start = start_of(config, name)
+    own = start_of(config, name)
+    start = named_start(config, stage, expert, own) or own
     folder = config.run_dir / "experts" / name
-    if (mixture := stage.experts.mixture) and not stage.experts.lora:  # adapters are mixed in the learner
-        made = folder / "mixture"
+    if (mixture := stage.experts.mixture) and upcycles(config, stage, expert, own):
+        starts = stage.experts.start
+        made = folder / ("mixture" if starts is None or starts.perception == starts.reasoning else f"{expert}-mixture")
         options = mixture.model_dump() | {"seed": config.seed, "dtype": config.dtype}
         start = _made(made, ["upcycle", str(start), str(made)], options)
     if grounding := stage.experts.grounding:
@@ -32,7 +37,7 @@ def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Exper
             {"expert": expert, "mismatch": 1.0}
             | grounding.model_dump()
             | learner.optimizer.model_dump(include={"lr", "weight_decay"})
-            | learner.model_dump(include={"load_balance", "dropout", "freeze", "micro_batch_tokens"})
+            | learner.model_dump(include={"load_balance", "dropout", "freeze", "micro_batch_tokens", "section"})
             | config.model_dump(include={"on_bad_row", "seed", "device", "dtype"})
         )
         if not isinstance(file := stage.rollouts.data, str):
@@ -42,6 +47,64 @@ def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Exper
             )
         start = _made(made, ["warmup", str(start), str(config.path(file)), str(made)], options)
     return start
+
+
+def named_start(config: RunConfig, stage: AlignConfig, expert: Expert, own: Path | str) -> Path | None:
+    """The folder that ``experts.start`` names; None where it names none, or ``own``, which the stage starts from."""
+    if stage.experts.start is None:
+        return None
+    folder, own = _named(config, stage, expert), Path(own)
+    return None if folder.exists() and own.exists() and folder.samefile(own) else folder
+
+
+def upcycles(config: RunConfig, stage: AlignConfig, expert: Expert, own: Path | str) -> bool:
+    """Whether this expert's start is made a mixture: adapters are mixed in the learner, and a start may be one.
+
+    Raises ConfigError for a named start without a model's configuration.
+    """
+    if stage.experts.mixture is None or stage.experts.lora:
+        return False
+    named = named_start(config, stage, expert, own)
+    return named is None or not _is_mixture(named)
+
+
+def refuse_unfit_starts(config: RunConfig, stages: Mapping[str, Stage], policy: Path | str) -> None:
+    """Raises ConfigError that names each folder of ``experts.start`` in these stages from which an expert cannot start
+    beside the ``policy``, and why."""
+    named = [(name, stage) for name, stage in stages.items() if isinstance(stage, AlignConfig) and stage.experts.start]
+    if not named:
+        return
+    from prism.model.expert_folder import misfits  # with torch
+    from prism.model.inputs import InputBuilder
+
+    inputs = InputBuilder(policy, config.limits.pixel_bounds)
+    problems = [
+        f"stages.{name}.experts.start.{expert}: {problem}"
+        for name, stage in named
+        for expert in EXPERTS
+        for problem in misfits(
+            _named(config, stage, expert),
+            expert,
+            stage.experts,
+            inputs,
+            max_model_len=config.stack.max_model_len,
+            needs_head=not stage.warmup_steps and not stage.experts.grounding,
+        )
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _named(config: RunConfig, stage: AlignConfig, expert: Expert) -> Path:
+    return config.path(getattr(stage.experts.start, expert))
+
+
+def _is_mixture(folder: Path) -> bool:
+    """Raises ConfigError for a folder without a model's configuration."""
+    try:
+        return json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_vl_moe"
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"no model can be loaded from {folder}: {error}") from None
 
 
 def _made(folder: Path, arguments: list[str], options: dict[str, Any]) -> Path:

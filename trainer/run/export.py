@@ -30,7 +30,7 @@ from prism.trainer.learn.adapted import (
 )
 from prism.trainer.learn.policy_model import load_policy, save_policy
 from prism.trainer.run.card import write_card
-from prism.trainer.run.expert_start import expert_start
+from prism.trainer.run.expert_start import expert_start, named_start
 from prism.trainer.run.make_experts import aside, refuse_existing
 from prism.trainer.run.result import RESULT, stage_folder, stage_result, start_of
 from prism.wire.response import EXPERTS
@@ -126,7 +126,7 @@ def _copy_finished(config: RunConfig, stage: str, model: ModelName, target: Path
     else:
         _copy(finished, target)
         inputs = InputBuilder(finished, config.limits.pixel_bounds)
-        complete_folder(target, start_of(config, stage), inputs.processor, inputs.pixel_bounds)
+        complete_folder(target, _source_of(config, stage, model), inputs.processor, inputs.pixel_bounds)
 
 
 def _copy(folder: Path, target: Path) -> None:
@@ -151,7 +151,15 @@ def _assemble(config: RunConfig, stage: str, checkpoint: Path, model: ModelName,
     made.load_state_dict(weights, strict=False, assign=True)
     made.tie_weights()
     save: Any = save_policy if model == "policy" else save_expert
-    save(made, target, InputBuilder(start_of(config, stage), config.limits.pixel_bounds))
+    save(made, target, InputBuilder(_source_of(config, stage, model), config.limits.pixel_bounds))
+
+
+def _source_of(config: RunConfig, stage: str, model: ModelName) -> Path | str:
+    """Whose processor and licence a model of this stage has."""
+    own, of_stage = start_of(config, stage), config.stages[stage]
+    if model == "policy" or not isinstance(of_stage, AlignConfig):
+        return own
+    return named_start(config, of_stage, model, own) or own
 
 
 def _lora_of(config: RunConfig, stage: str, model: str) -> LoraConfig | None:

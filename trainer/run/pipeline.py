@@ -20,6 +20,7 @@ from prism.config import (
     PrepareConfig,
     RunConfig,
     SftConfig,
+    Stage,
     load_saved,
     read_limits,
     save_resolved,
@@ -33,7 +34,7 @@ from prism.settings import load_settings
 from prism.stack.cards import visible
 from prism.stack.folder_lock import FolderLock
 from prism.stack.local import RunningServices, Stack, start_process
-from prism.trainer.run.expert_start import served_experts
+from prism.trainer.run.expert_start import refuse_unfit_starts, served_experts
 from prism.trainer.run.launch import RETRY_SECONDS, Launch
 from prism.trainer.run.result import next_attempt, stage_folder, stage_result, start_of
 from prism.trainer.weights.publish import open_publisher
@@ -86,6 +87,7 @@ def run(
     if pending := [name for name in config.stages if name not in evaluated_stages(config.run_dir)]:
         refuse_bad_rows(config, question_check(config, start_of(config, pending[0])))
         read_slices(config)
+        refuse_unfit_starts(config, unfinished(config), start_of(config, pending[0]))
     share = policy_share(here, launch, attach=attach)
     refuse_small_disk(here, launch)
     for name, stage in config.stages.items():
@@ -158,13 +160,13 @@ def policy_share(config: RunConfig, launch: Launch, *, attach: bool) -> float | 
 
 def refuse_small_disk(config: RunConfig, launch: Launch) -> None:
     """Raises ConfigError if checkpoints, results and weights of what is not finished cannot all be written."""
-    unfinished = {name: stage for name, stage in config.stages.items() if not stage_result(config, name)}
-    folder = Path(start_of(config, next(iter(unfinished)))) if unfinished else None
+    left = unfinished(config)
+    folder = Path(start_of(config, next(iter(left)))) if left else None
     if folder is None or not folder.is_dir():
         return
     from prism.trainer.run import placement  # with torch
 
-    if problem := placement.disk_of(config, folder, unfinished, launch.nodes * launch.node_processes).problem:
+    if problem := placement.disk_of(config, folder, left, launch.nodes * launch.node_processes).problem:
         raise ConfigError(problem)
 
 
@@ -242,6 +244,10 @@ def _binding(config: RunConfig) -> dict[str, Any]:
     """What a run that goes on must have begun with."""
     free = {"stages": {name: FREE_STAGE_KEYS for name in config.stages}} | dict.fromkeys(FREE_KEYS, True)
     return config.model_dump(exclude=free)
+
+
+def unfinished(config: RunConfig) -> dict[str, Stage]:
+    return {name: stage for name, stage in config.stages.items() if not stage_result(config, name)}
 
 
 def _is_pending(config: RunConfig, name: str) -> bool:

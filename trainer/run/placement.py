@@ -25,13 +25,14 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from prism.config import AlignConfig, DevicesConfig, ExpertLearnerConfig, RlvrConfig, RunConfig, SftConfig, Stage
+from prism.config import AlignConfig, DevicesConfig, RlvrConfig, RunConfig, SftConfig, Stage
 from prism.errors import ConfigError
 from prism.stack.cards import card_bytes, named
 from prism.trainer.run.estimate import Memory, ModelSize, checkpoint_bytes, expert_size, learners_memory, policy_size
-from prism.trainer.run.result import stage_folder
+from prism.trainer.run.expert_start import named_start, upcycles
+from prism.trainer.run.result import stage_folder, start_of
 from prism.trainer.weights.publish import KEEP_VERSIONS
-from prism.wire.response import EXPERTS
+from prism.wire.response import EXPERTS, Expert
 
 PROCESS = 0.7 * 2**30
 ALLOCATOR = 1.08
@@ -113,11 +114,26 @@ def learners_of(config: RunConfig, stage: Stage, folder: Path) -> list[tuple[Mod
     found = [(size, learner.micro_batch_tokens)]
     if isinstance(stage, AlignConfig):
         experts = stage.experts
-        size = expert_size(folder, experts.mixture, experts.freeze, checkpointing=checkpointing, lora=experts.lora)
-        for expert in EXPERTS:  # those that were grounded do not share the model that they start from
-            own = replace(size, base=f"{folder} {expert}") if size.base and experts.grounding else size
-            found.append((own, experts.micro_batch_tokens))
+        for expert, other in named_starts(config, stage, folder).items():
+            start = other or folder
+            size = expert_size(start, experts.mixture, experts.freeze, checkpointing=checkpointing, lora=experts.lora)
+            if size.base:  # those that were grounded do not share the model that they start from
+                apart = f" of experts {expert if experts.grounding else ''}" if other or experts.grounding else ""
+                size = replace(size, base=f"{start}{apart}")
+            found.append((size, experts.micro_batch_tokens))
     return found
+
+
+def named_starts(config: RunConfig, stage: AlignConfig, folder: Path) -> dict[Expert, Path | None]:
+    """As ``named_start`` has it; ``folder`` is what a stage starts from that the configuration does not hold."""
+    own = own_start(config, stage, folder)
+    return {expert: named_start(config, stage, expert, own) for expert in EXPERTS}
+
+
+def own_start(config: RunConfig, stage: AlignConfig, folder: Path) -> Path | str:
+    """What the stage's policy starts from."""
+    name = next((name for name, each in config.stages.items() if each == stage), None)
+    return start_of(config, name) if name else folder
 
 
 def memory_of(
@@ -140,11 +156,11 @@ def place(
     learners: Sequence[tuple[ModelSize, int]],
     memory: Memory,
     *,
-    expert: ModelSize | None,
+    experts: Sequence[ModelSize] | None,
     sizes: Mapping[str, int] | None = None,
 ) -> Placement:
-    """What a stage takes of each card. ``expert``: as it is served, None without services on this machine; ``sizes`` of
-    cards are the machine's own if not given."""
+    """What a stage takes of each card. ``experts``: as they are served, None without services on this machine;
+    ``sizes`` of cards are the machine's own if not given."""
     devices = config.stack.devices or DevicesConfig()
     made = Placement(name, {})
     if "cuda" not in (config.device, config.stack.device):
@@ -159,15 +175,16 @@ def place(
         for each in map(card, named(devices.learner)):
             each.parts["learners" if len(learners) > 1 else "learner"] = PROCESS + ALLOCATOR * memory.total
             each.of_full_passes = ALLOCATOR * memory.activations
-    if expert and config.stack.device == "cuda":
+    if experts and config.stack.device == "cuda":
         policy = learners[0][0]
         cards = [card(each) for each in named(devices.experts)]
         if config.stack.experts_together:
             grounded = any(isinstance(s, AlignConfig) and s.experts.grounding for s in config.stages.values())
-            once = 2 * expert.frozen if expert.base and not grounded else 0  # both are over it
-            cards[0].parts["experts"] = PROCESS + ALLOCATOR * (2 * expert_bytes(expert) - once)
+            shared = not grounded and len({expert.base for expert in experts} - {None}) == 1  # both are over it
+            once = 2 * experts[0].frozen if shared else 0
+            cards[0].parts["experts"] = PROCESS + ALLOCATOR * (sum(map(expert_bytes, experts)) - once)
         for number, each in enumerate(() if config.stack.experts_together else EXPERTS):
-            cards[number % len(cards)].parts[each] = PROCESS + ALLOCATOR * expert_bytes(expert)
+            cards[number % len(cards)].parts[each] = PROCESS + ALLOCATOR * expert_bytes(experts[number])
         cards = [card(each) for each in named(devices.policy)]
         given_share = _given_share(config)
         made.policy_share = None if given_share else _share(cards)
@@ -194,11 +211,14 @@ def policy_bytes(config: RunConfig, size: ModelSize) -> float:
     return 2 * (size.parameters + tokens * size.states_per_token + VLLM_TOKENS * size.of_one_layer)
 
 
-def served_expert(config: RunConfig, folder: Path) -> ModelSize:
-    """As the run's alignment makes it; a dense one where it has none. Raises ConfigError as ``expert_size``."""
-    games = [stage for stage in config.stages.values() if isinstance(stage, AlignConfig)]
-    lora = games[0].experts.lora if games else None
-    return expert_size(folder, games[0].experts.mixture if games else None, [], lora=lora)
+def served_experts(config: RunConfig, folder: Path) -> list[ModelSize]:
+    """Of EXPERTS in turn, as the run's alignment makes them; dense where it has none. Raises ConfigError as
+    ``expert_size``."""
+    game = next((stage for stage in config.stages.values() if isinstance(stage, AlignConfig)), None)
+    if game is None:
+        return [expert_size(folder, None, [])] * len(EXPERTS)
+    starts = named_starts(config, game, folder).values()
+    return [expert_size(start or folder, game.experts.mixture, [], lora=game.experts.lora) for start in starts]
 
 
 def share_for_policy(
@@ -210,12 +230,12 @@ def share_for_policy(
     whatever the data holds.
     """
     shares: list[float] = []
-    expert = served_expert(config, folder)
+    experts = served_experts(config, folder)
     for name, stage in stages.items():
         learners = learners_of(config, stage, folder)
         memory = memory_of(config, stage, learners, ranks, 0.0)
         with_services = served and not isinstance(stage, SftConfig)
-        made = place(config, name, learners, memory, expert=expert if with_services else None)
+        made = place(config, name, learners, memory, experts=experts if with_services else None)
         if made.problems:
             raise ConfigError("\n".join(made.problems))
         shares += [made.policy_share] if made.policy_share else []
@@ -229,7 +249,6 @@ def disk_of(config: RunConfig, folder: Path, stages: Mapping[str, Stage], ranks:
     """
     held = 4 if config.dtype == "float32" else 2
     nearest = next(path for path in (config.run_dir, *config.run_dir.absolute().parents) if path.exists())
-    outside = None if on_one_disk(folder, nearest) else str(folder)  # what versions cannot be linked to
     checkpoints = results = one_more = 0.0
     pushed: dict[str, float] = {}  # of each model, the most that a stage has there
     for name, stage in stages.items():
@@ -241,9 +260,9 @@ def disk_of(config: RunConfig, folder: Path, stages: Mapping[str, Stage], ranks:
         if isinstance(stage, SftConfig):
             continue
         if isinstance(stage, AlignConfig):
-            results += held * _experts_numbers(stage.experts, folder, sizes[-1])
+            results += held * _experts_numbers(config, stage, folder, sizes[1:])
         for model, size in zip(("policy", *EXPERTS), sizes, strict=False):
-            copied = size.base is None or (size.base == outside and name == next(iter(config.stages)))
+            copied = size.base is None or not _is_linked(config, name, stage, model, folder, nearest)
             frozen = held * size.frozen if copied else 0
             pushed[model] = max(pushed.get(model, 0), _versions_bytes(config, held * size.trained, frozen))
     written = [config.run_dir / "weights", *(stage_folder(config, name) for name in stages)]
@@ -260,16 +279,32 @@ def saves(stage: Stage) -> int:
     return -(-steps // stage.checkpoint_every)
 
 
-def _experts_numbers(experts: ExpertLearnerConfig, folder: Path, size: ModelSize) -> int:
-    """What experts have on disk beside results of their ``size``: their starts, and where an adapter is a mixture, what
-    the whole mixture is more than its base."""
-    dense = size.frozen if size.base else size.parameters
-    starts = len(EXPERTS) * bool(experts.grounding) * dense
-    if not experts.mixture:
-        return starts
-    if not size.base:
-        return starts + size.parameters
-    return starts + len(EXPERTS) * (expert_size(folder, experts.mixture, []).parameters - size.frozen)
+def _is_linked(
+    config: RunConfig, name: str, stage: AlignConfig | RlvrConfig, model: str, folder: Path, nearest: Path
+) -> bool:
+    """Whether the base of an adapter lies where versions of the run can be linked to it."""
+    other = None
+    if isinstance(stage, AlignConfig) and model in EXPERTS:
+        if stage.experts.grounding:
+            return True  # it was made in the run's folder
+        other = named_starts(config, stage, folder)[model]
+    made = other is None and name != next(iter(config.stages))  # by the stage before
+    return made or on_one_disk(other or folder, nearest)
+
+
+def _experts_numbers(config: RunConfig, stage: AlignConfig, folder: Path, sizes: Sequence[ModelSize]) -> int:
+    """What experts have on disk beside results of their ``sizes``: their starts, and where an adapter is a mixture,
+    what the whole mixture is more than its base."""
+    experts, numbers = stage.experts, 0
+    upcycled: dict[Path, int] = {}
+    own = own_start(config, stage, folder)
+    for (expert, other), size in zip(named_starts(config, stage, folder).items(), sizes, strict=True):
+        numbers += bool(experts.grounding) * (size.frozen if size.base else size.parameters)
+        if experts.mixture and size.base:
+            numbers += expert_size(other or folder, experts.mixture, []).parameters - size.frozen
+        elif upcycles(config, stage, expert, own):
+            upcycled[other or folder] = size.parameters
+    return numbers + sum(upcycled.values())
 
 
 def on_one_disk(one: Path, other: Path) -> bool:

@@ -3,23 +3,35 @@
 Models are sized and data is checked as the run would; what a preparation has yet to make is said to be unknown.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
 from rich.filesize import decimal
 
 from prism.clients.endpoints import Endpoints
-from prism.config import AlignConfig, DataConfig, DataName, DataNames, RunConfig, SftConfig, Stage
+from prism.config import (
+    AlignConfig,
+    DataConfig,
+    DataName,
+    DataNames,
+    RunConfig,
+    SftConfig,
+    Stage,
+    published_keys,
+    toml_value,
+)
 from prism.data.mixture import Epochs, data_files
 from prism.data.rows import DataFile, Mixture, RowCheck, read_rows
 from prism.errors import PrismError
 from prism.evaluation.held_out import evaluated_stages
 from prism.settings import load_settings
 from prism.stack.local import redis_server, refuse_taken_port, service_ports
+from prism.trainer.run.expert_start import refuse_unfit_starts
 from prism.trainer.run.launch import Launch
 from prism.trainer.run.pipeline import (
     describe_stage,
@@ -29,12 +41,14 @@ from prism.trainer.run.pipeline import (
     refuse_changed,
     refuse_missing_script,
     served_model,
+    unfinished,
 )
 from prism.trainer.run.result import stage_folder, stage_result, start_of
-from prism.wire.response import EXPERTS
+from prism.wire.response import EXPERTS, Expert
 
 if TYPE_CHECKING:
     from prism.model.inputs import InputBuilder
+    from prism.trainer.run.estimate import ModelSize
 
 SAMPLED_ROWS = 64  # of a file, evenly spread, whose tokens are counted
 PROBLEMS_SHOWN = 5
@@ -83,7 +97,9 @@ def make_plan(config: RunConfig, *, attach: bool = False, progress: Callable[[st
         plan.say("prepare", f"{config.prepare.script} is called {made}")
     stages = config.stages.items()
     plan.say("stages", *(f"{name}: {describe_stage(stage)}; {_state(config, name)}" for name, stage in stages))
-    plan.pending = {name: stage for name, stage in stages if not stage_result(config, name)}
+    for name, stage in stages:
+        _published(plan, name, stage)
+    plan.pending = unfinished(config)
     folder = _model(plan)
     inputs = None
     if folder:
@@ -92,6 +108,7 @@ def make_plan(config: RunConfig, *, attach: bool = False, progress: Callable[[st
     _data(plan, inputs)
     if folder:
         with plan.refusing():
+            refuse_unfit_starts(config, plan.pending, folder)
             _sizes(plan, folder, ranks, attach=attach)
     _services(plan, attach)
     return plan
@@ -105,6 +122,22 @@ def _state(config: RunConfig, name: str) -> str:
         return f"finished at version {result['version']}, {measured}"
     saved = checkpoints(config.run_dir / "checkpoints" / name)
     return f"goes on after step {int(saved[-1].name)}" if saved else "starts at step 0"
+
+
+def _published(plan: Plan, name: str, stage: Stage) -> None:
+    """What ``published`` set, and what the file says beside it."""
+    same, own = published_keys(stage)
+    if not stage.published:
+        return
+    said = [f"{key} = {toml_value(value)}" for key, value in same.items()]
+    more = [f"{key} = {toml_value(ours)} (published: {toml_value(theirs)})" for key, (ours, theirs) in own.items()]
+    lines = _wrapped([f"{name} as in the runs of {stage.published}: {', '.join(said)}"])
+    plan.say("published", *lines, *_wrapped([f"but the configuration says {', '.join(more)}"] if more else []))
+
+
+def _wrapped(parts: Sequence[str]) -> list[str]:
+    """Joined by commas, in lines that a terminal shows whole."""
+    return wrap(", ".join(parts), 106, break_long_words=False, break_on_hyphens=False)
 
 
 def _model(plan: Plan) -> Path | None:
@@ -162,7 +195,8 @@ def _data(plan: Plan, inputs: "InputBuilder | None") -> None:
                 response = "teacher"
             elif stage.dynamic_sampling:
                 most = f", up to {stage.max_sampling_rounds} times that with dynamic sampling"
-            longest, judged = plan.config.stack.max_model_len, response == "teacher"
+            longest = plan.config.stack.max_model_len
+            judged = stage.experts.section if isinstance(stage, AlignConfig) else None
             check = refuse_unservable(inputs, longest, rollouts.max_tokens, judged=judged) if inputs else None
             files = _read(plan, rollouts.data, name, response or "gold", check=check)
             plan.say(name, f"{responses:,} responses to {groups:,} prompts{_epochs(groups, files)}{most}")
@@ -238,17 +272,27 @@ def _lengths(plan: Plan, file: DataFile, inputs: "InputBuilder", response: str |
 def _sizes(plan: Plan, folder: Path, ranks: int, *, attach: bool) -> None:
     """Of models, memory and disk."""
     from prism.trainer.run.estimate import checkpoint_bytes, policy_size
-    from prism.trainer.run.placement import disk_of, learners_of, memory_of, place, saves, served_expert
+    from prism.trainer.run.placement import (
+        disk_of,
+        learners_of,
+        memory_of,
+        named_starts,
+        place,
+        saves,
+        served_experts,
+    )
 
     config = plan.config
     policy = policy_size(folder, [], checkpointing=config.gradient_checkpointing)
     plan.say("policy", f"{policy.parameters / 1e6:,.1f}M parameters")
-    expert = policy
+    experts = [policy] * len(EXPERTS)
     for name, stage in plan.pending.items():
         learners = learners_of(config, stage, folder)
         if isinstance(stage, AlignConfig):
-            expert = learners[-1][0]
-            plan.say("experts", f"2 of {expert.parameters / 1e6:,.1f}M parameters each")
+            experts = [size for size, _ in learners[1:]]
+            plan.say("experts", *_experts(experts, named_starts(config, stage, folder)))
+            if stage.policy.lora and stage.experts.lora and experts[0].base != learners[0][0].base:
+                plan.say("", "their adapters are over another model than the policy's: it is held beside that")
         memory = memory_of(config, stage, learners, ranks, plan.patches_per_token)
         kept = min(config.keep_checkpoints, saves(stage))
         checkpoint = checkpoint_bytes(config, [size for size, _ in learners], ranks)
@@ -258,8 +302,8 @@ def _sizes(plan: Plan, folder: Path, ranks: int, *, attach: bool) -> None:
             f"about {decimal(round(memory.total))} of memory a rank, in a full pass: {parts}",
             f"{kept} checkpoints of {decimal(round(checkpoint))} stay; {_while_written(config, stage)}",
         )
-        served = None if attach or isinstance(stage, SftConfig) else served_expert(config, folder)
-        placed = place(config, name, learners, memory, expert=served)
+        served = None if attach or isinstance(stage, SftConfig) else served_experts(config, folder)
+        placed = place(config, name, learners, memory, experts=served)
         if placed.cards:
             share = [f"vLLM is given {placed.policy_share:.0%} of its card"] if placed.policy_share else []
             plan.say("", *(card.line() for card in placed.cards.values()), *share)
@@ -273,7 +317,20 @@ def _sizes(plan: Plan, folder: Path, ranks: int, *, attach: bool) -> None:
     served = (
         f"{decimal((4 if on_cpu else 2) * policy.parameters)} of weights, {cache if on_cpu else 'the rest of its card'}"
     )
-    plan.say("services", f"policy {served}; {' and '.join(EXPERTS)} {decimal(4 * expert.parameters)} of weights each")
+    weights = [decimal(4 * expert.parameters) for expert in experts]
+    if len(set(weights)) == 1:
+        plan.say("services", f"policy {served}; {' and '.join(EXPERTS)} {weights[0]} of weights each")
+    else:
+        plan.say("services", f"policy {served}; {', '.join(f'{e} {w}' for e, w in zip(EXPERTS, weights, strict=True))}")
+
+
+def _experts(sizes: Sequence["ModelSize"], named: Mapping[Expert, Path | None]) -> list[str]:
+    """How large they are, and from which folders they start if not from the policy."""
+    parameters = [f"{size.parameters / 1e6:,.1f}M parameters" for size in sizes]
+    from_there = [f", from {start}" if start else "" for start in named.values()]
+    if len(set(zip(parameters, from_there, strict=True))) == 1:
+        return [f"{len(sizes)} of {parameters[0]} each{from_there[0]}"]
+    return [f"{expert} of {p}{f}" for expert, p, f in zip(EXPERTS, parameters, from_there, strict=True)]
 
 
 def _while_written(config: RunConfig, stage: Stage) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from prism.config import AlignConfig, RunConfig
 from prism.model.expert import ExpertModel, load_expert, place
-from prism.model.inputs import Example
+from prism.model.inputs import Example, InputBuilder
 from prism.trainer.flow.intake import POLICY, Admission, Intake
 from prism.trainer.learn import ranks
 from prism.trainer.learn.adapted import Wanted, load_adapted, save_learnt
@@ -25,7 +25,7 @@ from prism.trainer.learn.losses import Algorithm
 from prism.trainer.learn.offload import offload_of
 from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
 from prism.trainer.run.alerts import Alerts
-from prism.trainer.run.expert_start import expert_start
+from prism.trainer.run.expert_start import expert_start, named_start, refuse_unfit_starts
 from prism.trainer.run.recorder import Recorder
 from prism.trainer.stages.common import (
     dump_nonfinite_groups,
@@ -42,6 +42,8 @@ from prism.trainer.stages.common import (
 )
 from prism.trainer.stages.context import Context, open_context
 from prism.trainer.stages.empty_steps import EmptySteps
+from prism.trainer.stages.looks import Looks
+from prism.trainer.stages.picture_check import refuse_other_judging
 from prism.trainer.stages.validation import Validation
 from prism.wire.response import EXPERTS, Expert
 from prism.wire.sample import sample_problems
@@ -54,6 +56,7 @@ WARMUP_WINDOW = 4  # steps asked for ahead of the learner while the policy stand
 def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, output: Path) -> dict[str, Any]:
     """Play the game from the model in ``start`` and write the policy to ``output``; resumes where it stopped."""
     ranks.seed(config.seed)
+    ranks.from_first(partial(refuse_unfit_starts, config, {name: stage}, start))
     context = open_context(config, name, start)
     total = stage.warmup_steps + stage.steps
     policy, experts = _learners(context, stage, start)
@@ -63,8 +66,9 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
     counts = {"empty_steps": empty_steps, "alerts": alerts}
     saved, first, publishers = resume_and_push(context, learners, intake, counts)
+    ranks.from_first(partial(refuse_other_judging, context, stage.experts))
 
-    validation, ended = Validation(context, total), total
+    validation, looks, ended = Validation(context, total), Looks(context, stage), total
     recorder = Recorder(config.run_dir, name, total, alerts=alerts)
     rollout_log = context.rollout_log()
     started = time.perf_counter()
@@ -105,10 +109,11 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
                 intake.finish(step)
 
             due: list[PolicyLearner | ExpertLearner] = [policy] if policy.version > version else []
-            if not warming_up or step == stage.warmup_steps - 1:
+            if step == stage.warmup_steps - 1 or not (warming_up or stage.experts.frozen):
                 due += experts
             figures |= push_weights(context, publishers, due, groups[0] if groups else None)
             figures |= {"warmup": warming_up, "attempt": context.attempt, "step_seconds": time.perf_counter() - began}
+            figures |= looks.measure(step + 1, policy.version, experts[0].version)
             recorder.step(step + 1, figures, show=SHOWN, groups=groups)
             if advantages:
                 keep_rollouts(context, rollout_log, step, groups, version, advantages, policy)
@@ -124,8 +129,10 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     recorder.close()
     settle(publishers)
     save_learnt(policy.model, output, context.inputs)
-    for expert in experts:
-        save_learnt(expert.model, output / "experts" / expert.expert, context.inputs)
+    for expert in experts:  # with the processor and the licence of what it was made of
+        named = named_start(config, stage, expert.expert, start)
+        inputs = InputBuilder(named, config.limits.pixel_bounds) if named else context.inputs
+        save_learnt(expert.model, output / "experts" / expert.expert, inputs)
     if ranks.is_first():
         intake.check_newest()
     return {

@@ -37,7 +37,7 @@ from prism.trainer.stages.picture_check import check_pictures
 from prism.trainer.weights.named import as_saved, config_json, named_weights, own_weights
 from prism.trainer.weights.probe import make_probe
 from prism.trainer.weights.publish import Publisher, PushTimes
-from prism.wire.response import EXPERTS, caption_f1
+from prism.wire.response import caption_f1
 from prism.wire.sample import is_cut_off, sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.weights import Probe
@@ -48,9 +48,9 @@ LOOKED_AT = 64  # of a stage's prompts, for one with a picture
 
 
 def loss_options(algorithm: str, config: PolicyLearnerConfig, max_tokens: int, *, kl_coef: float = 0.0) -> LossOptions:
-    """The options published for the algorithm, with the clip that the configuration sets, if it does."""
-    clip = {"clip_low": config.clip_low, "clip_high": config.clip_high}
-    given = {name: value for name, value in clip.items() if value is not None}
+    """The options published for the algorithm, but for what the configuration sets."""
+    own = config.model_dump(include={"clip_low", "clip_high", "dual_clip", "average"})
+    given = {name: value for name, value in own.items() if value is not None}
     return replace(DEFAULT_OPTIONS[Algorithm(algorithm)], max_length=max_tokens, kl_coef=kl_coef, **given)
 
 
@@ -103,7 +103,8 @@ def resume_and_push(
     push_weights(context, publishers, learners.values())
     if ranks.is_first() and context.data:
         prompts = list(islice(Prompts(context.data[0], context.blobs), LOOKED_AT))
-        check_pictures(context, prompts, [expert for expert in EXPERTS if expert in learners])
+        of_experts = [one for one in learners.values() if isinstance(one, ExpertLearner)]
+        check_pictures(context, prompts, [one.expert for one in of_experts if one.config.pictures])
     return saved, first, publishers
 
 

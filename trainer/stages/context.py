@@ -8,7 +8,7 @@ from rich.console import Console
 
 from prism import logs
 from prism.clients.endpoints import Endpoints, load_endpoints
-from prism.config import RolloutConfig, RunConfig, SftConfig
+from prism.config import AlignConfig, RolloutConfig, RunConfig, SftConfig
 from prism.data.blobs import BlobStore
 from prism.data.mixture import data_files
 from prism.data.rows import DataFile, Prompts, read_rows
@@ -68,7 +68,8 @@ class Context:
         return Intake(stream, sequence, self.stage, rollouts, self.attempt, seed, rules_json=rules)
 
     def _prompts(self, rollouts: RolloutConfig, require: tuple[str, ...]) -> Prompts:
-        config = self.config
+        config, stage = self.config, self.config.stages[self.stage]
+        judged = stage.experts.section if isinstance(stage, AlignConfig) else None
         self.data = [
             read_rows(
                 path,
@@ -76,9 +77,7 @@ class Context:
                 require=require,
                 say=self.say,
                 limits=config.limits,
-                check=refuse_unservable(
-                    self.inputs, config.stack.max_model_len, rollouts.max_tokens, judged="teacher" in require
-                ),
+                check=refuse_unservable(self.inputs, config.stack.max_model_len, rollouts.max_tokens, judged=judged),
                 entry=entry,
             )
             for path, entry in data_files(rollouts.data, config.path)

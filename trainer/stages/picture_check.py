@@ -1,5 +1,7 @@
 """At a stage's start: whether policy and experts look at the picture. If another one changes nothing, that is said.
 
+And whether the experts' services show their models of a response what the learner does.
+
 Asked over HTTP, of the servers that the stage works with: with a wrong processor, a template without its placeholder or
 weights without a vision tower, a model answers fluently and learns from text alone.
 """
@@ -14,12 +16,14 @@ from pydantic import ValidationError
 
 from prism.clients.http import Refused, Unavailable
 from prism.clients.services import ExpertClient
+from prism.config import ExpertLearnerConfig
 from prism.data.images import decode_image
+from prism.errors import ConfigError
 from prism.http.client import async_client
 from prism.trainer.stages.context import Context
-from prism.wire.experts import ScoreItem, ScoreRequest
-from prism.wire.messages import image_sha256s, to_json, to_openai
-from prism.wire.response import Expert
+from prism.wire.experts import ModelInfo, ScoreItem, ScoreRequest
+from prism.wire.messages import image_sha256s, to_json, to_openai, with_images
+from prism.wire.response import EXPERTS, Expert
 from prism.wire.v1 import rollout_pb2 as pb
 
 LEAST = 1e-4  # nats a token, or units of score: what is asked twice with one picture differs by less
@@ -38,6 +42,34 @@ def check_pictures(context: Context, prompts: Sequence[pb.Prompt], experts: Sequ
     found = asyncio.run(_ask(context, prompt, experts))
     for text in found:
         context.say(text, prompt_id=prompt.id)
+    return found
+
+
+def refuse_other_judging(context: Context, learner: ExpertLearnerConfig) -> None:
+    """Raises ConfigError for an expert's service that shows its model something else than the learner does: its scores
+    would be of what it was never trained on. A service that cannot be asked is said."""
+    for expert, info in asyncio.run(_judging(context)).items():
+        if isinstance(info, str):
+            context.say(f"what the {expert} expert is shown could not be asked: {info}")
+        elif (info.pictures, info.section) != (learner.pictures, learner.section):
+            raise ConfigError(
+                f"the {expert} expert's service judges with PRISM_EXPERT_PICTURES={str(info.pictures).lower()} and "
+                f"PRISM_EXPERT_SECTION={info.section}, this stage learns with pictures = "
+                f'{str(learner.pictures).lower()} and section = "{learner.section}": start the service with this run '
+                "(PRISM_RUN_LIMITS), or set these variables to the same"
+            )
+
+
+async def _judging(context: Context) -> dict[Expert, ModelInfo | str]:
+    """Of each expert's service, or why it could not be asked."""
+    at, found = context.endpoints, dict[Expert, ModelInfo | str]()
+    async with async_client() as http:
+        for expert in EXPERTS:
+            client = ExpertClient(http, at.expert_url(expert), at.token.get_secret_value(), PATIENCE_SECONDS)
+            try:
+                found[expert] = await client.ask(ModelInfo, "GET", "/v1/model")
+            except (Refused, Unavailable) as error:
+                found[expert] = str(error)
     return found
 
 
@@ -67,18 +99,13 @@ async def _ask(context: Context, prompt: pb.Prompt, experts: Sequence[Expert]) -
 
 def with_other_pictures(messages: Sequence[pb.Message], context: Context) -> list[pb.Message]:
     """The same with each picture upside down and in negative, of the same size."""
-    made: list[pb.Message] = []
-    for message in messages:
-        other = pb.Message()
-        other.CopyFrom(message)
-        for part in other.parts:
-            if part.HasField("image_sha256"):
-                picture = decode_image(context.blobs.get(part.image_sha256), max_pixels=None)
-                file = io.BytesIO()
-                ImageOps.flip(ImageOps.invert(picture)).save(file, "PNG")
-                part.image_sha256 = context.blobs.put(file.getvalue())
-        made.append(other)
-    return made
+
+    def other(sha256: str) -> str:
+        file = io.BytesIO()
+        ImageOps.flip(ImageOps.invert(decode_image(context.blobs.get(sha256), max_pixels=None))).save(file, "PNG")
+        return context.blobs.put(file.getvalue())
+
+    return with_images(messages, other)
 
 
 async def _logprobs(

@@ -59,6 +59,12 @@ class WarmupConfig(ConfigModel):
             raise ValueError("dtype: on a GPU the learners' attention computes in bfloat16")
         return self
 
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if self.learner.frozen:
+            raise ValueError("learner.frozen: is for the game; a warm-up is there to learn")
+        return self
+
     @classmethod
     def of(cls, **values: Any) -> Self:
         """Raises ConfigError that names each value that is impossible."""

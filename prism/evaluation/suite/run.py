@@ -26,7 +26,7 @@ from prism.evaluation.suite.judge import JUDGE_VERSION, Judge, case_of, is_right
 from prism.evaluation.suite.questions import QuestionSet
 from prism.evaluation.suite.samples import Sample, Store, View
 from prism.files import make_folder, write_json
-from prism.http.client import async_client
+from prism.http.client import busy_client
 
 RESULT = "result.json"
 
@@ -241,8 +241,7 @@ def _progress(console: Console) -> Iterator[Callable[[str, int], Callable[[], No
 
 
 def _client(config: ServerConfig | JudgeConfig | None) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return async_client(limits=limits, proxy=config.proxy if config else None)
+    return busy_client(proxy=config.proxy if config else None)
 
 
 def _chat(http: httpx.AsyncClient, config: ServerConfig | JudgeConfig) -> ChatClient:

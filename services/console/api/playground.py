@@ -25,7 +25,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 @router.post("/chat", responses=NOT_UP | EVENTS, response_class=StreamingResponse, openapi_extra=needs("vote"))
 async def chat(request: ChatRequest, caller: Caller) -> StreamingResponse:
     """A policy's answer as it is made. Closing the connection stops it."""
-    known = await run_in_threadpool(_services, caller, request.run)
+    known = await run_in_threadpool(services_up, caller, request.run)
     request.image = await run_in_threadpool(services.picture, request.image)
     await run_in_threadpool(caller.record, "policy asked", request.run)
     events = services.chat(known, request)
@@ -35,7 +35,7 @@ async def chat(request: ChatRequest, caller: Caller) -> StreamingResponse:
 @router.post("/score", responses=NOT_UP, openapi_extra=needs("vote"))
 async def score(request: JudgeRequest, caller: Caller) -> list[JudgedBy]:
     """Both experts on one response. One that cannot say has a status and no score."""
-    known = await run_in_threadpool(_services, caller, request.run)
+    known = await run_in_threadpool(services_up, caller, request.run)
     request.image = await run_in_threadpool(services.picture, request.image)
     return await services.score(known, request)
 
@@ -43,10 +43,11 @@ async def score(request: JudgeRequest, caller: Caller) -> list[JudgedBy]:
 @router.post("/grade", responses=NOT_UP, openapi_extra=needs("vote"))
 async def grade(request: GradeRequest, caller: Caller) -> Graded:
     """The grader on one response. Where it cannot say there is a status and no number."""
-    return await services.grade(await run_in_threadpool(_services, caller, request.run), request)
+    return await services.grade(await run_in_threadpool(services_up, caller, request.run), request)
 
 
-def _services(caller: Asked, run: str) -> services.Services:
+def services_up(caller: Asked, run: str) -> services.Services:
+    """Raises HTTPException 404, and ConfigError for a run that is not up here."""
     found = caller.console.index.get(run)
     if found is None:
         raise HTTPException(404, f"there is no run {run!r} in the runs folder")

@@ -5,21 +5,27 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query
 from fastapi.responses import Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from prism.errors import DataError, ServiceError
 from prism.services.console.access.guard import needs
+from prism.services.console.api.playground import services_up
+from prism.services.console.live import services
+from prism.services.console.live.both import ask_both
 from prism.services.console.pictures import as_picture
 from prism.services.console.state import Asked, Caller
 from prism.services.console.store.models import Vote
 from prism.services.console.votes import ballot, figures, pairs
-from prism.services.console.votes.reference import picture_of, reference
+from prism.services.console.votes.reference import own_pictures, picture_of, reference
 from prism.wire.console import (
+    AskPairRequest,
     DrawRequest,
     PairInfo,
     VoteFigures,
     VoteInfo,
     VoteRequest,
 )
+from prism.wire.messages import data_uri_bytes
 
 router = APIRouter(prefix="/api/v1/votes", tags=["votes"])
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
@@ -39,6 +45,31 @@ def draw_pair(request: DrawRequest, caller: Caller) -> PairInfo:
     if vote is None:
         raise HTTPException(404, "nothing is left to vote on: you have seen every pair of these runs")
     return shown(vote)
+
+
+@router.post(
+    "/ask",
+    status_code=201,
+    responses={
+        404: {"description": "no such run"},
+        409: {"description": "both said the same to the letter, or you have voted on these two answers"},
+        413: {"description": "the request is too large: a picture of some 9 MiB fits"},
+        502: {"description": "a policy gave no whole answer"},
+    },
+    openapi_extra=needs("vote"),
+)
+async def ask_pair(request: AskPairRequest, caller: Caller) -> PairInfo:
+    """One question to two policies that are up: their answers are the pair, sides drawn, names hidden."""
+    known = [await run_in_threadpool(services_up, caller, run) for run in request.runs]
+    request.image = await run_in_threadpool(services.picture, request.image)
+    await run_in_threadpool(caller.record, "policies asked", " and ".join(request.runs))
+    try:
+        one, other = await ask_both(known, request)
+    except ServiceError as error:
+        raise HTTPException(502, str(error)) from None
+    if one.text == other.text:
+        raise HTTPException(409, "both said the same to the letter: there is nothing to vote on")
+    return await run_in_threadpool(_kept, caller, request, one, other)
 
 
 @router.post(
@@ -91,6 +122,19 @@ def vote_reference(caller: Caller, run: OfRuns = []) -> StreamingResponse:  # no
     lines = reference(caller.console.place.runs, caller.console.settings.state_dir, votes)
     headers = {"Content-Disposition": 'attachment; filename="votes.jsonl"'}
     return StreamingResponse(lines, media_type="application/jsonl", headers=headers)
+
+
+def _kept(caller: Asked, asked: AskPairRequest, one: pairs.Side, other: pairs.Side) -> PairInfo:
+    """The pair in the database, its picture among the console's own."""
+    images = []
+    if asked.image is not None:
+        images = [own_pictures(caller.console.settings.state_dir).put(data_uri_bytes(asked.image))]
+    gold = pairs.as_text(asked.gold) if asked.gold else None
+    pair = pairs.Pair("asked", "", pairs.as_text(asked.question), gold, images, one, other)
+    vote = ballot.put(caller.store, caller.by.name, pair)
+    if vote.choice is not None:
+        raise HTTPException(409, f"you have voted on these two answers: pair {vote.id}")
+    return shown(vote)
 
 
 def draw(caller: Asked, runs: Sequence[str], source: pairs.Source) -> Vote | None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 from pydantic import ValidationError
@@ -77,6 +78,26 @@ async def chat(
     services: Services, asked: ChatRequest, transport: httpx.AsyncBaseTransport | None = None
 ) -> AsyncIterator[str]:
     """Server-sent events: ``text`` as it comes, then ``end``; or ``problem`` with a status instead of an end."""
+    async for name, data in _answered(services, asked, transport):
+        yield f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+async def answer(services: Services, asked: ChatRequest) -> tuple[str, int | None]:
+    """The policy's whole answer, and its version. Raises ServiceError where there is none."""
+    texts: list[str] = []
+    async for name, data in _answered(services, asked, None):
+        if name == "end":
+            return "".join(texts), data["version"]
+        if name == "problem":
+            raise ServiceError(f"{asked.run}: {data['detail']}")
+        texts.append(data["text"])
+    raise AssertionError("neither an end nor a problem")
+
+
+async def _answered(
+    services: Services, asked: ChatRequest, transport: httpx.AsyncBaseTransport | None
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Names and data of ``chat``'s events."""
     body: dict[str, object] = {
         "model": "policy",
         "messages": chat_messages(asked.messages, asked.image),
@@ -96,27 +117,27 @@ async def chat(
             if not response.is_success:
                 told = (await response.aread()).decode(errors="replace")[:500]
                 status = "unavailable" if response.status_code >= 500 or response.status_code == 429 else "refused"
-                yield _event("problem", status=status, detail=f"the policy answered {response.status_code}: {told}")
+                yield "problem", {"status": status, "detail": f"the policy answered {response.status_code}: {told}"}
                 return
             version = response.headers.get(VERSION_HEADER, "")
             async for data in read_events(response.aiter_bytes()):
                 if data == b"[DONE]":
                     known = int(version) if version.isdecimal() else None
-                    yield _event("end", finish_reason=reason, version=known)
+                    yield "end", {"finish_reason": reason, "version": known}
                     return
                 chunk = json.loads(data)
                 if "error" in chunk:
-                    yield _event("problem", status="error", detail=str(chunk["error"])[:500])
+                    yield "problem", {"status": "error", "detail": str(chunk["error"])[:500]}
                     return
                 for choice in chunk["choices"]:
                     reason = choice.get("finish_reason") or reason
                     if text := choice["delta"].get("content"):
-                        yield _event("text", text=text)
-            yield _event("problem", status="unavailable", detail="the answer broke off: what is above is not whole")
+                        yield "text", {"text": text}
+            yield "problem", {"status": "unavailable", "detail": "the answer broke off: what is above is not whole"}
     except httpx.HTTPError as error:
-        yield _event("problem", status="unavailable", detail=f"the policy does not answer: {type(error).__name__}")
+        yield "problem", {"status": "unavailable", "detail": f"the policy does not answer: {type(error).__name__}"}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        yield _event("problem", status="error", detail=f"the policy streamed what is no answer: {error!r}"[:500])
+        yield "problem", {"status": "error", "detail": f"the policy streamed what is no answer: {error!r}"[:500]}
 
 
 async def score(
@@ -164,7 +185,3 @@ async def grade(services: Services, asked: GradeRequest, transport: httpx.AsyncB
 
 def _status(error: ServiceError) -> str:
     return "unavailable" if isinstance(error, Unavailable) else "refused" if isinstance(error, Refused) else "error"
-
-
-def _event(name: str, **data: object) -> str:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"

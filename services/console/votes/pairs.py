@@ -77,7 +77,7 @@ def of_answers(root: Path, runs: Sequence[str]) -> list[Pair]:
             found += _pair("answers", run, sample, _answer(name, run, sample), _answer(name2, run2, sample2))
         for name, (run, sample) in answers.items():
             if sample.teacher:
-                teacher = Side(TEACHER, None, _text(sample.teacher), run, _scores(sample.teacher_scores))
+                teacher = Side(TEACHER, None, as_text(sample.teacher), run, _scores(sample.teacher_scores))
                 found += _pair("answers", run, sample, _answer(name, run, sample), teacher)
     return found
 
@@ -91,12 +91,12 @@ def of_rollouts(root: Path, runs: Sequence[str], chance: random.Random) -> list[
     for run, stage, step in chance.sample(kept, min(STEPS, len(kept))):
         read = rollouts.read_step(root / run, stage, step)
         for group in read.groups if read else ():
-            question = _text("\n".join(group.prompt_texts))
+            question = as_text("\n".join(group.prompt_texts))
             sides = [
-                Side(f"{run} in {stage}", group.policy_version, _text(sample.text), run, _kept_scores(sample.scores))
+                Side(f"{run} in {stage}", group.policy_version, as_text(sample.text), run, _kept_scores(sample.scores))
                 for sample in group.samples
             ]
-            gold = None if group.gold is None else _text(group.gold)
+            gold = None if group.gold is None else as_text(group.gold)
             found += [
                 Pair("rollouts", run, question, gold, group.images, one, other)
                 for one, other in itertools.combinations(sides, 2)
@@ -112,12 +112,12 @@ def as_json(side: Side) -> dict[str, Any]:
 def _pair(source: Source, run: str, sample: AnsweredPrompt, one: Side, other: Side) -> list[Pair]:
     if one.text == other.text:
         return []
-    gold = None if sample.gold is None else _text(sample.gold)
-    return [Pair(source, run, _text(sample.question), gold, sample.images, one, other)]
+    gold = None if sample.gold is None else as_text(sample.gold)
+    return [Pair(source, run, as_text(sample.question), gold, sample.images, one, other)]
 
 
 def _answer(name: str, run: str, sample: AnsweredPrompt) -> Side:
-    return Side(name, sample.policy_version, _text(sample.response), run, _scores(sample.scores))
+    return Side(name, sample.policy_version, as_text(sample.response), run, _scores(sample.scores))
 
 
 def _scores(given: Iterable[ScoreRecord]) -> list[dict[str, Any]]:
@@ -128,6 +128,6 @@ def _kept_scores(given: Iterable[rollouts.Score]) -> list[dict[str, Any]]:
     return [{"expert": s.expert, "version": s.expert_version, "status": s.status, "value": s.value} for s in given]
 
 
-def _text(text: str) -> str:
+def as_text(text: str) -> str:
     """As a database can hold it."""
     return well_formed(text).replace("\x00", "\ufffd")

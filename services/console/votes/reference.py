@@ -12,12 +12,16 @@ from prism.wire.messages import data_uri
 OWN_PICTURES = "pictures"  # a folder of blobs in PRISM_STATE_DIR: those that people have uploaded to vote on
 
 
+def own_pictures(state_dir: Path) -> BlobStore:
+    return BlobStore(str((state_dir / OWN_PICTURES).resolve()))
+
+
 def picture_of(runs: Path, state_dir: Path, vote: Vote, number: int) -> bytes:
     """Raises DataError, also for a run that is no longer there."""
     if number >= len(vote.images):
         raise DataError(f"pair {vote.id} has no picture {number + 1}")
-    folder = runs / vote.run / "blobs" if vote.run else state_dir / OWN_PICTURES
-    return BlobStore(str(folder.resolve())).get(vote.images[number])
+    blobs = BlobStore(str((runs / vote.run / "blobs").resolve())) if vote.run else own_pictures(state_dir)
+    return blobs.get(vote.images[number])
 
 
 def reference(runs: Path, state_dir: Path, votes: Iterable[Vote]) -> Iterator[str]:

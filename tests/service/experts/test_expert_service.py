@@ -43,7 +43,10 @@ def request(teacher_rows: DataFile) -> dict[str, Any]:
     }
 
 
-def test_an_expert_is_pushed_killed_and_stopped(tiny_model: Path, teacher_rows: DataFile, tmp_path: Path) -> None:
+def test_an_expert_is_pushed_killed_and_stopped(
+    tiny_model: Path, other_size: Path, teacher_rows: DataFile, tmp_path: Path
+) -> None:
+    """The second version is of another size than the service started from."""
     asked = request(teacher_rows)
 
     def scores(client: httpx.Client) -> tuple[int, list[float | None]]:
@@ -72,8 +75,8 @@ def test_an_expert_is_pushed_killed_and_stopped(tiny_model: Path, teacher_rows: 
         for thread in threads:
             thread.start()
         try:
-            for version in (1, 2):
-                assert push(client, tmp_path, tiny_model, version).status_code == 200
+            for version, model in ((1, tiny_model), (2, other_size)):
+                assert push(client, tmp_path, model, version).status_code == 200
                 assert scores(client)[0] == version
         finally:
             stop.set()
@@ -83,6 +86,8 @@ def test_an_expert_is_pushed_killed_and_stopped(tiny_model: Path, teacher_rows: 
         assert by_version.keys() >= {0, 2}
         assert all(given == by_version[version] for version, given in answers)
         last = scores(client)
+        parameters = sum(tensor.numel() for tensor in load_expert(other_size).state_dict().values())
+        assert client.get("/v1/model").json()["parameters"] == pytest.approx(parameters, rel=0.01)
         os.kill(process.pid, signal.SIGKILL)
 
     with expert(tmp_path, tiny_model) as (process, client):

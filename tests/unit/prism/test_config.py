@@ -24,17 +24,7 @@ from prism.services.policy import settings as of_policy
 from prism.services.rollouts import settings as of_rollouts
 from prism.trainer.run import compare, launch
 
-MINIMAL = """
-name = "small"
-model = "model"
-
-[stages.first]
-kind = "sft"
-data = ["demos.jsonl"]
-steps = 10
-batch = 4
-optimizer = { lr = 1e-3 }
-
+GAME = """
 [stages.game]
 kind = "align"
 steps = 4
@@ -43,12 +33,23 @@ warmup_prompts = 2
 rollouts = { data = "teacher.jsonl", prompts = 4, n = 2, max_tokens = 64 }
 policy = { optimizer = { lr = 1e-4 } }
 experts = { optimizer = { lr = 1e-3 } }
+"""
+MINIMAL = f"""
+name = "small"
+model = "model"
 
+[stages.first]
+kind = "sft"
+data = ["demos.jsonl"]
+steps = 10
+batch = 4
+optimizer = {{ lr = 1e-3 }}
+{GAME}
 [stages.rl]
 kind = "rlvr"
 steps = 4
-rollouts = { data = "prompts.jsonl", prompts = 4, n = 2, max_tokens = 64 }
-policy = { optimizer = { lr = 1e-4 } }
+rollouts = {{ data = "prompts.jsonl", prompts = 4, n = 2, max_tokens = 64 }}
+policy = {{ optimizer = {{ lr = 1e-4 }} }}
 
 [evaluate]
 data = "test.jsonl"
@@ -86,6 +87,27 @@ def test_a_minimal_file_gets_the_defaults(file: Path) -> None:
     assert config.push.deadline_seconds == 120
 
 
+def test_alignments_of_a_run_are_judged_one_way_which_its_services_read(file: Path, tmp_path: Path) -> None:
+    assert load_config(file).run_limits.model_dump()["expert_section"] == "own"
+    whole = ["stages.game.experts.section=whole", "stages.game.experts.pictures=false"]
+    config = load_config(file, whole)
+    limits = config.run_limits
+    assert (limits.expert_section, limits.expert_pictures) == ("whole", False)
+    limits.write(tmp_path)
+    token = {"token": "data-token-0123456789", "admin_token": "admin-token-0123456789"}
+    service = token | {"port": 1, "expert": "perception"} | dict.fromkeys(("model", "weights_root", "state_dir"), "x")
+    made = settings.load_settings(of_experts.ExpertSettings, **service, run_limits=tmp_path / "limits.json")
+    assert (made.expert_section, made.expert_pictures) == ("whole", False)
+    with pytest.raises(ConfigError, match=r"PRISM_EXPERT_SECTION: own here, .*: set experts.section of each alignment"):
+        settings.load_settings(
+            of_experts.ExpertSettings, **service, run_limits=tmp_path / "limits.json", expert_section="own"
+        )
+    file.write_text(MINIMAL.replace("[stages.rl]", GAME.replace("stages.game", "stages.more") + "\n[stages.rl]"))
+    load_config(file, [*whole, "stages.more.experts.section=whole", "stages.more.experts.pictures=false"])
+    with pytest.raises(ConfigError, match=r"stages.more.experts.pictures: alignments of one run share"):
+        load_config(file, [*whole, "stages.more.experts.section=whole"])
+
+
 def test_a_mixture_has_the_published_shape_unless_told_otherwise(file: Path) -> None:
     stage = load_config(file, ["stages.game.experts.mixture={}"]).stages["game"]
     assert isinstance(stage, AlignConfig)
@@ -111,6 +133,25 @@ def test_the_demo_loads() -> None:
             'evaluate.disentangle={words = [["one"]]}',
             "evaluate.disentangle: words: ['one'] holds no other word to put in place of one",
         ),
+        (
+            "stages.game.experts={optimizer = {lr = 1}, pictures = false, mismatch = 1}",
+            "stages.game.experts: pictures: grounding and mismatch teach which response belongs to a picture",
+        ),
+        (
+            "stages.game.experts={optimizer = {lr = 1}, pictures = false, grounding = {epochs = 1}}",
+            "stages.game.experts: pictures: grounding and mismatch teach",
+        ),
+        (
+            "stages.game.experts={optimizer = {lr = 1}, pictures = false, lora = {vision = true}}",
+            "stages.game.experts: pictures: without them lora.vision has nothing to learn from",
+        ),
+        (
+            "stages.game.experts={optimizer = {lr = 1}, frozen = true, skip_above_accuracy = 0.9}",
+            "stages.game.experts: frozen: skip_above_accuracy and load_balance_online are for experts that learn",
+        ),
+        ("stages.game.experts.section=caption", "stages.game.experts.section: Input should be 'own' or 'whole'"),
+        ("stages.rl.experts.pictures=false", "stages.rl.experts: is not a known key"),
+        ("evaluate.looks.every=0", "evaluate.looks.every: "),
         ("bogus=1", "bogus: is not a known key"),
         ("stages.game.bogus=1", "stages.game.bogus: is not a known key"),
         ("stages.game.rollouts.bogus=1", "stages.game.rollouts.bogus: is not a known key"),

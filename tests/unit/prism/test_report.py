@@ -294,6 +294,42 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
         write_report(tmp_path / name)
 
 
+def looked(right: float, shuffled: float, close: int) -> dict[str, Any]:
+    shares = {"right": right, "shuffled": shuffled, "blank": shuffled}
+    figures = {"pairs": 60, "tie_share": 0.25, **shares, **{f"{name}_stderr": 0.04 for name in shares}, "close": close}
+    return {f"perception_looks_{name}": value for name, value in figures.items()}
+
+
+def test_whether_experts_look_is_in_the_report_and_warned_of(run: Path) -> None:
+    assert "Do the experts of align look?" not in (write_report(run), (run / "report.html").read_text())[1]
+    rng, versions = random.Random(1), {"looks_policy_version": 0, "looks_expert_version": 40}
+    for number, right, shuffled, close in ((WARMUP, 0.9, 0.55, 0), (WARMUP + 20, 0.99, 0.935, 1), (80, 0.97, 0.9, 1)):
+        append(run / "metrics.jsonl", step_line(rng, "align", number) | looked(right, shuffled, close) | versions)
+    none = {"reasoning_looks_pairs": 0} | {f"reasoning_looks_{name}": None for name in ("right", "shuffled", "close")}
+    append(run / "metrics.jsonl", step_line(rng, "align", 80) | looked(0.97, 0.9, 1) | none)
+    report = write_report(run)
+    stage = json.loads((run / "report.json").read_text())["stages"][1]
+    assert [(one["step"], one["expert_version"]) for one in stage["looks"]] == [(40, 40), (60, 40), (80, None)]
+    assert stage["looks"][0]["experts"]["perception"] == {
+        "pairs": 60,
+        "tie_share": 0.25,
+        "right": {"share": 0.9, "stderr": 0.04},
+        "shuffled": {"share": 0.55, "stderr": 0.04},
+        "blank": {"share": 0.55, "stderr": 0.04},
+        "close": False,
+    }
+    said = (
+        "After step 80 of align the perception expert told 97\u00a0% of 60 held-out pairs apart, 90\u00a0% with another"
+    )
+    assert sum(said in sentence for sentence in report.sentences) == 1
+    assert not any("the reasoning expert told" in sentence for sentence in report.sentences)
+    (warning,) = (one for one in report.warnings if "hardly looked" in one)
+    assert warning.startswith("The perception expert of align hardly looked at the picture after steps 60 and 80: ")
+    page = (run / "report.html").read_text()
+    assert "Do the experts of align look?" in page
+    assert page.count("hardly looks") == 2
+
+
 def test_captions_are_held_against_the_teachers() -> None:
     teacher = written({0: 1, 1: 2, 2: 2})
     marks = [(b.text, b.mark) for b in response(written({0: 1, 1: 3, 2: 2}), teacher).bullets]

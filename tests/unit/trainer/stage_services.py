@@ -164,6 +164,9 @@ class WeightServers:
                     status, answer = 409, {"detail": str(error)}
                 self.answer(status, answer)
 
+            def do_GET(self) -> None:
+                self.send_error(404)
+
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}"

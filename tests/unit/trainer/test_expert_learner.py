@@ -197,6 +197,23 @@ def test_an_update_is_skipped_above_the_accuracy_asked_for(
     assert (made["updated"], made["grad_norm"], made["version"]) == (0, None, 13)
 
 
+def test_a_frozen_expert_learns_in_its_warm_up_alone(
+    learner: Callable[..., ExpertLearner], groups: Any, prompts: list[Example], examples: Any
+) -> None:
+    frozen, free = learner(frozen=True), learner()
+    warm = [figures(one, groups(WRONG), prompts, examples, warming_up=True) for one in (frozen, free)]
+    assert [(made["updated"], made["version"]) for made in warm] == [(1, 1), (1, 1)]
+    before = weights(frozen)
+    kept, learnt = (figures(one, groups(WRONG), prompts, examples) for one in (frozen, free))
+    assert torch.equal(weights(frozen), before)
+    assert (kept["updated"], kept["version"], kept["grad_norm"]) == (0, 1, None)
+    assert (learnt["updated"], learnt["version"]) == (1, 2)
+    assert {name: kept[name] for name in ("loss", "gap", "pair_accuracy")} == pytest.approx(
+        {name: learnt[name] for name in ("loss", "gap", "pair_accuracy")}
+    ), "what is measured stays"
+    assert all(parameter.grad is None for parameter in frozen.model.parameters())
+
+
 @pytest.mark.parametrize("values", [{}, {"mismatch": 1.0, "mixture": {}}], ids=["dense", "mixture"])
 def test_an_update_does_not_depend_on_the_micro_batch(
     learner: Callable[..., ExpertLearner],

@@ -13,16 +13,17 @@ from typer.testing import CliRunner
 
 from bench.padded import load_stock
 from prism import cli
-from prism.config import OptimizerConfig, RunConfig, load_config, save_resolved
+from prism.config import AlignConfig, OptimizerConfig, RunConfig, load_config, save_resolved
 from prism.errors import ConfigError, WeightsError
 from prism.files import append_json
-from prism.model.expert import load_expert
+from prism.model.expert import load_expert, save_expert
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
 from prism.trainer.checkpoint.folder import write_description
 from prism.trainer.checkpoint.saver import Checkpoints
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_model import load_policy, save_policy
+from prism.trainer.run.card import write_card
 from prism.trainer.run.result import finish_stage
 from prism.wire.messages import Message, from_json
 from prism.wire.v1 import rollout_pb2 as pb
@@ -202,6 +203,37 @@ def test_an_export_scales_images_as_it_was_trained_to(tmp_path: Path, published:
     assert inputs.image_tokens(96, 96) == 4 < InputBuilder(published).image_tokens(96, 96)
 
 
+@pytest.mark.parametrize("kind", ["finished", "checkpoint"])
+def test_an_expert_has_licence_and_name_of_the_folder_it_started_from(
+    config: RunConfig, other_size: Path, published: Path, tmp_path: Path, kind: str
+) -> None:
+    """The policy's start has a licence too, which holds for the policy alone."""
+    start = tmp_path / "start"
+    shutil.copytree(other_size, start)
+    (start / "LICENSE").write_text("the licence of the experts' start")
+    where = [f"runs_dir={json.dumps(str(tmp_path))}", f"model={published}"]
+    config = load_config(Path("configs/demo.toml"), [*where, f"stages.align.experts.start={json.dumps(str(start))}"])
+    save_resolved(config)
+    (config.run_dir / "stages" / "sft" / "LICENSE").write_text("the licence")
+    if kind == "finished":
+
+        def train(folder: Path) -> dict[str, Any]:
+            save_policy(policy(published, 1.0), folder, InputBuilder(published))
+            save_expert(load_expert(other_size), folder / "experts" / "reasoning", InputBuilder(start))
+            return {"version": 4, "expert_version": 4, "steps": 4, "data": []}
+
+        finish_stage(config, "align", "align", train)
+    else:
+        checkpoint(config, "align", 10, other_size, 0.02)
+    if kind == "finished":
+        shutil.rmtree(start)  # what the result holds is enough
+    assert export(config, tmp_path / "out", "--model=reasoning").exit_code == 0
+    assert (tmp_path / "out" / "LICENSE").read_text() == "the licence of the experts' start"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"It started from `{start}`" in card
+    assert load_expert(tmp_path / "out", strict=True).config.text_config.hidden_size == 64
+
+
 def test_an_experts_card_loads_it_with_transformers_alone(config: RunConfig, tiny_model: Path, tmp_path: Path) -> None:
     checkpoint(config, "align", 10, tiny_model, 0.02)
     export(config, tmp_path / "out", "--model=perception")
@@ -215,6 +247,19 @@ def test_an_experts_card_loads_it_with_transformers_alone(config: RunConfig, tin
     batch = pack([inputs.with_text(prompt, known["response"])], inputs)
     expected = load_expert(tmp_path / "out", strict=True).eval()(batch)
     assert known["score"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_an_experts_card_says_what_it_is_shown(config: RunConfig, tiny_model: Path, tmp_path: Path) -> None:
+    align = config.stages["align"]
+    assert isinstance(align, AlignConfig)
+    experts = align.experts.model_copy(update={"section": "whole", "pictures": False})
+    config.stages["align"] = align.model_copy(update={"experts": experts})
+    checkpoint(config, "align", 10, tiny_model, 0.02)
+    write_card(tmp_path, config, "align", "perception", "from a checkpoint", {})
+    card = (tmp_path / "README.md").read_text()
+    assert "`PRISM_EXPERT_PICTURES=false PRISM_EXPERT_SECTION=whole PRISM_MODEL=FOLDER prism serve perception`" in card
+    assert "It scores\nthe whole text (shown without the prompt's pictures) of a response" in card
+    assert 'response = "<caption>- 2 and 2</caption><think>2 + 2 = 4</think><answer>4</answer>"' in card
 
 
 @pytest.mark.parametrize("of_tokenizer", [True, False])

@@ -58,6 +58,10 @@ TOKEN_ADVANTAGES = [1.0, -2.0]
         (Algorithm.GRPO, LossOptions(), 6.775, [0, -0.225, 0, 0.366667, 6.666667], 0.4),
         # ε_high 0.28 and c = 10: l = 1.28, 0.9 | -1.6, -2.2, -20 (dual clip); -(2.18 - 23.8)/5
         (Algorithm.DAPO, LossOptions(clip_high=0.28, dual_clip=10.0), 4.324, [0, -0.18, 0, 0.44, 0], 0.6),
+        # verl's defaults, with which the published runs were made: c = 3 bounds the last l at -6; -(2.1 - 9.8)/5
+        (Algorithm.GRPO, LossOptions(dual_clip=3.0, average="tokens"), 1.54, [0, -0.18, 0, 0.44, 0], 0.6),
+        # and alignment's loss as GRPO's
+        (Algorithm.ALIGN, LossOptions(average="responses"), 6.775, [0, -0.225, 0, 0.366667, 6.666667], 0.4),
         # -(2.1 - 43.8)/(2·10)
         (Algorithm.DR_GRPO, LossOptions(max_length=10), 2.085, [0, -0.045, 0, 0.11, 2], 0.4),
         # -(2.1 - 43.8)/5
@@ -88,6 +92,10 @@ def test_gspo_uses_one_ratio_a_sequence() -> None:
     assert close(gradient(result, batch), [0, 0, 0.222222, 0.222222, 0.222222, 0.25, 0.25])
     assert close(result.clip_fraction, 2 / 7)
     assert close(result.ratio_max, 2.0)
+    # Over all 7 tokens: -(2·1.0004 - 3·2 - 2·1.5)/7.
+    assert close(
+        policy_loss("gspo", batch, LossOptions(clip_low=3e-4, clip_high=4e-4, average="tokens")).loss, 0.999886
+    )
 
 
 def test_on_policy_the_ratio_is_one_and_gspo_is_grpo() -> None:

@@ -11,9 +11,11 @@ import pytest
 from stage_services import JsonHandler
 
 from prism.clients.endpoints import Endpoints
+from prism.config import ExpertLearnerConfig
 from prism.data.blobs import BlobStore
 from prism.data.images import decode_image
-from prism.trainer.stages.picture_check import check_pictures, with_other_pictures
+from prism.errors import ConfigError
+from prism.trainer.stages.picture_check import check_pictures, refuse_other_judging, with_other_pictures
 from prism.wire.v1 import rollout_pb2 as pb
 
 
@@ -23,6 +25,7 @@ class Models:
     def __init__(self) -> None:
         self.blind: set[str] = set()
         self.away: set[str] = set()
+        self.judging: dict[str, Any] = {}
         outer = self
 
         class Handler(JsonHandler):
@@ -36,6 +39,14 @@ class Models:
                     scored = {"status": "ok", "score": seen, "section": "all"}
                     answer = {"expert": model, "version": 0, "attempt": 1, "items": [{"scores": [scored]}]}
                 self.answer(400 if model in outer.away else 200, answer)
+
+            def do_GET(self) -> None:
+                model = self.path.split("/")[1]
+                assert self.path == f"/{model}/v1/model"
+                info = {"expert": model, "version": 0, "attempt": 1, "architecture": "x", "base": "x"} | outer.judging
+                info |= {"experts": None, "experts_per_token": None, "dtype": "float32", "device": "cpu"}
+                info |= {"parameters": 1, "limits": {}, "urls": False, "calibration": None}
+                self.answer(400 if model in outer.away else 200, info)
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
@@ -78,6 +89,24 @@ def test_models_that_do_not_look_or_cannot_be_asked_are_named(
     assert reasoning.startswith("the reasoning expert answers the same")
     assert check_pictures(made, prompts, []) == [policy]
     assert check_pictures(made, [text_only], ["perception"]) == []
+
+
+def test_a_service_that_shows_its_model_something_else_ends_the_stage(models: Models, blobs: BlobStore) -> None:
+    learner = ExpertLearnerConfig.model_validate({"optimizer": {"lr": 1}})
+    made = context(models, blobs)
+    refuse_other_judging(made, learner)  # of a release that does not say, everything is as published
+    models.judging = {"pictures": True, "section": "own"}
+    refuse_other_judging(made, learner)
+    assert made.said == []
+    for values, theirs in (({"pictures": False}, "PICTURES=true"), ({"section": "whole"}, "SECTION=own")):
+        with pytest.raises(ConfigError, match=f"the perception expert's service judges with .*PRISM_EXPERT_{theirs}"):
+            refuse_other_judging(made, learner.model_copy(update=values))
+    models.judging = {"pictures": False, "section": "whole"}
+    refuse_other_judging(made, learner.model_copy(update=models.judging))
+    models.away = {"perception"}
+    with pytest.raises(ConfigError, match=r"reasoning expert's service .* learns with pictures = true"):
+        refuse_other_judging(made, learner)
+    assert made.said[0].startswith("what the perception expert is shown could not be asked: ")
 
 
 def test_the_other_picture_is_of_the_same_size(

@@ -152,7 +152,9 @@ def test_experts_are_grounded_on_the_teachers_text_before_the_game(
     shutil.copytree(demo_folder / "data", config.run_dir / "data")
     finish_stage(config, "sft", "sft", lambda folder: copy(tiny_model, folder))
     frozen = ["model.visual", "model.language_model.layers.0"]
-    config.stages["align"] = align_with(config, grounding=GroundingConfig(epochs=1, batch=4), freeze=frozen)
+    config.stages["align"] = align_with(
+        config, grounding=GroundingConfig(epochs=1, batch=4), freeze=frozen, section="whole"
+    )
     folders = served_experts(config)
     assert folders
     assert folders == {expert: config.run_dir / "experts" / "align" / expert for expert in EXPERTS}
@@ -167,6 +169,7 @@ def test_experts_are_grounded_on_the_teachers_text_before_the_game(
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line[f"{expert}_pair_accuracy"] for line in lines] == [None, None]  # 8 rows in fours, no student
         assert all(line[f"{expert}_updated"] for line in lines)
+        assert json.loads((folder / "warmup.json").read_text())["learner"]["section"] == "whole", "as the game's"
 
 
 def test_a_mixture_that_cannot_be_made_stops_the_run(config: RunConfig) -> None:

@@ -24,7 +24,7 @@ from prism.trainer.run import placement
 from prism.trainer.run.estimate import ModelSize, checkpoint_bytes, expert_size, policy_size
 from prism.trainer.run.launch import Launch
 from prism.trainer.run.pipeline import learner_cards, of_cards
-from prism.trainer.run.placement import disk_of, learners_of, memory_of, place, served_expert, share_for_policy
+from prism.trainer.run.placement import disk_of, learners_of, memory_of, place, served_experts, share_for_policy
 from prism.wire.response import EXPERTS
 
 GIB = 2**30
@@ -54,7 +54,7 @@ def launch(**values: Any) -> Launch:
 def placed(made: RunConfig, learners: int = 3) -> placement.Placement:
     stage = made.stages["align" if learners > 1 else "sft"]
     sized = [(TWO_BILLION, 16_384)] * learners
-    return place(made, "it", sized, memory_of(made, stage, sized, 1, 0), expert=TWO_BILLION)
+    return place(made, "it", sized, memory_of(made, stage, sized, 1, 0), experts=[TWO_BILLION, TWO_BILLION])
 
 
 def test_what_fits_two_cards_does_not_fit_one() -> None:
@@ -109,7 +109,7 @@ def test_a_run_that_cannot_fit_is_refused_by_name(tiny_model: Path) -> None:
     share = share_for_policy(config("stack.card_gib=80"), tiny_model, made.stages, 1, served=True)
     assert share
     assert 0.8 < share < 0.93
-    mixture = served_expert(made, tiny_model)
+    mixture, _ = served_experts(made, tiny_model)
     (policy, _), *_ = learners_of(made, made.stages["sft"], tiny_model)
     assert mixture.parameters > 1.5 * policy.parameters, "as alignment makes it, in whatever stage"
 
@@ -202,7 +202,7 @@ def test_presets_fit_the_cards_they_name(
     for name, stage in made.stages.items():
         learners = learners_of(made, stage, two_billion)
         memory = memory_of(made, stage, learners, ranks, 0)
-        found = place(made, name, learners, memory, expert=served_expert(made, two_billion))
+        found = place(made, name, learners, memory, experts=served_experts(made, two_billion))
         assert (found.problems, found.doubts) == ([], []), name
     experts = made.stages["align"].experts
     assert experts.mixture
@@ -236,7 +236,7 @@ def test_presets_of_adapters_and_of_offloaded_optimizers_fit_what_they_say(
     stage = made.stages["align"]
     learners = learners_of(made, stage, tmp_path)
     memory = memory_of(made, stage, learners, 1, 0)
-    found = place(made, "align", learners, memory, expert=served_expert(made, tmp_path))
+    found = place(made, "align", learners, memory, experts=served_experts(made, tmp_path))
     assert (found.problems, found.doubts) == ([], [])
     sizes = [size for size, _ in learners]
     frozen = sizes[0].frozen
@@ -254,7 +254,7 @@ def test_presets_of_adapters_and_of_offloaded_optimizers_fit_what_they_say(
         grounded = stage.model_copy(update={"experts": stage.experts.model_copy(update={"grounding": GROUNDING})})
         assert memory_of(made, grounded, learners_of(made, grounded, tmp_path), 1, 0).weights > 3 * 2 * frozen
         apart = made.model_copy(update={"stack": made.stack.model_copy(update={"experts_together": False})})
-        more = place(apart, "align", learners, memory, expert=served_expert(made, tmp_path))
+        more = place(apart, "align", learners, memory, experts=served_experts(made, tmp_path))
         taken = {name: value for name, value in more.cards["0"].parts.items() if name in EXPERTS}
         assert sum(taken.values()) > found.cards["0"].parts["experts"] + 2 * frozen
 

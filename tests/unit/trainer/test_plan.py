@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from rich.filesize import decimal
 
 from bench.learner.workload import SIZES
 from configs.demo import task
@@ -104,6 +105,44 @@ def test_it_says_what_the_run_would_take(made: Path, plan: Any, tmp_path_factory
     base_port = load_config(again).stack.base_port
     expected = load_config(DEMO, ["stages.sft.steps=3", f"stack.base_port={base_port}"])
     assert load_config(again) == expected
+
+
+def test_it_says_what_experts_start_from_and_what_a_published_run_sets(
+    made: Path, other_size: Path, plan: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    start = f"stages.align.experts.start={json.dumps(str(other_size))}"
+    status, out, refused = plan(start, "stages.rlvr.published=prism")
+    assert (status, refused) == (0, "")
+    mixture = expert_size(other_size, MixtureConfig.model_validate({}), []).parameters
+    assert f"2 of {mixture / 1e6:,.1f}M parameters each, from {other_size}" in out
+    assert f"perception and reasoning {decimal(4 * mixture)} of weights each" in out
+    said = " ".join(out.replace("\n# ", "\n").split())
+    assert "published: rlvr as in the runs of prism: rollouts.temperature = 1.0" in said
+    assert "policy.dual_clip = 3.0, " in said
+    assert "but the configuration says steps = " in said
+    assert "rollouts.prompts = 16 (published: 32)" in said
+    again = tmp_path_factory.mktemp("again") / "again.toml"
+    again.write_text(out)
+    assert load_config(again).stages["align"].model_dump()["experts"]["start"]["reasoning"] == str(other_size)
+    adapters = [f"stages.align.{each}.lora={{rank=4}}" for each in ("policy", "experts")]
+    apart = "their adapters are over another model than the policy's"
+    assert apart in plan(start, *adapters)[1]
+    grounding = "stages.align.experts.grounding.epochs=1"
+    assert apart in plan(*adapters, grounding)[1]
+
+
+def test_starts_that_do_not_fit_are_refused_by_dry_run_and_run_before_anything_starts(
+    made: Path, other_size: Path, plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = ["stages.align.experts.start=nowhere/warm", f"stages.rlvr.rollouts.data={json.dumps('data/prompts.jsonl')}"]
+    why = "stages.align.experts.start.perception: nowhere/warm is no folder; download a hub model first"
+    status, _, refused = plan(*start)
+    assert status == 1
+    assert why in " ".join(refused.split())
+    monkeypatch.setattr(pipeline, "prepare", lambda *_: None)
+    with pytest.raises(ConfigError, match="nowhere/warm is no folder"):
+        pipeline.run(load_config(DEMO, start), DEMO, [], Console(quiet=True))
+    assert not (made / "checkpoints").exists()
 
 
 def test_what_is_finished_and_what_goes_on(made: Path, plan: Any) -> None:

@@ -125,6 +125,8 @@ def test_options_are_the_published_ones_but_for_what_is_set() -> None:
     assert (dapo.clip_low, dapo.clip_high, dapo.dual_clip, dapo.max_length, dapo.kl_coef) == (0.2, 0.28, 10.0, 64, 0)
     own = loss_options(Algorithm.DAPO, config(clip_low=0.1, clip_high=0.3), 32, kl_coef=0.05)
     assert (own.clip_low, own.clip_high, own.dual_clip, own.max_length, own.kl_coef) == (0.1, 0.3, 10.0, 32, 0.05)
+    verl = loss_options(Algorithm.GRPO, config(dual_clip=3, average="tokens"), 32)
+    assert (verl.dual_clip, verl.average, verl.clip_high) == (3, "tokens", 0.2)
 
 
 def test_a_reference_learns_nothing(tiny_model: Path) -> None:

@@ -15,6 +15,7 @@ from stage_services import ADMIN_TOKEN, DATA_TOKEN, Event, Journal, Killed, Scri
 from prism.config import MixtureConfig, RunConfig
 from prism.data.blobs import BlobStore
 from prism.errors import NotFiniteError, PrismError
+from prism.model.expert import load_expert, save_expert
 from prism.model.inputs import InputBuilder
 from prism.streams.keys import StreamNames, parse_group
 from prism.trainer.checkpoint.folder import checkpoints
@@ -75,7 +76,8 @@ def stage(
         if name not in servers:
             config.run_dir.mkdir()
             servers[name] = WeightServers(config.run_dir / "weights")
-            if kind == "align":  # which a process of its own would make, with its own imports of torch
+            if (settings | values).get("experts", {}).get("mixture") is not None:
+                # A process of its own would make it, with its own imports of torch.
                 made = config.run_dir / "experts" / "it" / "mixture"
                 options: dict[str, Any] = MixtureConfig.model_validate({}).model_dump()
                 options |= {"seed": config.seed, "dtype": config.dtype, "console": Console(quiet=True)}
@@ -246,12 +248,57 @@ def test_a_stage_that_was_killed_ends_bit_for_bit_as_one_that_was_not(
         assert last["reference_kl"] > 0
 
 
+def test_experts_of_another_size_with_heads_play_from_the_first_step_and_go_on_bit_for_bit(
+    stage: Stage, tiny_model: Path, other_size: Path, inputs: InputBuilder, tmp_path: Path
+) -> None:
+    folders = {expert: tmp_path / f"trained-{expert}" for expert in EXPERTS}
+    for seed, folder in enumerate(folders.values()):
+        save_expert(load_expert(other_size, seed=seed), folder, inputs)
+        (folder / "LICENSE").write_text("of the experts")
+    start = {expert: str(folder) for expert, folder in folders.items()}
+    values = {"experts": {"optimizer": {"lr": 1e-3}, "start": start}, "warmup_steps": 0}
+    stage("align", "whole", **values)
+    stage("align", "killed", killed_at=Event("asked", positions=tuple(step_positions(3))), **values)
+    stage("align", "killed", **values)
+    whole, killed = figures(tmp_path / "whole"), figures(tmp_path / "killed")
+    assert whole == killed
+    assert [line["warmup"] for line in whole.values()] == [False] * 4
+    assert all(line["policy_grad_norm"] is not None for line in whole.values())
+    for expert, folder in folders.items():
+        before = load_file(folder / "model.safetensors")
+        after, again = (load_file(tmp_path / run / "out" / "experts" / expert / "model.safetensors")
+                        for run in ("whole", "killed"))  # fmt: skip
+        assert {name: t.shape for name, t in after.items()} == {name: t.shape for name, t in before.items()}
+        assert all(torch.equal(again[name], tensor) for name, tensor in after.items())
+        moved = (after["score.weight"] - before["score.weight"]).abs().max()
+        assert 0 < moved < 0.01, "it went on from the head that it was given"
+        assert (tmp_path / "whole" / "out" / "experts" / expert / "LICENSE").read_text() == "of the experts"
+
+
 def test_a_frozen_part_is_not_trained_nor_written_again(stage: Stage, tiny_model: Path, tmp_path: Path) -> None:
     before = load_file(tiny_model / "model.safetensors")
     stage("rlvr", "frozen", policy={"optimizer": {"lr": 1e-3}, "max_mismatch": 99, "freeze": ["model.visual"]})
     after = load_file(tmp_path / "frozen" / "out" / "model.safetensors")
     equal = {name for name, tensor in after.items() if torch.equal(tensor, before[name])}
     assert equal == {name for name in after if name.startswith("model.visual.")}
+
+
+def test_frozen_experts_are_pushed_when_they_are_warmed_up_and_judge_on(
+    stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen = {"optimizer": {"lr": 1e-3}, "mixture": {}, "frozen": True}
+    journal = stage("align", "frozen", experts=frozen, steps=3, warmup_steps=2)
+    pushed = [(event.whose, event.number) for event in journal.of("pushed")]
+    assert sorted(one for one in pushed if one[0] in EXPERTS) == [(e, version) for e in EXPERTS for version in (0, 2)]
+    assert [number for whose, number in pushed if whose == POLICY] == [0, 1, 2, 3]
+    lines = figures(tmp_path / "frozen")
+    assert [lines[step]["perception_version"] for step in range(1, 6)] == [1, 2, 2, 2, 2]
+    assert [lines[step]["perception_updated"] for step in range(1, 6)] == [1, 1, 0, 0, 0]
+    assert lines[5]["served_perception_version"] == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("whether the experts look at pictures is not measured") == 1, "its held-out data is not there"
+    assert "looks_asked" not in lines[2]
+    assert "what the perception expert is shown could not be asked" in said, "these servers hold no model"
 
 
 def test_updates_that_are_not_finite_end_the_stage_with_checkpoint_and_groups_kept(

@@ -45,7 +45,7 @@ def test_a_teacher_too_long_for_the_experts_is_named(tiny_model: Path, tmp_path:
     file = tmp_path / "rows.jsonl"
     rows = [{"id": name, "messages": messages, "teacher": text} for name, text in texts.items()]
     file.write_text("\n".join(map(json.dumps, rows)))
-    read = read_rows(file, "skip", check=refuse_unservable(inputs, 160, 8, judged=True))
+    read = read_rows(file, "skip", check=refuse_unservable(inputs, 160, 8, judged="own"))
     assert len(inputs.text_ids(texts["long, not apart"])) > 160
     assert [row.id for row in read.rows] == ["fits", "no format", "long, not apart"]
     for problem, expert in zip(read.problems, EXPERTS, strict=True):

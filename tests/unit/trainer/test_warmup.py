@@ -92,6 +92,19 @@ def test_experts_of_either_section_start_from_dense_models_too(tiny_model: Path,
     assert line["reasoning_router_load"] is None
 
 
+def test_an_expert_can_be_warmed_up_on_texts_alone(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    """As a run whose experts are shown no pictures learns; then nothing can be learnt of what belongs to which."""
+    out, options = tmp_path / "blind", ("--expert=perception", "--no-pictures", "--section=whole")
+    assert warm_up(tiny_model, pairs, out, *options).exit_code == 0
+    before, after = load_file(tiny_model / "model.safetensors"), load_file(out / "model.safetensors")
+    seeing = [name for name in before if name.startswith("model.visual.")]
+    assert seeing
+    assert all(torch.equal(before[name], after[name]) for name in seeing)
+    refused = warm_up(tiny_model, pairs, tmp_path / "no", *options, "--mismatch=1").exception
+    assert isinstance(refused, ConfigError)
+    assert "pictures: grounding and mismatch teach which response belongs to a picture" in str(refused)
+
+
 def test_mistakes_are_said_before_anything_is_trained(
     tiny_model: Path,
     pairs: Path,

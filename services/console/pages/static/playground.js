@@ -37,6 +37,7 @@
   const post = (path, body, signal) => fetch(path, {
     method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal,
   });
+  const how = () => ({ temperature: form.temperature.valueAsNumber || 0, max_tokens: form.max_tokens.valueAsNumber || null });
   const asked = () => ({ run: form.run.value, messages, image });
 
   form.picture.addEventListener("change", () => {
@@ -73,7 +74,7 @@
     let body = null;
     try {
       const answer = await post("/api/v1/chat", {
-        ...asked(), temperature: form.temperature.valueAsNumber || 0, max_tokens: form.max_tokens.valueAsNumber || null,
+        ...asked(), ...how(),
       }, reading.signal);
       if (!answer.ok) throw new Error(await told(answer));
       body = bubble(form.run.value, "");
@@ -116,6 +117,20 @@
     turns.replaceChildren();
     at("said").replaceChildren();
     at("judge").hidden = true;
+  });
+
+  at("both").addEventListener("click", async () => {
+    if (!form.reportValidity()) return;
+    at("both").disabled = true;
+    at("both-said").replaceChildren("Both are answering …");
+    try {
+      const answer = await post("/api/v1/votes/ask", {
+        runs: [form.run.value, at("other").value], question: form.question.value, image, ...how(),
+      });
+      if (!answer.ok) throw new Error(await told(answer));
+      location.assign(`/votes/${(await answer.json()).id}`);
+    } catch (error) { at("both-said").replaceChildren(error.message); }
+    at("both").disabled = false;
   });
 
   async function judge(path, body, show) {

@@ -157,3 +157,24 @@ def test_a_form_that_is_left_as_it_is_changes_nothing() -> None:
     keys = [key for section in config_sections(config) for key in section.keys]
     assert [key.name for key in keys if key.kind == "choice" and key.value not in key.choices] == []
     assert overrides(config, {f"key.{key.name}": [str(key.value)] for key in keys}) == ([], [])
+
+
+def test_a_form_takes_folders_of_experts_and_a_published_run() -> None:
+    """As one text, or a text for each expert once there are two."""
+    file = Path(__file__).parents[4] / "configs" / "demo.toml"
+    config = load_config(file)
+    filled = {"key.stages.align.experts.start": ["warm/both"], "key.stages.rlvr.published": ["prism"]}
+    sets, problems = overrides(config, filled)
+    assert problems == []
+    named = load_config(file, sets)
+    assert named.model_dump()["stages"]["align"]["experts"]["start"] == {
+        "perception": "warm/both",
+        "reasoning": "warm/both",
+    }
+    assert named.model_dump()["stages"]["rlvr"]["policy"]["dual_clip"] == 3.0
+    apart, problems = overrides(named, {"key.stages.align.experts.start.reasoning": ["warm/other"]})
+    assert (apart, problems) == (['stages.align.experts.start.reasoning="warm/other"'], [])
+    assert overrides(named, {f"key.{k.name}": [str(k.value)] for s in config_sections(named) for k in s.keys}) == (
+        [],
+        [],
+    )

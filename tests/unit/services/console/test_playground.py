@@ -21,13 +21,17 @@ NAMES = ("policy_url", "perception_url", "reasoning_url", "grader_url")
 TURNS = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "how many?"}]
 
 
-@pytest.fixture
-def run(client: TestClient, tmp_path: Path) -> Path:
-    folder = tmp_path / "runs" / "live"
+def put_up(folder: Path, at: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text('{"stage": "align", "step": 1, "time": 1.0}\n')
-    noted = {name: f"http://{name.partition('_')[0]}.test" for name in NAMES}
+    noted = {name: f"http://{name.partition('_')[0]}.{at}" for name in NAMES}
     (folder / "stack.json").write_text(json.dumps(noted | {"token": SECRET, "admin_token": "other", "redis_url": "r"}))
+    return folder
+
+
+@pytest.fixture
+def run(client: TestClient, tmp_path: Path) -> Path:
+    folder = put_up(tmp_path / "runs" / "live", "test")
     client.app.state.console.index.look()  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
     return folder
 
@@ -159,3 +163,65 @@ def test_what_is_no_picture_no_run_or_too_large_is_refused(client: TestClient, r
     assert refused.status_code == 422
     assert "is not up here" in refused.text
     assert "No run is up here" in client.get("/playground").text
+
+
+def test_two_policies_answer_at_once_and_are_voted_on_blind(
+    client: TestClient, run: Path, answers: Any, tmp_path: Path
+) -> None:
+    put_up(tmp_path / "runs" / "rival", "rival")
+    client.app.state.console.index.look()  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+    said = {"policy.test": ("seven", 3), "policy.rival": ("eight", 5)}
+    scored: list[str] = []
+
+    def services_of_both(request: httpx.Request) -> httpx.Response:
+        if request.url.host in said:
+            assert json.loads(request.content)["temperature"] == 0.5
+            text, version = said[request.url.host]
+            headers = {"x-prism-policy-version": str(version)}
+            return httpx.Response(200, headers=headers, content=chunk(text, "stop") + b"data: [DONE]\n\n")
+        [item] = json.loads(request.content)["items"]
+        expert = request.url.host.removesuffix(".test")  # the first one's alone
+        scored.append(f"{expert} {item['responses'][0]}")
+        given = {"status": "ok", "score": float(item["responses"] == ["seven"]), "section": expert}
+        body = {"expert": expert, "version": 4, "attempt": 1, "items": [{"scores": [given]}]}
+        return httpx.Response(200, json=body)
+
+    answers(services_of_both)
+    asked = {"runs": ["live", "rival"], "question": "how many?", "image": picture(), "temperature": 0.5, "gold": "7"}
+    pair = client.post("/api/v1/votes/ask", json=asked)
+    assert pair.status_code == 201, pair.text
+    shown = pair.json()
+    assert ({shown["left"], shown["right"]}, shown["question"], shown["pictures"]) == (
+        {"seven", "eight"},
+        "how many?",
+        1,
+    )
+    assert sorted(scored) == [f"{e} {text}" for e in ("perception", "reasoning") for text in ("eight", "seven")]
+    page = client.get(f"/votes/{shown['id']}").text
+    assert not any(hidden in page for hidden in ("rival", "live, version", "version 3", "Gold"))
+    seen = client.get(f"/api/v1/votes/{shown['id']}/pictures/0").content
+    assert Image.open(io.BytesIO(seen)).size == (8, 8)
+    assert client.post("/api/v1/votes/ask", json=asked).json()["id"] == shown["id"]  # it still waits for the vote
+    better = "left" if shown["left"] == "seven" else "right"
+    vote = client.post(f"/api/v1/votes/{shown['id']}/choice", json={"choice": better}).json()
+    assert (vote[better]["name"], vote["source"], vote["gold"]) == ("live, version 3", "asked", "7")
+    assert client.post("/api/v1/votes/ask", json=asked).status_code == 409
+    found = client.get("/api/v1/votes/figures").json()
+    assert [row["name"] for row in found["strengths"]] == ["live, version 3", "rival, version 5"]
+    assert {(row["expert"], row["share"], row["pairs"]) for row in found["agreements"]} == {
+        ("perception", 1.0, 1),
+        ("reasoning", 1.0, 1),
+    }
+    said["policy.rival"] = said["policy.test"]
+    assert "the same to the letter" in client.post("/api/v1/votes/ask", json=asked).text
+
+
+def test_half_an_answer_is_no_pair(client: TestClient, run: Path, answers: Any) -> None:
+    answers(lambda _: httpx.Response(200, content=chunk("half")))
+    asked = {"runs": ["live", "live"], "question": "how many?"}
+    refused = client.post("/api/v1/votes/ask", json=asked)
+    assert refused.status_code == 502
+    assert "live: the answer broke off" in refused.text
+    assert client.post("/api/v1/votes/ask", json=asked | {"runs": ["live", "none"]}).status_code == 404
+    assert client.post("/api/v1/votes/ask", json=asked | {"runs": ["live"]}).status_code == 422
+    assert client.get("/api/v1/votes").json() == []

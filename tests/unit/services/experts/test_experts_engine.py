@@ -315,16 +315,30 @@ def test_new_weights_wait_for_all_that_was_asked_before_them(
     assert running.submit(groups).result(60).version == Version(1, 1)
 
 
-def test_weights_of_another_architecture_are_refused(
-    plain: ExpertModel, inputs: InputBuilder, tiny_model: Path, engine: Callable[..., ScoringEngine], tmp_path: Path
+def test_an_expert_of_another_size_is_taken_and_one_for_other_inputs_refused(
+    plain: ExpertModel,
+    inputs: InputBuilder,
+    groups: list[ScoringGroup],
+    tiny_model: Path,
+    other_size: Path,
+    engine: Callable[..., ScoringEngine],
+    tmp_path: Path,
 ) -> None:
-    other = upcycle(tiny_model, experts=2, top_k=1)
-    save_expert(other, tmp_path / "perception/1", inputs)
-    pushed = seal(tmp_path, "perception/1", model="perception", version=1, attempt=1)
+    """A service may start from the policy, whatever its run's experts start from."""
     running = engine(plain)
-    if plain.mixture is None:  # a dense model may become the mixture that is upcycled from it
-        running.swap(tmp_path, pushed)
-        assert running.version == Version(1, 1)
-    else:
-        with pytest.raises(WeightsError, match="another architecture"):
-            running.swap(tmp_path, pushed)
+
+    def push(model: ExpertModel, version: int) -> None:
+        save_expert(model, tmp_path / f"perception/{version}", inputs)
+        running.swap(tmp_path, seal(tmp_path, f"perception/{version}", model="perception", version=version, attempt=1))
+
+    for version, model in enumerate((upcycle(tiny_model, experts=2, top_k=1), load_expert(other_size, seed=5)), 1):
+        push(model, version)
+        assert close(running.submit(groups).result(60).scores, expected(model.eval(), inputs, groups))
+    fewer, others = load_expert(tiny_model), load_expert(tiny_model)
+    rows = max(inputs.tokenizer.get_vocab().values())  # one too few
+    fewer.resize_token_embeddings(rows)  # pyright: ignore
+    others.config.image_token_id = 1
+    for version, (model, why) in enumerate(((fewer, rf"\({rows} tokens, "), (others, "which is 1\\)")), 3):
+        with pytest.raises(WeightsError, match=f"holds an expert for other inputs .*{why}.* push to where it belongs"):
+            push(model, version)
+    assert running.version == Version(2, 1)
