@@ -10,7 +10,6 @@ import torch
 from bench.effect.loop.setting import Prompts
 from bench.padded import collate, load_stock
 from prism.clients.services import PB_STATUS
-from prism.errors import ConfigError
 from prism.model.control import vision_tokens
 from prism.model.inputs import Example, InputBuilder
 from prism.model.packing import pack, split_by_tokens
@@ -133,15 +132,12 @@ def verdict(response: str, gold: str, kind: Any) -> pb.Verdict:
 
 
 def shown_to(expert: ExpertLearner, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
-    """What an expert is shown of a response, as it was in learning; None for a malformed one.
-
-    **Switches that show experts something else belong here.** Raises ConfigError for one that this does not know of.
-    """
-    switches = expert.config.model_dump(include={"pictures", "section"})
-    if switches not in ({}, {"pictures": True, "section": "own"}):
-        raise ConfigError(f"the loop's experts are shown pictures and their own sections alone, not {switches}")
-    parsed = parse_response(text)
-    return inputs.with_text(prompt, parsed.section(expert.expert)) if parsed.valid else None
+    """What an expert is shown of a response, as it was in learning; None for a malformed one."""
+    config, parsed = expert.config, parse_response(text)
+    if not parsed.valid:
+        return None
+    beside = prompt if config.pictures else inputs.without_pictures(prompt)
+    return inputs.with_text(beside, parsed.judged(expert.expert, config.section))
 
 
 def score(

@@ -17,11 +17,11 @@ from bench.effect.nodes import (
     of_arms,
     of_gates,
     of_tuning,
-    refuse_missing_keys,
     stage_table,
     with_needs,
 )
 from configs.effect.plan import Plan, load_plan, merged
+from prism.config import AlignConfig, RlvrConfig, SftConfig
 from prism.errors import ConfigError
 
 PLAN = load_plan()
@@ -109,14 +109,26 @@ def test_trials_are_merged_over_the_step_and_run_on_tuning_seeds_alone() -> None
 
 
 def test_arms_whose_keys_are_not_there_are_refused_by_name() -> None:
-    for arm in ("text-only", "whole-response", "frozen"):
-        if missing := missing_keys(PLAN, arm):
-            with pytest.raises(ConfigError, match=f"arm {arm} cannot run: it needs {missing[0]}"):
-                of_arms(PLAN, [arm], [0], [100])
-        else:
-            refuse_missing_keys(PLAN, arm)
+    lacking = Plan.model_validate(merged(PLAN.model_dump(), {"steps": {"align-dense": {"needs": ["no_such_key"]}}}))
+    with pytest.raises(ConfigError, match="arm dense cannot run: it needs no_such_key"):
+        of_arms(lacking, ["dense"], [0], [100])
+    assert missing_keys(lacking, "prism") == []
+    assert [name for name in PLAN.arms if missing_keys(PLAN, name)] == []
     with pytest.raises(ConfigError, match="no arm 'nobody'"):
         of_arms(PLAN, ["nobody"], [0], [100])
+
+
+def test_every_arm_is_a_configuration_that_the_platform_takes() -> None:
+    """Of each size: keys that do not exist, or do not go together, are found before anything is trained."""
+    for size in PLAN.sizes:
+        for node in with_needs(PLAN, [*of_arms(PLAN, list(PLAN.arms), [0], [100]), *of_tuning(PLAN)]):
+            kind = PLAN.steps[node.steps[-1]].stage if node.steps else "sft"
+            table = stage_table(PLAN, size, node)
+            if kind in ("sft", "teach"):
+                SftConfig.model_validate(table | {"kind": "sft", "data": ["x"]})
+                continue
+            table |= {"kind": kind, "rollouts": table["rollouts"] | {"data": "x"}}
+            (AlignConfig if kind == "align" else RlvrConfig).model_validate(table)
 
 
 def test_each_job_is_done_once_in_order(jobs: Jobs) -> None:

@@ -15,7 +15,7 @@ from bench.effect.jobs import Jobs, Work
 from bench.effect.loop.game import Game, game_of, told_apart
 from bench.effect.loop.measure import Measured
 from bench.effect.loop.reinforce import pool
-from bench.effect.loop.sampling import Sampler, score, verdict
+from bench.effect.loop.sampling import Sampler, score, shown_to, verdict
 from bench.effect.loop.setting import Prompts, Setting
 from bench.effect.nodes import Node
 from bench.effect.results import read_results
@@ -205,6 +205,21 @@ def test_experts_are_asked_with_the_right_and_with_another_picture(
     assert switched is not None
     assert told_apart(game, groups, prompts[:3])["perception"] == float(right[0] > switched)
     assert told_apart(game, groups[1:], prompts[1:3])["perception"] is None
+
+
+def test_experts_are_shown_what_their_switches_leave(setting: Setting, tmp_path: Path, inputs: InputBuilder) -> None:
+    game = new_game(setting, tmp_path)
+    expert, prompt = game.experts[0], game.prompts.prompt(0)
+    text = game.prompts.row(0).teacher or ""
+    own = shown_to(expert, text, prompt, inputs)
+    assert own is not None
+    assert own.pixel_values is prompt.pixel_values
+    assert inputs.tokenizer.decode(own.response_ids[:-1]) == text[: text.index("<think>")]
+    expert.config = expert.config.model_copy(update={"pictures": False, "section": "whole"})
+    whole = shown_to(expert, text, prompt, inputs)
+    assert whole is not None
+    assert whole.pixel_values is None
+    assert inputs.tokenizer.decode(whole.response_ids[:-1]) == text
 
 
 def test_rlvrs_prompts_are_those_that_are_passed_now_and_then(
