@@ -231,4 +231,4 @@ def test_a_job_that_another_has_is_left_to_it(jobs: Jobs, monkeypatch: pytest.Mo
 
 
 def test_workers_that_fail_are_told_of(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_workers(["--size=none", "work", "--minutes=1"], 1, 1) != 0
+    assert run_workers(["--size=none", "work", "--minutes=1"], 1, 10) != 0
