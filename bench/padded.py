@@ -16,15 +16,20 @@ def load_stock(folder: Path | str, *, dtype: torch.dtype = torch.float32, attent
     return AutoModelForImageTextToText.from_pretrained(str(folder), dtype=dtype, attn_implementation=attention)
 
 
-def collate(examples: Sequence[Example], inputs: InputBuilder) -> dict[str, Tensor]:
-    """What the stock model's ``forward`` takes: input_ids, attention_mask, mm_token_type_ids [B, L], and images."""
+def collate(examples: Sequence[Example], inputs: InputBuilder, *, left: bool = False) -> dict[str, Tensor]:
+    """What the stock model's ``forward`` takes: input_ids, attention_mask, mm_token_type_ids [B, L], and images.
+
+    ``left``: padded there, as ``generate`` wants it.
+    """
     lengths = [len(example.input_ids) for example in examples]
     ids = torch.full((len(examples), max(lengths)), inputs.end_token_id)
     for row, example in enumerate(examples):
-        ids[row, : lengths[row]] = torch.tensor(example.input_ids)
+        place = slice(max(lengths) - lengths[row], None) if left else slice(lengths[row])
+        ids[row, place] = torch.tensor(example.input_ids)
+    held = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     batch = {
         "input_ids": ids,
-        "attention_mask": (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long(),
+        "attention_mask": (held.flip(1) if left else held).long(),
         "mm_token_type_ids": (ids == inputs.image_token_id).int(),
     }
     pixels = [example.pixel_values for example in examples if example.pixel_values is not None]
