@@ -77,8 +77,7 @@ def _t_test(means: Values) -> float | None:
         return None
     if np.ptp(means) == 0:
         return 1.0 if means[0] == 0 else 0.0
-    _, p = stats.ttest_1samp(means, 0.0)
-    return float(p)
+    return float(stats.ttest_1samp(means, 0.0).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def holm(p: Sequence[float]) -> list[float]:

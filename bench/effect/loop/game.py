@@ -25,7 +25,7 @@ from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
 from prism.trainer.learn.policy_model import load_learner, save_policy
 from prism.trainer.run.expert_start import expert_start
 from prism.trainer.stages.common import loss_options
-from prism.wire.response import EXPERTS, Expert
+from prism.wire.response import EXPERTS, Expert, parse_response
 from prism.wire.sample import sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -80,9 +80,10 @@ class Game:
         n = self.stage.warmup_n if warming_up else self.stage.rollouts.n
         prompts = [self.prompts.prompt(place) for place in places]
         groups = self.sampled(self.prompts, places, n, SEEDS * self.config.seed + self.step)
-        scores = None
+        scores: dict[Expert, ExpertScores] | None = None
         if not warming_up:
-            scores = {expert.expert: score_groups(expert, groups, prompts, self.inputs) for expert in self.experts}
+            by_expert = zip(EXPERTS, self.experts, strict=True)
+            scores = {name: score_groups(expert, groups, prompts, self.inputs) for name, expert in by_expert}
         return self.learn(groups, prompts, scores)
 
     def learn(
@@ -146,17 +147,21 @@ def new_expert(config: RunConfig, stage: AlignConfig, start: Path | str) -> Expe
 
 def told_apart(game: Game, groups: list[pb.RolloutGroup], beside: list[Example]) -> dict[Expert, float | None]:
     """The share of pairs, teacher's and policy's response, of which each expert prefers the teacher's when it sees the
-    prompts ``beside``: the groups' own, or others'. Pairs with equal scores are left out; None where none is left."""
+    prompts ``beside``: the groups' own, or others'. Pairs that do not differ in what it is shown are left out (their
+    scores differ by rounding); None where none is left."""
     told: dict[Expert, float | None] = {}
     for expert in game.experts:
         wins = total = 0
         teachers = [group.request.prompt.teacher for group in groups]
         of_teacher = score(expert, teachers, beside, game.inputs)
         of_policy = score_groups(expert, groups, beside, game.inputs).values
-        numbers = [number for number, group in enumerate(groups) for _ in group.samples]
-        for number, value in zip(numbers, of_policy, strict=True):
-            own = of_teacher[number]
-            if value is not None and own is not None and value != own:
+        samples = [(number, sample.text) for number, group in enumerate(groups) for sample in group.samples]
+        for (number, text), value in zip(samples, of_policy, strict=True):
+            own, section = of_teacher[number], expert.config.section
+            if value is None or own is None:
+                continue
+            one, other = (parse_response(each).judged(expert.expert, section) for each in (teachers[number], text))
+            if one != other:
                 wins, total = wins + (own > value), total + 1
         told[expert.expert] = wins / total if total else None
     return told

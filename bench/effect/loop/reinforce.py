@@ -21,7 +21,6 @@ from prism.model.inputs import Example, InputBuilder
 from prism.trainer.flow.demonstrations import Order
 from prism.trainer.flow.examples import GroupExamples
 from prism.trainer.learn.advantages import Advantages, group_centred, group_normalised, soft_overlong_penalty
-from prism.trainer.learn.losses import Algorithm
 from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
 from prism.trainer.learn.policy_model import save_policy
 from prism.wire.v1 import rollout_pb2 as pb
@@ -120,7 +119,7 @@ def _advantages(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advanta
         lengths = torch.tensor([len(sample.token_ids) for sample in samples])
         rewards += soft_overlong_penalty(lengths, max_length=stage.rollouts.max_tokens, buffer=stage.overlong_buffer)
     index = torch.tensor([number for number, group in enumerate(groups) for _ in group.samples], dtype=torch.long)
-    return (group_centred if stage.loss == Algorithm.DR_GRPO else group_normalised)(rewards, valid, index)
+    return (group_centred if stage.loss == "dr_grpo" else group_normalised)(rewards, valid, index)
 
 
 def pool(setting: Setting, sft: Path, seed: int, prompts: Prompts) -> list[int]:
