@@ -276,7 +276,8 @@ def whole_stage(folder: Path, out: Path, kind: Literal["rlvr", "align", "adapter
     context.intake = lambda rollouts, learners, require: workers
     context.publisher = lambda model: SimpleNamespace(push=push, push_adapter=push_adapter, settle=lambda: None)
     module: Any = rlvr if kind == "rlvr" else align
-    with patch.object(module, "open_context", lambda *_: context):  # this may be the process of other tests
+    nothing_served = patch.object(align, "refuse_other_judging", lambda *_: None)
+    with patch.object(module, "open_context", lambda *_: context), nothing_served:  # others' tests may run here
         module.train(config, "it", config.stages["it"], folder / "model", config.run_dir / "out")
     calls = {"pushed": sorted(pushed), "finished": workers.finished, "asked": sorted(workers.asked)}
     everywhere = ranks.gathered(calls)
