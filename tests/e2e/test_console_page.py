@@ -157,7 +157,7 @@ def test_a_running_policy_answers_with_a_picture_and_is_judged(tab: Any, run: Ru
     tab.get_by_label("Picture", exact=True).set_input_files(run.folder / "data" / picture["image"])
     tab.locator("#preview").wait_for()
     tab.get_by_label("Question").fill(question["text"])
-    tab.get_by_role("button", name="Ask").click()
+    tab.get_by_role("button", name="Ask", exact=True).click()
     tab.locator("#judge").wait_for()
     said = tab.locator("#turns article").last.inner_text()
     assert "<answer>" in said
