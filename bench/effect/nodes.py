@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from configs.effect.plan import Plan, merged, without
+from configs.effect.plan import Plan, without
 from prism.config import ExpertLearnerConfig
+from prism.config.published import merged
 from prism.errors import ConfigError
 
 BASE = "base"

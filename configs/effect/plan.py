@@ -172,15 +172,6 @@ def load_plan(file: Path = FILE) -> Plan:
         raise ConfigError("\n".join(f"{file}: {problem}" for problem in describe(error))) from None
 
 
-def merged(below: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Tables within tables are merged too; anything else of ``over`` takes the place of what was there."""
-    out = dict(below)
-    for key, value in over.items():
-        before = out.get(key)
-        out[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return out
-
-
 def without(table: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     """``keys`` are dotted. Raises ConfigError for one that is not there."""
     for key in keys:

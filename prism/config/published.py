@@ -16,6 +16,14 @@ STEPS = 1500
 WARM_UP_STEPS = 10  # of DAPO's script
 VERL_ADAMW = {"lr": 1e-6, "schedule": "constant", "warmup_fraction": 0.0, "betas": [0.9, 0.999], "max_grad_norm": 1.0}
 ON_POLICY = {"minibatches": 1, "epochs": 1}
+VERL_PPO = {
+    "optimizer": VERL_ADAMW | {"weight_decay": 0.01},
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "dual_clip": 3.0,
+    "average": "tokens",
+    **ON_POLICY,
+}
 
 SFT = {
     "optimizer": {"lr": 1e-5, "schedule": "cosine", "final_lr_fraction": 0.0, "warmup_fraction": 0.1},
@@ -24,14 +32,7 @@ SFT = {
 ALIGN = {
     "steps": STEPS,
     "rollouts": {"prompts": 4, "n": 16, "temperature": 1.0, "max_tokens": 6144, "staleness": 0},
-    "policy": {
-        "optimizer": VERL_ADAMW | {"weight_decay": 0.01},
-        "clip_low": 0.2,
-        "clip_high": 0.2,
-        "dual_clip": 3.0,
-        "average": "tokens",
-        **ON_POLICY,
-    },
+    "policy": VERL_PPO,
     "experts": {
         "optimizer": VERL_ADAMW | {"weight_decay": 0.01},
         "rate_warmup": 0,
@@ -55,14 +56,7 @@ RLVR = {
 }
 RLVR_BY_LOSS: dict[str, dict[str, Any]] = {
     "grpo": {
-        "policy": {
-            "optimizer": VERL_ADAMW | {"weight_decay": 0.01},
-            "clip_low": 0.2,
-            "clip_high": 0.2,
-            "dual_clip": 3.0,
-            "average": "tokens",
-            **ON_POLICY,
-        },
+        "policy": VERL_PPO,
         "dynamic_sampling": False,
         "overlong_buffer": 0,
     },
@@ -106,7 +100,7 @@ class Publishable(ConfigModel):
     def _as_published(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or given.get("published") != "prism":
             return given
-        return _over(_values(given), given)
+        return merged(_values(given), given)
 
 
 def published_keys(stage: Publishable) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
@@ -144,15 +138,15 @@ def _values(given: Mapping[str, Any]) -> dict[str, Any]:
                 return values
             steps = given.get("steps", STEPS)
             share = WARM_UP_STEPS / steps if isinstance(steps, int) and steps > WARM_UP_STEPS else 0.0
-            return _over(values, {"policy": {"optimizer": {"warmup_fraction": share}}})
+            return merged(values, {"policy": {"optimizer": {"warmup_fraction": share}}})
 
 
-def _over(published: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, table by table; what is given wins."""
-    made = dict(published)
-    for key, value in given.items():
-        below = made.get(key)
-        made[key] = _over(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+def merged(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, table by table; ``over`` wins."""
+    made = dict(below)
+    for key, value in over.items():
+        before = made.get(key)
+        made[key] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
     return made
 
 

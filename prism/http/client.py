@@ -22,18 +22,16 @@ def sync_client(*, proxy: str | None = None, **options: Any) -> httpx.Client:
     return httpx.Client(trust_env=False, proxy=proxy, verify=_certificates(), **options)
 
 
-def async_transport(*, proxy: str | None = None, limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
-    """What a client sends by, for who sends so much that cookies and redirects would cost more than sending."""
-    return httpx.AsyncHTTPTransport(trust_env=False, proxy=proxy, verify=_certificates(), limits=limits)
-
-
 def busy_client(*, proxy: str | None = None, **options: Any) -> httpx.AsyncClient:
     """For as many requests at a time as are made. ``options`` are httpx's own, but for those of connections."""
-    return async_client(transport=_PoolEach(proxy), **options)
+    return async_client(transport=PoolEach(proxy), **options)
 
 
-class _PoolEach(httpx.AsyncBaseTransport):
-    """A pool for each request under way: of one pool, httpx asks the kernel about every connection, twice a request."""
+class PoolEach(httpx.AsyncBaseTransport):
+    """A pool for each request under way: of one pool, httpx asks the kernel about every connection, twice a request.
+
+    What a client sends by, also for who sends so much that cookies and redirects would cost more than sending.
+    """
 
     def __init__(self, proxy: str | None) -> None:
         self._proxy = proxy
@@ -52,7 +50,8 @@ class _PoolEach(httpx.AsyncBaseTransport):
         return response
 
     def _another(self) -> httpx.AsyncHTTPTransport:
-        made = async_transport(proxy=self._proxy, limits=httpx.Limits(max_keepalive_connections=1))
+        limits = httpx.Limits(max_keepalive_connections=1)
+        made = httpx.AsyncHTTPTransport(trust_env=False, proxy=self._proxy, verify=_certificates(), limits=limits)
         self._made.append(made)
         return made
 

@@ -82,12 +82,12 @@ def train(config: RunConfig, name: str, stage: RlvrConfig, start: Path | str, ou
                 groups, prompts = usable_groups(context, intake, rollouts, version)
                 figures = rollout_figures(groups, rollouts, version, never) | _rewards(groups)
                 if stage.dynamic_sampling:
-                    chosen = [i for i, group in enumerate(groups) if _differs(group)][: stage.rollouts.prompts]
+                    chosen = [i for i, group in enumerate(groups) if differs(group)][: stage.rollouts.prompts]
                     groups, prompts = [groups[i] for i in chosen], [prompts[i] for i in chosen]
                 return groups, prompts, figures | {"sampling_rounds": rounds}
 
             groups, prompts, figures = shared_step(context, collected)
-            advantages = _advantages(groups, stage)
+            advantages = advantages_of(groups, stage)
             samples, unplaceable = training_samples(
                 groups, prompts, advantages.values, advantages.keep, context.examples
             )
@@ -135,7 +135,7 @@ def _collect(context: Context, intake: Intake, stage: RlvrConfig, step: int, ver
     rollouts = _collected(context, intake, step)
     rounds = 1
     while stage.dynamic_sampling and rounds < stage.max_sampling_rounds:
-        missing = stage.rollouts.prompts - sum(_differs(group) for group in rollouts.groups)
+        missing = stage.rollouts.prompts - sum(differs(group) for group in rollouts.groups)
         if missing <= 0:
             break
         intake.admit(_admission(stage, step, version, missing), version=version, expert_version=0)
@@ -153,7 +153,7 @@ def _collected(context: Context, intake: Intake, step: int) -> StepRollouts:
     return rollouts
 
 
-def _differs(group: pb.RolloutGroup) -> bool:
+def differs(group: pb.RolloutGroup) -> bool:
     """Whether the group's accuracies differ: only then does it teach anything."""
     known = {s.verdict.accuracy for s in group.samples if s.verdict.HasField("reward")}
     return len(known) > 1
@@ -162,10 +162,11 @@ def _differs(group: pb.RolloutGroup) -> bool:
 def _all_equal(group: pb.RolloutGroup) -> bool:
     """Whether the group might have taught something: two answers can be compared, and one keeps the format."""
     judged = [sample for sample in group.samples if sample.verdict.HasField("reward")]
-    return len(judged) > 1 and not _differs(group) and any(not sample_problems(sample) for sample in judged)
+    return len(judged) > 1 and not differs(group) and any(not sample_problems(sample) for sample in judged)
 
 
-def _advantages(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advantages:
+def advantages_of(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advantages:
+    """Of all samples, group after group, as the stage's loss has them; those without a verdict are masked."""
     samples = [sample for group in groups for sample in group.samples]
     valid = torch.tensor([sample.verdict.HasField("reward") for sample in samples], dtype=torch.bool)  # [N]
     rewards = torch.tensor([sample.verdict.reward for sample in samples], dtype=torch.float64)  # [N]

@@ -20,9 +20,9 @@ from prism.model.control import vision_tokens
 from prism.model.inputs import Example, InputBuilder
 from prism.trainer.flow.demonstrations import Order
 from prism.trainer.flow.examples import GroupExamples
-from prism.trainer.learn.advantages import Advantages, group_centred, group_normalised, soft_overlong_penalty
 from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
 from prism.trainer.learn.policy_model import save_policy
+from prism.trainer.stages.rlvr import advantages_of, differs
 from prism.wire.v1 import rollout_pb2 as pb
 
 LOOKED_AT = 64  # groups at the start, of which the share that teaches nothing is told
@@ -101,25 +101,9 @@ def learn(
     examples: GroupExamples,
 ) -> dict[str, Any]:
     """What the platform's stage does with a step's graded groups."""
-    advantages = _advantages(groups, stage)
+    advantages = advantages_of(groups, stage)
     samples, _ = training_samples(groups, prompts, advantages.values, advantages.keep, examples)
     return policy.update(samples, examples) | advantages.figures()
-
-
-def differs(group: pb.RolloutGroup) -> bool:
-    """Whether the group's accuracies differ: only then does it teach anything."""
-    return len({sample.verdict.accuracy for sample in group.samples if sample.verdict.HasField("reward")}) > 1
-
-
-def _advantages(groups: Sequence[pb.RolloutGroup], stage: RlvrConfig) -> Advantages:
-    samples = [sample for group in groups for sample in group.samples]
-    valid = torch.tensor([sample.verdict.HasField("reward") for sample in samples], dtype=torch.bool)  # [N]
-    rewards = torch.tensor([sample.verdict.reward for sample in samples], dtype=torch.float64)  # [N]
-    if stage.overlong_buffer:
-        lengths = torch.tensor([len(sample.token_ids) for sample in samples])
-        rewards += soft_overlong_penalty(lengths, max_length=stage.rollouts.max_tokens, buffer=stage.overlong_buffer)
-    index = torch.tensor([number for number, group in enumerate(groups) for _ in group.samples], dtype=torch.long)
-    return (group_centred if stage.loss == "dr_grpo" else group_normalised)(rewards, valid, index)
 
 
 def pool(setting: Setting, sft: Path, seed: int, prompts: Prompts) -> list[int]:

@@ -7,9 +7,10 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from bench.effect.nodes import Node, recipe, stage_table
-from configs.effect.plan import Plan, Size, StepPlan, merged
+from configs.effect.plan import Plan, Size, StepPlan
 from configs.effect.prepare import teacher_file
 from prism.config import RunConfig, Stage
+from prism.config.published import merged
 from prism.data.rows import DataFile, DataRow, read_rows
 from prism.errors import ConfigError
 from prism.model.inputs import Example, InputBuilder

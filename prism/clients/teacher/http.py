@@ -14,7 +14,7 @@ from prism.clients.teacher.errors import Busy, OutOfCredit, Refused, Stopped, Un
 from prism.clients.teacher.openai_api import OpenAiApi
 from prism.clients.teacher.reply import Question, Reply
 from prism.errors import ServiceError
-from prism.http.client import async_client, async_transport
+from prism.http.client import PoolEach, async_client
 from prism.wire.events import EVENTS, read_events
 
 LONGEST_PAUSE = 600.0  # of what a Retry-After may ask for
@@ -41,13 +41,9 @@ class Line:
 
     def __init__(self, config: TeacherConfig, api: Api, key: str, transport: httpx.AsyncBaseTransport | None) -> None:
         self.config, self.api, self.headers = config, api, api.headers(key)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=1)
         timeout = httpx.Timeout(config.timeout_seconds, connect=min(10.0, config.timeout_seconds))
-        # A pool each: for each request httpx asks the kernel about every connection of a pool, twice.
-        made = (async_transport(proxy=config.proxy, limits=limits) for _ in range(config.concurrency))
-        self._transports = [transport] if transport else list(made)
-        self._idle = [transport] * config.concurrency if transport else [*self._transports]
-        self.http = async_client(transport=self._transports[0], timeout=timeout)
+        self._transport = transport or PoolEach(config.proxy)
+        self.http = async_client(transport=self._transport, timeout=timeout)
         """For all else: batches."""
         self._url = httpx.URL(config.url + api.path)
         host = self._url.netloc.decode()
@@ -56,18 +52,15 @@ class Line:
 
     async def close(self) -> None:
         await self.http.aclose()
-        for transport in self._transports[1:]:
-            await transport.aclose()
 
     async def post(self, body: dict[str, Any]) -> Reply:
-        """At most ``concurrency`` at a time. Raises Busy, Unusable, Refused or Stopped."""
+        """Raises Busy, Unusable, Refused or Stopped."""
         data = to_json(body)
         headers = {**self._sent, "content-length": str(len(data))}
         stream, extensions = httpx.ByteStream(data), dict(self._extensions)
         request = httpx.Request("POST", self._url, headers=headers, stream=stream, extensions=extensions)
-        transport = self._idle.pop()  # the one used last: its connection is the likeliest to be open
         try:
-            response = await transport.handle_async_request(request)
+            response = await self._transport.handle_async_request(request)
             try:
                 if body.get("stream") and response.is_success and _is_stream(response):
                     return self.api.read_events([event async for event in read_events(response.aiter_bytes())])
@@ -78,8 +71,6 @@ class Line:
             # What was sent may have been answered, and billed, even though the answer did not come.
             billed = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
             raise Busy(f"{self.config.url}: {type(error).__name__}: {error}", billed=billed) from None
-        finally:
-            self._idle.append(transport)
         if not response.is_success:
             raise failure(response, self.api, self.config)
         try:

@@ -74,18 +74,16 @@ def chat_messages(turns: Sequence[Turn], image: str | None) -> list[dict[str, ob
     return messages
 
 
-async def chat(
-    services: Services, asked: ChatRequest, transport: httpx.AsyncBaseTransport | None = None
-) -> AsyncIterator[str]:
+async def chat(services: Services, asked: ChatRequest) -> AsyncIterator[str]:
     """Server-sent events: ``text`` as it comes, then ``end``; or ``problem`` with a status instead of an end."""
-    async for name, data in _answered(services, asked, transport):
+    async for name, data in _answered(services, asked):
         yield f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 async def answer(services: Services, asked: ChatRequest) -> tuple[str, int | None]:
     """The policy's whole answer, and its version. Raises ServiceError where there is none."""
     texts: list[str] = []
-    async for name, data in _answered(services, asked, None):
+    async for name, data in _answered(services, asked):
         if name == "end":
             return "".join(texts), data["version"]
         if name == "problem":
@@ -94,9 +92,7 @@ async def answer(services: Services, asked: ChatRequest) -> tuple[str, int | Non
     raise AssertionError("neither an end nor a problem")
 
 
-async def _answered(
-    services: Services, asked: ChatRequest, transport: httpx.AsyncBaseTransport | None
-) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def _answered(services: Services, asked: ChatRequest) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """Names and data of ``chat``'s events."""
     body: dict[str, object] = {
         "model": "policy",
@@ -111,7 +107,7 @@ async def _answered(
     reason: str | None = None
     try:
         async with (
-            async_client(transport=transport, timeout=httpx.Timeout(SILENCE_SECONDS, connect=5)) as http,
+            async_client(timeout=httpx.Timeout(SILENCE_SECONDS, connect=5)) as http,
             http.stream("POST", url, json=body, headers=headers) as response,
         ):
             if not response.is_success:
@@ -140,9 +136,7 @@ async def _answered(
         yield "problem", {"status": "error", "detail": f"the policy streamed what is no answer: {error!r}"[:500]}
 
 
-async def score(
-    services: Services, asked: JudgeRequest, transport: httpx.AsyncBaseTransport | None = None
-) -> list[JudgedBy]:
+async def score(services: Services, asked: JudgeRequest) -> list[JudgedBy]:
     """What each expert says of one response. Raises DataError for a prompt that is none."""
     try:
         messages = chat_messages(asked.messages, asked.image)
@@ -150,7 +144,7 @@ async def score(
     except ValidationError as error:
         raise DataError("; ".join(describe(error))) from None
     found: list[JudgedBy] = []
-    async with async_client(transport=transport) as http:
+    async with async_client() as http:
         for expert in EXPERTS:
             client = ExpertClient(http, services.expert_url(expert), services.token, PATIENCE_SECONDS)
             try:
@@ -171,9 +165,9 @@ async def score(
     return found
 
 
-async def grade(services: Services, asked: GradeRequest, transport: httpx.AsyncBaseTransport | None = None) -> Graded:
+async def grade(services: Services, asked: GradeRequest) -> Graded:
     """The grader's verdict on one response."""
-    async with async_client(transport=transport) as http:
+    async with async_client() as http:
         client = GraderClient(http, services.grader_url, services.token, PATIENCE_SECONDS)
         try:
             (given,) = await client.grade([asked.response], asked.gold, asked.kind)

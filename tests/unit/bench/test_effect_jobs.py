@@ -20,8 +20,9 @@ from bench.effect.nodes import (
     stage_table,
     with_needs,
 )
-from configs.effect.plan import Plan, load_plan, merged
+from configs.effect.plan import Plan, load_plan
 from prism.config import AlignConfig, RlvrConfig, SftConfig
+from prism.config.published import merged
 from prism.errors import ConfigError
 
 PLAN = load_plan()

@@ -12,7 +12,8 @@ from bench.effect.report import report
 from bench.effect.results import SUFFIX, About, Answered, load_all, read_results, write_results
 from bench.effect.study import Study
 from configs.effect.plan import FILE as PLAN_FILE
-from configs.effect.plan import SPLITS, Plan, load_plan, merged, without
+from configs.effect.plan import SPLITS, Plan, load_plan, without
+from prism.config.published import merged
 from prism.errors import ConfigError, DataError
 from prism.files import write_json
 
