@@ -266,7 +266,7 @@ def test_a_picture_in_an_answer_earns_nothing() -> None:
     step: Any = OneStep()
     (group,) = rlvr._collected(step, step, 0).groups
     assert [sample.verdict.reward for sample in group.samples] == [1, 0]
-    assert rlvr._differs(group), "dynamic sampling keeps it: there is something to learn"
+    assert rlvr.differs(group), "dynamic sampling keeps it: there is something to learn"
 
 
 def test_overlong_responses_are_penalised_softly() -> None:
@@ -297,7 +297,7 @@ def test_a_masked_verdict_is_left_out_and_never_a_number(loss: str) -> None:
         return pb.RolloutGroup(samples=[pb.Sample(token_ids=[1], verdict=verdict) for verdict in verdicts])
 
     with_masked, without = [group(right, masked, wrong, broken), group(masked, right)], [group(right, wrong, broken)]
-    result, judged = rlvr._advantages(with_masked, rlvr_stage), rlvr._advantages(without, rlvr_stage)
+    result, judged = rlvr.advantages_of(with_masked, rlvr_stage), rlvr.advantages_of(without, rlvr_stage)
     assert result.keep.tolist() == [True, False, True, True, False, False]
     assert result.values[[0, 2, 3]].tolist() == judged.values.tolist()
     assert (result.masked_samples, result.dropped_groups) == (2, 1)
