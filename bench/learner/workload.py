@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -40,7 +41,10 @@ def make_model(folder: Path, size: str, device: str) -> int:
 
 
 def make_learner(folder: Path, dtype: str, device: str, config: PolicyLearnerConfig, updates: int) -> PolicyLearner:
-    model = load_policy(folder, dtype=getattr(torch, dtype), device=device)
+    return learner_of(load_policy(folder, dtype=getattr(torch, dtype), device=device), config, updates)
+
+
+def learner_of(model: Any, config: PolicyLearnerConfig, updates: int) -> PolicyLearner:
     return PolicyLearner(model, config, "grpo", LossOptions(), temperature=1.0, updates=updates, version=VERSION)
 
 
