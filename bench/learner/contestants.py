@@ -32,7 +32,6 @@ from prism.trainer.learn.policy_model import compile_head, load_policy
 # Nothing is compiled that is counted, and TRL calls torch in ways its counter does not know.
 UNCOUNTED = {"compiled", "packed-compiled", "trl"}
 OPTIMIZER = OptimizerConfig.model_validate({"lr": 1e-6, "max_grad_norm": 1e9})
-NO_SAMPLER = 999.0  # nats that the samples' log-probabilities, which no model made, may be off
 
 Built = tuple[dict[str, nn.Parameter], Callable[[], object]]
 """What a contestant learns, by the names that PRISM's learner has for it, and an update of it."""
@@ -144,9 +143,7 @@ def _prism(
 ) -> Built:
     """The learner. ``tokens`` of a pass: without, those of a group. ``compiled``: with ``compile = true``."""
     one_group = task.prompt + RESPONSES * task.response * 3 // 2
-    config = PolicyLearnerConfig.model_validate(
-        {"optimizer": OPTIMIZER, "micro_batch_tokens": tokens or one_group, "max_mismatch": NO_SAMPLER}
-    )
+    config = PolicyLearnerConfig.model_validate({"optimizer": OPTIMIZER, "micro_batch_tokens": tokens or one_group})
     if task.lora:
         run = load_config(Path("configs/demo.toml"), [f"device={task.device}", f"dtype={task.dtype}"])
         model = load_policy_adapter(task.folder, run, task.lora)

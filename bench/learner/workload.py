@@ -20,6 +20,7 @@ from prism.trainer.learn.policy_model import load_policy
 from prism.wire.v1 import rollout_pb2 as pb
 
 VERSION = 0
+NO_SAMPLER = 999.0  # nats that the samples' log-probabilities, which no model gave, may be off
 QWEN3_VL_2B = replace(EXPERT_SIZES["2b"], max_side=1280)
 SIZES = {
     "demo": EXPERT_SIZES["demo"],
@@ -45,6 +46,7 @@ def make_learner(folder: Path, dtype: str, device: str, config: PolicyLearnerCon
 
 
 def learner_of(model: Any, config: PolicyLearnerConfig, updates: int) -> PolicyLearner:
+    config = config.model_copy(update={"max_mismatch": NO_SAMPLER})
     return PolicyLearner(model, config, "grpo", LossOptions(), temperature=1.0, updates=updates, version=VERSION)
 
 
