@@ -43,10 +43,8 @@ test-trackers: setup ## what TensorBoard, MLflow and Weights & Biases hold after
 	PYTHONPATH=$(CURDIR) .venv-trackers/bin/python -m pytest tests/trackers $(ARGS)
 
 harness: setup ## lmms-eval and VLMEvalKit for real over our policy service and harness/, in environments of their own (5 GiB)
-	python3.11 -m venv .venv-harness
-	.venv-harness/bin/pip install --quiet torch==2.13.0+cpu lmms-eval==0.7.3 levenshtein "filelock<4" --extra-index-url https://download.pytorch.org/whl/cpu
-	python3.11 -m venv .venv-vlmevalkit
-	.venv-vlmevalkit/bin/pip install --quiet torch==2.13.0+cpu ms-vlmeval==0.0.20 --extra-index-url https://download.pytorch.org/whl/cpu
+	scripts/setup-harness .venv-harness lmms-eval==0.7.3 levenshtein "filelock<4"
+	scripts/setup-harness .venv-vlmevalkit ms-vlmeval==0.0.20
 	PRISM_LMMS_EVAL=.venv-harness/bin/lmms-eval PRISM_VLMEVALKIT=.venv-vlmevalkit/bin/python $(PY) -m pytest tests/harness $(ARGS)
 
 lint: setup ## ruff, import directions, pyright
