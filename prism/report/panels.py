@@ -52,6 +52,8 @@ PANELS = (
     Panel("staleness", "Staleness", "Policy versions that rollouts were behind the learner.",
           (Series("staleness_mean", "mean", "policy"), Series("staleness_max", "largest", "other", dashed=True)),
           zero=True, top=1.0),
+    Panel("mixed", "Responses of several versions", "Responses of a step that weights came under (push.in_flight).",
+          (Series("mixed_samples", "responses", "policy"),), zero=True),
     Panel("mismatch", "Sampler–learner mismatch", "Mean absolute logprob difference, log axis; dashed: the bound.",
           (Series("logprob_mismatch", "mismatch", "policy"),), unit="log", bounded=True),
     Panel("push", "Weight push, seconds", "A push from first byte to answer, and how long generation stood still.",
