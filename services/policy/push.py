@@ -245,8 +245,8 @@ class ServedWeights:
             raise WeightsError(f"the files of {manifest.path!r} cannot be read: {error}") from None
 
     async def _pause(self) -> dict[str, dict[int, int]]:
-        """The engine stands still, and nothing of its answers goes out. Returns their tokens so far, as the engine does.
-        Raises NotPaused if it would not, but goes on; ServiceError if it does neither."""
+        """Stop the engine, and let nothing of its answers out; returns their tokens so far, as ``Engine.pause`` does.
+        Raises NotPaused if it would not stop, and goes on; ServiceError if it does neither."""
         self._progress.swapping = True
         self.answers.hold()
         try:
