@@ -81,6 +81,8 @@ class FakeVllm:
             self.busy_flushes -= 1
             await _answer(send, 200, {"success": self.busy_flushes < 0})
         elif "prompt_logprobs" in request:
+            if "probe" in self.hanging:
+                await asyncio.sleep(60)
             entries = [None, *({"7": {"logprob": value}} for value in self.logprobs)]
             await _answer(send, 200, {"prompt_logprobs": entries})
         elif path in ("/pause", "/resume"):
