@@ -123,7 +123,7 @@ def gpu_config() -> RunConfig:
 def measure_learners(folder: Path) -> None:
     """Prints bytes estimated, bytes held, and of what."""
     config = gpu_config()
-    given = {"optimizer": {"lr": 1e-6}, "max_mismatch": 99, "micro_batch_tokens": PASS}
+    given = {"optimizer": {"lr": 1e-6}, "micro_batch_tokens": PASS}
     learner_config = PolicyLearnerConfig.model_validate(given)
     size = policy_size(folder / "model", [])
     inputs = InputBuilder(folder / "model")

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from bench.learner.workload import RESPONSES, SIZES, make_model, make_samples
+from bench.learner.workload import NO_SAMPLER, RESPONSES, SIZES, make_model, make_samples
 from bench.shared import command_line
 from prism.config import AlignConfig, RunConfig, SftConfig, load_config
 from prism.data.blobs import BlobStore
@@ -45,8 +45,6 @@ from prism.trainer.stages import align
 from prism.trainer.stages.common import new_policy
 from prism.trainer.stages.context import Context
 from prism.wire.v1 import rollout_pb2 as pb
-
-NO_SAMPLER = 999.0  # nats that these groups' log-probabilities may be off
 
 
 @dataclass(frozen=True)

@@ -5,30 +5,36 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.learner.flops import attention_flops
-from bench.learner.workload import RESPONSES, make_learner, make_samples
+from bench.learner.workload import RESPONSES, learner_of, make_samples
 from bench.padded import collate, load_stock, response_logprobs
-from prism.config import OptimizerConfig, PolicyLearnerConfig
+from prism.config import LoraConfig, OptimizerConfig, PolicyLearnerConfig, load_config
 from prism.data.blobs import BlobStore
-from prism.model.inputs import InputBuilder
+from prism.model.adapters.layers import adapter_parameters, add_adapter, peft_settings
+from prism.model.inputs import Example, InputBuilder
 from prism.trainer.flow.examples import GroupExamples
+from prism.trainer.learn.adapted import POLICY, learning, load_policy_adapter
 from prism.trainer.learn.learner_model import compile_layers
 from prism.trainer.learn.losses import BatchTotals, PackedTokens, policy_loss
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_learner import TrainingSample
-from prism.trainer.learn.policy_model import compile_head
+from prism.trainer.learn.policy_model import compile_head, load_policy
 
 # Nothing is compiled that is counted, and TRL calls torch in ways its counter does not know.
-UNCOUNTED = {"compiled", "trl"}
+UNCOUNTED = {"compiled", "packed-compiled", "trl"}
 OPTIMIZER = OptimizerConfig.model_validate({"lr": 1e-6, "max_grad_norm": 1e9})
+
+Built = tuple[dict[str, nn.Parameter], Callable[[], object]]
+"""What a contestant learns, by the names that PRISM's learner has for it, and an update of it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Contest:
     """Where those of the first update are written."""
     peers_take: int
     """Sequences that peers compute in one pass."""
+    lora: LoraConfig | None = None
+    """Adapters that learn instead of the model, which is frozen."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,9 @@ class Measured:
     tokens: int
     """Prompt and response tokens of the batch, each sequence with its prompt: the work that is to be done."""
     peak_bytes: int
-    """The most that updates take beside the loaded model: activations, gradients, optimizer states."""
+    """The most that updates take beside what is loaded, the model and the optimizer's states."""
+    whole_bytes: int
+    """The most that was taken, with what is loaded."""
 
 
 def measure(task: Contest) -> Measured:
@@ -72,7 +82,25 @@ def measure(task: Contest) -> Measured:
         resource.setrlimit(resource.RLIMIT_DATA, (task.memory_bytes, task.memory_bytes))
     inputs = InputBuilder(task.folder)
     samples = make_samples(inputs, task.groups, task.prompt, task.response)
-    model, update = CONTESTANTS[task.contestant](task, inputs, samples)
+    learnt, update = CONTESTANTS[task.contestant](task, inputs, samples)
+    before = _reset_peak(task.device)
+    counter = FlopCounterMode(display=False, custom_mapping=attention_flops())
+    with nullcontext() if task.contestant in UNCOUNTED else counter:
+        torch.save(gradients_of(learnt, update), task.gradients)
+    _reset_peak(task.device)  # the gradients kept above do not count
+    seconds: list[float] = []
+    for _ in range(task.updates):
+        started = time.perf_counter()
+        update()
+        _wait(task.device)
+        seconds.append(time.perf_counter() - started)
+    tokens = sum(len(sample.example.input_ids) for sample in samples)
+    peak = _peak(task.device)
+    return Measured(seconds, counter.get_total_flops(), tokens, peak - before, peak)
+
+
+def gradients_of(learnt: dict[str, nn.Parameter], update: Callable[[], object]) -> dict[str, Tensor]:
+    """In float32, of one update."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[Tensor], None]:
@@ -82,24 +110,11 @@ def measure(task: Contest) -> Measured:
 
         return hook
 
-    before = _reset_peak(task.device)
-    hooks = [p.register_post_accumulate_grad_hook(keep(name)) for name, p in model.named_parameters()]
-    counter = FlopCounterMode(display=False, custom_mapping=attention_flops())
-    with nullcontext() if task.contestant in UNCOUNTED else counter:
-        update()
+    hooks = [p.register_post_accumulate_grad_hook(keep(name)) for name, p in learnt.items()]
+    update()
     for hook in hooks:
         hook.remove()
-    torch.save(found, task.gradients)
-    found.clear()
-    _reset_peak(task.device)  # the gradients kept above do not count
-    seconds: list[float] = []
-    for _ in range(task.updates):
-        started = time.perf_counter()
-        update()
-        _wait(task.device)
-        seconds.append(time.perf_counter() - started)
-    tokens = sum(len(sample.example.input_ids) for sample in samples)
-    return Measured(seconds, counter.get_total_flops(), tokens, _peak(task.device) - before)
+    return found
 
 
 def matrix_rate(dtype: str, device: str, threads: int | None) -> float:
@@ -118,27 +133,67 @@ def matrix_rate(dtype: str, device: str, threads: int | None) -> float:
     return 2 * side**3 / best
 
 
-def _prism(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
+def _prism(
+    task: Contest,
+    inputs: InputBuilder,
+    samples: list[TrainingSample],
+    *,
+    tokens: int | None = None,
+    compiled: bool = False,
+) -> Built:
+    """The learner. ``tokens`` of a pass: without, those of a group. ``compiled``: with ``compile = true``."""
     one_group = task.prompt + RESPONSES * task.response * 3 // 2
-    config = PolicyLearnerConfig.model_validate({"optimizer": OPTIMIZER, "micro_batch_tokens": one_group})
-    learner = make_learner(task.folder, task.dtype, task.device, config, task.updates + 1)
+    config = PolicyLearnerConfig.model_validate({"optimizer": OPTIMIZER, "micro_batch_tokens": tokens or one_group})
+    if task.lora:
+        run = load_config(Path("configs/demo.toml"), [f"device={task.device}", f"dtype={task.dtype}"])
+        model = load_policy_adapter(task.folder, run, task.lora)
+        fill(adapter_parameters(model, POLICY))
+    else:
+        model = load_policy(task.folder, dtype=getattr(torch, task.dtype), device=task.device)
+    learner = learner_of(model, config, task.updates + 1)
+    if compiled:
+        compile_layers(model)
+        compile_head(model)
     with tempfile.TemporaryDirectory() as folder:
         examples = GroupExamples(inputs, BlobStore(folder))
-    return learner.model, lambda: learner.update(samples, examples)
+    return learning(model), lambda: learner.update(samples, examples)
 
 
-def _compiled(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
-    """PRISM's update with ``compile = true``."""
-    model, update = _prism(task, inputs, samples)
-    compile_layers(model)
-    compile_head(model)
-    return model, update
+def _packed(task: Contest, inputs: InputBuilder, samples: list[TrainingSample], *, compiled: bool = False) -> Built:
+    """What verl's remove-padding and prime-rl do: sequences one after another in a row, none sees another, each with a
+    prompt and a picture of its own. The learner and its attention are PRISM's, of groups of one."""
+    longest = max(len(sample.example.input_ids) for sample in samples)
+    return _prism(task, inputs, unshared(samples), tokens=task.peers_take * longest, compiled=compiled)
 
 
-def _padded(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
+def unshared(samples: list[TrainingSample]) -> list[TrainingSample]:
+    """The same, of which no two have a prompt in common, as ``packing`` tells prompts apart: by their pictures."""
+
+    def own(example: Example) -> Example:
+        assert example.pixel_values is not None
+        return replace(example, pixel_values=example.pixel_values.clone())
+
+    return [replace(sample, example=own(sample.example)) for sample in samples]
+
+
+def fill(adapter: dict[str, nn.Parameter]) -> None:
+    """The same numbers for all contestants, B's too: with B at 0, as adapters begin, A has no gradient to compare."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in sorted(adapter):
+            drawn = torch.randn(adapter[name].shape, generator=generator) * 0.02
+            adapter[name].copy_(drawn.bfloat16())  # which float32 holds as well
+
+
+def _padded(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> Built:
     """PRISM's loss over the stock model: every sequence whole, padded, its picture encoded with it."""
     model = load_stock(task.folder, dtype=getattr(torch, task.dtype)).to(task.device).train()
-    optimizer = Optimizer(model.named_parameters(), OPTIMIZER, task.updates + 1)
+    learnt: dict[str, nn.Parameter] = dict(model.named_parameters())
+    if task.lora:
+        model.requires_grad_(False)
+        add_adapter(model, POLICY, task.lora)
+        fill(learnt := adapter_parameters(model, POLICY))
+    optimizer = Optimizer(learnt.items(), OPTIMIZER, task.updates + 1)
     totals = BatchTotals(sum(len(sample.logprobs) for sample in samples), len(samples))
 
     def update() -> None:
@@ -153,12 +208,13 @@ def _padded(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) 
             policy_loss("grpo", packed, totals=totals).loss.backward()
         optimizer.step()
 
-    return model, update
+    return learnt, update
 
 
-def _trl(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> tuple[Any, Callable[[], object]]:
+def _trl(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> Built:
     """TRL's GRPOTrainer, given what it would have sampled; without gradient checkpointing, its slower default."""
     from datasets import Dataset
+    from peft import LoraConfig as PeftConfig
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -182,9 +238,17 @@ def _trl(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> 
         args=args,
         train_dataset=Dataset.from_dict({"prompt": ["?"]}),
         processing_class=inputs.processor,
+        peft_config=PeftConfig(**peft_settings(model, task.lora)) if task.lora else None,
     )
+    model = trainer.model
+    learnt: dict[str, nn.Parameter] = dict(model.named_parameters())
+    if task.lora:
+        learnt = adapter_parameters(model.get_base_model(), "default")
+        for parameter in learnt.values():  # PEFT holds them in float32: slower, without autocast, than as all do
+            parameter.data = parameter.data.to(getattr(torch, task.dtype))
+        fill(learnt)
     trainer.current_gradient_accumulation_steps = len(groups)  # as its training loop sets it
-    optimizer = Optimizer(model.named_parameters(), OPTIMIZER, task.updates + 1)
+    optimizer = Optimizer(learnt.items(), OPTIMIZER, task.updates + 1)
     batches = [_trl_batch(group, inputs, task.device) for group in groups]
 
     def update() -> None:
@@ -193,7 +257,7 @@ def _trl(task: Contest, inputs: InputBuilder, samples: list[TrainingSample]) -> 
             trainer.compute_loss(model, batch).backward()
         optimizer.step()
 
-    return model, update
+    return learnt, update
 
 
 def _taken(samples: list[TrainingSample], size: int) -> list[list[TrainingSample]]:
@@ -223,7 +287,14 @@ def _trl_batch(group: list[TrainingSample], inputs: InputBuilder, device: str) -
     return {name: tensor.to(device) for name, tensor in tensors.items()} | {"num_images": [1] * len(group)}
 
 
-CONTESTANTS = {"prism": _prism, "compiled": _compiled, "padded": _padded, "trl": _trl}
+CONTESTANTS: dict[str, Callable[[Contest, InputBuilder, list[TrainingSample]], Built]] = {
+    "prism": _prism,
+    "compiled": partial(_prism, compiled=True),
+    "packed": _packed,
+    "packed-compiled": partial(_packed, compiled=True),
+    "padded": _padded,
+    "trl": _trl,
+}
 
 
 def _wait(device: str) -> None:

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from prism.trainer.learn.policy_model import load_policy
 from prism.wire.v1 import rollout_pb2 as pb
 
 VERSION = 0
+NO_SAMPLER = 999.0  # nats that the samples' log-probabilities, which no model gave, may be off
 QWEN3_VL_2B = replace(EXPERT_SIZES["2b"], max_side=1280)
 SIZES = {
     "demo": EXPERT_SIZES["demo"],
@@ -40,7 +42,11 @@ def make_model(folder: Path, size: str, device: str) -> int:
 
 
 def make_learner(folder: Path, dtype: str, device: str, config: PolicyLearnerConfig, updates: int) -> PolicyLearner:
-    model = load_policy(folder, dtype=getattr(torch, dtype), device=device)
+    return learner_of(load_policy(folder, dtype=getattr(torch, dtype), device=device), config, updates)
+
+
+def learner_of(model: Any, config: PolicyLearnerConfig, updates: int) -> PolicyLearner:
+    config = config.model_copy(update={"max_mismatch": NO_SAMPLER})
     return PolicyLearner(model, config, "grpo", LossOptions(), temperature=1.0, updates=updates, version=VERSION)
 
 

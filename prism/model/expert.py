@@ -7,6 +7,7 @@ expert. Method: arXiv 2604.28123, section on the discriminator; sparse upcycling
 
 import copy
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ HEADS = ("score.weight", "v_head.1.weight")
 """Names of a head [1, H] in a folder's files: ours, and that of the published discriminator."""
 HEAD_STD = 0.02
 ROUTER_STD = 0.02
+_MAKING = threading.RLock()
+"""Held while transformers makes a model: meanwhile it sets torch's default dtype, for all threads. Two at a time would
+make parameters in each other's, and leave one of them behind as the default."""
 # Whatever serves such a folder goes by this name; ours would be unknown to it.
 ARCHITECTURES = {
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
@@ -155,7 +159,7 @@ def load_expert(
     refuse_other_family(config.model_type, folder)
     kind = CLASSES[config.model_type]
     try:
-        with _quiet():
+        with _MAKING, _quiet():
             expert, loading = kind.from_pretrained(
                 str(folder),
                 config=config,
@@ -215,7 +219,7 @@ def expert_over(model: Any, *, seed: int = 0, dropout: float = 0.0) -> ExpertMod
     """An expert over the very backbone of ``model``, a policy or an expert: only its head is its own, another expert's
     copied or new by ``seed``."""
     kind = CLASSES[model.config.model_type]
-    with no_init_weights():
+    with _MAKING, no_init_weights():
         expert = kind._from_config(
             copy.deepcopy(model.config), dtype=model.dtype, attn_implementation=ATTENTION, backbone=model.model
         )
@@ -238,7 +242,7 @@ def unfilled_expert(config: str, like: ExpertModel) -> ExpertModel:
         of_type = AutoConfig.for_model(**values)
         kind = CLASSES[of_type.model_type]
         device, dtype = like.score.weight.device, like.score.weight.dtype
-        with torch.device(device), no_init_weights():
+        with _MAKING, torch.device(device), no_init_weights():
             expert: Any = kind._from_config(of_type, dtype=dtype, attn_implementation=ATTENTION)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"this is no expert's configuration: {str(error)[:500]}") from None
@@ -246,7 +250,7 @@ def unfilled_expert(config: str, like: ExpertModel) -> ExpertModel:
     for name, buffer in expert.named_buffers():
         if name in computed and computed[name].shape == buffer.shape:
             buffer.copy_(computed[name])
-    return place(expert, str(device)).requires_grad_(False)
+    return place(expert, str(device)).requires_grad_(False).eval()
 
 
 def _rope(expert: ExpertModel) -> Any:
@@ -303,7 +307,7 @@ def upcycle(
         raise ConfigError(f"{folder} is a mixture of experts already: upcycling starts from a dense Qwen3-VL")
     if not 1 <= top_k <= experts:
         raise ConfigError(f"top_k = {top_k}: a token goes to 1 to {experts} of {experts} experts")
-    with no_init_weights():  # all of them are set below
+    with _MAKING, no_init_weights():  # all of them are set below
         mixture: Any = MixtureExpert._from_config(
             mixture_config(dense.config, experts, top_k), dtype=dtype, attn_implementation=ATTENTION
         )

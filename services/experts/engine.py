@@ -168,14 +168,16 @@ class ScoringEngine:
         base: Base | None = None,
     ) -> None:
         """``receive_deadline``: seconds for each tensor of a broadcast. ``start``: the folder that ``model`` is from.
-        ``bases``: of the process, for adapters; ``base``: the one whose model this is, if others share it."""
+        ``bases``: of the process, for adapters; ``base``: the one whose model this is, on the device already, if others
+        share it."""
         self.name, self.device = name, device
-        self._bases, self._base, self._start = bases or Bases(), base or Base(model), start
+        self._bases, self._base, self._start = bases or Bases(), base or Base(place(model, device)), start
         self._incoming = IncomingExpert(receive_deadline)
         self.version = Version(0, 0)
         self._image_token_id, self._cache_tokens = inputs.image_token_id, cache_tokens
         self._tokens = max(inputs.tokenizer.get_vocab().values()) + 1
         self._scorer = self._new_scorer(model)
+        self.parameters = self._base.parameters_of(model)
         self._max_batch_tokens, self._max_queue = max_batch_tokens, max_queue
         self._count = threading.Lock()
         self._requests: queue.Queue[ScoringJob | Swap | None] = queue.Queue()
@@ -236,7 +238,7 @@ class ScoringEngine:
             if manifest.is_adapter:
                 model, base = self._adapted(verify(root, manifest), manifest)
             elif broadcast is None:
-                model = self._load(verify(root, manifest))
+                model = place(self._load(verify(root, manifest)), self.device)
             else:
                 model = self._incoming.receive(broadcast, before, self._refuse_other_inputs)
             scorer = self._new_scorer(model)  # its caches are empty
@@ -251,6 +253,7 @@ class ScoringEngine:
             self._incoming.retire(before, broadcast)  # nothing computes with it any more
             before_base.retire(before)
             self._base, self._start = base or Base(model), None
+            self.parameters = self._base.parameters_of(model)
             return swap.paused.result()
 
     def close(self) -> None:
@@ -288,9 +291,8 @@ class ScoringEngine:
             )
 
     def _new_scorer(self, model: ExpertModel) -> PrefixScorer:
-        return PrefixScorer(
-            self.name, place(model, self.device).eval(), self._image_token_id, cache_tokens=self._cache_tokens
-        )
+        """It leaves the model where it is: others may be giving the backbone an adapter at this moment."""
+        return PrefixScorer(self.name, model, self._image_token_id, cache_tokens=self._cache_tokens)
 
     def _done(self, job: ScoringJob) -> None:
         with self._count:

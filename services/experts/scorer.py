@@ -13,7 +13,7 @@ from fastapi import HTTPException
 
 from prism.errors import ConfigError, WeightsError
 from prism.model.adapters.experts import Bases
-from prism.model.expert import ExpertModel, load_expert
+from prism.model.expert import ExpertModel, load_expert, place
 from prism.model.inputs import InputBuilder
 from prism.services.experts import metrics
 from prism.services.experts.calibration import Calibration, keep, leads, read_kept, sigmoid
@@ -66,7 +66,8 @@ class Scorer:
         bases = bases or Bases()
 
         def load() -> ExpertModel:
-            return load_expert(settings.model, seed=settings.seed, dtype=getattr(torch, settings.dtype))
+            model = load_expert(settings.model, seed=settings.seed, dtype=getattr(torch, settings.dtype))
+            return place(model, settings.device)
 
         base = bases.started(settings.model, load)
         self.engine = ScoringEngine(
@@ -222,7 +223,7 @@ class Scorer:
             attempt=version.attempt,
             architecture=type(model).__name__,
             base=settings.base,
-            parameters=sum(each.numel() for each in model.parameters()),
+            parameters=self.engine.parameters,
             experts=experts,
             experts_per_token=experts_per_token,
             dtype=str(parameter.dtype).removeprefix("torch."),

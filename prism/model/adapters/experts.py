@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from prism.errors import ConfigError, WeightsError
-from prism.model.adapters.layers import activator, adapter_parameters, install, mixtures_of, remove
+from prism.model.adapters.layers import activator, adapter_parameters, base_name, install, mixtures_of, remove
 from prism.model.adapters.merging import HEAD, Adapter
 from prism.model.expert import ExpertModel, expert_over
 from prism.wire.weights import WeightFile, known_sha256
@@ -45,6 +45,13 @@ class Base:
         if expert.adapter:
             with self._turn:
                 remove(self.model, expert.adapter)
+
+    def parameters_of(self, expert: ExpertModel) -> int:
+        """Numbers in an expert over this model: its own adapter's among them, no other's."""
+        with self._turn:
+            own = adapter_parameters(expert, expert.adapter).values() if expert.adapter else ()
+            shared = (each for name, each in expert.named_parameters() if base_name(name))
+            return sum(each.numel() for each in (*shared, *own))
 
     def _computing(self, name: str | None) -> Callable[[], AbstractContextManager[None]]:
         @contextmanager

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from prism.config import LoraConfig, MixtureConfig, RunConfig
 from prism.errors import WeightsError
 from prism.model.adapters.experts import Bases
-from prism.model.expert import load_expert
+from prism.model.expert import expert_over, load_expert, unfilled_expert, upcycle
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
 from prism.services.experts.engine import ScoringEngine, ScoringGroup, Version
@@ -58,7 +61,8 @@ def engine(inputs: InputBuilder, tiny_model: Path) -> Iterator[Callable[..., Sco
 
     def start(expert: Expert, folder: Path = tiny_model, **options: Any) -> ScoringEngine:
         limits = {"device": "cpu", "max_batch_tokens": 4096, "max_queue": 8, "start": folder} | options
-        started.append(ScoringEngine(expert, load_expert(folder, seed=1), inputs, **limits))
+        model = options["base"].model if "base" in options else load_expert(folder, seed=1)
+        started.append(ScoringEngine(expert, model, inputs, **limits))
         return started[-1]
 
     yield start
@@ -267,3 +271,81 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
     refused(8, "score.weight", tensors={"base_model.model.score.weight": None})
     assert torch.equal(scores(running, groups), before)
     assert not [key for key in running.model.state_dict() if ".v2" in key]
+
+
+def test_a_shared_base_is_walked_by_one_thread_at_a_time(
+    tiny_model: Path,
+    config: RunConfig,
+    inputs: InputBuilder,
+    engine: Callable[..., ScoringEngine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To move it while the other expert is given an adapter on a GPU mixed their precisions, or ended the process."""
+    models, bases = learners(tiny_model, config), Bases()
+    base = bases.started(tiny_model, lambda: load_expert(tiny_model))
+    running = {expert: engine(expert, bases=bases, base=base) for expert in EXPERTS}
+    shared = {id(module) for module in base.model.model.modules()}
+    outside: list[str] = []
+
+    def watch(name: str) -> None:
+        method = getattr(torch.nn.Module, name)
+
+        def watched(module: Any, *given: Any, **named: Any) -> Any:
+            if id(module) in shared and not base._turn._is_owned():  # type: ignore[attr-defined]
+                outside.append(name)
+            return method(module, *given, **named)
+
+        monkeypatch.setattr(torch.nn.Module, name, watched)
+
+    for name in ("_apply", "train", "named_parameters", "requires_grad_"):
+        watch(name)
+    for expert, model in models.items():
+        running[expert].swap(tmp_path, written(tmp_path, expert, 1, model, tiny_model)[0])
+    engine("perception", bases=bases, base=base)
+    assert {each.model.model for each in running.values()} == {base.model.model}
+    assert not outside
+
+
+def test_an_expert_counts_its_own_adapter_and_no_other(
+    tiny_model: Path, config: RunConfig, engine: Callable[..., ScoringEngine], tmp_path: Path
+) -> None:
+    models, bases = learners(tiny_model, config), Bases()
+    base = bases.started(tiny_model, lambda: load_expert(tiny_model))
+    running = {expert: engine(expert, bases=bases, base=base) for expert in EXPERTS}
+    whole = sum(parameter.numel() for parameter in base.model.parameters())
+    assert running["perception"].parameters == whole
+    for version in (1, 2):
+        for expert, model in models.items():
+            running[expert].swap(tmp_path, written(tmp_path, expert, version, model, tiny_model)[0])
+    own = sum(p.numel() for name, p in learning(models["perception"]).items() if "lora_" in name)
+    assert [each.parameters for each in running.values()] == [whole + own] * 2
+
+
+def test_models_are_made_one_at_a_time(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile torch's default dtype is theirs, for all threads; the last to end would leave its own behind."""
+    model, config = load_expert(tiny_model), (tiny_model / "config.json").read_text()
+    ways: list[Callable[[], Any]] = [
+        lambda: load_expert(tiny_model, dtype=torch.bfloat16),
+        lambda: expert_over(load_expert(tiny_model, dtype=torch.bfloat16)),
+        lambda: upcycle(tiny_model, experts=2, top_k=1, dtype=torch.bfloat16),
+        lambda: unfilled_expert(config, model),
+    ]
+    inside: set[int] = set()
+    together: list[int] = []
+    set_default = torch.set_default_dtype
+
+    def watched(dtype: torch.dtype) -> None:
+        thread = threading.get_ident()
+        inside.symmetric_difference_update({thread})  # once to set it, once to set it back
+        together.append(len(inside))
+        set_default(dtype)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(torch, "set_default_dtype", watched)
+    with ThreadPoolExecutor(len(ways)) as threads:
+        for each in [threads.submit(way) for way in ways]:
+            each.result()
+    assert len(together) >= 2 * len(ways)
+    assert max(together) == 1
+    assert torch.get_default_dtype() == torch.float32
