@@ -399,7 +399,7 @@ def test_weights_that_fail_their_probe_are_never_served(
     with pytest.raises(Unavailable, match="503 weights failed while the answer was being written"):
         asyncio.run(
             policy.written_under(
-                messages, lambda: answers.append(policy.push(failing, in_flight="true")), n=2, tokens=600
+                messages, lambda: answers.append(policy.push(failing, in_flight="true")), n=2, tokens=500
             )
         )
     (answer,) = answers
@@ -519,14 +519,14 @@ def test_an_answer_goes_on_over_a_push_in_flight_and_says_which_version_wrote_wh
     def push() -> PushTimes:
         return publisher.push(version, named_weights(model), config_json(model), probe)
 
-    completion, times, early = asyncio.run(policy.written_under(messages, push, n=2, tokens=600))
+    completion, times, early = asyncio.run(policy.written_under(messages, push, n=2, tokens=500))
     publisher.settle()
     assert early, "the push waited for the answer"
     assert times.paused_seconds < 5
     assert completion.changes
     assert completion.prompt_token_ids == prompt.input_ids
     for index, choice in enumerate(completion.choices):
-        first, second = completion.changes.runs(index, 600)
+        first, second = completion.changes.runs(index, 500)
         assert (first.policy_version, second.policy_version) == (version - 1, version)
         made = first.tokens
         expected = torch.cat(
