@@ -12,6 +12,7 @@ import httpx
 
 from prism.clients.http import Refused, Unavailable
 from prism.wire.events import read_events
+from prism.wire.versions import FIELD, Changes, read_changes
 
 END = b"[DONE]"
 
@@ -32,9 +33,13 @@ class Completion:
 
     choices: list[Choice]
     prompt_token_ids: list[int] = field(default_factory=list)
+    changes: Changes | None = None
+    """Of policy versions, where our own server says that there were any in the middle."""
 
     def add(self, chunk: dict[str, Any]) -> None:
-        """Raises LookupError or TypeError for what is no chunk of this completion."""
+        """Raises LookupError, ValueError or TypeError for what is no chunk of this completion."""
+        if FIELD in chunk:
+            self.changes = read_changes(chunk[FIELD])
         self.prompt_token_ids = chunk.get("prompt_token_ids") or self.prompt_token_ids
         for part in chunk["choices"]:
             choice = self.choices[part["index"]]

@@ -31,10 +31,13 @@ class RolloutServices:
         *,
         patience_seconds: float,
         silence_seconds: float = SILENCE_SECONDS,
+        takes_mixed: bool = False,
     ) -> None:
+        """``takes_mixed``: groups may be of several policy versions, where pushes in flight make them so."""
         token, bounds = endpoints.token.get_secret_value(), (patience_seconds, silence_seconds)
         self._blobs = BlobStore(endpoints.blobs)
         self._policy = PolicyClient(http, endpoints.policy_url, token, *bounds)
+        self._policy.takes_mixed = takes_mixed
         self._grader = GraderClient(http, endpoints.grader_url, token, *bounds)
         self._experts: dict[str, tuple[Expert, ExpertClient]] = {
             expert: (expert, ExpertClient(http, endpoints.expert_url(expert), token, *bounds)) for expert in EXPERTS
@@ -105,8 +108,19 @@ def _raise_if_away(error: Refused | Unavailable) -> None:
 
 @asynccontextmanager
 async def open_services(
-    endpoints: Endpoints, *, connections: int, patience_seconds: float, silence_seconds: float = SILENCE_SECONDS
+    endpoints: Endpoints,
+    *,
+    connections: int,
+    patience_seconds: float,
+    silence_seconds: float = SILENCE_SECONDS,
+    takes_mixed: bool = False,
 ) -> AsyncIterator[RolloutServices]:
     limits = httpx.Limits(max_connections=4 * connections, max_keepalive_connections=4 * connections)
     async with async_client(limits=limits) as http:
-        yield RolloutServices(http, endpoints, patience_seconds=patience_seconds, silence_seconds=silence_seconds)
+        yield RolloutServices(
+            http,
+            endpoints,
+            patience_seconds=patience_seconds,
+            silence_seconds=silence_seconds,
+            takes_mixed=takes_mixed,
+        )

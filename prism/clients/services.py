@@ -9,12 +9,14 @@ from pydantic import ValidationError
 
 from prism.clients.completion import read_completion
 from prism.clients.http import Refused, ServiceClient
+from prism.errors import StreamError
 from prism.settings import describe
 from prism.wire.experts import Judge, ScoreAnswer, ScoreItem, ScoreRequest
 from prism.wire.grading import VERSION_HEADER as GRADER_VERSION
 from prism.wire.messages import to_json, to_openai
 from prism.wire.response import Expert
 from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.versions import MIXED_HEADER, Changes
 
 PB_STATUS = {
     "ok": pb.STATUS_OK,
@@ -34,6 +36,7 @@ MIN_VERSION_HEADER = "x-prism-min-policy-version"
 @dataclass(frozen=True)
 class PolicyAnswer:
     version: int
+    """Of its oldest token."""
     prompt_token_ids: list[int]
     samples: list[pb.Sample]
 
@@ -43,10 +46,14 @@ class WrongService(Refused):
 
 
 class PolicyClient(ServiceClient):
+    takes_mixed = False
+    """Whether weights may be swapped under its answers by a push in flight; else that waits for them."""
+
     async def sample(
         self, messages: Sequence[pb.Message], images: dict[str, bytes], sampling: pb.Sampling, min_version: int
     ) -> PolicyAnswer:
-        """``sampling.n`` responses with token ids and the sampler's own logprobs. top_p stays 1: see TRL#6789.
+        """``sampling.n`` responses with token ids, the sampler's own logprobs, and which policy version sampled which
+        of them. top_p stays 1: see TRL#6789.
 
         An answer that is being made is waited for, however long it takes; it is given up, and asked for again while
         there is patience, after a silence.
@@ -66,19 +73,26 @@ class PolicyClient(ServiceClient):
                 "stream": True,
             },
             # The server may then answer with comments before there are tokens, and does not let a push keep us silent.
-            {MIN_VERSION_HEADER: str(min_version), "Accept": "text/event-stream"},
+            {MIN_VERSION_HEADER: str(min_version), "Accept": "text/event-stream"}
+            | ({MIXED_HEADER: "1"} if self.takes_mixed else {}),
             partial(read_completion, n=sampling.n),
         )
-        samples = [
-            pb.Sample(
-                text=choice.text,
-                token_ids=choice.token_ids,
-                logprobs=choice.logprobs,
-                finish_reason=choice.finish_reason or "",
-            )
-            for choice in completion.choices
-        ]
-        return PolicyAnswer(int(response.headers[VERSION_HEADER]), completion.prompt_token_ids, samples)
+        changes = completion.changes or Changes(version=int(response.headers[VERSION_HEADER]))
+        try:
+            samples = [
+                pb.Sample(
+                    text=choice.text,
+                    token_ids=choice.token_ids,
+                    logprobs=choice.logprobs,
+                    finish_reason=choice.finish_reason or "",
+                    versions=changes.runs(index, len(choice.token_ids)),
+                )
+                for index, choice in enumerate(completion.choices)
+            ]
+        except StreamError as error:
+            raise Refused(f"{self.url}: {error}") from None
+        version = min((run.policy_version for sample in samples for run in sample.versions), default=changes.version)
+        return PolicyAnswer(version, completion.prompt_token_ids, samples)
 
 
 class ExpertClient(ServiceClient):

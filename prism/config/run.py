@@ -133,6 +133,11 @@ class RunConfig(ConfigModel):
             if isinstance(stage, SftConfig):
                 continue
             rollouts, policy = stage.rollouts, stage.policy
+            if self.push.in_flight and not rollouts.staleness:
+                raise ValueError(
+                    f"push.in_flight: stages.{name}.rollouts.staleness is 0, every token of the learner's own version: "
+                    "set it to 1 or more, or leave in_flight out"
+                )
             if self.evaluate.keep_best and (self.evaluate.every or 0) % stage.checkpoint_every:
                 raise ValueError(
                     f"evaluate.every: {self.evaluate.every} is no multiple of stages.{name}.checkpoint_every = "

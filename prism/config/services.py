@@ -187,6 +187,12 @@ class PushConfig(ConfigModel):
     deadline_seconds: float = Field(default=120, gt=0)
     """A server that has not taken the weights within these seconds, its restarts included, fails the run. 120 let a
     server of a small model restart once."""
+    in_flight: bool = False
+    """Swaps the policy's weights under answers that are being written, instead of waiting for them: one long answer
+    then does not idle the card. Tokens of one answer are then of several versions, each known by its own, and written
+    on over the keys and values of the old. Only with ``staleness`` of 1 and more in every stage that samples, whose
+    bound counts the oldest token. Off by default: a response is then of one policy, and at staleness 0 no push finds
+    any in flight."""
     keep_gib: float = Field(default=100, gt=0)
     """GiB on disk of each model's pushed versions, of which three are kept, or two if three take more. A server that
     restarts in the middle of a push needs the two newest. 100 hold three versions of 16 billion parameters."""

@@ -70,6 +70,8 @@ class Panel:
     top: float | None = None
     kinds: tuple[str, ...] = ("align", "rlvr")
     bounded: bool = False
+    rare: bool = False
+    """Whether it is left out where all is 0, without a word."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ PANELS = (
     Panel("staleness", "Staleness", "Policy versions that rollouts were behind the learner.",
           (Series("staleness_mean", "mean", "policy"), Series("staleness_max", "largest", "other", dashed=True)),
           zero=True, top=1.0),
+    Panel("mixed", "Responses of several versions", "Responses of a step that weights came under (push.in_flight).",
+          (Series("mixed_samples", "responses", "policy"),), zero=True, rare=True),
     Panel("mismatch", "Sampler–learner mismatch", "Mean absolute logprob difference, log axis; dashed: the bound.",
           (Series("logprob_mismatch", "mismatch", "policy"),), unit="log", bounded=True),
     Panel("push", "Weight push, seconds", "A push from first byte to answer, and how long generation stood still.",
@@ -82,11 +84,16 @@ def draw_panels(report: Report) -> tuple[list[Chart], list[str]]:
             for stage in report.stages
             if stage.kind in panel.kinds
             and (curve := report.curves.get(stage.name))
-            and any(value is not None for series in panel.series for value in _values(curve, series.figure))
+            and any(
+                value or (value is not None and not panel.rare)
+                for series in panel.series
+                for value in _values(curve, series.figure)
+            )
         ]
         bound = report.totals.logprob_mismatch_bound if panel.bounded else None
         if not used:
-            empty.append(panel.title)
+            if not panel.rare:
+                empty.append(panel.title)
             continue
         lines, spans = _lines(panel, used)
         charts.append(Chart(panel, lines, draw(panel, lines, spans, bound)))

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from prism.errors import StreamError
 from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.versions import check_versions
 
 WORKERS = "workers"  # the consumer group of the prompts stream
 
@@ -50,7 +51,8 @@ class DeadLetter:
 
 
 def parse_group(body: bytes) -> pb.RolloutGroup:
-    """Raises StreamError for a body that is no RolloutGroup, or one whose samples do not fit together."""
+    """Raises StreamError for a body that is no RolloutGroup, one whose samples do not fit together, or whose tokens
+    are not all of a policy version."""
     try:
         group = pb.RolloutGroup.FromString(body)
     except DecodeError:
@@ -62,4 +64,5 @@ def parse_group(body: bytes) -> pb.RolloutGroup:
             raise StreamError(
                 f"sample {number} has {len(sample.token_ids)} token ids and {len(sample.logprobs)} logprobs"
             )
+    check_versions(group)
     return group

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from prism.http.client import async_client
 from prism.wire.weights import Broadcast, Probe
 
 RETRY_SECONDS = 0.02
+CHAT = "chatcmpl-"  # before a chat's id in the engine
 
 
 class Engine:
@@ -51,6 +53,40 @@ class Engine:
                 raise ServiceError(f"the prefix cache could not be flushed within {deadline:g} s")
             await asyncio.sleep(RETRY_SECONDS)
         await self._call("POST", "/reset_mm_cache", deadline)
+        await self.forget_images(deadline)
+
+    async def pause(self, deadline: float) -> dict[str, dict[int, int]]:
+        """Stop the engine after the step that it is in; its requests, and those that come, stay as they are until
+        ``resume``. Returns how many tokens each choice of each chat that is not finished has, by its request's id.
+
+        The server's process reads a step's tokens a moment after the engine made them, so workers are asked how many
+        there are.
+        """
+        await self._call("POST", "/pause?mode=keep&clear_cache=false", deadline)
+        answer = await self._workers("tokens_made", deadline)
+        sampled: dict[str, int] = {}
+        for worker in answer.json()["results"]:
+            sampled |= {name: max(count, sampled.get(name, 0)) for name, count in worker.items()}
+        known = self.root.state.engine_client.output_processor.request_states
+        end = time.monotonic() + deadline
+        while any(
+            sampled.get(name, 0) != state.detokenizer.num_output_tokens()
+            for name, state in known.items()
+            if state.detokenizer is not None
+        ):
+            if time.monotonic() > end:
+                raise ServiceError(f"the engine's tokens had not all come out {deadline:g} s after it was paused")
+            await asyncio.sleep(RETRY_SECONDS)
+        made: defaultdict[str, dict[int, int]] = defaultdict(dict)
+        for name, state in known.items():
+            made[state.external_req_id.removeprefix(CHAT)][state.request_index] = sampled.get(name, 0)
+        return made
+
+    async def resume(self, deadline: float) -> None:
+        await self._call("POST", "/resume", deadline)
+
+    async def forget_images(self, deadline: float) -> None:
+        """Forget what the vision tower made. A paused engine makes it anew where a request still needs it."""
         await self._call("POST", "/reset_encoder_cache", deadline)
 
     async def warm_up(self, deadline: float) -> None:
@@ -58,8 +94,9 @@ class Engine:
         body = {"model": self.model, "prompt": "a", "max_tokens": 1}
         await self._call("POST", "/v1/completions", deadline, body)
 
-    async def probe(self, probe: Probe, deadline: float) -> float:
-        """Mean absolute difference between the probe's logprobs and the server's own of the same tokens, in nats."""
+    async def probe(self, probe: Probe, deadline: float, salt: str = "") -> float:
+        """Mean absolute difference between the probe's logprobs and the server's own of the same tokens, in nats.
+        ``salt`` is the prefix cache's."""
         body = {
             "model": self.model,
             "messages": probe.messages,
@@ -68,7 +105,7 @@ class Engine:
             "max_tokens": 1,
             "temperature": 1.0,
             "prompt_logprobs": 0,  # of the prompt's own tokens, no alternatives
-        }
+        } | ({"cache_salt": salt} if salt else {})
         answer = (await self._call("POST", "/v1/chat/completions", deadline, body)).json()
         entries = answer["prompt_logprobs"][1:]  # nothing comes before the first token
         if not 0 < len(probe.logprobs) <= len(entries):
@@ -76,10 +113,10 @@ class Engine:
         ours = [next(iter(entry.values()))["logprob"] for entry in entries[-len(probe.logprobs) :]]
         return sum(abs(a - b) for a, b in zip(ours, probe.logprobs, strict=True)) / len(ours)
 
-    async def _workers(self, method: str, limit: float, /, **arguments: object) -> None:
+    async def _workers(self, method: str, limit: float, /, **arguments: object) -> httpx.Response:
         # Inside vLLM the deadline is the worker's: a little less, so that its message comes before our timeout.
         body = {"method": method, "kwargs": arguments, "timeout": limit * 0.9}
-        await self._call("POST", "/collective_rpc", limit, body)
+        return await self._call("POST", "/collective_rpc", limit, body)
 
     async def _call(self, method: str, path: str, deadline: float, body: object = None) -> httpx.Response:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:

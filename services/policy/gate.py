@@ -1,4 +1,4 @@
-"""The generation gate: while weights are swapped, no request is in flight and new ones wait."""
+"""The generation gate: while weights are swapped, new requests wait, and none is in flight that may not go on."""
 
 import asyncio
 import time
@@ -68,15 +68,15 @@ class Gate:
             self.phase, self.reason = phase, reason
             self._changed.notify_all()
 
-    async def drained(self, deadline: float, mark: Callable[[], object]) -> bool:
-        """Wait until nothing is in flight, however long answers are. False after ``deadline`` seconds in which none
-        left and ``mark`` gave what it gave before.
+    async def drained(self, deadline: float, mark: Callable[[], object], kept: Callable[[], int]) -> bool:
+        """Wait until nothing is in flight but the ``kept()`` requests that need not leave, however long answers are.
+        False after ``deadline`` seconds in which none left and ``mark`` gave what it gave before.
         """
         while True:
             seen = self.in_flight, mark()
             try:
                 async with asyncio.timeout(deadline), self._changed:
-                    await self._changed.wait_for(lambda: self.in_flight == 0)
+                    await self._changed.wait_for(lambda: self.in_flight == kept())
                 return True
             except TimeoutError:
                 if seen == (self.in_flight, mark()):

@@ -17,6 +17,8 @@ PROBE_DIFFERENCE = Gauge(
     "prism_policy_probe_difference", "Mean absolute difference between the server's and the learner's logprobs"
 )
 IN_FLIGHT = Gauge("prism_policy_requests_in_flight", "Generation requests past the gate and not yet answered in full")
+ANSWERS_KEPT = Counter("prism_policy_answers_kept", "Answers that went on over a swap of weights, once for each swap")
+ANSWERS_LOST = Counter("prism_policy_answers_lost", "Answers in flight that failed with the weights swapped under them")
 BUSY_SECONDS = Counter("prism_policy_busy_seconds", "Time in which at least one generation request was in flight")
 GATE_WAIT_SECONDS = Histogram(
     "prism_policy_gate_wait_seconds", "What a generation request waited at the gate", buckets=(0.001, *SYNC_BUCKETS)

@@ -1,7 +1,8 @@
 """What makes stock vLLM PRISM's policy service: one ASGI class, given to vLLM's ``--middleware``.
 
 It guards every route with tokens, names the policy version in every answer, takes weights at ``POST /weights``, and
-keeps them apart from generation: a response has one policy version from its first token to its last.
+keeps them apart from generation: a response has one policy version from its first token to its last, unless its client
+takes several and the push is one in flight (``answers.py``).
 """
 
 import asyncio
@@ -9,10 +10,12 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
 from pydantic import ValidationError
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +27,7 @@ from prism.http.auth import OPEN_PATHS, refusal
 from prism.http.waiting import accepts_events
 from prism.model.control import control_tokens
 from prism.services.policy import metrics
+from prism.services.policy.answers import VERSION_HEADER, salted
 from prism.services.policy.chat import CHAT_PATHS, BadChat, as_learner_sees, replayed
 from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, NotServing, Phase
@@ -36,7 +40,6 @@ from prism.wire.weights import Manifest
 
 logger = logging.getLogger("vllm.prism.policy")
 
-VERSION_HEADER = "x-prism-policy-version"
 ATTEMPT_HEADER = "x-prism-policy-attempt"
 MIN_VERSION_HEADER = "x-prism-min-policy-version"
 
@@ -79,7 +82,6 @@ class PolicyMiddleware:
         logs.about(run=self.settings.run)
         self._control = control_tokens(self.settings.model)
         self._limited = BodyLimit(traced(self._route), self.settings.body_limit, "PRISM_BODY_LIMIT")
-        self._commented = WithComments(self._vllm, self._progress, self.settings.comment_interval)
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
         metrics.VERSION.set(0)
@@ -134,13 +136,15 @@ class PolicyMiddleware:
         return task
 
     def _with_version(self, send: Send) -> Send:
-        """Adds the version that is loaded when the answer starts: under the gate, that of all its tokens."""
+        """Adds the version that is loaded when the answer starts: under the gate, that of all its tokens, but for those
+        whose answer says so itself."""
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {VERSION_HEADER: self.weights.version, ATTEMPT_HEADER: self.weights.attempt}
-                headers = [*message.get("headers", []), *((k.encode(), str(v).encode()) for k, v in own.items())]
-                message = {**message, "headers": headers}
+                headers = MutableHeaders(raw=[*message.get("headers", [])])
+                headers.setdefault(VERSION_HEADER, str(self.weights.version))
+                headers[ATTEMPT_HEADER] = str(self.weights.attempt)
+                message = {**message, "headers": headers.raw}
             await send(message)
 
         return sending
@@ -173,7 +177,7 @@ class PolicyMiddleware:
                 phase, reason = Phase.BROKEN, f"the engine is not healthy: {error}"
         ready = phase in (Phase.SERVING, Phase.SYNCING)
         # What a learner looks at whose push waits for answers in flight.
-        work = {"in_flight": self.gate.in_flight, "progress": self._progress.mark()}
+        work = {"in_flight": self.weights.awaited, "progress": self._progress.mark()}
         answer = {"status": "ready" if ready else "not ready", "phase": phase, "reason": reason} | work
         return JSONResponse(answer, 200 if ready else 503)
 
@@ -217,7 +221,8 @@ class PolicyMiddleware:
             return JSONResponse({"detail": describe(error)}, 422)
         try:
             # Shielded: a push that has begun is finished, whatever becomes of the connection it came by.
-            result = await asyncio.shield(asyncio.ensure_future(self.weights.push(manifest)))
+            in_flight = request.query_params.get("in_flight") == "true"
+            result = await asyncio.shield(asyncio.ensure_future(self.weights.push(manifest, in_flight=in_flight)))
         except PushRefused as refused:
             retry = {"Retry-After": RETRY_SECONDS} if refused.status == 503 else None
             return JSONResponse({"detail": refused.reason}, refused.status, headers=retry)
@@ -233,11 +238,17 @@ class PolicyMiddleware:
             answer = JSONResponse({"detail": str(error)}, 503, headers={"Retry-After": RETRY_SECONDS})
             await answer(scope, receive, send)
             return
+        answers = self.weights.answers
+        answer = answers.begin(scope, self.weights.version)
         try:
             metrics.GATE_WAIT_SECONDS.observe(time.monotonic() - arrived)
-            too_old = self._too_old(scope)
-            await (too_old or self._commented)(scope, receive, send)
+            if salt := answers.salt:
+                receive = await replayed(receive, lambda body: salted(body, salt))
+            app = partial(answers.write, answer, self._vllm) if answer else self._vllm
+            commented = WithComments(app, self._progress, self.settings.comment_interval)
+            await (self._too_old(scope) or commented)(scope, receive, send)
         finally:
+            answers.end(answer)
             metrics.BUSY_SECONDS.inc(self.gate.leaving())
             await self.gate.left()
 

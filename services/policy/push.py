@@ -1,8 +1,12 @@
-"""Weights into the running server: verified, swapped while nothing is in flight, probed; and again after a restart."""
+"""Weights into the running server: verified, swapped, probed; and again after a restart.
+
+They are swapped while nothing is in flight, or, by a push in flight, under the answers that may go on over it.
+"""
 
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from prism import logs
 from prism.errors import PrismError, ServiceError, WeightsError
 from prism.model.broadcast import check_backend
 from prism.services.policy import metrics, tensors
+from prism.services.policy.answers import Answers
 from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, Phase
 from prism.services.policy.settings import PolicySettings
@@ -40,24 +45,40 @@ class PushRefused(Exception):
     reason: str
 
 
+class NotPaused(ServiceError):
+    """The engine could not be stopped for a swap, and goes on with what it has."""
+
+
 class ServedWeights:
     """Which weights are loaded, and the only way to change them. For one event loop; pushes take turns."""
 
     def __init__(self, settings: PolicySettings, engine: Engine, gate: Gate, progress: Progress) -> None:
         self.settings, self.engine, self.gate, self._progress = settings, engine, gate, progress
+        self.answers = Answers()
         self.version, self.attempt = 0, 0  # of the weights in memory; 0, 0 is the base model
         self.loaded: Manifest | None = None
         self._turn = asyncio.Lock()
+        self._keeps = False  # whether the push under way waits for no answer that may go on over it
 
-    async def push(self, manifest: Manifest) -> PushResult:
+    @property
+    def awaited(self) -> int:
+        """Requests in flight that a push has to wait for."""
+        return self.gate.in_flight - (len(self.answers.kept) if self._keeps else 0)
+
+    async def push(self, manifest: Manifest, *, in_flight: bool = False) -> PushResult:
         """Serve these weights from now on. Raises PushRefused; the old ones are served then, unless the gate is BROKEN.
 
-        Pushing the loaded manifest again is no error and does nothing.
+        ``in_flight``: under the answers that may go on over it, unless they are an earlier attempt's, whose versions
+        are other weights'. Pushing the loaded manifest again is no error and does nothing.
         """
         started = time.monotonic()
         try:
             async with self._turn:
-                result = await self._push(manifest, started)
+                self._keeps = in_flight and manifest.attempt == self.attempt
+                try:
+                    result = await self._push(manifest, started)
+                finally:
+                    self._keeps = self._progress.swapping = False
         except PushRefused as refused:
             metrics.PUSHES.labels(refused.outcome).inc()
             logger.warning(
@@ -122,25 +143,31 @@ class ServedWeights:
         paused = time.monotonic()
         phase, reason = self.gate.phase, self.gate.reason
         await self.gate.set(Phase.SYNCING, "weights are being swapped")
-        if not await self.gate.drained(self.settings.drain_deadline, self._progress.mark):
-            in_flight = self.gate.in_flight
+        deadline = self.settings.drain_deadline
+        if not await self.gate.drained(deadline, self._progress.mark, lambda: self.gate.in_flight - self.awaited):
+            awaited = self.awaited
             await self.gate.set(phase, reason)
-            deadline = self.settings.drain_deadline
             raise PushRefused(
-                503, "drain_deadline", f"{in_flight} requests in flight made no progress for {deadline:g} s"
+                503, "drain_deadline", f"{awaited} requests in flight made no progress for {deadline:g} s"
             )
         try:
-            difference = await self._swap(manifest, folder)
+            made = await self._pause() if self.gate.in_flight else None
+            difference = await self._swap(manifest, folder, made)
             await asyncio.to_thread(note_newest, self.settings.state_dir, manifest)
+        except NotPaused as error:
+            await self.gate.set(phase, reason)
+            raise PushRefused(503, "not_paused", str(error)) from None
         except BaseException as error:
             # What is in memory may be half of each. No request may see it: the supervisor restarts the server.
             told = f"weights ({manifest.attempt}, {manifest.version}) failed after their load had begun: {error}"
             await self.gate.set(Phase.BROKEN, told)
+            self.answers.lose()
             if isinstance(error, WeightsError):
                 raise PushRefused(422, "probe", f"{error}; the server restarts with the weights it had") from None
             if isinstance(error, PrismError | OSError):
                 raise PushRefused(500, "failed", f"{told}; the server restarts with the weights it had") from None
             raise
+        self.answers.release()
         await self.gate.set(Phase.SERVING)
         ended = time.monotonic()
         metrics.PUSHES.labels("taken").inc()
@@ -217,8 +244,25 @@ class ServedWeights:
         except OSError as error:
             raise WeightsError(f"the files of {manifest.path!r} cannot be read: {error}") from None
 
-    async def _swap(self, manifest: Manifest, folder: Path | None) -> float | None:
-        """Load, flush, probe; returns the probe's difference. Raises WeightsError if it is too large, ServiceError."""
+    async def _pause(self) -> dict[str, dict[int, int]]:
+        """Stop the engine, and let nothing of its answers out; returns their tokens so far, as ``Engine.pause`` does.
+        Raises NotPaused if it would not stop, and goes on; ServiceError if it does neither."""
+        self._progress.swapping = True
+        self.answers.hold()
+        try:
+            return await self.engine.pause(self.settings.drain_deadline)
+        except ServiceError as error:
+            await self.engine.resume(self.settings.drain_deadline)
+            self.answers.release()
+            raise NotPaused(str(error)) from None
+
+    async def _swap(
+        self, manifest: Manifest, folder: Path | None, made: Mapping[str, Mapping[int, int]] | None = None
+    ) -> float | None:
+        """Load, flush, probe; returns the probe's difference. Raises WeightsError if it is too large, ServiceError.
+
+        ``made``: tokens of what is in flight, in a paused engine, which goes on before the probe can be scored.
+        """
         began = time.monotonic()
         if folder is None:
             await self.engine.receive(self.settings.reload_deadline)
@@ -228,10 +272,14 @@ class ServedWeights:
         else:
             await self.engine.reload(folder, self.settings.reload_deadline)
         loaded = time.monotonic()
-        await self.engine.flush(self.settings.reload_deadline)
+        if made is None:
+            await self.engine.flush(self.settings.reload_deadline)
+            self.answers.salt = ""
+        else:
+            await self._resume(manifest, made)
         flushed, difference = time.monotonic(), None
         if manifest.probe is not None:
-            difference = await self.engine.probe(manifest.probe, self.settings.probe_deadline)
+            difference = await self.engine.probe(manifest.probe, self.settings.probe_deadline, self.answers.salt)
             metrics.PROBE_DIFFERENCE.set(difference)
             if not difference <= manifest.probe.tolerance:  # so that a NaN does not pass
                 raise WeightsError(
@@ -249,6 +297,16 @@ class ServedWeights:
         metrics.VERSION.set(self.version)
         metrics.ATTEMPT.set(self.attempt)
         return difference
+
+    async def _resume(self, manifest: Manifest, made: Mapping[str, Mapping[int, int]]) -> None:
+        """What is in flight goes on over the keys and values that it has, and nothing else finds those: blocks that are
+        in use cannot be flushed, so requests from now on name another cache."""
+        await self.engine.forget_images(self.settings.reload_deadline)
+        self.answers.salt = f"{manifest.attempt}-{manifest.version}"
+        for answer in self.answers.kept:
+            answer.swapped(manifest.version, made.get(answer.id, {}))
+        metrics.ANSWERS_KEPT.inc(len(self.answers.kept))
+        await self.engine.resume(self.settings.reload_deadline)
 
     def _same_layers(self, manifest: Manifest) -> bool:
         """Whether all that differs from what is loaded is what the adapter changes."""

@@ -58,6 +58,10 @@ class BroadcastWorker:
         else:
             self.model_runner.reload_weights(weights_iterator=tensors)
 
+    def tokens_made(self) -> dict[str, int]:
+        """Of each request that is not finished and was begun, how many tokens were sampled. For a paused engine."""
+        return {name: len(request.output_token_ids) for name, request in self.model_runner.requests.items()}
+
     def _is_as_loaded(self) -> bool:
         """Whether parameters lie as a checkpoint's tensors were loaded into them, so that more can be, at once. Not on
         CPUs, where they are packed for its matrix products, nor where they are quantised or of a mixture of experts."""

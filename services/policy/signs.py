@@ -21,7 +21,11 @@ class Progress:
     def __init__(self) -> None:
         self.chunks = 0  # of streamed answers: all there is to see should the engine count nothing
 
+        self.swapping = False
+        """Weights are swapped under answers in flight, which has deadlines of its own: it counts as progress."""
+
     def mark(self) -> tuple[int, float]:
+        self.chunks += self.swapping
         families = REGISTRY.restricted_registry(PROGRESS).collect()
         return self.chunks, sum(sample.value for family in families for sample in family.samples)
 

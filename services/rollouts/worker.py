@@ -16,6 +16,7 @@ from prism.services.rollouts import metrics
 from prism.services.rollouts.settings import RolloutSettings
 from prism.streams.worker import Delivery, WorkerRedis, WorkerStream
 from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.versions import is_mixed
 
 WATCH_SECONDS = 5
 STOP_SECONDS = 3  # of a container's grace period, mostly 10
@@ -66,6 +67,7 @@ class Worker:
             connections=settings.concurrency,
             patience_seconds=settings.patience_seconds,
             silence_seconds=settings.silence_seconds,
+            takes_mixed=True,  # the trainer knows each token's version
         )
         async with judges as at, asyncio.TaskGroup() as tasks:
             tasks.create_task(_watch_streams(stream))
@@ -197,6 +199,7 @@ async def _watch_streams(stream: WorkerStream) -> None:
 
 
 def _count(group: pb.RolloutGroup) -> None:
+    metrics.MIXED_SAMPLES.inc(sum(map(is_mixed, group.samples)))
     metrics.TOKENS.inc(sum(len(sample.token_ids) for sample in group.samples))
     metrics.GENERATE_SECONDS.observe(group.generate_seconds)
     metrics.JUDGE_SECONDS.observe(group.judge_seconds)

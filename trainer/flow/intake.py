@@ -22,6 +22,7 @@ from prism.streams.keys import DeadLetter, parse_group
 from prism.streams.trainer import TrainerStream
 from prism.trainer.flow.staleness import StalenessBound
 from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.versions import newest
 
 POLICY = "policy"
 QUIET_SECONDS = 10  # without progress: then what may have been lost is looked for, which costs a few reads
@@ -295,7 +296,7 @@ class Intake:
             return False
         if max_version is None and group.request.attempt != self.attempt:
             return False
-        if max_version is not None and (group.policy_version > max_version or self._has_unknown_scores(group)):
+        if max_version is not None and (newest(group) > max_version or self._has_unknown_scores(group)):
             return False
         if position in self._entries.setdefault(learner, {}):
             return False

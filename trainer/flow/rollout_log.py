@@ -128,6 +128,7 @@ class RolloutLog:
         return {
             "text": sample.text,
             "finish_reason": sample.finish_reason,
+            "versions": [[run.policy_version, run.tokens] for run in sample.versions],
             "token_count": len(ids),
             "tokens": [self._piece(token) for token in ids[:LONGEST]],
             "logprobs": _rounded(sample.logprobs),

@@ -6,7 +6,7 @@ from prism.errors import StreamError
 
 
 def staleness(group_version: int, learner_version: int) -> int:
-    """Updates between the policy that sampled a group and the learner that trains on it.
+    """Updates between the policy that sampled a group's oldest token and the learner that trains on it.
 
     Raises StreamError where the group is from a version that the learner has not reached: it belongs to another run,
     or the learner resumed without its version.

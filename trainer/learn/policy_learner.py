@@ -29,6 +29,7 @@ from prism.trainer.learn.offload import Offload
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.policy_model import ResponseTokens, response_tokens
 from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.versions import oldest
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TrainingSample:
     advantage: float
     group: int
     policy_version: int
+    """The oldest that sampled a token of it: of a newer one's tokens, those were sampled over its keys and values."""
     number: int = 0
     """Among the responses of its group."""
 
@@ -284,7 +286,7 @@ def training_samples(
             if example is None:
                 unplaceable += 1
                 continue
-            version = group.policy_version
+            version = oldest(group, sample)
             logprobs = list(sample.logprobs)[: len(example.response_ids)]
             samples.append(TrainingSample(example, logprobs, advantage, number, version, index))
     return samples, unplaceable

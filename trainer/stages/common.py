@@ -40,6 +40,7 @@ from prism.trainer.weights.publish import Publisher, PushTimes
 from prism.wire.response import caption_f1
 from prism.wire.sample import is_cut_off, sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.versions import is_mixed, newest
 from prism.wire.weights import Probe
 
 T = TypeVar("T")
@@ -139,6 +140,7 @@ def usable_groups(
                     f"sampled by policy version {group.policy_version}, {intake.bound.limit} updates before version "
                     f"{version} or more"
                 )
+            staleness(newest(group), version)
             _refuse_mixed_scores(group)
             prompts.append(context.examples.prompt(group))
             groups.append(group)
@@ -242,6 +244,7 @@ def rollout_figures(
         "format_rate": mean(valid),
         "malformed_samples": round(len(valid) - sum(valid)),
         "caption_f1": mean(facts),
+        "mixed_samples": sum(is_mixed(sample) for _, sample in samples),
         "staleness_mean": mean(ages),
         "staleness_max": max(ages, default=None),
     }

@@ -70,6 +70,7 @@ class Publisher:
         self._model, self._url, self._root, self._attempt = model, url.rstrip("/"), weights_root, attempt
         self._deadline, self._most_bytes = config.deadline_seconds, config.keep_gib * 2**30
         self._device = broadcasts_from
+        self._query = {"in_flight": "true"} if config.in_flight and model == "policy" else None
         self._http = sync_client(headers={"Authorization": f"Bearer {admin_token}"})
         self._writer = ThreadPoolExecutor(1, "weights-behind")
         self._behind: Future[PushTimes] | None = None
@@ -211,7 +212,8 @@ class Publisher:
         body = manifest.model_dump(mode="json")
         while True:
             try:
-                return self._http.post(f"{url}/weights", json=body, timeout=httpx.Timeout(deadline.left, connect=5))
+                timeout = httpx.Timeout(deadline.left, connect=5)
+                return self._http.post(f"{url}/weights", json=body, params=self._query, timeout=timeout)
             except httpx.ReadTimeout:  # the server goes on with what was posted, and answers it again
                 if not self._drains(url):
                     raise

@@ -132,21 +132,31 @@ class Verdict(_message.Message):
     detail: str
     def __init__(self, status: _Optional[_Union[Status, str]] = ..., accuracy: _Optional[float] = ..., format: _Optional[float] = ..., reward: _Optional[float] = ..., extracted: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
+class VersionRun(_message.Message):
+    __slots__ = ("policy_version", "tokens")
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    policy_version: int
+    tokens: int
+    def __init__(self, policy_version: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+
 class Sample(_message.Message):
-    __slots__ = ("text", "token_ids", "logprobs", "finish_reason", "scores", "verdict")
+    __slots__ = ("text", "token_ids", "logprobs", "finish_reason", "scores", "verdict", "versions")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     finish_reason: str
     scores: _containers.RepeatedCompositeFieldContainer[Score]
     verdict: Verdict
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[str] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ...) -> None: ...
+    versions: _containers.RepeatedCompositeFieldContainer[VersionRun]
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[str] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., versions: _Optional[_Iterable[_Union[VersionRun, _Mapping]]] = ...) -> None: ...
 
 class RolloutGroup(_message.Message):
     __slots__ = ("request", "worker", "policy_version", "prompt_token_ids", "samples", "teacher_scores", "generate_seconds", "judge_seconds")

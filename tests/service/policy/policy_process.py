@@ -1,5 +1,6 @@
 """The policy service as a process: started, asked, pushed to, and never left behind."""
 
+import asyncio
 import base64
 import io
 import os
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ import httpx
 import psutil
 from PIL import Image
 
+from prism.clients.completion import Completion, read_completion
 from prism.stack.ports import free_port
+from prism.wire.events import EVENTS
+from prism.wire.versions import MIXED_HEADER
 from prism.wire.weights import Manifest, Probe, seal
 
 DATA_TOKEN, ADMIN_TOKEN = "data-token-0123456789", "admin-token-0123456789"
@@ -75,8 +79,28 @@ class PolicyProcess:
         shutil.copytree(source, self.weights_root / path)
         return seal(self.weights_root, path, model="policy", version=version, attempt=attempt, probe=probe)
 
-    def push(self, manifest: Manifest) -> httpx.Response:
-        return self.admin.post("/weights", content=manifest.model_dump_json())
+    def push(self, manifest: Manifest, **query: str) -> httpx.Response:
+        return self.admin.post("/weights", content=manifest.model_dump_json(), params=query)
+
+    async def written_under(
+        self, messages: list[dict[str, Any]], push: Callable[[], Any], n: int, tokens: int
+    ) -> tuple[Completion, Any, bool]:
+        """A streamed answer that takes several versions, and what ``push`` gives, which is called once it has begun;
+        and whether that was there before the answer's end."""
+        body = {"model": "policy", "messages": messages, "n": n, "max_tokens": tokens, "temperature": 1.0, "seed": 5}
+        body |= {"ignore_eos": True, "stream": True, "logprobs": True, "return_token_ids": True}
+        headers = {"Authorization": f"Bearer {DATA_TOKEN}", "Accept": EVENTS, MIXED_HEADER: "1"}
+        url, pieces, pushing, early = f"{self.url}/v1/chat/completions", list[bytes](), None, False
+        async with httpx.AsyncClient(timeout=120).stream("POST", url, json=body, headers=headers) as response:
+            async for piece in response.aiter_bytes():
+                pieces.append(piece)
+                early = pushing is not None and pushing.done()
+                if pushing is None and b'"token_ids":[' in piece:
+                    pushing = asyncio.create_task(asyncio.to_thread(push))
+        assert pushing
+        pushed = await pushing
+        whole = httpx.Response(200, content=b"".join(pieces), request=httpx.Request("POST", url))
+        return await read_completion(whole, n), pushed, early
 
 
 @contextmanager

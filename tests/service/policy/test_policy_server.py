@@ -24,7 +24,7 @@ from policy_process import ADMIN_TOKEN, DATA_TOKEN, PIXELS, PolicyProcess, data_
 from transformers import Qwen3VLForConditionalGeneration
 
 from bench.padded import collate
-from prism.clients.http import Refused
+from prism.clients.http import Refused, Unavailable
 from prism.clients.services import PolicyAnswer, PolicyClient
 from prism.config import LoraConfig, PushConfig, RunConfig
 from prism.errors import WeightsError
@@ -90,6 +90,20 @@ class Reference:
             suppress_tokens=sorted(self.inputs.vision_token_ids),
         )
         return made[0, prompt.prompt_length :].tolist()
+
+    @torch.no_grad()
+    def logprobs_over(self, other: "Reference", prompt: Example, response_ids: list[int], made: int) -> torch.Tensor:
+        """[T - made]: of the tokens after the first ``made``, over the keys and values that ``other`` has computed of
+        all that stands before the last of those. For a prompt without pictures."""
+        batch = collate([self.inputs.with_ids(prompt, response_ids[: made - 1])], self.inputs)
+        past = other.model(**batch, use_cache=True).past_key_values
+        given = torch.tensor(response_ids[made - 1 : -1])[None]
+        positions = torch.arange(given.shape[1]) + prompt.prompt_length + made - 1
+        logits = self.model(
+            input_ids=given, past_key_values=past, position_ids=positions.expand(3, 1, -1), use_cache=True
+        ).logits[0]
+        logits[:, sorted(self.inputs.vision_token_ids)] = -torch.inf
+        return logits.float().log_softmax(-1).gather(-1, torch.tensor(response_ids[made:])[:, None])[:, 0]
 
 
 @cache
@@ -379,7 +393,16 @@ def test_a_killed_server_comes_back_with_the_newest_weights(
 def test_weights_that_fail_their_probe_are_never_served(
     policy: PolicyProcess, models: list[Path], retrained: Path
 ) -> None:
-    answer = policy.push(policy.seal(models[3], 5, attempt=2, probe=probe_of(models[3], offset=0.5)))
+    failing = policy.seal(models[3], 5, attempt=2, probe=probe_of(models[3], offset=0.5))
+    answers: list[httpx.Response] = []
+    messages = [{"role": "user", "content": QUESTION}]
+    with pytest.raises(Unavailable, match="503 weights failed while the answer was being written"):
+        asyncio.run(
+            policy.written_under(
+                messages, lambda: answers.append(policy.push(failing, in_flight="true")), n=2, tokens=500
+            )
+        )
+    (answer,) = answers
     assert (answer.status_code, "differ" in answer.text) == (422, True)
     refused = policy.client.post("/v1/completions", json={"model": "policy", "prompt": "a", "max_tokens": 1})
     assert refused.status_code == 503
@@ -476,6 +499,61 @@ def test_a_learner_that_is_lost_in_the_middle_of_a_broadcast_leaves_no_mixture(
         time.sleep(0.1)
     policy.wait_ready()
     assert_serves(policy, models[3], version=108)
+
+
+@pytest.mark.parametrize(("transport", "old", "new"), [("file", 3, 1), ("broadcast", 1, 2)])
+def test_an_answer_goes_on_over_a_push_in_flight_and_says_which_version_wrote_which_token(
+    policy: PolicyProcess, models: list[Path], transport: str, old: int, new: int
+) -> None:
+    """Each token's log-probability is that of the version that it names, over the keys and values that were there."""
+    before, after = reference(models[old]), reference(models[new])
+    messages = [{"role": "user", "content": QUESTION}]
+    prompt = before.inputs.prompt([pb.Message(role="user", parts=[pb.Part(text=QUESTION)])], [])
+    version = {"file": 109, "broadcast": 110}[transport]
+    device = "cpu" if transport == "broadcast" else None
+    config = PushConfig(in_flight=True, deadline_seconds=60)
+    publisher = Publisher("policy", policy.url, ADMIN_TOKEN, policy.weights_root, 3, config, device)
+    model, probe = load_policy(models[new], dtype=torch.float32), probe_of(models[new])
+    assert_serves(policy, models[old], version=version - 1)
+
+    def push() -> PushTimes:
+        return publisher.push(version, named_weights(model), config_json(model), probe)
+
+    completion, times, early = asyncio.run(policy.written_under(messages, push, n=2, tokens=500))
+    publisher.settle()
+    assert early, "the push waited for the answer"
+    assert times.paused_seconds < 5
+    assert completion.changes
+    assert completion.prompt_token_ids == prompt.input_ids
+    for index, choice in enumerate(completion.choices):
+        first, second = completion.changes.runs(index, 500)
+        assert (first.policy_version, second.policy_version) == (version - 1, version)
+        made = first.tokens
+        expected = torch.cat(
+            [
+                before.logprobs(prompt, choice.token_ids[:made], sampled=True),
+                after.logprobs_over(before, prompt, choice.token_ids, made),
+            ]
+        )
+        apart = (torch.tensor(choice.logprobs) - expected).abs()
+        assert apart.mean() < TOLERANCE
+        assert apart[made - 3 : made + 3].max() < 10 * TOLERANCE, "the change is at another token"
+    assert_serves(policy, models[new], version=version)
+    fresh = policy.chat(messages, max_tokens=24, temperature=1.0, seed=1).json()["choices"][0]
+    ours = absolute_difference(fresh["logprobs"]["content"], after.logprobs(prompt, fresh["token_ids"], sampled=True))
+    assert ours.mean() < TOLERANCE, "it found keys and values of the old weights"
+
+
+def test_a_push_that_is_not_in_flight_waits_for_an_answer_that_would_take_it(
+    policy: PolicyProcess, models: list[Path]
+) -> None:
+    manifest = policy.seal(models[1], 111, attempt=3)
+    messages = [{"role": "user", "content": QUESTION}]
+    completion, answer, early = asyncio.run(
+        policy.written_under(messages, lambda: policy.push(manifest), n=1, tokens=200)
+    )
+    assert (answer.status_code, completion.changes, early) == (200, None, False)
+    assert policy.client.get("/v1/models").headers[VERSION] == "111"
 
 
 def test_an_adapter_is_merged_into_its_base_and_comes_back_after_a_restart(

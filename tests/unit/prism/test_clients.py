@@ -143,9 +143,35 @@ async def test_a_group_is_sampled_in_one_call_with_tokens_and_versions(connect: 
     assert image["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(IMAGE).decode()
 
 
+async def test_tokens_have_the_versions_that_the_stream_says(connect: Callable[..., PolicyClient]) -> None:
+    told = {"choices": [], "policy_versions": {"version": 12, "later": {"1": [[13, 1]]}}}
+    tokens = piece(0, "a", {7: -0.5}, "stop") + piece(1, "b", {7: -0.5, 8: -0.5, 9: -0.5}, "stop")
+    stream = opening(2) + tokens + event(told) + DONE
+    service = Service(httpx.Response(200, content=stream, headers=HEADERS | {VERSION_HEADER: "11"}))
+    client = connect(PolicyClient, service)
+    answer = await client.sample(MESSAGES, {"ab": IMAGE}, pb.Sampling(n=2), 0)
+    assert [[(run.policy_version, run.tokens) for run in sample.versions] for sample in answer.samples] == [
+        [(12, 1)],
+        [(12, 1), (13, 2)],
+    ]
+    assert answer.version == 12, "of its oldest token, not of the weights that were there when the answer began"
+    assert "x-prism-mixed-versions" not in service.requests[0].headers, "none but who asks for it gets a mixture"
+    client.takes_mixed = True
+    await client.sample(MESSAGES, {"ab": IMAGE}, pb.Sampling(n=2), 0)
+    assert "x-prism-mixed-versions" in service.requests[1].headers
+
+
 @pytest.mark.parametrize(
     ("ending", "raised", "message"),
     [
+        (event({"choices": [], "policy_versions": {"later": {}}}), Refused, "no changes of versions"),
+        (
+            piece(1, "b", {7: -0.5}, "stop")
+            + event({"choices": [], "policy_versions": {"version": 1, "later": {"1": [[2, 5]]}}})
+            + DONE,
+            Refused,
+            "choice 1 of 1 tokens changes its policy version",
+        ),
         (b"", Unavailable, "ended in the middle"),
         (event({"error": {"message": "dead", "code": 500}}), Unavailable, "500 dead"),
         (event({"error": {"message": "too long", "code": 400}}), Refused, "400 too long"),

@@ -183,6 +183,10 @@ def test_the_demo_loads() -> None:
         ("grader.unparseable=zero", "grader.unparseable: "),
         ('grader.extract=["magic"]', "grader.extract.0: Input should be answer, boxed"),
         ('grader.extract=["boxed", "pattern:("]', "grader.extract.1: the pattern is none of RE2's: missing ): ("),
+        (
+            "push.in_flight=true",
+            "push.in_flight: stages.game.rollouts.staleness is 0, every token of the learner's own version: set",
+        ),
         ("stages.rl.rollouts.max_tokens=128", "stages.rl.rollouts.max_tokens: 128 leaves no room"),
     ],
 )
@@ -190,6 +194,14 @@ def test_what_cannot_be_is_refused_by_file_and_key(file: Path, override: str, me
     with pytest.raises(ConfigError) as refused:
         load_config(file, [override])
     assert str(refused.value).startswith(f"{file}: {message}")
+
+
+def test_weights_come_under_answers_in_flight_where_every_stage_may_be_stale(file: Path) -> None:
+    stale = ["push.in_flight=true", "stages.game.rollouts.staleness=1"]
+    with pytest.raises(ConfigError, match=r"push.in_flight: stages.rl.rollouts.staleness is 0"):
+        load_config(file, stale)
+    assert load_config(file, [*stale, "stages.rl.rollouts.staleness=2"]).push.in_flight
+    assert not load_config(file).push.in_flight
 
 
 @pytest.mark.parametrize(

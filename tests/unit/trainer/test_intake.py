@@ -342,3 +342,17 @@ def test_a_group_that_experts_scored_after_the_checkpoint_is_asked_for_again(
     again = start(0, attempt=2, state=state)
     again.admit(step(0, count=1), version=0, expert_version=3)
     assert len(worker.take()) == 1 - kept
+
+
+@pytest.mark.parametrize(("newest", "kept"), [(1, 1), (2, 0)])
+def test_a_group_with_tokens_of_weights_after_the_checkpoint_is_asked_for_again(
+    worker: ScriptedWorker, start: Callable[..., Intake], newest: int, kept: int
+) -> None:
+    start().admit(step(0, count=1), version=0, expert_version=0)
+    ((entry, request),) = worker.take()
+    group = group_for(request, 0)
+    runs = [pb.VersionRun(policy_version=number, tokens=1) for number in (0, newest)]
+    group.samples[0].MergeFrom(pb.Sample(token_ids=[2], logprobs=[-0.5], versions=runs))
+    worker.finish(entry, group.SerializeToString())
+    start(1, attempt=2, state={"position": 0, "consumed": []}).admit(step(0, count=1), version=1, expert_version=0)
+    assert len(worker.take()) == 1 - kept

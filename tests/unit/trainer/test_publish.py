@@ -148,6 +148,19 @@ def test_a_push_is_sealed_before_it_is_sent(tmp_path: Path, serve: Any) -> None:
     assert result.total_seconds > 0
 
 
+@pytest.mark.parametrize("broadcasts_from", [None, "cpu"])
+def test_weights_of_the_policy_alone_are_pushed_under_answers_in_flight(
+    tmp_path: Path, serve: Any, broadcasts_from: str | None
+) -> None:
+    server, config = serve((200, 0)), PushConfig(in_flight=True)
+    for model in ("policy", "perception"):
+        pushing = Publisher(model, server.url, ADMIN, tmp_path, 2, config, broadcasts_from)
+        pushing.push(7, WEIGHTS, "{}")
+        pushing.settle()
+    paths = {body["model"]: path for path, _, body in server.requests}
+    assert paths == {"policy": "/weights?in_flight=true", "perception": "/weights"}
+
+
 def test_a_server_that_is_busy_is_asked_again(tmp_path: Path, serve: Any) -> None:
     server = serve((503, 0), (500, 0), (200, 0))
     publisher(tmp_path, server.url).push(1, WEIGHTS, "{}")

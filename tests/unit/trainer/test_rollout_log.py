@@ -57,6 +57,7 @@ def test_a_step_is_kept_with_all_that_is_known_of_it(tmp_path: Path) -> None:
     assert "format" not in first["verdict"]
     assert (second["verdict"], second["advantage"], second["learner_logprobs"]) == (None, None, None)
     assert second["logprobs"] == [None] * 3
+    assert first["versions"] == []
 
 
 def test_a_long_response_keeps_its_text_whole(tmp_path: Path) -> None:

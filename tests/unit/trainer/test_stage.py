@@ -74,17 +74,23 @@ def test_what_cannot_be_trained_on_is_buried_with_the_reason_and_the_others_are_
         with_failure,
         group(6, 7, reasoning=(2, 3)),  # the teacher's differs
         group(9, 7),
+        group(10, 6),
+        group(11, 6),
     ]
+    for made_of, number in ((groups[-2], 7), (groups[-1], 8)):  # of which some tokens are of a newer version
+        runs = [pb.VersionRun(policy_version=6, tokens=1), pb.VersionRun(policy_version=number, tokens=1)]
+        made_of.samples.append(pb.Sample(token_ids=[1, 2], versions=runs))
     made = context(tmp_path)
     used, prompts = usable_groups(cast(Context, made), cast(Intake, intake), StepRollouts(groups, [], 0.0), 7)
-    assert [g.request.position for g in used] == [1, 5]
-    assert prompts == [EXAMPLE, EXAMPLE]
-    assert buried.keys() == {2, 3, 4, 6, 9}
+    assert [g.request.position for g in used] == [1, 5, 10]
+    assert prompts == [EXAMPLE, EXAMPLE, EXAMPLE]
+    assert buried.keys() == {2, 3, 4, 6, 9, 11}
+    assert "policy version 8 reached a learner at version 7" in buried[11]
     assert "policy version 8 reached a learner at version 7" in buried[2]
     assert "sampled by policy version 5" in buried[3]
     assert buried[4] == "perception scores of versions 3, 4 cannot be compared"
     assert buried[6] == "reasoning scores of versions 2, 3 cannot be compared"
-    assert len(made.said) == 5
+    assert len(made.said) == 6
 
 
 @pytest.mark.parametrize("fatal", [False, True])

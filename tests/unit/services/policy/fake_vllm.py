@@ -3,10 +3,13 @@
 import asyncio
 import json
 import struct
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+from policy_events import DONE, opening, piece
 from starlette.types import Receive, Scope, Send
 
 from prism.services.policy.gate import Phase
@@ -26,6 +29,19 @@ def write_weights(folder: Path, shape: tuple[int, int] = (2, 3), name: str = "la
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * size)
 
 
+@dataclass
+class State:
+    """Of a choice, as vLLM's server knows it."""
+
+    external_req_id: str
+    request_index: int
+    made: int = 0
+
+    @property
+    def detokenizer(self) -> Any:
+        return SimpleNamespace(num_output_tokens=lambda: self.made)
+
+
 class FakeVllm:
     """Records calls in order. Generation waits for ``finish`` while ``slow``; what is in ``failing`` answers 500."""
 
@@ -42,6 +58,12 @@ class FakeVllm:
         self.busy_flushes = 0
         self.logprobs = [-1.0, -2.0, -3.0]
         self.answer: tuple[int, dict[str, Any]] | Exception | None = None
+        self.steps = asyncio.Semaphore(0)  # of streamed chats: a token of each choice that is not over
+        self.paused = False
+        self.states: dict[str, Any] = {}  # of those, as vLLM's server has them, which may be late
+        self.late = 0
+        processor = SimpleNamespace(request_states=self.states)
+        self.root = SimpleNamespace(state=SimpleNamespace(engine_client=SimpleNamespace(output_processor=processor)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -59,14 +81,23 @@ class FakeVllm:
             self.busy_flushes -= 1
             await _answer(send, 200, {"success": self.busy_flushes < 0})
         elif "prompt_logprobs" in request:
+            if "probe" in self.hanging:
+                await asyncio.sleep(60)
             entries = [None, *({"7": {"logprob": value}} for value in self.logprobs)]
             await _answer(send, 200, {"prompt_logprobs": entries})
+        elif path in ("/pause", "/resume"):
+            self.paused = path == "/pause"
+            await _answer(send, 200, {})
+        elif path == "/v1/chat/completions" and request.get("stream"):
+            await self._stream(scope, request, send)
         elif path == "/v1/chat/completions":
             await self._generate(send)
         else:
             await _answer(send, 200, {"path": path})
 
     async def _worker(self, method: str, arguments: dict[str, Any], send: Send) -> None:
+        if method in self.hanging:
+            await asyncio.sleep(60)
         if method in self.failing:
             await _answer(send, 500, {"error": "boom"})
             return
@@ -74,9 +105,38 @@ class FakeVllm:
             self.joined = arguments["broadcast"]["port"]
         elif method == "load_broadcast":
             self.loaded = f"broadcast-{self.joined}"
+        elif method == "tokens_made":
+            made = {name: state.made + self.late for name, state in self.states.items() if state.made}
+            await _answer(send, 200, {"results": [made, made]})
+            return
         else:
             self.loaded = Path(arguments["weights_path"]).name
         await _answer(send, 200, {"results": [None]})
+
+    async def _stream(self, scope: Scope, request: dict[str, Any], send: Send) -> None:
+        """``lengths`` of the request's choices; each token's text is the weights that it was made with."""
+        name = f"chatcmpl-{dict(scope['headers']).get(b'x-request-id', b'?').decode()}"
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        lengths = dict(enumerate(request["lengths"]))
+        for index in lengths:
+            self.states[f"{index}_{name}-0"] = State(name, index)
+        first = opening(len(lengths))
+        for step in range(1, max(lengths.values()) + 1):
+            await self.steps.acquire()
+            while self.paused:  # noqa: ASYNC110  (as an engine that stands still)
+                await asyncio.sleep(0.001)
+            for index, length in lengths.items():
+                if step > length:
+                    continue
+                self.states[f"{index}_{name}-0"].made = step
+                if step == length:
+                    del self.states[f"{index}_{name}-0"]
+                made = piece(index, f"{self.loaded} ", {7: -1.0}, "stop" if step == length else None)
+                await send({"type": "http.response.body", "body": first + made, "more_body": True})
+                first = b""
+        await send({"type": "http.response.body", "body": DONE, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     async def _generate(self, send: Send) -> None:
         """Streams which weights each of two chunks was made with."""
@@ -124,8 +184,11 @@ class Service:
 
     def _client(self, token: str | None) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        transport = httpx.ASGITransport(self.middleware)
+        transport = httpx.ASGITransport(self._app)
         return httpx.AsyncClient(transport=transport, base_url="http://policy", headers=headers)
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.middleware({**scope, "app": self.vllm.root}, receive, send)
 
     async def settled(self) -> httpx.Response:
         """``/readyz`` once the server has started."""
@@ -148,8 +211,8 @@ class Service:
         broadcast = Broadcast(host="learner", port=port, backend=backend, tensors=tensors)
         return Manifest(model="policy", version=version, attempt=1, path=f"1-{version}", files={}, broadcast=broadcast)
 
-    async def push(self, manifest: Manifest) -> httpx.Response:
-        return await self.admin.post("/weights", content=manifest.model_dump_json())
+    async def push(self, manifest: Manifest, **query: str) -> httpx.Response:
+        return await self.admin.post("/weights", content=manifest.model_dump_json(), params=query)
 
     async def generate(self, **headers: str) -> httpx.Response:
         return await self.data.post("/v1/chat/completions", json={}, headers=headers)
