@@ -27,14 +27,14 @@ from prism.http.auth import OPEN_PATHS, refusal
 from prism.http.waiting import accepts_events
 from prism.model.control import control_tokens
 from prism.services.policy import metrics
-from prism.services.policy.answers import VERSION_HEADER, salted
-from prism.services.policy.chat import CHAT_PATHS, BadChat, as_learner_sees, replayed
+from prism.services.policy.answers.chat import CHAT_PATHS, BadChat, as_learner_sees, replayed
+from prism.services.policy.answers.kept import VERSION_HEADER, salted
+from prism.services.policy.answers.signs import Progress, WithComments
 from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, NotServing, Phase
 from prism.services.policy.push import PushRefused, ServedWeights
 from prism.services.policy.refusals import Translate, status_of
 from prism.services.policy.settings import PolicySettings
-from prism.services.policy.signs import Progress, WithComments
 from prism.settings import describe, load_settings
 from prism.wire.weights import Manifest
 

@@ -16,11 +16,11 @@ from prism import logs
 from prism.errors import PrismError, ServiceError, WeightsError
 from prism.model.broadcast import check_backend
 from prism.services.policy import metrics, tensors
-from prism.services.policy.answers import Answers
+from prism.services.policy.answers.kept import Answers
+from prism.services.policy.answers.signs import Progress
 from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, Phase
 from prism.services.policy.settings import PolicySettings
-from prism.services.policy.signs import Progress
 from prism.wire.weights import ADAPTER_CONFIG, Manifest, note_newest, read_newest, verify
 
 logger = logging.getLogger("vllm.prism.policy")  # below vLLM's logger, whose handlers print to the server's log

@@ -88,7 +88,7 @@ class FakeVllm:
         elif path in ("/pause", "/resume"):
             self.paused = path == "/pause"
             await _answer(send, 200, {})
-        elif path == "/v1/chat/completions" and request.get("stream"):
+        elif path == "/v1/chat/completions" and "lengths" in request:
             await self._stream(scope, request, send)
         elif path == "/v1/chat/completions":
             await self._generate(send)

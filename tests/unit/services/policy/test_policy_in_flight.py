@@ -11,9 +11,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from prism.clients.completion import Completion, read_completion
 from prism.clients.http import Unavailable
-from prism.services.policy.answers import Answers
+from prism.services.policy.answers.kept import Answers
+from prism.services.policy.answers.signs import Progress
 from prism.services.policy.gate import Phase
-from prism.services.policy.signs import Progress
 from prism.wire.versions import MIXED_HEADER
 from prism.wire.weights import Probe
 
