@@ -68,15 +68,14 @@ class Gate:
             self.phase, self.reason = phase, reason
             self._changed.notify_all()
 
-    async def drained(self, deadline: float, mark: Callable[[], object], kept: Callable[[], int]) -> bool:
-        """Wait until nothing is in flight but the ``kept()`` requests that need not leave, however long answers are.
-        False after ``deadline`` seconds in which none left and ``mark`` gave what it gave before.
-        """
+    async def drained(self, deadline: float, mark: Callable[[], object], awaited: Callable[[], int]) -> bool:
+        """Wait until none of the ``awaited()`` requests in flight is left, however long answers are. False after
+        ``deadline`` seconds in which none left and ``mark`` gave what it gave before."""
         while True:
             seen = self.in_flight, mark()
             try:
                 async with asyncio.timeout(deadline), self._changed:
-                    await self._changed.wait_for(lambda: self.in_flight == kept())
+                    await self._changed.wait_for(lambda: awaited() == 0)
                 return True
             except TimeoutError:
                 if seen == (self.in_flight, mark()):

@@ -144,7 +144,7 @@ class ServedWeights:
         phase, reason = self.gate.phase, self.gate.reason
         await self.gate.set(Phase.SYNCING, "weights are being swapped")
         deadline = self.settings.drain_deadline
-        if not await self.gate.drained(deadline, self._progress.mark, lambda: self.gate.in_flight - self.awaited):
+        if not await self.gate.drained(deadline, self._progress.mark, lambda: self.awaited):
             awaited = self.awaited
             await self.gate.set(phase, reason)
             raise PushRefused(

@@ -20,7 +20,6 @@ class Progress:
 
     def __init__(self) -> None:
         self.chunks = 0  # of streamed answers: all there is to see should the engine count nothing
-
         self.swapping = False
         """Weights are swapped under answers in flight, which has deadlines of its own: it counts as progress."""
 
