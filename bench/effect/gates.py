@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench.effect.blind import PARTS, Pair, told_apart
 from bench.effect.jobs import Jobs
 from bench.effect.loop.game import SEEDS, game_of
 from bench.effect.loop.game import told_apart as told_by_experts
@@ -15,6 +14,7 @@ from bench.effect.loop.setting import Prompts, Setting
 from bench.effect.nodes import Node, node_of, of_gates
 from bench.effect.results import Results, read_results
 from bench.effect.study import t1
+from configs.blind import PARTS, Pair, told_apart
 from configs.effect.plan import Gates, Plan
 from configs.effect.prepare import teacher_file
 from prism.data.rows import DataRow

@@ -30,7 +30,8 @@ SIZES = {
                             vision_heads=12, vision_mlp=3072, deepstack=(3, 6, 9)),
     "qwen3-vl-2b": QWEN3_VL_2B,
     "qwen3-vl-4b": replace(QWEN3_VL_2B, hidden=2560, layers=36, heads=32, mlp=9728),
-    "qwen3-vl-8b": replace(QWEN3_VL_2B, hidden=4096, layers=36, heads=32, mlp=12288),
+    "qwen3-vl-8b": replace(QWEN3_VL_2B, hidden=4096, layers=36, heads=32, mlp=12288, vision_hidden=1152,
+                           vision_layers=27, vision_mlp=4304, deepstack=(8, 16, 24), tied=False),
 }  # fmt: skip
 LENGTHS = "300+60,1000+200,2000+400"  # tokens of a prompt, of its average response
 

@@ -6,6 +6,9 @@ On two GPUs of 80 GB, in about nine minutes, or the same on CPUs with a tiny mod
     python -m bench.real --runs-dir /dev/shm
     python -m bench.real --shape tiny
 
+``--shape 8b`` takes eight GPUs, or four with two settings that eight.toml names: the policy served by tensor
+parallelism, learners as ranks over several cards.
+
 With ``--lora`` all three stages learn as adapters, in a process that may take no more of its card than ``--cap-gb``;
 before them everything is trained until the format is known (see lora.toml).
 
@@ -17,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +31,7 @@ from rich.table import Table
 
 from bench.faults.seen import last_lines
 from bench.shared import command_line, console
-from prism.config import DevicesConfig, RunConfig, SftConfig, load_config
+from prism.config import AlignConfig, DevicesConfig, RunConfig, SftConfig, load_config
 from prism.files import read_jsonl, write_json
 from prism.settings import load_settings
 from prism.stack.cards import card_bytes, visible
@@ -36,11 +39,15 @@ from prism.stack.local import Stack, end_group, start_process
 from prism.trainer.checkpoint.folder import checkpoints
 from prism.trainer.run.launch import Launch
 from prism.trainer.run.pipeline import of_cards, policy_share, prepare, refuse_small_disk, save_resolved, served_model
-from prism.trainer.run.placement import PROCESS
+from prism.trainer.run.placement import PROCESS, named_starts
 from prism.trainer.run.result import stage_result
-from prism.wire.response import EXPERTS
+from prism.wire.response import EXPERTS, Expert
 
-CONFIG, LORA = Path(__file__).with_name("real.toml"), Path(__file__).with_name("lora.toml")
+HERE = Path(__file__).parent
+CONFIGS = {"2b": HERE / "real.toml", "8b": HERE / "eight.toml", "tiny": HERE / "real.toml"}
+LORA = HERE / "lora.toml"
+MADE = {"2b": {"start": "qwen3-vl-2b"}, "8b": {"start": "qwen3-vl-8b", "expert-start": "qwen3-vl-2b"}, "tiny": {}}
+"""Folders of the run with random weights, and whose shape they have."""
 TINY = [
     "name=real-tiny",
     "model=model",
@@ -64,7 +71,6 @@ TINY = [
     "stack.start_deadline_seconds=600",
     "stack.policy_options={}",
 ]
-PREPARED = "model"  # the folder of the model that the configuration's script makes
 TINY_FULL = ['stages.align.experts.freeze=["model.visual"]', 'stages.rlvr.policy.freeze=["model.visual"]']
 TINY_LORA = [
     "stages.base.steps=120",
@@ -87,22 +93,25 @@ class OutOfTime(Exception):
 
 def main() -> None:
     parser = command_line("bench.real", __doc__)
-    parser.add_argument("--shape", choices=["2b", "tiny"], default="2b")
+    parser.add_argument("--shape", choices=list(CONFIGS), default="2b")
     parser.add_argument("--lora", action="store_true", help="stages learn as adapters")
     parser.add_argument("--cap-gb", type=float, default=24, help="of the learner's card, with --lora")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="2b takes 100 GB there")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="2b takes 100 GB there, 8b 400")
     parser.add_argument("--minutes", type=float, default=9.5, help="after which it stops")
     parser.add_argument("--kill-after", type=int, default=3, help="steps of RLVR before its trainer is killed")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier call has made")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of real.toml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting of its file")
     options = parser.parse_args()
-    file = LORA if options.lora else CONFIG
+    if options.lora and options.shape == "8b":
+        parser.error("--lora is of the shapes 2b and tiny")
+    file = LORA if options.lora else CONFIGS[options.shape]
     tiny = [*TINY, *(TINY_LORA if options.lora else TINY_FULL)] if options.shape == "tiny" else []
     overrides = [f"runs_dir={options.runs_dir}", *tiny, *options.set]
     config = load_config(file, overrides)
     if options.fresh:
         shutil.rmtree(config.run_dir, ignore_errors=True)
-    whole = Whole(config, file, overrides, time.monotonic() + 60 * options.minutes, options.kill_after)
+    give_up = time.monotonic() + 60 * options.minutes
+    whole = Whole(config, file, overrides, MADE[options.shape], give_up, options.kill_after)
     whole.cap = 1e9 * options.cap_gb if options.lora and config.device == "cuda" else None
     try:
         whole.play()
@@ -122,8 +131,17 @@ class Whole:
     cap: float | None = None
     """Bytes of its card for a learner, but for the first of two stages of SFT, which makes a base."""
 
-    def __init__(self, config: RunConfig, file: Path, overrides: list[str], give_up: float, kill_after: int) -> None:
-        self._config, self._give_up, self._kill_after = config, give_up, kill_after
+    def __init__(
+        self,
+        config: RunConfig,
+        file: Path,
+        overrides: list[str],
+        made: Mapping[str, str],
+        give_up: float,
+        kill_after: int,
+    ) -> None:
+        self._config, self._made, self._give_up, self._kill_after = config, made, give_up, kill_after
+        self._launch = of_cards(config, load_settings(Launch))
         self._options = [str(file), *(part for override in overrides for part in ("--set", override))]
         self._began = time.monotonic()
         self._printed = len(self._lines())
@@ -133,18 +151,17 @@ class Whole:
         config = self._config
         save_resolved(config)
         with ThreadPoolExecutor(1) as beside:
-            random_start = beside.submit(make_start, config) if config.model != PREPARED else None
+            random_starts = beside.submit(make_starts, config, self._made)
             prepare(config, console)
-            if random_start:
-                random_start.result()
-        launch = of_cards(config, load_settings(Launch))
-        refuse_small_disk(config, launch)
-        share = policy_share(config, launch, attach=False)
+            random_starts.result()
+        refuse_small_disk(config, self._launch)
+        share = policy_share(config, self._launch, attach=False)
         self._say(f"vLLM is given {share:.0%} of its card" if share else "start model and data are there")
         *bases, last = [name for name, stage in config.stages.items() if isinstance(stage, SftConfig)]
         due = [name for name in (*bases, last) if not stage_result(config, name)]
         sft = self._train(due[0]) if due else None
-        with Stack(config, served_model(config), console, policy_share=share) as stack:  # while SFT trains
+        served, experts = served_model(config), self._served_experts()
+        with Stack(config, served, console, experts=experts, policy_share=share) as stack:  # while SFT trains
             self._say("services are ready")
             if sft:
                 self._watch(sft, stack)
@@ -163,7 +180,15 @@ class Whole:
 
     def _train(self, name: str) -> "subprocess.Popen[bytes]":
         capped = {} if name != SFT else self._capped()
-        return self._start("train", name, "--config", *self._options, environment=capped)
+        python = self._launch.python(f"{self._config.name}-{name}")
+        return self._start("train", name, "--config", *self._options, python=python, environment=capped)
+
+    def _served_experts(self) -> dict[Expert, Path]:
+        """What experts' services start from where that is not the policy's start, whose shape theirs need not have."""
+        config = self._config
+        game = next(stage for stage in config.stages.values() if isinstance(stage, AlignConfig))
+        starts = named_starts(config, game, served_model(config))
+        return {expert: folder or served_model(config) for expert, folder in starts.items()}
 
     def _capped(self) -> dict[str, str]:
         if not self.cap:
@@ -173,16 +198,17 @@ class Whole:
 
     def _run(self, stack: Stack) -> "subprocess.Popen[bytes]":
         """``prism run --attach``: its services are those of ``stack``."""
-        devices = self._config.stack.devices
-        cards = visible(devices.learner) if devices and self._config.device == "cuda" else {}
-        return self._start("run", *self._options, "--attach", environment=stack.environment() | cards | self._capped())
+        ranks = {"PRISM_NODE_PROCESSES": str(self._launch.node_processes)}  # attached, it does not look at cards
+        return self._start("run", *self._options, "--attach", environment=stack.environment() | ranks | self._capped())
 
-    def _start(self, *arguments: str, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    def _start(
+        self, *arguments: str, python: Sequence[str] = (sys.executable,), environment: dict[str, str] | None = None
+    ) -> "subprocess.Popen[bytes]":
         devices = self._config.stack.devices
         cards = visible(devices.learner) if devices and self._config.device == "cuda" else {}
         self._say(f"prism {' '.join(arguments[:2])}")
         with (self._config.run_dir / "commands.log").open("ab") as log:
-            command = [sys.executable, "-m", "prism", *arguments]
+            command = [*python, "-m", "prism", *arguments]
             return start_process(command, cards | (environment or {}), output=log)
 
     def _watch(
@@ -211,14 +237,16 @@ class Whole:
             raise SystemExit(f"a command ended with status {process.returncode}:\n{end}")
 
     def _kill(self, run: "subprocess.Popen[bytes]") -> bool:
-        """The trainer of RLVR, once it has made its steps and, if it is not too late then, a checkpoint."""
+        """The trainer of RLVR, or one of its ranks, once it has made its steps and, if it is not too late then, a
+        checkpoint."""
         made = [line for line in self._lines() if line["stage"] == RLVR]
         saved = checkpoints(self._config.run_dir / "checkpoints" / RLVR)
         if len(made) < self._kill_after or (not saved and len(made) < steps_of(self._config, RLVR) - 1):
             return False
         with suppress(psutil.NoSuchProcess):
             for process in psutil.Process(run.pid).children(recursive=True):
-                if [*process.cmdline()[2:5]] == ["prism", "train", RLVR]:
+                command = process.cmdline()
+                if "torch.distributed.run" not in command and f"-m prism train {RLVR}" in " ".join(command):
                     process.kill()
                     write_json(
                         self._config.run_dir / KILLED, {"attempt": made[-1]["attempt"], "step": made[-1]["step"]}
@@ -248,20 +276,21 @@ class Whole:
         console.print(f"[dim]{time.monotonic() - self._began:5.0f} s[/] {text}", soft_wrap=True)
 
 
-def make_start(config: RunConfig) -> None:
-    """A policy of random weights, unless it is there."""
-    folder = config.run_dir / config.model
-    if folder.exists():
-        return
-    began = time.monotonic()
-    code = "import sys; from pathlib import Path; from bench.learner.workload import make_model"
-    code += "; make_model(Path(sys.argv[1]), 'qwen3-vl-2b', sys.argv[2])"
-    partial = folder.with_name(f".{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    # In a process of its own: what CUDA holds would stay with this one.
-    subprocess.run([sys.executable, "-c", code, str(partial), config.device], check=True)
-    partial.rename(folder)
-    console.print(f"random weights of Qwen3-VL-2B's shape in {folder} ({time.monotonic() - began:.0f} s)")
+def make_starts(config: RunConfig, made: Mapping[str, str]) -> None:
+    """Models of random weights, by folder and shape, unless they are there."""
+    for name, shape in made.items():
+        folder = config.run_dir / name
+        if folder.exists():
+            continue
+        began = time.monotonic()
+        code = "import sys; from pathlib import Path; from bench.learner.workload import make_model"
+        code += "; make_model(Path(sys.argv[1]), *sys.argv[2:])"
+        partial = folder.with_name(f".{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        # In a process of its own: what CUDA holds would stay with this one.
+        subprocess.run([sys.executable, "-c", code, str(partial), shape, config.device], check=True)
+        partial.rename(folder)
+        console.print(f"random weights of {shape}'s shape in {folder} ({time.monotonic() - began:.0f} s)")
 
 
 def lines(config: RunConfig) -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ class Size:
     max_side: int = 96  # pixels: the largest image, which also sets the grid of learned positions
     deepstack: tuple[int, ...] = (0,)  # vision layers whose features the first text layers are given
     embeddings: int = 0  # rows of the embedding, where there are more than the vocabulary needs
+    tied: bool = True  # the head is the embedding, as in Qwen3-VL up to 4B
     dtype: str = "float32"
 
 
@@ -113,7 +114,7 @@ def build_config(tokenizer: Qwen2Tokenizer, size: Size) -> Qwen3VLConfig:
             "bos_token_id": token_id[PAD],
             "eos_token_id": token_id[END],
             "pad_token_id": token_id[PAD],
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": size.tied,
         },
         vision_config={
             "depth": size.vision_layers,
@@ -132,7 +133,7 @@ def build_config(tokenizer: Qwen2Tokenizer, size: Size) -> Qwen3VLConfig:
         video_token_id=token_id["<|video_pad|>"],
         vision_start_token_id=token_id["<|vision_start|>"],
         vision_end_token_id=token_id["<|vision_end|>"],
-        tie_word_embeddings=True,
+        tie_word_embeddings=size.tied,
         dtype=size.dtype,
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from prism.stack.cards import visible
 from tests.unit.trainer.ranks_work import EXPERTS, POLICIES
 
 pytestmark = pytest.mark.timeout(300)
@@ -110,7 +111,7 @@ class Side:
     def __init__(self, program: str, gpu: int, *arguments: object) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, *map(str, arguments)],
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)},
+            env=os.environ | visible(str(gpu)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.effect.blind import PARTS, Pair, Part, told_apart
+from configs.blind import PARTS, Pair, Part, told_apart
 from configs.demo.model import Size, build_tokenizer
 from configs.effect import writing
 from configs.effect.plan import load_plan

@@ -252,7 +252,7 @@ def test_presets_of_adapters_and_of_offloaded_optimizers_fit_what_they_say(
         assert memory.weights < 1.03 * 2 * frozen, "one base for the three"
         assert checkpoint_bytes(made, sizes) == 12 * sum(size.trained for size in sizes), "without it"
         grounded = stage.model_copy(update={"experts": stage.experts.model_copy(update={"grounding": GROUNDING})})
-        assert memory_of(made, grounded, learners_of(made, grounded, tmp_path), 1, 0).weights > 3 * 2 * frozen
+        assert memory_of(made, grounded, learners_of(made, grounded, tmp_path), 1, 0).weights > 2.7 * 2 * frozen
         apart = made.model_copy(update={"stack": made.stack.model_copy(update={"experts_together": False})})
         more = place(apart, "align", learners, memory, experts=served_experts(made, tmp_path))
         taken = {name: value for name, value in more.cards["0"].parts.items() if name in EXPERTS}

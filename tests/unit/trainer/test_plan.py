@@ -245,7 +245,12 @@ def test_presets_fit_cards_of_80_gb(
     save_shape(runs.parent / "model", task.corpus(), task.TAGS, SIZES[shape])
     monkeypatch.setattr(placement.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
     monkeypatch.setattr(placement, "card_bytes", dict)  # no cards are here: their size is a setting
-    status, out, refused = plan(f"model={runs.parent / 'model'}", "stack.card_gib=79.6", config=f"configs/{preset}")
+    starts: list[str] = []
+    if load_config(Path(f"configs/{preset}")).stages["align"].experts.start:
+        save_shape(runs.parent / "expert", task.corpus(), task.TAGS, SIZES["qwen3-vl-2b"])
+        starts.append(f"stages.align.experts.start={runs.parent / 'expert'}")
+    model = f"model={runs.parent / 'model'}"
+    status, out, refused = plan(model, *starts, "stack.card_gib=79.6", config=f"configs/{preset}")
     assert (status, refused) == (0, "")
     assert re.search(r"card 0: about \d+\.\d GB of 85\.5 GB: ", out)
 
