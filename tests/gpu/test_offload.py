@@ -27,6 +27,7 @@ def learn(each: nn.Module, optimizer: Optimizer, step: int) -> None:
 @pytest.mark.parametrize("chunk_bytes", [CHUNKS[0], 2.0**28])
 def test_learners_that_take_turns_on_a_card_learn_as_those_that_stay(chunk_bytes: float) -> None:
     """Both at once, with no pause between them; the states of two take the room of one, or of a chunk."""
+    model()(torch.zeros(64, SIDE, device="cuda", dtype=torch.bfloat16)).sum().backward()  # cuBLAS takes its workspace
     room = Room(torch.device("cuda"))
     moved = [model() for _ in range(2)]
     moving = [Optimizer(each.named_parameters(), CONFIG, 9, Offload(room, chunk_bytes)) for each in moved]
