@@ -26,11 +26,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the file also runs as a script
 
+from configs.blind import Pair, Part, Told, told_apart
 from configs.demo import task
 from configs.demo.task import Flaws, Puzzle, Scans
 from prism.files import seal, write_json
+from prism.wire.response import EXPERTS
 
 MARKER = "prepared.json"
+BLIND_PAIRS = 2_000
+NAMES: dict[Part, str] = {"perception": "captions", "reasoning": "reasoning"}
 SOURCES = ("task.py", "model.py", "chat_template.jinja", "prepare.py")
 
 
@@ -116,6 +120,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="DIGIT=DIGIT:RATE",
         help="what public annotators call which digit, and how often",
     )
+    parser.add_argument(
+        "--teacher-share", type=rate, default=0.08, help="share of public.jsonl that is the teacher's text"
+    )
     parser.add_argument("--drop-bullet", type=rate, default=flaws.drop_bullet, help="public responses missing a bullet")
     parser.add_argument(
         "--slip",
@@ -171,6 +178,8 @@ def write_public(writer: Writer, scans: Scans, options: argparse.Namespace, flaw
             if turn:
                 puzzle = task.ask(rng, puzzle.level, puzzle.rows, puzzle.columns, puzzle.digits)
             response, found = task.public_response(puzzle, flaws, rng)
+            if rng.random() < options.teacher_share:
+                response, found = task.teacher_response(puzzle), []
             rows.append(
                 {
                     "id": f"public-{len(rows):05d}",
@@ -210,9 +219,13 @@ def write_prompts(
     writer.rows(name, rows)
 
 
-def write_data(folder: Path, options: argparse.Namespace) -> None:
+def flaws_of(options: argparse.Namespace) -> Flaws:
     misread = {digit: (read_as, share) for digit, read_as, share in options.misread}
-    flaws = Flaws(misread, options.drop_bullet, dict(zip(task.LEVELS, options.slip, strict=True)))
+    return Flaws(misread, options.drop_bullet, dict(zip(task.LEVELS, options.slip, strict=True)))
+
+
+def write_data(folder: Path, options: argparse.Namespace) -> None:
+    flaws = flaws_of(options)
     training, held_out = task.split_scans(options.scan_seed, options.held_out_scans)
     writer = Writer(folder, options.seed)
 
@@ -225,6 +238,18 @@ def write_data(folder: Path, options: argparse.Namespace) -> None:
     write_prompts(writer, "prompts", options.prompts, training, options.prompt_levels, teacher=False, keep=covered)
     write_prompts(writer, "validation", options.validation, held_out, options.levels, teacher=True)
     write_prompts(writer, "test", options.test, held_out, options.levels, teacher=True)
+
+
+def told_blind(options: argparse.Namespace) -> dict[Part, Told]:
+    """How often the teacher's text is told from the public's on the same question by a judge who sees no picture."""
+    rng, flaws = random.Random(f"blind-{options.seed}"), flaws_of(options)
+    puzzles = [task.draw_puzzle(rng, rng.choices(task.LEVELS, options.levels)[0]) for _ in range(BLIND_PAIRS)]
+    texts = [task.public_response(puzzle, flaws, rng)[0] for puzzle in puzzles]
+    pairs = [
+        Pair(task.question_text(puzzle), task.teacher_response(puzzle), text)
+        for puzzle, text in zip(puzzles, texts, strict=True)
+    ]
+    return {part: told_apart(pairs, part) for part in EXPERTS}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -247,13 +272,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         marker.unlink(missing_ok=True)  # from here to the end, the folder is in between
         seal(work / "data", out / "data")
         seal(work / "model", out / "model")
+    blind = told_blind(options)
     made_with = {name: str(value) for name, value in vars(options).items() if name not in ("out", "force")}
     prepared = {"fingerprint": wanted, "parameters": parameters, "size": asdict(size), "options": made_with}
+    prepared["told_without_the_picture"] = {part: round(told.share, 4) for part, told in blind.items()}
     write_json(marker, prepared)
     print(
         f"{out}: model of {parameters / 1e6:.2f}M parameters and {options.public_demos:,} public demonstrations, "
         f"{options.teacher_demos:,} of the teacher, {options.prompts:,} prompts in {time.monotonic() - started:.0f} s"
     )
+    shown = " and ".join(f"{told.share:.0%} of the public's {NAMES[part]}" for part, told in blind.items())
+    print(f"who sees no picture tells {shown} from the teacher's (50 % is a coin)")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ accuracy means unseen handwriting. A response describes the grid first and reaso
     ...</caption><think>7+2=9</think><answer>9</answer>
 
 Cells are lettered row by row. Two kinds of annotator write responses: the *teacher*, always right, and the *public*,
-whose flaws lean one way (`Flaws`): a digit regularly read as another, a bullet left out, a step of arithmetic off by
-one. Errors with a direction are what drift is made of; a policy averages symmetric noise away.
+who regularly read a digit as another (`Flaws`) and reason over what they read. Errors with a direction are what drift
+is made of; a policy averages symmetric noise away. They go round in cycles, so that every digit is named as often as it
+occurs: a flawed response is a right one to some other picture, and who does not look cannot tell it.
 
 Everything here is a pure function of its arguments and of the `random.Random` it is handed.
 """
@@ -42,6 +43,8 @@ QUESTIONS: Mapping[int, tuple[str, ...]] = {
     3: ("row_sum", "column_sum", "row_max", "column_max", "spread", "count_above"),
 }
 LEVELS = tuple(GRIDS)
+CYCLES = {7: 1, 1: 4, 4: 7, 3: 8, 8: 5, 5: 3}  # what the public call a digit
+MISREAD = 0.55  # of the times
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,15 @@ class Flaws:
     """How public annotators err.
 
     `misread` maps a digit to what it is called instead, and how often; `drop_bullet` is the share of captions that
-    miss a bullet; `slip` is the share of computations that are off by one, for each level: hard questions tire.
+    miss a bullet; `slip` is the share of computations that are off by one, for each level. The last two can be seen
+    without the picture, and are rare by default.
     """
 
-    misread: Mapping[int, tuple[int, float]] = field(default_factory=lambda: {7: (1, 0.75), 4: (9, 0.7), 8: (3, 0.65)})
-    drop_bullet: float = 0.1
-    slip: Mapping[int, float] = field(default_factory=lambda: {1: 0.05, 2: 0.15, 3: 0.6})
+    misread: Mapping[int, tuple[int, float]] = field(
+        default_factory=lambda: {digit: (read_as, MISREAD) for digit, read_as in CYCLES.items()}
+    )
+    drop_bullet: float = 0.0
+    slip: Mapping[int, float] = field(default_factory=lambda: dict.fromkeys(LEVELS, 0.03))
 
     def __post_init__(self) -> None:
         for digit, (read_as, rate) in self.misread.items():

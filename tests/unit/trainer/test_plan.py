@@ -164,7 +164,7 @@ def test_what_a_preparation_has_yet_to_make_is_unknown(runs: Path, plan: Any) ->
     assert "configs/demo/prepare.py is called first: it has not made anything yet" in out
     assert "data/public.jsonl: not there yet; its rows are known once `prism prepare` has made it" in out
     assert "model: not there yet" in out
-    assert "51,200 examples" in out
+    assert "25,600 examples" in out
     assert not runs.exists()
 
 
