@@ -17,12 +17,11 @@ import httpx
 
 from prism.clients.completion import read_completion
 from prism.clients.http import ServiceClient
-from prism.clients.services import MIN_VERSION_HEADER, VERSION_HEADER
 from prism.trainer.flow.staleness import StalenessBound
 from prism.trainer.weights.publish import PushTimes
 from prism.wire.events import EVENTS
 from prism.wire.v1 import rollout_pb2 as pb
-from prism.wire.versions import MIXED_HEADER, Changes
+from prism.wire.versions import MIN_VERSION_HEADER, MIXED_HEADER, VERSION_HEADER, Changes
 
 AT_99 = 2.326  # of a normal distribution, in standard deviations
 LOOK_SECONDS = 0.25
