@@ -2,6 +2,9 @@
 pooling server with the same scalar head: one run, one machine, the same weights and inputs, the same scores.
 
 Groups of 16 responses of 40 to 400 tokens to prompts of 300 to 1,200 tokens, most of them a picture's.
+
+At the end: of pairs of a group's responses, how many change their order in bfloat16 with the batch that they are in. At
+most 1 % is asked for, of experts that were warmed up (``--expert FOLDER``): heads of random weights spread scores less.
 """
 
 import argparse
@@ -17,20 +20,25 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from transformers import AutoConfig
 
+from bench.experts.order import changed_order
 from bench.experts.plain import PlainLoop
 from bench.experts.servers import post, prism_scores, prism_server, vllm_scores, vllm_server
 from bench.experts.workload import RESPONSES, SIZES, Workload, make_groups, make_model
 from bench.shared import DidNotStart, Server, at_most, command_line, console
 from prism.files import write_json
+from prism.model.inputs import InputBuilder
 
 AT_ONCE = 8  # groups in flight
+MOST_CHANGED = 0.01
 
 
 def main() -> None:
     parser = command_line("bench.experts", __doc__)
     parser.add_argument("--size", choices=list(SIZES), default="8m")
     parser.add_argument("--experts", type=int, default=0, help="experts of each layer; 0: dense")
+    parser.add_argument("--expert", type=Path, help="a folder of one, which is measured instead of random weights")
     parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--warm-up", type=int, default=2, help="groups that are not counted, before each measurement")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -48,11 +56,19 @@ def main() -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    inputs = make_model(folder, options.size, options.experts, options.device)
-    dtype = SIZES[options.size].dtype
+    model = options.expert.absolute() if options.expert else folder / "expert"
+    if options.expert:
+        inputs = InputBuilder(model)
+        dtype = str(AutoConfig.from_pretrained(model).dtype).removeprefix("torch.")
+    else:
+        inputs, dtype = make_model(folder, options.size, options.experts, options.device), SIZES[options.size].dtype
     groups, warm = make_groups(inputs, options.groups, seed=1), make_groups(inputs, options.warm_up, seed=2)
-    model, end = folder / "expert", inputs.tokenizer.eos_token
-    results: dict[str, Any] = {"size": options.size, "experts": options.experts, "device": device_name(options.device)}
+    end, device = inputs.tokenizer.eos_token, device_name(options.device)
+    results: dict[str, Any] = {
+        "size": options.expert.name if options.expert else options.size,
+        "experts": options.experts,
+        "device": device,
+    }
     scores: dict[str, list[list[float]]] = {}
 
     def timed(name: str, work: Callable[[list[Workload]], list[list[float]]]) -> None:
@@ -85,6 +101,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                   for a, b in zip(ours, theirs, strict=True))
         for name, other in scores.items() if name != "prism"
     }  # fmt: skip
+    results["changed_order"], results["difference_between_batches"] = changed_order(
+        model, inputs, groups, options.device
+    )
     results["spread"] = statistics.pstdev([score for row in scores["prism"] for score in row])
     return results
 
@@ -148,6 +167,10 @@ def show(results: dict[str, Any]) -> None:
     console.print(
         f"a group of {RESPONSES} at half of that load: p50 {late['p50']:.2f} s, p99 {late['p99']:.2f} s "
         f"({late['requests']} requests); scores spread by {results['spread']:.2f}"
+    )
+    console.print(
+        f"in bfloat16 {results['changed_order']:.2%} of a group's pairs change order between batches "
+        f"({MOST_CHANGED:.0%} at most is asked for), scores differ by up to {results['difference_between_batches']:.1e}"
     )
     console.print(
         f"resident memory {results['peak_bytes'] / 2**20:,.0f} MiB after the groups; "

@@ -46,4 +46,4 @@ class PlainLoop:
         ).to(self.device)
         hidden = self.model.model(**inputs, use_cache=False).last_hidden_state  # [B, L, H]
         last = inputs["attention_mask"].sum(-1) - 1
-        return self.model.read(hidden[torch.arange(len(hidden), device=hidden.device), last]).tolist()
+        return self.model.score(hidden[torch.arange(len(hidden), device=hidden.device), last]).squeeze(-1).tolist()

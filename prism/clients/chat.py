@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from prism.clients.http import Refused, ServiceClient
-from prism.clients.services import MIN_VERSION_HEADER, VERSION_HEADER
+from prism.wire.versions import MIN_VERSION_HEADER, VERSION_HEADER
 
 
 class Reply(NamedTuple):

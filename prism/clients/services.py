@@ -16,7 +16,7 @@ from prism.wire.grading import VERSION_HEADER as GRADER_VERSION
 from prism.wire.messages import to_json, to_openai
 from prism.wire.response import Expert
 from prism.wire.v1 import rollout_pb2 as pb
-from prism.wire.versions import MIXED_HEADER, Changes
+from prism.wire.versions import MIN_VERSION_HEADER, MIXED_HEADER, VERSION_HEADER, Changes
 
 PB_STATUS = {
     "ok": pb.STATUS_OK,
@@ -27,10 +27,6 @@ PB_STATUS = {
     "timeout": pb.STATUS_TIMEOUT,
     "error": pb.STATUS_ERROR,
 }
-
-
-VERSION_HEADER = "x-prism-policy-version"
-MIN_VERSION_HEADER = "x-prism-min-policy-version"
 
 
 @dataclass(frozen=True)

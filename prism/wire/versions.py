@@ -12,6 +12,10 @@ from pydantic import BaseModel, Field, ValidationError
 from prism.errors import StreamError
 from prism.wire.v1 import rollout_pb2 as pb
 
+VERSION_HEADER = "x-prism-policy-version"
+"""Of every answer of the policy service: the version that sampled its first tokens."""
+MIN_VERSION_HEADER = "x-prism-min-policy-version"
+"""Of a request: with older weights the answer is 409."""
 MIXED_HEADER = "x-prism-mixed-versions"
 """With any value: the answer may have tokens of several versions."""
 FIELD = "policy_versions"

@@ -121,7 +121,7 @@ class PrefixScorer:
             for prefix, branches in zip(prefixes, texts, strict=True)
             for text in branches
         ]
-        hidden = self._run(
+        states = self._run(
             self.model.model.get_input_embeddings()(row.to(self._device)),
             torch.cat(position).to(self._device).expand(3, 1, -1),
             PackedLayout(
@@ -132,15 +132,16 @@ class PrefixScorer:
             ),
         )
         last = torch.tensor(lengths).cumsum(0) - 1
-        return self.model.read(hidden[0, last.to(self._device)]).tolist()
+        return self.model.read(states[0, last.to(self._device)]).tolist()
 
     def _run(self, embeds: Tensor, positions: Tensor, layout: PackedLayout, **vision: Any) -> Tensor:
-        """Last hidden states [1, T, H] of a packed row; positions [3, 1, T]."""
+        """What the layers make of a packed row [1, T, H]; positions [3, 1, T]."""
         metrics.TOKENS.labels(self._name).inc(embeds.shape[1])
-        out = self.model.model.language_model(
-            inputs_embeds=embeds, position_ids=positions, use_cache=False, layout=layout, **vision
-        )
-        return out.last_hidden_state
+        with self.model.before_norm() as states:
+            self.model.model.language_model(
+                inputs_embeds=embeds, position_ids=positions, use_cache=False, layout=layout, **vision
+            )
+        return states[0]
 
     def _images_of(self, entries: Sequence[Branches]) -> list[ImageStates]:
         """The images of all prompts in their order; the vision tower sees those that are not remembered, each once."""

@@ -28,7 +28,7 @@ from prism.http.waiting import accepts_events
 from prism.model.control import control_tokens
 from prism.services.policy import metrics
 from prism.services.policy.answers.chat import CHAT_PATHS, BadChat, as_learner_sees, replayed
-from prism.services.policy.answers.kept import VERSION_HEADER, salted
+from prism.services.policy.answers.kept import salted
 from prism.services.policy.answers.signs import Progress, WithComments
 from prism.services.policy.engine import Engine
 from prism.services.policy.gate import Gate, NotServing, Phase
@@ -36,12 +36,12 @@ from prism.services.policy.push import PushRefused, ServedWeights
 from prism.services.policy.refusals import Translate, status_of
 from prism.services.policy.settings import PolicySettings
 from prism.settings import describe, load_settings
+from prism.wire.versions import MIN_VERSION_HEADER, VERSION_HEADER
 from prism.wire.weights import Manifest
 
 logger = logging.getLogger("vllm.prism.policy")
 
 ATTEMPT_HEADER = "x-prism-policy-attempt"
-MIN_VERSION_HEADER = "x-prism-min-policy-version"
 
 # Every route that is neither here nor in OPEN_PATHS needs the admin token, those of later vLLM releases included.
 DATA_PATHS = frozenset(

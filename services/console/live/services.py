@@ -10,7 +10,7 @@ import httpx
 from pydantic import ValidationError
 
 from prism.clients.http import SILENCE_SECONDS, Refused, Unavailable
-from prism.clients.services import PB_STATUS, VERSION_HEADER, ExpertClient, GraderClient
+from prism.clients.services import PB_STATUS, ExpertClient, GraderClient
 from prism.data.images import decode_image
 from prism.errors import ConfigError, DataError, ServiceError
 from prism.http.client import async_client
@@ -21,6 +21,7 @@ from prism.wire.events import EVENTS, read_events
 from prism.wire.experts import ScoreItem, ScoreRequest
 from prism.wire.messages import data_uri, data_uri_bytes, is_data_uri
 from prism.wire.response import EXPERTS
+from prism.wire.versions import VERSION_HEADER
 
 STACK = "stack.json"
 PATIENCE_SECONDS = 5.0  # with a service that is away: somebody waits before the page

@@ -51,6 +51,8 @@ class Sample(Kept):
 
     text: str
     finish_reason: str = ""
+    versions: list[tuple[int, int]] = []
+    """(policy version, tokens that it sampled), in order; empty in logs of older versions of PRISM."""
     token_count: int = 0
     tokens: list[str] = []
     logprobs: list[float | None] = []
@@ -85,6 +87,25 @@ class Group(Kept):
     def prompt_texts(self) -> list[str]:
         parts = [part for message in self.messages for part in message.get("parts", ()) if isinstance(part, dict)]
         return [part["text"] for part in parts if isinstance(part.get("text"), str)]
+
+    @property
+    def newest(self) -> int:
+        """The newest policy version that sampled a token of it; ``policy_version`` is the oldest."""
+        return max([self.policy_version, *(version for sample in self.samples for version, _ in sample.versions)])
+
+    def sampled_by(self, sample: Sample) -> str:
+        """Which policy versions sampled which tokens of a response, counted from 0; empty where one sampled all of the
+        group's."""
+        if self.newest == self.policy_version or not sample.versions:
+            return ""
+        if len(sample.versions) == 1:
+            return f"version {sample.versions[0][0]}"
+        ends = itertools.accumulate(tokens for _, tokens in sample.versions)
+        spans = (
+            f"{version} ({end - tokens}–{end - 1})"
+            for (version, tokens), end in zip(sample.versions, ends, strict=True)
+        )
+        return f"versions {', '.join(spans)}"
 
     @property
     def reward(self) -> float | None:

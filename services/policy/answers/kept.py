@@ -17,9 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from prism.http.waiting import accepts_events
 from prism.services.policy import metrics
 from prism.wire.events import EVENTS
-from prism.wire.versions import FIELD, MIXED_HEADER, Changes
+from prism.wire.versions import FIELD, MIXED_HEADER, VERSION_HEADER, Changes
 
-VERSION_HEADER = "x-prism-policy-version"
 DONE = b"data: [DONE]\n\n"
 PATH = "/v1/chat/completions"
 LOST = "weights failed while the answer was being written; the server restarts, ask again"

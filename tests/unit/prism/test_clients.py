@@ -11,8 +11,9 @@ import pytest
 from policy_events import DONE, HEADERS, event, opening, piece
 
 from prism.clients.http import Refused, ServiceClient, Unavailable
-from prism.clients.services import VERSION_HEADER, ExpertClient, GraderClient, PolicyClient
+from prism.clients.services import ExpertClient, GraderClient, PolicyClient
 from prism.wire.v1 import rollout_pb2 as pb
+from prism.wire.versions import VERSION_HEADER
 
 Handler = Callable[[httpx.Request], httpx.Response]
 IMAGE = b"\x89PNG..."

@@ -93,6 +93,29 @@ def test_a_group_is_shown_with_its_picture_and_models_text_as_text(client: TestC
     assert client.get("/rollouts/demo?stage=..&step=12").status_code == 200  # no stage of it
 
 
+def test_responses_of_several_policy_versions_say_which_tokens_are_whose(client: TestClient, run: Path) -> None:
+    def versions(*runs: tuple[int, int]) -> dict[str, Any]:
+        made = [pb.VersionRun(policy_version=version, tokens=tokens) for version, tokens in runs]
+        tokens = sum(tokens for _, tokens in runs)
+        return {"versions": made, "token_ids": [1] * tokens, "logprobs": [-0.1] * tokens}
+
+    log = RolloutLog(run, "align", RolloutLogConfig(groups=9), lambda _: "x", lambda _: None)
+    mixed = [versions((4, 312), (5, 529)), versions((5, 7)), versions((4, 3))]
+    groups = [
+        group("mixed", "0" * 64, *(sample(1, 1, 1, **more) for more in mixed)),
+        group("one", "0" * 64, sample(1, 1, 1, **versions((4, 9)))),
+    ]
+    log.step(14, groups, version=6, attempt=1)
+    page = client.get("/rollouts/demo?stage=align&step=14").text
+    assert "policy version 4 to 5, 2 behind" in page
+    assert "841 tokens, versions 4 (0–311), 5 (312–840)<" in page
+    assert "7 tokens, version 5<" in page
+    assert "3 tokens, version 4<" in page
+    page = client.get("/rollouts/demo?stage=align&step=14&group=1").text
+    assert "policy version 4, 2 behind" in page
+    assert "9 tokens<" in page
+
+
 def test_a_blob_that_is_no_picture_is_not_sent(client: TestClient, run: Path) -> None:
     page = BlobStore(str(run / "blobs")).put(b"<html><script>alert(1)</script>")
     assert client.get(f"/pictures/{page}?run=demo").status_code == 404

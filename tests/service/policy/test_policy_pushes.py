@@ -1,152 +1,48 @@
-"""The policy service on real vLLM, against transformers on the same folder. Tests run in order on one server."""
+"""Weights into the policy service on real vLLM, and its answers meanwhile. Tests run in order on one server."""
 
 import asyncio
-import base64
-import io
 import json
-import random
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 import torch
-from PIL import Image
-from policy_process import ADMIN_TOKEN, DATA_TOKEN, PIXELS, PolicyProcess, data_uri, policy_process
-from transformers import Qwen3VLForConditionalGeneration
+from policy_process import ADMIN_TOKEN, PolicyProcess
+from policy_reference import (
+    ATTEMPT,
+    QUESTION,
+    TOLERANCE,
+    VERSION,
+    absolute_difference,
+    assert_serves,
+    chat_messages,
+    difference,
+    picture,
+    probe_of,
+    reference,
+)
 
-from bench.padded import collate
-from prism.clients.http import Refused, Unavailable
-from prism.clients.services import PolicyAnswer, PolicyClient
+from prism.clients.http import Unavailable
 from prism.config import LoraConfig, PushConfig, RunConfig
 from prism.errors import WeightsError
-from prism.http.client import async_client
 from prism.model.broadcast import Sender
-from prism.model.inputs import Example, InputBuilder
+from prism.model.inputs import InputBuilder
 from prism.trainer.learn.adapted import adapter_tensors, learning, load_policy_adapter, save_learnt
 from prism.trainer.learn.policy_model import load_policy
 from prism.trainer.weights.named import config_json, named_weights
 from prism.trainer.weights.publish import Publisher, PushTimes
 from prism.wire.v1 import rollout_pb2 as pb
-from prism.wire.weights import Broadcast, Manifest, Probe
-
-torch.set_num_threads(1)  # leave the other core to the server
-
-VERSION, ATTEMPT = "x-prism-policy-version", "x-prism-policy-attempt"
-TOLERANCE = 1e-3  # nats, mean absolute: float32 against float32
-QUESTION = "What is the sum of row 1? " * 30  # several blocks of the prefix cache
+from prism.wire.weights import Broadcast, Manifest
 
 pytestmark = pytest.mark.timeout(600)
-
-
-def picture(seed: int) -> Image.Image:
-    noise = random.Random(seed).randbytes(96 * 96 * 3)
-    return Image.frombytes("RGB", (96, 96), noise)
-
-
-def chat_messages(image: Image.Image, question: str = QUESTION) -> list[dict[str, Any]]:
-    parts = [{"type": "image_url", "image_url": {"url": data_uri(image)}}, {"type": "text", "text": question}]
-    return [{"role": "user", "content": parts}]
-
-
-class Reference:
-    """What transformers makes of the same folder, prompt and picture, within the same bounds of pixels."""
-
-    def __init__(self, folder: Path) -> None:
-        self.inputs = InputBuilder(folder, PIXELS)
-        self.model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-
-    def prompt(self, image: Image.Image, question: str = QUESTION) -> Example:
-        parts = [pb.Part(image_sha256="0" * 64), pb.Part(text=question)]
-        return self.inputs.prompt([pb.Message(role="user", parts=parts)], [image])
-
-    @torch.no_grad()
-    def logprobs(self, prompt: Example, response_ids: list[int], *, sampled: bool = False) -> torch.Tensor:
-        """[T]: of each token of the response, at temperature 1; where it was ``sampled``, of all but vision tokens."""
-        assert not self.inputs.vision_token_ids.intersection(response_ids)
-        batch = collate([self.inputs.with_ids(prompt, response_ids)], self.inputs)
-        logits = self.model(**batch).logits[0, prompt.prompt_length - 1 : -1]
-        if sampled:
-            logits[:, sorted(self.inputs.vision_token_ids)] = -torch.inf
-        return logits.float().log_softmax(-1).gather(-1, torch.tensor(response_ids)[:, None])[:, 0]
-
-    @torch.no_grad()
-    def greedy(self, prompt: Example, tokens: int) -> list[int]:
-        inputs = collate([prompt], self.inputs)
-        # vLLM also stops at the end token alone once --generation-config is "vllm".
-        made = cast(Any, self.model).generate(
-            **inputs,
-            max_new_tokens=tokens,
-            do_sample=False,
-            eos_token_id=self.inputs.end_token_id,
-            suppress_tokens=sorted(self.inputs.vision_token_ids),
-        )
-        return made[0, prompt.prompt_length :].tolist()
-
-    @torch.no_grad()
-    def logprobs_over(self, other: "Reference", prompt: Example, response_ids: list[int], made: int) -> torch.Tensor:
-        """[T - made]: of the tokens after the first ``made``, over the keys and values that ``other`` has computed of
-        all that stands before the last of those. For a prompt without pictures."""
-        batch = collate([self.inputs.with_ids(prompt, response_ids[: made - 1])], self.inputs)
-        past = other.model(**batch, use_cache=True).past_key_values
-        given = torch.tensor(response_ids[made - 1 : -1])[None]
-        positions = torch.arange(given.shape[1]) + prompt.prompt_length + made - 1
-        logits = self.model(
-            input_ids=given, past_key_values=past, position_ids=positions.expand(3, 1, -1), use_cache=True
-        ).logits[0]
-        logits[:, sorted(self.inputs.vision_token_ids)] = -torch.inf
-        return logits.float().log_softmax(-1).gather(-1, torch.tensor(response_ids[made:])[:, None])[:, 0]
-
-
-@cache
-def reference(folder: Path) -> Reference:
-    return Reference(folder)
-
-
-def probe_of(folder: Path, offset: float = 0.0) -> Probe:
-    """What a learner would have the server score; ``offset`` makes it wrong by so many nats a token."""
-    model, text = reference(folder), "<caption>- 7 3 1</caption><think>7 + 3</think><answer>10</answer>"
-    prompt = model.prompt(picture(9))
-    logprobs = model.logprobs(prompt, model.inputs.text_ids(text)) + offset
-    messages = [*chat_messages(picture(9)), {"role": "assistant", "content": text}]
-    return Probe(messages=messages, logprobs=logprobs.tolist(), tolerance=TOLERANCE)
-
-
-def difference(folder: Path, answer: dict[str, Any], image: Image.Image) -> float:
-    """Mean absolute difference between the answer's logprobs and those of transformers, over all its choices."""
-    model = reference(folder)
-    prompt = model.prompt(image)
-    assert answer["prompt_token_ids"] == prompt.input_ids
-    differences = [
-        absolute_difference(choice["logprobs"]["content"], model.logprobs(prompt, choice["token_ids"], sampled=True))
-        for choice in answer["choices"]
-    ]
-    return torch.cat(differences).mean().item()
-
-
-def absolute_difference(tokens: list[dict[str, Any]], theirs: torch.Tensor) -> torch.Tensor:
-    ours = torch.tensor([token["logprob"] for token in tokens])
-    return (ours[: len(theirs)] - theirs).abs()
-
-
-def assert_serves(policy: PolicyProcess, folder: Path, version: int, seed: int = 1) -> None:
-    """Sampled logprobs and greedy tokens, with a picture, are those of transformers from this folder."""
-    image = picture(seed)
-    sampled = policy.chat(chat_messages(image), n=4, seed=11, max_tokens=24, temperature=1.0)
-    assert sampled.headers[VERSION] == str(version)
-    assert len(sampled.json()["choices"]) == 4
-    assert difference(folder, sampled.json(), image) < TOLERANCE
-    greedy = policy.chat(chat_messages(image), max_tokens=24, temperature=0.0).json()
-    model = reference(folder)
-    assert greedy["choices"][0]["token_ids"] == model.greedy(model.prompt(image), 24)
 
 
 def cache_hits(policy: PolicyProcess) -> float:
@@ -154,123 +50,11 @@ def cache_hits(policy: PolicyProcess) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
 
 
-def test_every_route_needs_its_token(policy: PolicyProcess) -> None:
-    for path in ("/healthz", "/readyz", "/metrics"):
-        assert httpx.get(policy.url + path).status_code == 200
-    answer = httpx.post(policy.url + "/v1/chat/completions", json={})
-    assert (answer.status_code, answer.headers[VERSION], answer.headers[ATTEMPT]) == (401, "0", "0")
-    assert httpx.post(policy.url + "/collective_rpc", json={}).status_code == 401
-    routes = json.loads(policy.admin.get("/openapi.json").text)["paths"]
-    admin_only = {"/collective_rpc", "/reset_prefix_cache", "/update_weights", "/sleep", "/pause", "/server_info"}
-    assert admin_only <= routes.keys(), "vLLM no longer has routes this test knows"
-    open_to_data = set()
-    for path, methods in routes.items():
-        for method in methods:
-            assert httpx.request(method, policy.url + path).status_code == (200 if path == "/metrics" else 401), path
-            if policy.client.request(method, path).status_code != 403:
-                open_to_data.add(path)
-    allowed = "/v1/chat/completions /v1/completions /v1/models /tokenize /detokenize /version /health /metrics"
-    assert open_to_data == set(allowed.split())
-
-
-def test_bad_requests_name_the_limit(policy: PolicyProcess) -> None:
-    def refused(content: Any, **headers: str) -> tuple[int, str]:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        headers = {"content-type": "application/json"} | headers
-        answer = policy.client.post("/v1/chat/completions", content=body, headers=headers)
-        assert answer.headers[VERSION] == "0"
-        return answer.status_code, answer.text
-
-    def with_image(url: str, count: int = 1) -> dict[str, Any]:
-        part = {"type": "image_url", "image_url": {"url": url}}
-        return {"model": "policy", "messages": [{"role": "user", "content": [part] * count}]}
-
-    def status_and_limit(content: Any, limit: str) -> int:
-        status, text = refused(content)
-        assert limit in text
-        return status
-
-    assert refused(b"{nope")[0] == 422
-    assert refused({"model": "policy"})[0] == 422
-    text_of = lambda text: {"model": "policy", "messages": [{"role": "user", "content": text}]}  # noqa: E731
-    assert status_and_limit(text_of("7 " * 1100), "1024") == 413
-    assert status_and_limit(text_of("7 " * 100_000), "1024") == 413
-    assert status_and_limit(b"x" * (128 * 2**20 + 1), str(128 * 2**20)) == 413
-    huge = io.BytesIO()
-    Image.new("L", (4097, 4096)).save(huge, "PNG")
-    uri = "data:image/png;base64," + base64.b64encode(huge.getvalue()).decode()
-    assert status_and_limit(with_image(uri), "PRISM_MAX_IMAGE_PIXELS") == 413
-    assert status_and_limit(with_image(data_uri(picture(0)), 9), "At most 8") == 422
-    for url in ("file:///etc/hostname", f"{policy.url}/metrics", "data:image/png;base64,AAAA", "ftp://x"):
-        assert refused(with_image(url))[0] == 422, url
-
-
 def test_the_base_model_serves(policy: PolicyProcess, models: list[Path]) -> None:
     assert_serves(policy, models[0], version=0)
     hits = cache_hits(policy)
     assert_serves(policy, models[0], version=0)
     assert cache_hits(policy) > hits, "nothing was cached: the next test would show nothing"
-
-
-def test_no_request_samples_a_vision_token(policy: PolicyProcess, models: list[Path]) -> None:
-    """However much it asks for one."""
-    vision = reference(models[0]).inputs.vision_token_ids
-    wanted = {str(token): 100 for token in vision}
-    answer = policy.chat(chat_messages(picture(3)), n=4, seed=5, max_tokens=16, logit_bias=wanted).json()
-    assert not vision.intersection(token for choice in answer["choices"] for token in choice["token_ids"])
-    assert difference(models[0], answer, picture(3)) < TOLERANCE
-
-
-def test_images_are_scaled_within_the_settings_bounds(policy: PolicyProcess, models: list[Path]) -> None:
-    """As the learner scales them, and not as the model's own folder says."""
-    for size in ((32, 32), (160, 64)):
-        image = picture(2).resize(size)
-        answer = policy.chat(chat_messages(image), n=2, seed=7, max_tokens=16, temperature=1.0).json()
-        assert difference(models[0], answer, image) < TOLERANCE  # which compares the prompt's tokens first
-    own = InputBuilder(models[0])
-    assert own.image_tokens(160, 64) != reference(models[0]).inputs.image_tokens(160, 64)
-
-
-def test_a_burst_of_seeded_groups_is_served_by_one_and_the_same_server(policy: PolicyProcess) -> None:
-    """More prompt tokens at once than a forward pass takes by default: the engine died of a split, seeded prefill."""
-
-    def group(seed: int) -> int:
-        return len(
-            policy.chat(chat_messages(picture(seed)), n=8, seed=seed, max_tokens=4, temperature=1.0).json()["choices"]
-        )
-
-    before = policy.server().pid
-    with ThreadPoolExecutor(16) as clients:
-        assert list(clients.map(group, range(100, 132))) == [8] * 32
-    assert policy.server().pid == before
-
-
-def test_a_streamed_answer_is_the_one_given_in_one_piece(policy: PolicyProcess) -> None:
-    image, file = picture(5), io.BytesIO()
-    image.save(file, "PNG")
-    messages = [pb.Message(role="user", parts=[pb.Part(image_sha256="it"), pb.Part(text=QUESTION)])]
-    sampling = pb.Sampling(n=3, temperature=1.0, max_tokens=100, seed=11)  # three events of tokens, and a few over
-
-    async def sample(sampling: pb.Sampling) -> PolicyAnswer:
-        async with async_client(timeout=60) as http:
-            client = PolicyClient(http, policy.url, DATA_TOKEN, 60, 50)
-            return await client.sample(messages, {"it": file.getvalue()}, sampling, 0)
-
-    streamed = asyncio.run(sample(sampling))
-    options = {"n": 3, "temperature": 1.0, "top_p": 1.0, "max_tokens": 100, "seed": 11}
-    answer = policy.chat(chat_messages(image), **options)
-    assert streamed.version == int(answer.headers[VERSION])
-    assert streamed.prompt_token_ids == answer.json()["prompt_token_ids"]
-    for sample_, choice in zip(streamed.samples, answer.json()["choices"], strict=True):
-        assert sample_.text == choice["message"]["content"]
-        assert list(sample_.token_ids) == choice["token_ids"]
-        assert list(sample_.logprobs) == pytest.approx([token["logprob"] for token in choice["logprobs"]["content"]])
-        assert sample_.finish_reason == choice["finish_reason"]
-    assert any(len(sample_.token_ids) > 64 for sample_ in streamed.samples), "take another seed: all are short"
-    sampling.max_tokens = 10**6
-    with pytest.raises(Refused, match="max_tokens=1000000 cannot be greater") as refused:
-        asyncio.run(sample(sampling))
-    assert refused.value.status == 400
 
 
 def test_a_push_changes_the_weights_and_no_cache_remembers_the_old(policy: PolicyProcess, models: list[Path]) -> None:
@@ -618,30 +402,3 @@ def shake(learner: Any, seed: int) -> None:
     with torch.no_grad():
         for parameter in learning(learner).values():
             parameter.add_(torch.randn(parameter.shape, generator=drawn) * 0.05)
-
-
-def test_a_killed_supervisor_leaves_nothing_behind(policy: PolicyProcess) -> None:
-    family = policy.family()
-    assert len(family) > 2
-    policy.process.kill()
-    _, alive = psutil.wait_procs(family, timeout=10)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-
-
-def test_a_completion_is_a_span_of_its_callers_trace(
-    models: list[Path], tmp_path: Path, collector: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in collector.environment.items():
-        monkeypatch.setenv(name, value)
-    trace_id, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    with policy_process(tmp_path, models[0]) as service:
-        service.chat([{"role": "user", "content": "?"}], {"traceparent": f"00-{trace_id}-{caller}-01"}, max_tokens=1)
-        assert service.client.get("/v1/models").status_code == 200
-        deadline = time.monotonic() + 20
-        while not (mine := [span for _, span in collector.spans if span.trace_id.hex() == trace_id]):
-            assert time.monotonic() < deadline, "no span came"
-            time.sleep(0.1)
-    (span,) = mine
-    assert (span.name, span.parent_span_id.hex()) == ("POST /v1/chat/completions", caller)
-    assert {service for service, _ in collector.spans} == {"prism-policy"}
-    assert "GET /v1/models" in {span.name for _, span in collector.spans}
