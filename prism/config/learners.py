@@ -198,8 +198,8 @@ class ExpertLearnerConfig(ConfigModel):
     shared: bool = False
     """Makes both experts one network with one head, as published, which is shown one section at a time: it learns from
     the pairs of both, the sum of their losses in one update, and both services score by it. Then there is one learner
-    in memory, checkpoints and pushes, and `prism export` writes the same for either expert. False by default: two
-    networks do not pull at one another, and of alignments so far all were of two."""
+    in memory, checkpoints and pushes, and `prism export` writes the same for either expert. False by default: with two,
+    what one section teaches does not move the other's scores."""
     optimizer: OptimizerConfig
     """Each network's AdamW; the schedule spans the warm-up and the steps of the game."""
     rate_warmup: int = Field(20, ge=0)
