@@ -113,12 +113,14 @@ def test_experts_of_a_run_from_before_they_could_be_shared_are_two_networks(
     tmp_path: Path, published: str | None
 ) -> None:
     """What ``published`` has come to set since is not what the run was begun with: it is refused by its name."""
-    config = old_run(tmp_path, **{"stages.align.published": published})
-    assert "shared" not in json.loads((config.run_dir / "config.json").read_text())["stages"]["align"]["experts"]
-    (before,) = [stage for stage in load_saved(config.run_dir).stages.values() if isinstance(stage, AlignConfig)]
-    assert before.experts.networks == EXPERTS
+    config = old_run(tmp_path)
     values = config.model_dump(mode="json")
     values["stages"]["align"]["published"] = published
+    saved = json.loads(json.dumps(values))
+    del saved["stages"]["align"]["experts"]["shared"]
+    (config.run_dir / "config.json").write_text(json.dumps(saved))
+    (before,) = [stage for stage in load_saved(config.run_dir).stages.values() if isinstance(stage, AlignConfig)]
+    assert before.experts.networks == EXPERTS
     pipeline.refuse_changed(RunConfig.model_validate(values))
     values["stages"]["align"]["experts"]["shared"] = True
     with pytest.raises(ConfigError, match=r"other settings \(stages\.align\.experts\.shared\)"):
