@@ -276,11 +276,7 @@ class ScoringEngine:
 
     def _shared(self, folder: Path, manifest: Manifest) -> Base:
         """The network that both experts are, held once by a process that serves both."""
-
-        def load() -> ExpertModel:
-            return place(self._load(folder), self.device)
-
-        return self._bases.of(manifest.files, load, self._base, None)
+        return self._bases.of(manifest.files, lambda: place(self._load(folder), self.device), self._base, None)
 
     def _adapted(self, folder: Path, manifest: Manifest) -> tuple[ExpertModel, Base]:
         def load() -> ExpertModel:

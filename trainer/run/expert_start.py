@@ -127,6 +127,6 @@ def served_experts(config: RunConfig) -> dict[Expert, Path] | None:
     """
     for name, stage in config.stages.items():
         if isinstance(stage, AlignConfig) and Path(start_of(config, name)).is_dir():
-            starts = {expert: expert_start(config, name, stage, stage.experts.network_of(expert)) for expert in EXPERTS}
-            return {expert: Path(start) for expert, start in starts.items()}
+            of = stage.experts.network_of
+            return {expert: Path(expert_start(config, name, stage, of(expert))) for expert in EXPERTS}
     return None
