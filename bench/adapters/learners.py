@@ -166,7 +166,7 @@ def make_steps(
         policy, experts = align._learners(context, stage, task.model)
         prompts = [inputs.with_ids(example, []) for example in first_of_each(samples)]
         asked = groups(inputs, len(prompts), task.response)
-        learners = {POLICY: policy} | {expert.expert: expert for expert in experts}
+        learners = {POLICY: policy} | {expert.network: expert for expert in experts}
         steps: list[Callable[[], object]] = [partial(expert.update, asked, prompts, inputs) for expert in experts]
         return learners, [*steps, partial(policy.update, samples, examples)]
     lora = stage.policy.lora

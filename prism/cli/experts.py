@@ -50,7 +50,10 @@ def warmup(
         ),
     ],
     out: Annotated[Path, typer.Argument(help="folder to write; it must not exist yet")],
-    expert: Annotated[Literal["perception", "reasoning"], typer.Option(help="which section of responses it judges")],
+    expert: Annotated[
+        Literal["perception", "reasoning", "discriminator"],
+        typer.Option(help="which section of responses it judges; discriminator: one network judges both"),
+    ],
     epochs: Annotated[float, typer.Option(help="passes over the rows")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="rows of an update")] = 64,
     lr: Annotated[float, typer.Option(help="highest learning rate; it climbs over 10 % and falls as a cosine")] = 1e-5,
@@ -93,6 +96,7 @@ def warmup(
 
     learner = {
         "optimizer": {"lr": lr, "schedule": "cosine", "warmup_fraction": 0.1, "weight_decay": weight_decay},
+        "shared": expert == "discriminator",
         "mismatch": mismatch,
         "section": section,
         "pictures": pictures,

@@ -21,7 +21,7 @@ from prism.config.learners import (
 )
 from prism.config.limited import LimitedSettings
 from prism.config.limits import LIMITS_FILE, LimitsConfig, RunLimits, read_limits
-from prism.config.load import as_toml, load_config, load_saved, load_toml, save_resolved, toml_value
+from prism.config.load import as_toml, load_config, load_saved, load_toml, parse_saved, save_resolved, toml_value
 from prism.config.published import published_keys
 from prism.config.run import PrepareConfig, RunConfig
 from prism.config.services import (
@@ -81,6 +81,7 @@ __all__ = [
     "load_config",
     "load_saved",
     "load_toml",
+    "parse_saved",
     "published_keys",
     "read_limits",
     "save_resolved",

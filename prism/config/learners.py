@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from prism.config.strict import ConfigModel
-from prism.wire.response import JudgedSection
+from prism.wire.response import DISCRIMINATOR, EXPERTS, Expert, JudgedSection, Network
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Frozen = list[Annotated[str, Field(min_length=1)]]
@@ -169,9 +169,13 @@ class ExpertStarts(ConfigModel):
     def _one_for_both(cls, given: Any) -> Any:
         return dict.fromkeys(cls.model_fields, given) if isinstance(given, str) else given
 
+    def of(self, network: Network) -> str:
+        """The folder that this network starts from; both name one where they share it."""
+        return self.reasoning if network == "reasoning" else self.perception
+
 
 class ExpertLearnerConfig(ConfigModel):
-    """Bradley-Terry learning of one expert, online; both experts learn by the same settings.
+    """Bradley-Terry learning of the experts, online; both learn by the same settings.
 
     ``pictures``, ``section`` and ``frozen`` take away a part of the method, to find out what it is worth.
     """
@@ -191,8 +195,13 @@ class ExpertLearnerConfig(ConfigModel):
     upcycled, with the policy's tokens and processor; what ``prism experts warmup`` or another run's alignment wrote,
     head included; the published discriminator. One text for both, or ``{ perception = "…", reasoning = "…" }``. By
     default the policy itself: it is there, and knows the task."""
+    shared: bool = False
+    """Makes both experts one network with one head, as published, which is shown one section at a time: it learns from
+    the pairs of both, the sum of their losses in one update, and both services score by it. Then there is one learner
+    in memory, checkpoints and pushes, and `prism export` writes the same for either expert. False by default: with two,
+    what one section teaches does not move the other's scores."""
     optimizer: OptimizerConfig
-    """Each expert's AdamW; the schedule spans the warm-up and the steps of the game."""
+    """Each network's AdamW; the schedule spans the warm-up and the steps of the game."""
     rate_warmup: int = Field(20, ge=0)
     """Updates over which the learning rate climbs from near 0, at most a fifth of all; a ``warmup_fraction``
     goes before it. AdamW's first update is of full size in every weight, however small its gradient: it undoes what
@@ -230,8 +239,8 @@ class ExpertLearnerConfig(ConfigModel):
     published."""
     skip_above_accuracy: float = Field(1.0, gt=0.5, le=1)
     """Share of pairs told apart, of those whose scores differ, above which an update of the game is skipped, so that
-    the policy can catch up with a saturated expert. The default of 1 never skips, as published; a warm-up is never
-    skipped."""
+    the policy can catch up with a saturated expert; with ``shared``, of the pairs of both sections. The default of 1
+    never skips, as published; a warm-up is never skipped."""
     mismatch: float = Field(0.0, ge=0)
     """Weight, in the game, of grounding's pairs: the teacher's response, and its response to a similar prompt. The
     default of 0 is the published method."""
@@ -246,6 +255,25 @@ class ExpertLearnerConfig(ConfigModel):
     @model_validator(mode="after")
     def _frozen_once(self) -> Self:
         refuse_frozen_adapters(self.lora, self.freeze)
+        return self
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """That score responses, each a learner with weights of its own."""
+        return (DISCRIMINATOR,) if self.shared else EXPERTS
+
+    def network_of(self, expert: Expert) -> Network:
+        return DISCRIMINATOR if self.shared else expert
+
+    @model_validator(mode="after")
+    def _one_network_is_one(self) -> Self:
+        if self.shared and self.start and self.start.perception != self.start.reasoning:
+            raise ValueError("start: shared experts are one network: name one folder, or set shared = false")
+        if self.shared and self.section == "whole":
+            raise ValueError(
+                "section: shared experts that are shown whole responses would learn each pair twice: leave it out, or "
+                "set shared = false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """From TOML to a configuration and back; what is wrong is said by file and key."""
 
+import contextlib
 import json
 import re
 import tomllib
@@ -68,10 +69,21 @@ def load_saved(run_dir: Path) -> RunConfig:
     """
     file = run_dir / "config.json"
     try:
-        return RunConfig.model_validate_json(file.read_bytes())
+        return parse_saved(file.read_bytes())
     except ValidationError as error:
         lines = "\n".join(f"{file}: {line}" for line in problems(RunConfig, error))
         raise ConfigError(f"{lines}\n(the run was begun by another version: use that, or begin another run)") from None
+
+
+def parse_saved(content: bytes) -> RunConfig:
+    """What was resolved when it was saved, whatever ``published`` has come to set since. Raises ValidationError."""
+    with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):  # which pydantic names
+        values = json.loads(content)
+        for stage in values["stages"].values():
+            if stage["kind"] == "align":
+                stage["experts"].setdefault("shared", False)
+        content = json.dumps(values).encode()
+    return RunConfig.model_validate_json(content)
 
 
 def problems(kind: type[BaseModel], error: ValidationError) -> list[str]:

@@ -34,6 +34,7 @@ ALIGN = {
     "rollouts": {"prompts": 4, "n": 16, "temperature": 1.0, "max_tokens": 6144, "staleness": 0},
     "policy": VERL_PPO,
     "experts": {
+        "shared": True,
         "optimizer": VERL_ADAMW | {"weight_decay": 0.01},
         "rate_warmup": 0,
         "mixture": {"experts": 4, "top_k": 2, "noise": 0.01},

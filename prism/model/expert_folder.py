@@ -14,7 +14,7 @@ from prism.config import ExpertLearnerConfig
 from prism.errors import DataError
 from prism.model.expert import find_head, refuse_other_family
 from prism.model.inputs import InputBuilder
-from prism.wire.response import Expert
+from prism.wire.response import DISCRIMINATOR, Network
 from prism.wire.v1 import rollout_pb2 as pb
 
 WARMED_UP = "warmup.json"
@@ -26,14 +26,14 @@ PIXELS = np.arange(70 * 45 * 3, dtype=np.uint8).reshape(45, 70, 3)
 
 def misfits(
     folder: Path,
-    expert: Expert,
+    network: Network,
     settings: ExpertLearnerConfig,
     policy: InputBuilder,
     *,
     max_model_len: int,
     needs_head: bool,
 ) -> list[str]:
-    """Why the expert cannot start from this folder beside the policy whose inputs these are; empty if it can.
+    """Why the network cannot start from this folder beside the policy whose inputs these are; empty if it can.
 
     ``needs_head``: nothing teaches the expert before it judges. No weight is read but the names of the files' tensors.
     """
@@ -52,9 +52,17 @@ def misfits(
             "has no head, and with warmup_steps = 0 nothing would teach one: set warmup_steps, or start from what "
             "`prism experts warmup` wrote"
         )
-    if (file := folder / WARMED_UP).is_file() and (whose := json.loads(file.read_text()).get("expert")) != expert:
-        found.append(f"was warmed up as the {whose} expert: name the {expert} expert's own folder")
+    if (file := folder / WARMED_UP).is_file() and (whose := json.loads(file.read_text()).get("expert")) != network:
+        found.append(_of_another(whose, network))
     return [f"{folder} {problem}" for problem in found]
+
+
+def _of_another(whose: str, network: Network) -> str:
+    if network == DISCRIMINATOR:
+        return f"was warmed up as the {whose} expert alone: shared experts start from one of both (--expert {network})"
+    if whose == DISCRIMINATOR:
+        return f"was warmed up as both experts in one: set shared = true, or name the {network} expert's own folder"
+    return f"was warmed up as the {whose} expert: name the {network} expert's own folder"
 
 
 def _of_inputs(own: InputBuilder, policy: InputBuilder) -> Iterator[str]:

@@ -14,12 +14,21 @@ from typing import Literal
 Expert = Literal["perception", "reasoning"]
 EXPERTS: tuple[Expert, ...] = ("perception", "reasoning")
 
+Network = Literal["perception", "reasoning", "discriminator"]
+"""A network that scores responses: an expert's own, or the one that both experts share."""
+DISCRIMINATOR: Network = "discriminator"
+
 JudgedSection = Literal["own", "whole"]
 """What of a response an expert is shown: its own section, or all three, in which case both are shown the same."""
 
 TAGS = ("caption", "think", "answer")
 _TAG = re.compile(r"<(/?)(caption|think|answer)>")
 _SLASHES, _NAMES = ["", "/"] * len(TAGS), [name for name in TAGS for _ in range(2)]
+
+
+def experts_of(network: str) -> tuple[Expert, ...]:
+    """The experts that a network is: itself, or both; none for the policy."""
+    return EXPERTS if network == DISCRIMINATOR else tuple(expert for expert in EXPERTS if expert == network)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from prism.model.incoming import IncomingExpert
 from prism.model.inputs import Example, InputBuilder
 from prism.services.experts import metrics
 from prism.services.experts.scoring import Branches, PrefixScorer
+from prism.wire.response import DISCRIMINATOR
 from prism.wire.weights import Manifest, verify
 
 log = logging.getLogger(__name__)
@@ -222,7 +223,7 @@ class ScoringEngine:
         Raises WeightsError and keeps the old weights if anything about the new ones is wrong, or they are not newer;
         ServiceError where a broadcast breaks off.
         """
-        if manifest.model != self.name:
+        if manifest.model not in (self.name, DISCRIMINATOR):
             raise WeightsError(f"these are weights of {manifest.model!r}, this is the {self.name!r} expert")
         with self._swap_lock:
             current = (self.version.attempt, self.version.version)
@@ -237,6 +238,9 @@ class ScoringEngine:
             before_base, base = self._base, None
             if manifest.is_adapter:
                 model, base = self._adapted(verify(root, manifest), manifest)
+            elif broadcast is None and manifest.model == DISCRIMINATOR:
+                base = self._shared(verify(root, manifest), manifest)
+                model = base.model
             elif broadcast is None:
                 model = place(self._load(verify(root, manifest)), self.device)
             else:
@@ -269,6 +273,10 @@ class ScoringEngine:
             raise WeightsError(str(error)) from None
         self._refuse_other_inputs(model, folder)
         return model
+
+    def _shared(self, folder: Path, manifest: Manifest) -> Base:
+        """The network that both experts are, held once by a process that serves both."""
+        return self._bases.of(manifest.files, lambda: place(self._load(folder), self.device), self._base, None)
 
     def _adapted(self, folder: Path, manifest: Manifest) -> tuple[ExpertModel, Base]:
         def load() -> ExpertModel:

@@ -21,6 +21,7 @@ from prism.errors import ServiceError, StreamError
 from prism.streams.keys import DeadLetter, parse_group
 from prism.streams.trainer import TrainerStream
 from prism.trainer.flow.staleness import StalenessBound
+from prism.wire.response import experts_of
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.versions import newest
 
@@ -249,7 +250,8 @@ class Intake:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken; call before ``resume``."""
         self.position, self._consumed = state["position"], set(state["consumed"])
-        self._expert_versions = state.get("expert_versions", {})
+        versions: dict[str, int] = state.get("expert_versions", {})  # by network
+        self._expert_versions = {e: version for network, version in versions.items() for e in experts_of(network)}
 
     def acknowledgement(self) -> Callable[[], None]:
         """Of the steps finished by now: call it once the checkpoint that contains them is on disk."""

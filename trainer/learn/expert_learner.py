@@ -1,4 +1,5 @@
-"""An expert's learner: teacher and student responses to the same prompts in, one Bradley-Terry update out."""
+"""The learner of a network that scores: teacher and student responses to the same prompts in, one Bradley-Terry update
+out."""
 
 import math
 import statistics
@@ -21,7 +22,7 @@ from prism.trainer.learn.losses import bradley_terry, score_regularisation
 from prism.trainer.learn.offload import Offload
 from prism.trainer.learn.optimizer import Optimizer
 from prism.trainer.learn.router import RouterLoad, load_balance
-from prism.wire.response import Expert, parse_response
+from prism.wire.response import Expert, Network, experts_of, parse_response
 from prism.wire.sample import sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -55,14 +56,34 @@ class _Scores:
         return bool(torch.cat([self.teacher[None], self.students, self.mismatched]).isfinite().all())
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """What the pairs of one section taught, over all ranks."""
+
+    loss: float
+    pairs: list[_Pairs]
+    scores: list[_Scores]
+    not_finite: list[int]
+    """The groups whose loss was not finite."""
+    load: dict[str, Any]
+    """Figures of the routers."""
+
+    @property
+    def is_finite(self) -> bool:
+        return all(s.is_finite for s in self.scores)
+
+
 class ExpertLearner(Learner):
-    """One expert's learner. Each valid response of a group is paired with the teacher's."""
+    """The learner of a network that scores. Each valid response of a group is paired with the teacher's.
+
+    One that both experts share learns from the pairs of both sections: its loss is the sum of theirs.
+    """
 
     model: ExpertModel
 
     def __init__(
         self,
-        expert: Expert,
+        network: Network,
         model: ExpertModel,
         config: ExpertLearnerConfig,
         updates: int,
@@ -71,7 +92,8 @@ class ExpertLearner(Learner):
         freeze(model, config.freeze)
         optimizer = Optimizer(learning(model).items(), config.optimizer, updates, offload, config.rate_warmup)
         super().__init__(model, optimizer, 0)
-        self.expert: Expert = expert
+        self.network: Network = network
+        self.experts: tuple[Expert, ...] = experts_of(network)
         self.config = config
         self.not_finite: list[int] = []
         """The groups of the last update whose loss was not finite; all of them if its gradient alone was."""
@@ -84,7 +106,7 @@ class ExpertLearner(Learner):
         *,
         warming_up: bool = False,
     ) -> dict[str, Any]:
-        """One update on all valid pairs of these groups; figures are of the scores before it.
+        """One update on all valid pairs of these groups; figures, of each expert, are of the scores before it.
 
         A warm-up balances the routers' load and is never skipped; ``frozen`` experts learn nothing else, and their
         version stands still. Sections are judged whole, however long: nothing is
@@ -96,25 +118,67 @@ class ExpertLearner(Learner):
         config = self.config
         learns = warming_up or not config.frozen
         shown = prompts if config.pictures else [inputs.without_pictures(prompt) for prompt in prompts]
-        numbered = enumerate(zip(groups, shown, strict=True))
-        found = [self._pairs(number, group, prompt, inputs) for number, (group, prompt) in numbered]
-        pairs = [p for p in found if p is not None]
-        if config.mismatch:
-            pairs = _with_mismatches(pairs, inputs)
-        used = [p for p in pairs if p.students or p.mismatched]
         self.not_finite = []
+        if learns:
+            self._optimizer.prepare()
+        self.model.train()
+        passes = {
+            expert: self._pass(self._all_pairs(expert, groups, shown, inputs), inputs, learns, warming_up)
+            for expert in self.experts
+        }
+        used = [p for each in passes.values() for p in each.pairs]
+        self.not_finite = sorted({group for each in passes.values() for group in each.not_finite})
+        finite = all(each.is_finite for each in passes.values())
+        scores = [s for each in passes.values() for s in each.scores]
+        accuracy = _measured(used, scores)["pair_accuracy"] if finite else None
+        norm, updated = None, False
+        below = accuracy is None or accuracy <= config.skip_above_accuracy
+        if used and learns and (warming_up or below):
+            self.not_finite = self.not_finite or sorted({p.group for p in used})  # in case it raises
+            norm, updated = self._optimizer.step(sum(each.loss for each in passes.values()))
+            self.not_finite = [] if updated else self.not_finite
+        elif learns:
+            self._optimizer.clear()
+        self.version += learns
+        possible = sum(len(group.samples) for group in groups)
+        seconds = (time.perf_counter() - started) / len(passes)
+        figures: dict[str, Any] = {}
+        for expert, each in passes.items():
+            of_expert = {
+                "version": self.version,
+                "loss": each.loss if each.pairs else None,
+                "grad_norm": norm,
+                "updated": int(updated),
+                **(_measured(each.pairs, each.scores) if each.is_finite else _measured([], [])),
+                **each.load,
+                "valid_pairs": sum(len(p.students) for p in each.pairs) / possible if possible else None,
+                "update_seconds": seconds,
+            }
+            figures |= {f"{expert}_{name}": value for name, value in of_expert.items()}
+        return figures
+
+    def _all_pairs(
+        self, expert: Expert, groups: Sequence[pb.RolloutGroup], prompts: Sequence[Example], inputs: InputBuilder
+    ) -> list[_Pairs]:
+        """Of one section."""
+        numbered = enumerate(zip(groups, prompts, strict=True))
+        found = [self._pairs(expert, number, group, prompt, inputs) for number, (group, prompt) in numbered]
+        pairs = [p for p in found if p is not None]
+        if self.config.mismatch:
+            pairs = _with_mismatches(pairs, inputs)
+        return [p for p in pairs if p.students or p.mismatched]
+
+    def _pass(self, used: list[_Pairs], inputs: InputBuilder, learns: bool, warming_up: bool) -> _Pass:
+        """Losses of the pairs of one section, and their gradients, added to those that are there if it ``learns``."""
+        config = self.config
         total_pairs = sum(len(p.students) for p in used)
         total_mismatches = sum(p.mismatched is not None for p in used)
         total_scores = sum(len(p.sequences) for p in used)
-        possible = sum(len(group.samples) for group in groups)
         balance = config.load_balance if warming_up else config.load_balance_online
         load = RouterLoad(self.model.mixture)
         own_scores: dict[int, _Scores] = {}  # by the prompt's place in ``used``
         own_loss = 0.0
         blamed: list[int] = []
-        if learns:
-            self._optimizer.prepare()
-        self.model.train()
         ranks.expect_images(self.model, any(p.teacher.pixel_values is not None for p in used))
         for indices in self._passes(used):
             chunk = [used[index] for index in indices or [0]]
@@ -147,33 +211,14 @@ class ExpertLearner(Learner):
             load.add(judged)
             own_scores |= zip(indices, _split(scores.detach().cpu(), chunk), strict=True)
         of_ranks = ranks.gathered((own_loss, blamed, own_scores))
-        loss_sum = sum(loss for loss, _, _ in of_ranks)
-        self.not_finite = [group for _, groups, _ in of_ranks for group in groups]
         by_place = {place: scores for _, _, of_rank in of_ranks for place, scores in of_rank.items()}
-        scores_of = [by_place[place] for place in range(len(used))]
-        finite = all(s.is_finite for s in scores_of)
-        measured = _measured(used, scores_of) if finite else _measured([], [])
-        accuracy = measured["pair_accuracy"]
-        norm, updated = None, False
-        below = accuracy is None or accuracy <= config.skip_above_accuracy
-        if used and learns and (warming_up or below):
-            self.not_finite = self.not_finite or [p.group for p in used]  # in case it raises
-            norm, updated = self._optimizer.step(loss_sum)
-            self.not_finite = [] if updated else self.not_finite
-        elif learns:
-            self._optimizer.clear()
-        self.version += learns
-        figures = {
-            "version": self.version,
-            "loss": loss_sum if used else None,
-            "grad_norm": norm,
-            "updated": int(updated),
-            **measured,
-            **load.figures(),
-            "valid_pairs": total_pairs / possible if possible else None,
-            "update_seconds": time.perf_counter() - started,
-        }
-        return {f"{self.expert}_{name}": value for name, value in figures.items()}
+        return _Pass(
+            loss=sum(loss for loss, _, _ in of_ranks),
+            pairs=used,
+            scores=[by_place[place] for place in range(len(used))],
+            not_finite=[group for _, groups, _ in of_ranks for group in groups],
+            load=load.figures(),
+        )
 
     def _judged(self, sequences: Sequence[Example], inputs: InputBuilder) -> ExpertOutput:
         once, rows = distinct(sequences)
@@ -194,17 +239,19 @@ class ExpertLearner(Learner):
             batches.append([[share[index] for index in indices] for indices in passes])
         return ranks.pad_passes(batches[ranks.rank()], max(map(len, batches)))
 
-    def _pairs(self, number: int, group: pb.RolloutGroup, prompt: Example, inputs: InputBuilder) -> _Pairs | None:
-        teacher = self._section(group.request.prompt.teacher, prompt, inputs)
+    def _pairs(
+        self, expert: Expert, number: int, group: pb.RolloutGroup, prompt: Example, inputs: InputBuilder
+    ) -> _Pairs | None:
+        teacher = self._section(expert, group.request.prompt.teacher, prompt, inputs)
         if teacher is None:
             return None
         finished = [sample for sample in group.samples if not sample_problems(sample, inputs.vision_token_ids)]
-        students = [self._section(sample.text, prompt, inputs) for sample in finished]
+        students = [self._section(expert, sample.text, prompt, inputs) for sample in finished]
         return _Pairs(number, teacher, [student for student in students if student is not None])
 
-    def _section(self, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
+    def _section(self, expert: Expert, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
         parsed = parse_response(text)
-        return inputs.with_text(prompt, parsed.judged(self.expert, self.config.section)) if parsed.valid else None
+        return inputs.with_text(prompt, parsed.judged(expert, self.config.section)) if parsed.valid else None
 
 
 def _with_mismatches(pairs: Sequence[_Pairs], inputs: InputBuilder) -> list[_Pairs]:

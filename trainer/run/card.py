@@ -101,12 +101,13 @@ def write_card(folder: Path, config: RunConfig, stage: str, model: str, said: st
     load = LOAD_POLICY
     if model != "policy":
         section, response = _shown(config, model)
+        section += _also(config, stage)
         load = LOAD_EXPERT.format(section=section, response=response, expert=model, variables=_variables(config))
     if (file := folder / ADAPTER_CONFIG).is_file():
         adapter = json.loads(file.read_text())
         head[1] = "library_name: peft"
         load = LOAD_ADAPTER if model == "policy" else LOAD_EXPERT_ADAPTER
-        section = "" if model == "policy" else _shown(config, model)[0]
+        section = "" if model == "policy" else _shown(config, model)[0] + _also(config, stage)
         load = load.format(base=adapter["base_model_name_or_path"], rank=adapter["r"], section=section)
     figures = _policy_figures(config, stage, finished) if model == "policy" else _expert_figures(config, stage, model)
     parts = [
@@ -130,6 +131,13 @@ def _shown(config: RunConfig, expert: str) -> tuple[str, str]:
     if limits.expert_section == "whole":
         section, response = "whole text", "".join(text for _, text in SECTIONS.values())
     return section if limits.expert_pictures else f"{section} (shown without the prompt's pictures)", response
+
+
+def _also(config: RunConfig, stage: str) -> str:
+    """Of a network that is both experts."""
+    of_stage = config.stages[stage]
+    shared = isinstance(of_stage, AlignConfig) and of_stage.experts.shared
+    return " (it is one network with the other expert, whose section it judges as well, apart)" if shared else ""
 
 
 def _variables(config: RunConfig) -> str:

@@ -14,27 +14,27 @@ from typing import Any
 from prism.config import AlignConfig, RunConfig, Stage
 from prism.errors import ConfigError
 from prism.trainer.run.result import start_of
-from prism.wire.response import EXPERTS, Expert
+from prism.wire.response import EXPERTS, Expert, Network
 
 
-def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Expert) -> Path | str:
-    """The model folder from which learner and service of this expert start in stage ``name``.
+def expert_start(config: RunConfig, name: str, stage: AlignConfig, network: Network) -> Path | str:
+    """The model folder from which learner and services of this network start in stage ``name``.
 
     Raises ConfigError if it cannot be made.
     """
     own = start_of(config, name)
-    start = named_start(config, stage, expert, own) or own
+    start = named_start(config, stage, network, own) or own
     folder = config.run_dir / "experts" / name
-    if (mixture := stage.experts.mixture) and upcycles(config, stage, expert, own):
+    if (mixture := stage.experts.mixture) and upcycles(config, stage, network, own):
         starts = stage.experts.start
-        made = folder / ("mixture" if starts is None or starts.perception == starts.reasoning else f"{expert}-mixture")
+        made = folder / ("mixture" if starts is None or starts.perception == starts.reasoning else f"{network}-mixture")
         options = mixture.model_dump() | {"seed": config.seed, "dtype": config.dtype}
         start = _made(made, ["upcycle", str(start), str(made)], options)
     if grounding := stage.experts.grounding:
-        made = folder / expert
+        made = folder / network
         learner = stage.experts
         options = (
-            {"expert": expert, "mismatch": 1.0}
+            {"expert": network, "mismatch": 1.0}
             | grounding.model_dump()
             | learner.optimizer.model_dump(include={"lr", "weight_decay"})
             | learner.model_dump(include={"load_balance", "dropout", "freeze", "micro_batch_tokens", "section"})
@@ -49,22 +49,22 @@ def expert_start(config: RunConfig, name: str, stage: AlignConfig, expert: Exper
     return start
 
 
-def named_start(config: RunConfig, stage: AlignConfig, expert: Expert, own: Path | str) -> Path | None:
+def named_start(config: RunConfig, stage: AlignConfig, network: Network, own: Path | str) -> Path | None:
     """The folder that ``experts.start`` names; None where it names none, or ``own``, which the stage starts from."""
     if stage.experts.start is None:
         return None
-    folder, own = _named(config, stage, expert), Path(own)
+    folder, own = _named(config, stage, network), Path(own)
     return None if folder.exists() and own.exists() and folder.samefile(own) else folder
 
 
-def upcycles(config: RunConfig, stage: AlignConfig, expert: Expert, own: Path | str) -> bool:
-    """Whether this expert's start is made a mixture: adapters are mixed in the learner, and a start may be one.
+def upcycles(config: RunConfig, stage: AlignConfig, network: Network, own: Path | str) -> bool:
+    """Whether this network's start is made a mixture: adapters are mixed in the learner, and a start may be one.
 
     Raises ConfigError for a named start without a model's configuration.
     """
     if stage.experts.mixture is None or stage.experts.lora:
         return False
-    named = named_start(config, stage, expert, own)
+    named = named_start(config, stage, network, own)
     return named is None or not _is_mixture(named)
 
 
@@ -79,12 +79,12 @@ def refuse_unfit_starts(config: RunConfig, stages: Mapping[str, Stage], policy: 
 
     inputs = InputBuilder(policy, config.limits.pixel_bounds)
     problems = [
-        f"stages.{name}.experts.start.{expert}: {problem}"
+        f"stages.{name}.experts.start{'' if stage.experts.shared else f'.{network}'}: {problem}"
         for name, stage in named
-        for expert in EXPERTS
+        for network in stage.experts.networks
         for problem in misfits(
-            _named(config, stage, expert),
-            expert,
+            _named(config, stage, network),
+            network,
             stage.experts,
             inputs,
             max_model_len=config.stack.max_model_len,
@@ -95,8 +95,9 @@ def refuse_unfit_starts(config: RunConfig, stages: Mapping[str, Stage], policy: 
         raise ConfigError("\n".join(problems))
 
 
-def _named(config: RunConfig, stage: AlignConfig, expert: Expert) -> Path:
-    return config.path(getattr(stage.experts.start, expert))
+def _named(config: RunConfig, stage: AlignConfig, network: Network) -> Path:
+    assert stage.experts.start
+    return config.path(stage.experts.start.of(network))
 
 
 def _is_mixture(folder: Path) -> bool:
@@ -126,5 +127,6 @@ def served_experts(config: RunConfig) -> dict[Expert, Path] | None:
     """
     for name, stage in config.stages.items():
         if isinstance(stage, AlignConfig) and Path(start_of(config, name)).is_dir():
-            return {expert: Path(expert_start(config, name, stage, expert)) for expert in EXPERTS}
+            of = stage.experts.network_of
+            return {expert: Path(expert_start(config, name, stage, of(expert))) for expert in EXPERTS}
     return None

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from prism.config import AlignConfig, LoraConfig, MixtureConfig, RunConfig, SftConfig
+from prism.config import AlignConfig, LoraConfig, MixtureConfig, RunConfig, SftConfig, parse_saved
 from prism.errors import ConfigError
 from prism.files import sealed_folder, write_json
 from prism.model.adapters.layers import adapter_config, add_adapter, mixtures_of, peft_settings
@@ -108,7 +108,7 @@ def _config_of(run_dir: Path) -> RunConfig:
     described = sorted(run_dir.glob(f"checkpoints/*/*/{CONFIG}"))  # each checkpoint keeps a copy
     file = next((file for file in (run_dir / CONFIG, *described) if file.is_file()), run_dir / CONFIG)
     try:
-        config = RunConfig.model_validate_json(file.read_bytes())
+        config = parse_saved(file.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"{run_dir} is no run's folder: it has no config.json") from None
     except ValidationError:
@@ -119,7 +119,7 @@ def _config_of(run_dir: Path) -> RunConfig:
 def _copy_finished(config: RunConfig, stage: str, model: ModelName, target: Path, *, alone: bool) -> None:
     """A finished stage's model, or its adapter ``alone``."""
     folder = stage_folder(config, stage)
-    finished = folder if model == "policy" else folder / "experts" / model
+    finished = folder if model == "policy" else folder / "experts" / _learner_of(config, stage, model)
     if alone:
         _copy(finished / ADAPTER_FOLDER, target)
         _name_base(target, _base_of(config, stage, model))
@@ -137,8 +137,9 @@ def _copy(folder: Path, target: Path) -> None:
 
 def _assemble(config: RunConfig, stage: str, checkpoint: Path, model: ModelName, target: Path) -> None:
     """The model from what all ranks wrote of it, with the processor of the stage's start."""
+    learner = _learner_of(config, stage, model)
     described, dtype = (
-        AutoConfig.from_pretrained(checkpoint / model, trust_remote_code=False),
+        AutoConfig.from_pretrained(checkpoint / learner, trust_remote_code=False),
         getattr(torch, config.dtype),
     )
     make: Any = AutoModelForImageTextToText.from_config
@@ -147,11 +148,17 @@ def _assemble(config: RunConfig, stage: str, checkpoint: Path, model: ModelName,
     with torch.device("meta"):  # all that is saved is read below
         made = make(described, dtype=dtype)
     weights = {name: torch.empty(p.shape, dtype=dtype) for name, p in made.named_parameters()}
-    read_tensors(checkpoint, {model: {"weights": weights}})
+    read_tensors(checkpoint, {learner: {"weights": weights}})
     made.load_state_dict(weights, strict=False, assign=True)
     made.tie_weights()
     save: Any = save_policy if model == "policy" else save_expert
     save(made, target, InputBuilder(_source_of(config, stage, model), config.limits.pixel_bounds))
+
+
+def _learner_of(config: RunConfig, stage: str, model: ModelName) -> str:
+    """The name of the learner that a model of this stage is of."""
+    of_stage = config.stages[stage]
+    return of_stage.experts.network_of(model) if isinstance(of_stage, AlignConfig) and model != "policy" else model
 
 
 def _source_of(config: RunConfig, stage: str, model: ModelName) -> Path | str:
@@ -182,7 +189,7 @@ def _base_of(config: RunConfig, stage: str, model: str) -> Path | str:
     of_stage = config.stages[stage]
     for expert in EXPERTS:
         if model == expert and isinstance(of_stage, AlignConfig):
-            return expert_start(config, stage, of_stage, expert)
+            return expert_start(config, stage, of_stage, of_stage.experts.network_of(expert))
     return start_of(config, stage)
 
 
@@ -193,7 +200,7 @@ def _name_base(folder: Path, base: Path | str) -> None:
 
 
 def _assemble_adapted(
-    config: RunConfig, stage: str, checkpoint: Path, model: str, target: Path, *, alone: bool
+    config: RunConfig, stage: str, checkpoint: Path, model: ModelName, target: Path, *, alone: bool
 ) -> None:
     """Write what the checkpoint holds of the model: its adapter ``alone``, or merged with its base."""
     lora, base, dtype = _lora_of(config, stage, model), _base_of(config, stage, model), getattr(torch, config.dtype)
@@ -206,7 +213,8 @@ def _assemble_adapted(
     made.adapted = Adapted(model, _place(base), adapter_config(settings, _place(base), routed, head=model != "policy"))
     if model != "policy":
         made.adapter_mixtures = mixtures_of(made, model)
-    read_tensors(checkpoint, {model: {"weights": {name: tensor.data for name, tensor in learning(made).items()}}})
+    held = {name: tensor.data for name, tensor in learning(made).items()}
+    read_tensors(checkpoint, {_learner_of(config, stage, model): {"weights": held}})
     if alone:
         write_adapter(made, adapter_tensors(made), target)
     else:

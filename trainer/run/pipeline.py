@@ -6,7 +6,7 @@ Stages train in processes of their own, so that one which dies takes nothing wit
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from prism.trainer.run.expert_start import refuse_unfit_starts, served_experts
 from prism.trainer.run.launch import RETRY_SECONDS, Launch
 from prism.trainer.run.result import next_attempt, stage_folder, stage_result, start_of
 from prism.trainer.weights.publish import open_publisher
-from prism.wire.response import EXPERTS
+from prism.wire.response import Network
 
 # What may change between two starts of one run: nothing that the results depend on.
 FREE_KEYS = (
@@ -112,9 +112,9 @@ def run(
                 check = question_check(config, stage_folder(config, name))
                 print_figures(console, evaluate(config, name, stage.kind, result["version"], check=check))
             if (settings := _disentangled(config, name)) and name not in disentangled_stages(config.run_dir):
-                for expert in EXPERTS:
-                    folder = stage_folder(config, name) / "experts" / expert
-                    _serve(config, expert, folder, result["expert_version"])
+                for network in networks_of(stage):
+                    folder = stage_folder(config, name) / "experts" / network
+                    _serve(config, network, folder, result["expert_version"])
                 print_disentanglement(console, disentangle(config, name, settings, result["expert_version"]))
         if at_end:
             at_end()
@@ -233,11 +233,20 @@ def refuse_changed(config: RunConfig) -> None:
         before, now = _binding(load_saved(config.run_dir)), _binding(config)
     except FileNotFoundError:
         return
-    if changed := [key for key in sorted(now) if before[key] != now[key]]:
+    if changed := list(_changed(before, now)):
         raise ConfigError(
             f"{config.run_dir} was begun with other settings ({', '.join(changed)}): use another name with "
             "--set name=..., or start over with --fresh"
         )
+
+
+def _changed(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """The keys that differ, dotted; a table that is new or gone by its own."""
+    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        for key in sorted(now):
+            yield from _changed(before[key], now[key], f"{path}.{key}" if path else key)
+    elif before != now:
+        yield path
 
 
 def _binding(config: RunConfig) -> dict[str, Any]:
@@ -254,6 +263,11 @@ def _is_pending(config: RunConfig, name: str) -> bool:
     if not stage_result(config, name) or name not in evaluated_stages(config.run_dir):
         return True
     return _disentangled(config, name) is not None and name not in disentangled_stages(config.run_dir)
+
+
+def networks_of(stage: Stage) -> tuple[Network, ...]:
+    """That score in a stage."""
+    return stage.experts.networks if isinstance(stage, AlignConfig) else ()
 
 
 def _disentangled(config: RunConfig, name: str) -> DisentangleConfig | None:

@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.filesize import decimal
 
@@ -32,7 +33,7 @@ from prism.trainer.run.estimate import Memory, ModelSize, checkpoint_bytes, expe
 from prism.trainer.run.expert_start import named_start, upcycles
 from prism.trainer.run.result import stage_folder, start_of
 from prism.trainer.weights.publish import KEEP_VERSIONS
-from prism.wire.response import EXPERTS, Expert
+from prism.wire.response import EXPERTS, Network
 
 PROCESS = 0.7 * 2**30
 ALLOCATOR = 1.08
@@ -114,20 +115,21 @@ def learners_of(config: RunConfig, stage: Stage, folder: Path) -> list[tuple[Mod
     found = [(size, learner.micro_batch_tokens)]
     if isinstance(stage, AlignConfig):
         experts = stage.experts
-        for expert, other in named_starts(config, stage, folder).items():
+        for network, other in named_starts(config, stage, folder).items():
             start = other or folder
             size = expert_size(start, experts.mixture, experts.freeze, checkpointing=checkpointing, lora=experts.lora)
             if size.base:  # those that were grounded do not share the model that they start from
-                apart = f" of experts {expert if experts.grounding else ''}" if other or experts.grounding else ""
+                apart = f" of experts {network if experts.grounding else ''}" if other or experts.grounding else ""
                 size = replace(size, base=f"{start}{apart}")
             found.append((size, experts.micro_batch_tokens))
     return found
 
 
-def named_starts(config: RunConfig, stage: AlignConfig, folder: Path) -> dict[Expert, Path | None]:
-    """As ``named_start`` has it; ``folder`` is what a stage starts from that the configuration does not hold."""
+def named_starts(config: RunConfig, stage: AlignConfig, folder: Path) -> dict[Network, Path | None]:
+    """Of each network as ``named_start`` has it; ``folder`` is what a stage starts from that the configuration does not
+    hold."""
     own = own_start(config, stage, folder)
-    return {expert: named_start(config, stage, expert, own) for expert in EXPERTS}
+    return {network: named_start(config, stage, network, own) for network in stage.experts.networks}
 
 
 def own_start(config: RunConfig, stage: AlignConfig, folder: Path) -> Path | str:
@@ -179,10 +181,9 @@ def place(
         policy = learners[0][0]
         cards = [card(each) for each in named(devices.experts)]
         if config.stack.experts_together:
-            grounded = any(isinstance(s, AlignConfig) and s.experts.grounding for s in config.stages.values())
-            shared = not grounded and len({expert.base for expert in experts} - {None}) == 1  # both are over it
-            once = 2 * experts[0].frozen if shared else 0
-            cards[0].parts["experts"] = PROCESS + ALLOCATOR * (sum(map(expert_bytes, experts)) - once)
+            cards[0].parts["experts"] = PROCESS + ALLOCATOR * (
+                sum(map(expert_bytes, experts)) - _held_once(config, experts)
+            )
         for number, each in enumerate(() if config.stack.experts_together else EXPERTS):
             cards[number % len(cards)].parts[each] = PROCESS + ALLOCATOR * expert_bytes(experts[number])
         cards = [card(each) for each in named(devices.policy)]
@@ -205,6 +206,16 @@ def expert_bytes(size: ModelSize) -> float:
     return 2 * (held + EXPERT_TOKENS * (size.states_per_token + size.of_one_layer))
 
 
+def _held_once(config: RunConfig, experts: Sequence[ModelSize]) -> float:
+    """In bytes, what both experts' services have in common in one process: the base of their adapters, or all of the
+    one network that both are, where pushes come by files: in use, and while a push is loaded."""
+    games = [stage.experts for stage in config.stages.values() if isinstance(stage, AlignConfig)]
+    if all(not game.grounding or game.shared for game in games) and len({size.base for size in experts} - {None}) == 1:
+        return 2 * experts[0].frozen
+    whole = config.push.transport == "file" and any(game.shared for game in games)
+    return 2 * 2 * experts[0].parameters if whole and all(game.shared and not game.lora for game in games) else 0.0
+
+
 def policy_bytes(config: RunConfig, size: ModelSize) -> float:
     """The least that vLLM needs on a GPU: weights, a pass, and keys and values of a few sequences."""
     tokens = LEAST_SEQUENCES * config.stack.max_model_len
@@ -217,8 +228,9 @@ def served_experts(config: RunConfig, folder: Path) -> list[ModelSize]:
     game = next((stage for stage in config.stages.values() if isinstance(stage, AlignConfig)), None)
     if game is None:
         return [expert_size(folder, None, [])] * len(EXPERTS)
-    starts = named_starts(config, game, folder).values()
-    return [expert_size(start or folder, game.experts.mixture, [], lora=game.experts.lora) for start in starts]
+    starts, experts = named_starts(config, game, folder), game.experts
+    of_experts = [starts[experts.network_of(expert)] for expert in EXPERTS]
+    return [expert_size(start or folder, experts.mixture, [], lora=experts.lora) for start in of_experts]
 
 
 def share_for_policy(
@@ -261,7 +273,9 @@ def disk_of(config: RunConfig, folder: Path, stages: Mapping[str, Stage], ranks:
             continue
         if isinstance(stage, AlignConfig):
             results += held * _experts_numbers(config, stage, folder, sizes[1:])
-        for model, size in zip(("policy", *EXPERTS), sizes, strict=False):
+        names: tuple[Literal["policy"] | Network, ...] = ("policy",)
+        names += stage.experts.networks if isinstance(stage, AlignConfig) else ()
+        for model, size in zip(names, sizes, strict=True):
             copied = size.base is None or not _is_linked(config, name, stage, model, folder, nearest)
             frozen = held * size.frozen if copied else 0
             pushed[model] = max(pushed.get(model, 0), _versions_bytes(config, held * size.trained, frozen))
@@ -280,11 +294,16 @@ def saves(stage: Stage) -> int:
 
 
 def _is_linked(
-    config: RunConfig, name: str, stage: AlignConfig | RlvrConfig, model: str, folder: Path, nearest: Path
+    config: RunConfig,
+    name: str,
+    stage: AlignConfig | RlvrConfig,
+    model: Literal["policy"] | Network,
+    folder: Path,
+    nearest: Path,
 ) -> bool:
     """Whether the base of an adapter lies where versions of the run can be linked to it."""
     other = None
-    if isinstance(stage, AlignConfig) and model in EXPERTS:
+    if isinstance(stage, AlignConfig) and model != "policy":
         if stage.experts.grounding:
             return True  # it was made in the run's folder
         other = named_starts(config, stage, folder)[model]
@@ -298,11 +317,11 @@ def _experts_numbers(config: RunConfig, stage: AlignConfig, folder: Path, sizes:
     experts, numbers = stage.experts, 0
     upcycled: dict[Path, int] = {}
     own = own_start(config, stage, folder)
-    for (expert, other), size in zip(named_starts(config, stage, folder).items(), sizes, strict=True):
+    for (network, other), size in zip(named_starts(config, stage, folder).items(), sizes, strict=True):
         numbers += bool(experts.grounding) * (size.frozen if size.base else size.parameters)
         if experts.mixture and size.base:
             numbers += expert_size(other or folder, experts.mixture, []).parameters - size.frozen
-        elif upcycles(config, stage, expert, own):
+        elif upcycles(config, stage, network, own):
             upcycled[other or folder] = size.parameters
     return numbers + sum(upcycled.values())
 

@@ -44,7 +44,7 @@ from prism.trainer.run.pipeline import (
     unfinished,
 )
 from prism.trainer.run.result import stage_folder, stage_result, start_of
-from prism.wire.response import EXPERTS, Expert
+from prism.wire.response import EXPERTS, Network
 
 if TYPE_CHECKING:
     from prism.model.inputs import InputBuilder
@@ -289,8 +289,9 @@ def _sizes(plan: Plan, folder: Path, ranks: int, *, attach: bool) -> None:
     for name, stage in plan.pending.items():
         learners = learners_of(config, stage, folder)
         if isinstance(stage, AlignConfig):
-            experts = [size for size, _ in learners[1:]]
-            plan.say("experts", *_experts(experts, named_starts(config, stage, folder)))
+            networks = [size for size, _ in learners[1:]]
+            experts = networks * len(EXPERTS) if stage.experts.shared else networks
+            plan.say("experts", *_experts(networks, named_starts(config, stage, folder)))
             if stage.policy.lora and stage.experts.lora and experts[0].base != learners[0][0].base:
                 plan.say("", "their adapters are over another model than the policy's: it is held beside that")
         memory = memory_of(config, stage, learners, ranks, plan.patches_per_token)
@@ -324,13 +325,15 @@ def _sizes(plan: Plan, folder: Path, ranks: int, *, attach: bool) -> None:
         plan.say("services", f"policy {served}; {', '.join(f'{e} {w}' for e, w in zip(EXPERTS, weights, strict=True))}")
 
 
-def _experts(sizes: Sequence["ModelSize"], named: Mapping[Expert, Path | None]) -> list[str]:
+def _experts(sizes: Sequence["ModelSize"], named: Mapping[Network, Path | None]) -> list[str]:
     """How large they are, and from which folders they start if not from the policy."""
     parameters = [f"{size.parameters / 1e6:,.1f}M parameters" for size in sizes]
     from_there = [f", from {start}" if start else "" for start in named.values()]
+    if len(sizes) == 1:
+        return [f"both are one network of {parameters[0]}{from_there[0]}"]
     if len(set(zip(parameters, from_there, strict=True))) == 1:
         return [f"{len(sizes)} of {parameters[0]} each{from_there[0]}"]
-    return [f"{expert} of {p}{f}" for expert, p, f in zip(EXPERTS, parameters, from_there, strict=True)]
+    return [f"{network} of {p}{f}" for network, p, f in zip(named, parameters, from_there, strict=True)]
 
 
 def _while_written(config: RunConfig, stage: Stage) -> str:

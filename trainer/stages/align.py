@@ -60,8 +60,8 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     context = open_context(config, name, start)
     total = stage.warmup_steps + stage.steps
     policy, experts = _learners(context, stage, start)
-    intake = context.intake(stage.rollouts, (POLICY, *EXPERTS), require=("teacher",))
-    learners = {POLICY: policy} | {expert.expert: expert for expert in experts}
+    intake = context.intake(stage.rollouts, (POLICY, *stage.experts.networks), require=("teacher",))
+    learners = {POLICY: policy} | {expert.network: expert for expert in experts}
     never = context.inputs.vision_token_ids
     empty_steps, alerts = EmptySteps(stage), Alerts(config.alerts, context.say)
     counts = {"empty_steps": empty_steps, "alerts": alerts}
@@ -94,7 +94,8 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
             for expert in experts:
                 with dump_nonfinite_groups(context, expert, step, groups):
                     figures |= expert.update(groups, prompts, context.inputs, warming_up=warming_up)
-                empty_steps.expert(expert.expert, figures, warming_up=warming_up)
+                for judging in expert.experts:
+                    empty_steps.expert(judging, figures, warming_up=warming_up)
             if not warming_up:
                 advantages = _advantages(groups, stage.alpha, never)
                 samples, unplaceable = training_samples(
@@ -130,9 +131,9 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
     settle(publishers)
     save_learnt(policy.model, output, context.inputs)
     for expert in experts:  # with the processor and the licence of what it was made of
-        named = named_start(config, stage, expert.expert, start)
+        named = named_start(config, stage, expert.network, start)
         inputs = InputBuilder(named, config.limits.pixel_bounds) if named else context.inputs
-        save_learnt(expert.model, output / "experts" / expert.expert, inputs)
+        save_learnt(expert.model, output / "experts" / expert.network, inputs)
     if ranks.is_first():
         intake.check_newest()
     return {
@@ -145,23 +146,23 @@ def train(config: RunConfig, name: str, stage: AlignConfig, start: Path | str, o
 
 
 def _learners(context: Context, stage: AlignConfig, start: Path | str) -> tuple[PolicyLearner, list[ExpertLearner]]:
-    """The policy's and both experts'. Those with adapters that start from one folder share its model."""
-    config, updates = context.config, stage.warmup_steps + stage.steps
+    """The policy's and the experts'. Those with adapters that start from one folder share its model."""
+    config, updates, networks = context.config, stage.warmup_steps + stage.steps, stage.experts.networks
     starts = {POLICY: start} | {
-        expert: ranks.from_first(partial(expert_start, config, context.stage, stage, expert)) for expert in EXPERTS
+        network: ranks.from_first(partial(expert_start, config, context.stage, stage, network)) for network in networks
     }
     wanted = {POLICY: Wanted(stage.policy.lora)} if stage.policy.lora else {}
     if (lora := stage.experts.lora) is not None:
-        wanted |= dict.fromkeys(EXPERTS, Wanted(lora, stage.experts.mixture, stage.experts.dropout))
+        wanted |= dict.fromkeys(networks, Wanted(lora, stage.experts.mixture, stage.experts.dropout))
     adapted: dict[str, Any] = {}
     for folder in dict.fromkeys(starts[name] for name in wanted):
         of_folder = {name: one for name, one in wanted.items() if starts[name] == folder}
         adapted |= load_adapted(folder, config, of_folder)
     offload = offload_of(config)
     policy = new_policy(context, stage, start, Algorithm.ALIGN, model=adapted.get(POLICY), offload=offload)
-    models = [adapted[e] if e in adapted else _new_expert(config, stage, starts[e]) for e in EXPERTS]
-    made = zip(EXPERTS, models, strict=True)
-    return policy, [ExpertLearner(expert, model, stage.experts, updates, offload) for expert, model in made]
+    models = [adapted[n] if n in adapted else _new_expert(config, stage, starts[n]) for n in networks]
+    made = zip(networks, models, strict=True)
+    return policy, [ExpertLearner(network, model, stage.experts, updates, offload) for network, model in made]
 
 
 def _new_expert(config: RunConfig, stage: AlignConfig, start: Path | str) -> ExpertModel:

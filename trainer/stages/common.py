@@ -105,7 +105,7 @@ def resume_and_push(
     if ranks.is_first() and context.data:
         prompts = list(islice(Prompts(context.data[0], context.blobs), LOOKED_AT))
         of_experts = [one for one in learners.values() if isinstance(one, ExpertLearner)]
-        check_pictures(context, prompts, [one.expert for one in of_experts if one.config.pictures])
+        check_pictures(context, prompts, [e for one in of_experts if one.config.pictures for e in one.experts])
     return saved, first, publishers
 
 
@@ -173,7 +173,7 @@ def dump_nonfinite_groups(
         if learner.not_finite and ranks.is_first():
             name, whose = context.stage, "a policy"
             if isinstance(learner, ExpertLearner):
-                name, whose = f"{name}-{learner.expert}", f"the {learner.expert} expert's"
+                name, whose = f"{name}-{learner.network}", f"the {' and '.join(learner.experts)} expert's"
             offenders = [groups[number] for number in learner.not_finite]
             file = keep_groups(context.config.run_dir, name, step + 1, offenders)
             context.say(f"step {step + 1}: {whose} update was not finite; its {len(offenders)} groups are in {file}")
@@ -283,8 +283,8 @@ def _prepared_push(
 ) -> Callable[[], dict[str, Any]]:
     """Probe and weights of one learner, from all ranks; what is returned pushes them, and gives the figures."""
     model: Any = learner.model
-    name = learner.expert if isinstance(learner, ExpertLearner) else POLICY
-    prefix = f"{name}_" if isinstance(learner, ExpertLearner) else ""
+    name = learner.network if isinstance(learner, ExpertLearner) else POLICY
+    prefixes = [f"{expert}_" for expert in learner.experts] if isinstance(learner, ExpertLearner) else [""]
     probe = None if group is None or name != POLICY else _probe(context, model, group)
     if hasattr(model, "adapted"):
         tensors, base = adapter_tensors(model), model_folder(model.adapted.base)
@@ -309,11 +309,12 @@ def _prepared_push(
 
     def figures() -> dict[str, Any]:
         try:
-            return push().figures(prefix)
+            times = push()
         except WeightsError as error:
             if probe is None or group is None:
                 raise
             raise WeightsError(f"{error} (probed with prompt {group.request.prompt.id})") from error
+        return {name: value for prefix in prefixes for name, value in times.figures(prefix).items()}
 
     return figures
 

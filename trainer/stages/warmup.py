@@ -29,7 +29,7 @@ from prism.trainer.flow.demonstrations import Order, prompt_of, report_problems
 from prism.trainer.learn.expert_learner import ExpertLearner
 from prism.trainer.run.make_experts import refuse_existing
 from prism.trainer.run.recorder import Recorder
-from prism.wire.response import Expert, parse_response
+from prism.wire.response import DISCRIMINATOR, Network, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.weights import file_sha256
 
@@ -41,7 +41,7 @@ class WarmupConfig(ConfigModel):
 
     model: str
     pairs: Path
-    expert: Expert
+    expert: Network
     epochs: float = Field(gt=0)
     batch: int = Field(gt=0)
     learner: ExpertLearnerConfig
@@ -63,6 +63,8 @@ class WarmupConfig(ConfigModel):
     def _learns(self) -> Self:
         if self.learner.frozen:
             raise ValueError("learner.frozen: is for the game; a warm-up is there to learn")
+        if self.learner.shared != (self.expert == DISCRIMINATOR):
+            raise ValueError(f"learner.shared: is of the {DISCRIMINATOR}, which is both experts in one")
         return self
 
     @classmethod
@@ -114,7 +116,9 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
             prompts = [prompt_of(row, file, inputs) for row in rows]
             figures = learner.update([_group(row) for row in rows], prompts, inputs, warming_up=True)
             figures["step_seconds"] = time.perf_counter() - began
-            recorder.step(step + 1, figures, show=tuple(f"{config.expert}_{name}" for name in shown))
+            recorder.step(
+                step + 1, figures, show=tuple(f"{expert}_{name}" for expert in learner.experts for name in shown)
+            )
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
                 saved.save(step + 1)
     recorder.close()
@@ -123,7 +127,8 @@ def warm_up(config: WarmupConfig, out: Path, console: Console) -> None:
         for name in ("metrics.jsonl", "settings.json"):
             shutil.copyfile(work / name, folder / name.replace("settings", "warmup"))
     shutil.rmtree(work)
-    console.print(f"the {config.expert} expert, warmed up on {pairs:,} rows, is in {escape(str(out))}")
+    whose = "discriminator, both experts in one" if config.learner.shared else f"{config.expert} expert"
+    console.print(f"the {whose}, warmed up on {pairs:,} rows, is in {escape(str(out))}")
 
 
 def _refuse_unusable(file: DataFile, console: Console) -> None:

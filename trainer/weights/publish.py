@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from prism.config import PushConfig, RunConfig
 from prism.errors import ConfigError, WeightsError
 from prism.http.client import sync_client
 from prism.trainer.weights.folder import WeightFolder
+from prism.wire.response import experts_of
 from prism.wire.weights import Manifest, Probe, keep_newest, newest_sealed, seal
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class PushTimes:
 
 class Publisher:
     """Pushes one model's weights to one server, or to each of its replicas: all addresses that its name stands for.
+    Those that both experts share go to the servers of both.
 
     Publishers of several models may push at the same time, each from a thread.
 
@@ -60,14 +62,15 @@ class Publisher:
     def __init__(
         self,
         model: str,
-        url: str,
+        url: str | Sequence[str],
         admin_token: str,
         weights_root: Path,
         attempt: int,
         config: PushConfig,
         broadcasts_from: str | None = None,
     ) -> None:
-        self._model, self._url, self._root, self._attempt = model, url.rstrip("/"), weights_root, attempt
+        self._model, self._root, self._attempt = model, weights_root, attempt
+        self._urls = [each.rstrip("/") for each in ((url,) if isinstance(url, str) else url)]
         self._deadline, self._most_bytes = config.deadline_seconds, config.keep_gib * 2**30
         self._device = broadcasts_from
         self._query = {"in_flight": "true"} if config.in_flight and model == "policy" else None
@@ -131,7 +134,7 @@ class Publisher:
             probe=probe,
             files=folder.files,
         )
-        replicas = replica_urls(self._url)
+        replicas = self._replicas()
 
         def post(url: str) -> dict[str, Any]:
             return self._retried(url, version, partial(self._post, url, manifest))
@@ -171,7 +174,7 @@ class Publisher:
         )
         send = partial(self._broadcast, tensors=tensors, config=config if as_saved else None, device=device)
         try:
-            answers = [self._retried(url, version, partial(send, url, manifest)) for url in replica_urls(self._url)]
+            answers = [self._retried(url, version, partial(send, url, manifest)) for url in self._replicas()]
         finally:
             copied = copies.finish()  # before the learner goes on
 
@@ -185,6 +188,9 @@ class Publisher:
             bytes_written=settled.bytes_written if settled else 0,
             bytes_saved=settled.bytes_saved if settled else 0,
         )
+
+    def _replicas(self) -> list[str]:
+        return [replica for url in self._urls for replica in replica_urls(url)]
 
     def _path(self, version: int) -> str:
         return f"{self._model}/{self._attempt:04d}-{version:06d}"
@@ -281,14 +287,13 @@ class Deadline:
 
 
 def open_publisher(config: RunConfig, endpoints: Endpoints, model: str, attempt: int) -> Publisher:
-    """For the policy or an expert of a run. Raises ConfigError without the admin token."""
+    """For the policy or a network that scores, of a run. Raises ConfigError without the admin token."""
     token = endpoints.admin_token
     if token is None:
         raise ConfigError("PRISM_ADMIN_TOKEN is not set: without it no weights can be pushed")
-    url = endpoints.admin_url(model)
     return Publisher(
         model,
-        url,
+        [endpoints.admin_url(name) for name in experts_of(model) or ("policy",)],
         token.get_secret_value(),
         config.run_dir / "weights",
         attempt,

@@ -25,7 +25,7 @@ from prism.trainer.learn.policy_learner import PolicyLearner, training_samples
 from prism.trainer.learn.policy_model import load_learner, save_policy
 from prism.trainer.run.expert_start import expert_start
 from prism.trainer.stages.common import loss_options
-from prism.wire.response import EXPERTS, Expert, parse_response
+from prism.wire.response import Expert, parse_response
 from prism.wire.sample import sample_problems
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -64,10 +64,14 @@ class Game:
         self.total, self.step = stage.warmup_steps + stage.steps, 0
         self.experts = [  # they start as the platform has it, upcycled and grounded by its own commands
             ExpertLearner(
-                expert, new_expert(config, stage, expert_start(config, name, stage, expert)), stage.experts, self.total
+                network,
+                new_expert(config, stage, expert_start(config, name, stage, network)),
+                stage.experts,
+                self.total,
             )
-            for expert in EXPERTS
+            for network in stage.experts.networks
         ]
+        self.judging: dict[Expert, ExpertLearner] = {e: learner for learner in self.experts for e in learner.experts}
         self.sampler = Sampler(start, self.inputs, getattr(torch, config.dtype), config.device, batch_rows)
         self.examples = GroupExamples(self.inputs, BlobStore(str(config.run_dir / "blobs")))
         self._warmup = Order(len(self.prompts), stage.warmup_prompts, config.seed)
@@ -82,8 +86,8 @@ class Game:
         groups = self.sampled(self.prompts, places, n, SEEDS * self.config.seed + self.step)
         scores: dict[Expert, ExpertScores] | None = None
         if not warming_up:
-            by_expert = zip(EXPERTS, self.experts, strict=True)
-            scores = {name: score_groups(expert, groups, prompts, self.inputs) for name, expert in by_expert}
+            judging = self.judging.items()
+            scores = {expert: score_groups(one, expert, groups, prompts, self.inputs) for expert, one in judging}
         return self.learn(groups, prompts, scores)
 
     def learn(
@@ -150,18 +154,18 @@ def told_apart(game: Game, groups: list[pb.RolloutGroup], beside: list[Example])
     prompts ``beside``: the groups' own, or others'. Pairs that do not differ in what it is shown are left out (their
     scores differ by rounding); None where none is left."""
     told: dict[Expert, float | None] = {}
-    for expert in game.experts:
+    for expert, learner in game.judging.items():
         wins = total = 0
         teachers = [group.request.prompt.teacher for group in groups]
-        of_teacher = score(expert, teachers, beside, game.inputs)
-        of_policy = score_groups(expert, groups, beside, game.inputs).values
+        of_teacher = score(learner, expert, teachers, beside, game.inputs)
+        of_policy = score_groups(learner, expert, groups, beside, game.inputs).values
         samples = [(number, sample.text) for number, group in enumerate(groups) for sample in group.samples]
         for (number, text), value in zip(samples, of_policy, strict=True):
-            own, section = of_teacher[number], expert.config.section
+            own, section = of_teacher[number], learner.config.section
             if value is None or own is None:
                 continue
-            one, other = (parse_response(each).judged(expert.expert, section) for each in (teachers[number], text))
+            one, other = (parse_response(each).judged(expert, section) for each in (teachers[number], text))
             if one != other:
                 wins, total = wins + (own > value), total + 1
-        told[expert.expert] = wins / total if total else None
+        told[expert] = wins / total if total else None
     return told

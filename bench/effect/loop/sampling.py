@@ -18,7 +18,7 @@ from prism.services.grader.extract import read_item
 from prism.services.grader.verdict import Item, RewardFormula, Rules
 from prism.trainer.learn.advantages import ExpertScores
 from prism.trainer.learn.expert_learner import ExpertLearner
-from prism.wire.response import parse_response
+from prism.wire.response import Expert, parse_response
 from prism.wire.sample import refuse_reward
 from prism.wire.v1 import rollout_pb2 as pb
 
@@ -131,36 +131,42 @@ def verdict(response: str, gold: str, kind: Any) -> pb.Verdict:
     )
 
 
-def shown_to(expert: ExpertLearner, text: str, prompt: Example, inputs: InputBuilder) -> Example | None:
+def shown_to(
+    learner: ExpertLearner, expert: Expert, text: str, prompt: Example, inputs: InputBuilder
+) -> Example | None:
     """What an expert is shown of a response, as it was in learning; None for a malformed one."""
-    config, parsed = expert.config, parse_response(text)
+    config, parsed = learner.config, parse_response(text)
     if not parsed.valid:
         return None
     beside = prompt if config.pictures else inputs.without_pictures(prompt)
-    return inputs.with_text(beside, parsed.judged(expert.expert, config.section))
+    return inputs.with_text(beside, parsed.judged(expert, config.section))
 
 
 def score(
-    expert: ExpertLearner, texts: Sequence[str], prompts: Sequence[Example], inputs: InputBuilder
+    learner: ExpertLearner, expert: Expert, texts: Sequence[str], prompts: Sequence[Example], inputs: InputBuilder
 ) -> list[float | None]:
     """An expert's raw score of each text beside the prompt of the same place. None where the text is malformed."""
-    shown = [shown_to(expert, text, prompt, inputs) for text, prompt in zip(texts, prompts, strict=True)]
+    shown = [shown_to(learner, expert, text, prompt, inputs) for text, prompt in zip(texts, prompts, strict=True)]
     places = [place for place, example in enumerate(shown) if example is not None]
     examples = [example for example in shown if example is not None]
     scores: list[float | None] = [None] * len(texts)
-    expert.model.eval()
+    learner.model.eval()
     with torch.inference_mode():
         for indices in split_by_tokens([[example] for example in examples], SCORE_TOKENS):
-            batch = pack([examples[i] for i in indices], inputs, expert.model.score.weight.device)
-            for i, value in zip(indices, expert.model(batch).tolist(), strict=True):
+            batch = pack([examples[i] for i in indices], inputs, learner.model.score.weight.device)
+            for i, value in zip(indices, learner.model(batch).tolist(), strict=True):
                 scores[places[i]] = value
     return scores
 
 
 def score_groups(
-    expert: ExpertLearner, groups: Sequence[pb.RolloutGroup], prompts: Sequence[Example], inputs: InputBuilder
+    learner: ExpertLearner,
+    expert: Expert,
+    groups: Sequence[pb.RolloutGroup],
+    prompts: Sequence[Example],
+    inputs: InputBuilder,
 ) -> ExpertScores:
     """Of all samples, group after group."""
     texts = [sample.text for group in groups for sample in group.samples]
     beside = [prompt for group, prompt in zip(groups, prompts, strict=True) for _ in group.samples]
-    return ExpertScores(score(expert, texts, beside, inputs), [expert.version] * len(texts))
+    return ExpertScores(score(learner, expert, texts, beside, inputs), [learner.version] * len(texts))

@@ -1,6 +1,7 @@
-"""Both experts as one process: two ports, one base, adapters pushed to each."""
+"""Both experts as one process: two ports, one base, adapters pushed to each; and as one network."""
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from expert_process import ADMIN, expert, is_ready, until
 
 from prism.config import LoraConfig, PushConfig, RunConfig
+from prism.model.expert import load_expert
 from prism.model.inputs import InputBuilder
 from prism.model.packing import pack
 from prism.stack.ports import free_port
 from prism.trainer.learn import ranks
 from prism.trainer.learn.adapted import Wanted, adapter_tensors, learning, load_adapted
+from prism.trainer.weights.named import as_saved, config_json, own_weights
 from prism.trainer.weights.publish import Publisher
 from prism.wire.response import EXPERTS, parse_response
 from prism.wire.v1 import rollout_pb2 as pb
@@ -62,6 +65,48 @@ def test_both_experts_are_pushed_asked_and_stopped_as_one_process(tiny_model: Pa
         assert {(tmp_path / "state" / name / "newest.json").is_file() for name in EXPERTS} == {True}
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
+
+
+def test_one_network_is_pushed_once_and_judges_both_sections_across_a_restart(tiny_model: Path, tmp_path: Path) -> None:
+    """In a process for each expert, then in one for both: what was pushed stands in the same folder."""
+    inputs, model = InputBuilder(tiny_model), load_expert(tiny_model, seed=3)
+    prompt = inputs.prompt([pb.Message(role="user", parts=[pb.Part(text="How many?")])], [])
+    asked = {"items": [{"messages": [{"role": "user", "content": "How many?"}], "responses": TEXTS}]}
+
+    def refuse_other_scores(clients: Sequence[httpx.Client], version: int) -> None:
+        for name, client in zip(EXPERTS, clients, strict=True):
+            answer = client.post("/v1/score", json=asked).json()
+            assert (answer["expert"], answer["version"]) == (name, version)
+            sections = [inputs.with_text(prompt, parse_response(text).section(name)) for text in TEXTS]
+            with torch.no_grad():
+                ours = model(pack(sections, inputs)).tolist()
+            assert [score["score"] for score in answer["items"][0]["scores"]] == pytest.approx(ours, abs=1e-5)
+
+    def push(clients: Sequence[httpx.Client], version: int) -> None:
+        with torch.no_grad():
+            model.score.weight.mul_(-1.5)
+        urls = [str(client.base_url) for client in clients]
+        publisher = Publisher("discriminator", urls, ADMIN, tmp_path / "weights", 1, PushConfig())
+        publisher.push(version, as_saved(model, own_weights(model, dict(model.state_dict()))), config_json(model))
+
+    states = {name: {"state_dir": tmp_path / "state" / name} for name in EXPERTS}
+    with (
+        expert(tmp_path, tiny_model, name="perception", **states["perception"]) as (_, first),
+        expert(tmp_path, tiny_model, name="reasoning", **states["reasoning"]) as (_, second),
+    ):
+        push((first, second), 1)
+        refuse_other_scores((first, second), 1)
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["discriminator"]
+    port = free_port(in_a_row=len(EXPERTS))
+    headers = {"Authorization": f"Bearer {ADMIN}"}
+    with (
+        expert(tmp_path, tiny_model, name="experts", port=port) as (process, first),
+        httpx.Client(base_url=f"http://127.0.0.1:{port + 1}", headers=headers, timeout=60) as second,
+    ):
+        until(lambda: is_ready(process, second), 60)
+        refuse_other_scores((first, second), 1)
+        push((first, second), 2)
+        refuse_other_scores((first, second), 2)
 
 
 def shake(model: Any, seed: int) -> None:

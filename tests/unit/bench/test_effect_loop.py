@@ -168,7 +168,7 @@ def test_the_policy_learns_from_scores_given_before_the_experts_update(
         for owner, name in ((expert, "update"), (expert.model, "judge")):
             own = getattr(owner, name)
 
-            def noted(*given: Any, _own: Any = own, _name: str = f"{expert.expert} {name}", **named: Any) -> Any:
+            def noted(*given: Any, _own: Any = own, _name: str = f"{expert.network} {name}", **named: Any) -> Any:
                 order.append(_name)
                 return _own(*given, **named)
 
@@ -191,16 +191,19 @@ def test_experts_are_asked_with_the_right_and_with_another_picture(
         assert other.pixel_values is prompts[place - 1].pixel_values
     texts = [game.prompts.row(place).teacher or "" for place in range(4)]
     expert = game.experts[0]
-    right, wrong = (score(expert, texts, beside, inputs) for beside in (prompts, others))
+    right, wrong = (score(expert, "perception", texts, beside, inputs) for beside in (prompts, others))
     assert all(one != other for one, other in zip(right, wrong, strict=True))
-    assert score(expert, ["no sections", texts[1]], prompts[:2], inputs) == [None, pytest.approx(right[1])]
+    assert score(expert, "perception", ["no sections", texts[1]], prompts[:2], inputs) == [
+        None,
+        pytest.approx(right[1]),
+    ]
 
     def group(place: int, text: str) -> pb.RolloutGroup:
         teacher = pb.Prompt(teacher=texts[place])
         return pb.RolloutGroup(request=pb.RolloutRequest(prompt=teacher), samples=[pb.Sample(text=text)])
 
     groups = [group(0, texts[1]), group(1, texts[1]), group(2, "no sections")]  # one pair, one tie, one malformed
-    switched = score(expert, [texts[1]], prompts[:1], inputs)[0]
+    switched = score(expert, "perception", [texts[1]], prompts[:1], inputs)[0]
     assert right[0] is not None
     assert switched is not None
     assert told_apart(game, groups, prompts[:3])["perception"] == float(right[0] > switched)
@@ -211,12 +214,12 @@ def test_experts_are_shown_what_their_switches_leave(setting: Setting, tmp_path:
     game = new_game(setting, tmp_path)
     expert, prompt = game.experts[0], game.prompts.prompt(0)
     text = game.prompts.row(0).teacher or ""
-    own = shown_to(expert, text, prompt, inputs)
+    own = shown_to(expert, "perception", text, prompt, inputs)
     assert own is not None
     assert own.pixel_values is prompt.pixel_values
     assert inputs.tokenizer.decode(own.response_ids[:-1]) == text[: text.index("<think>")]
     expert.config = expert.config.model_copy(update={"pictures": False, "section": "whole"})
-    whole = shown_to(expert, text, prompt, inputs)
+    whole = shown_to(expert, "perception", text, prompt, inputs)
     assert whole is not None
     assert whole.pixel_values is None
     assert inputs.tokenizer.decode(whole.response_ids[:-1]) == text

@@ -80,6 +80,7 @@ def test_the_stages_are_as_in_the_published_scripts(file: Path) -> None:
         assert (policy.minibatches, policy.epochs) == (1, 1)
     assert (align.alpha, align.warmup_steps, align.experts.score_regularisation) == (0.5, 0, 0.001)
     assert (align.experts.rate_warmup, align.experts.dropout, align.experts.mismatch) == (0, 0.1, 0)
+    assert align.experts.networks == ("discriminator",), "one network with one head"
     assert align.experts.mixture
     assert (align.experts.mixture.experts, align.experts.mixture.top_k, align.experts.mixture.noise) == (4, 2, 0.01)
     assert (rlvr.kl_coef, rlvr.dynamic_sampling, rlvr.overlong_buffer) == (0, False, 0)
@@ -121,6 +122,14 @@ def test_what_the_file_says_wins_and_is_said(file: Path) -> None:
         ("stages.rlvr.published=gad", "stages.rlvr.published: Input should be 'prism'"),
         ("stages.align.experts={}", "stages.align: warmup_steps: 0 is for experts that can judge from the first step"),
         ("stages.align.policy.dual_clip=1.1", "stages.align.policy: dual_clip: 1.1 must be above 1 + clip_high = 1.2"),
+        (
+            'stages.align.experts.start={perception="one",reasoning="other"}',
+            "stages.align.experts: start: shared experts are one network: name one folder, or set shared = false",
+        ),
+        (
+            "stages.align.experts.section=whole",
+            "stages.align.experts: section: shared experts that are shown whole responses would learn each pair twice",
+        ),
         ("stack.max_model_len=4096", "stages.align.rollouts.max_tokens: 6144 leaves no room"),
     ],
 )

@@ -22,5 +22,6 @@ def figures(
 ) -> Any:
     """Of one update, without the expert's name."""
     made = learner.update(groups, prompts[: len(groups)], examples.inputs, **options)
-    assert all(name.startswith(f"{learner.expert}_") for name in made)
-    return {name.removeprefix(f"{learner.expert}_"): value for name, value in made.items()}
+    (expert,) = learner.experts
+    assert all(name.startswith(f"{expert}_") for name in made)
+    return {name.removeprefix(f"{expert}_"): value for name, value in made.items()}

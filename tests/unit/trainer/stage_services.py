@@ -24,6 +24,7 @@ from prism.streams.keys import StreamNames, parse_group
 from prism.streams.trainer import TrainerStream
 from prism.streams.worker import WorkerRedis, WorkerStream
 from prism.trainer.checkpoint.folder import checkpoints
+from prism.wire.response import DISCRIMINATOR, EXPERTS
 from prism.wire.v1 import rollout_pb2 as pb
 from prism.wire.weights import Manifest, verify
 
@@ -152,14 +153,16 @@ class WeightServers:
                 manifest = Manifest.model_validate_json(body)
                 status, answer = 200, {"sync_paused_seconds": 0.0}
                 try:
-                    assert self.path == f"/{manifest.model}/weights"
+                    server = self.path.split("/")[1]
+                    assert manifest.model in (server, DISCRIMINATOR)
+                    assert server in EXPERTS or manifest.model == server
                     assert self.headers["Authorization"] == f"Bearer {ADMIN_TOKEN}"
                     verify(weights_root, manifest)
-                    before = outer.newest.get(manifest.model)
+                    before = outer.newest.get(server)
                     assert before is None or manifest.order > before.order, f"{manifest.order} after {before.order}"
-                    outer.newest[manifest.model] = manifest
+                    outer.newest[server] = manifest
                     if outer.journal:
-                        outer.journal.add(Event("pushed", manifest.model, manifest.version))
+                        outer.journal.add(Event("pushed", server, manifest.version))
                 except (AssertionError, WeightsError) as error:
                     status, answer = 409, {"detail": str(error)}
                 self.answer(status, answer)

@@ -126,6 +126,41 @@ def test_a_dense_start_is_upcycled_once_and_a_mixture_is_taken_as_it_is(
     assert "with lora experts.mixture is over dense MLPs: leave mixture out" in refusal(adapters, tiny_model)
 
 
+def test_one_network_starts_from_one_folder_and_from_what_was_warmed_up_as_both(
+    make: Make, trained: dict[Expert, Path], other_size: Path, tiny_model: Path
+) -> None:
+    config = make(shared=True, mixture={"experts": 3, "top_k": 1})
+    made = Path(expert_start(config, "align", stage_of(config), "discriminator"))
+    assert served_experts(config) == dict.fromkeys(EXPERTS, made)
+    (policy, _), *learners = learners_of(config, stage_of(config), tiny_model)
+    two = make(mixture={"experts": 3, "top_k": 1})
+    (size, _) = learners[0]
+    assert [each for each, _ in learners_of(two, stage_of(two), tiny_model)] == [policy, size, size]
+    assert len(learners) == 1
+    assert served_sizes(config, tiny_model) == [size] * 2
+    both, one = (
+        memory_of(each, stage_of(each), learners_of(each, stage_of(each), tiny_model), 1, 0) for each in (two, config)
+    )
+    assert both.optimizer - one.optimizer == 8 * size.trained
+    parts = [disk_of(each, tiny_model, each.stages, 1).parts for each in (two, config)]
+    assert parts[0]["pushed weights"] - parts[1]["pushed weights"] == 4 * 4 * size.trained
+    assert parts[0]["results"] - parts[1]["results"] == 4 * size.parameters
+
+    problem = refusal(make(shared=True, start=str(trained["reasoning"])), tiny_model)
+    assert "experts.start: " in problem
+    assert "was warmed up as the reasoning expert alone: shared experts start from one of both" in problem
+    note = trained["reasoning"] / "warmup.json"
+    kept = note.read_text()
+    note.write_text(json.dumps({"expert": "discriminator"}))
+    try:
+        shared = make(shared=True, start=str(trained["reasoning"]), warmup_steps=0)
+        refuse_unfit_starts(shared, shared.stages, tiny_model)
+        problem = refusal(make(start=str(trained["reasoning"])), tiny_model)
+        assert "was warmed up as both experts in one: set shared = true" in problem
+    finally:
+        note.write_text(kept)
+
+
 def test_starts_of_two_folders_become_two_mixtures(make: Make, trained: dict[Expert, Path]) -> None:
     config = make(start=names(trained), mixture={"experts": 2, "top_k": 1})
     heads = {}

@@ -70,8 +70,9 @@ def assert_same_weights(model: Any, folder: Path, start: Path) -> None:
     assert any(not torch.equal(theirs[name], before[name]) for name in before)
 
 
-def test_alignment(stage: Stage, tiny_model: Path, demo_folder: Path, tmp_path: Path) -> None:
-    experts = {"optimizer": {"lr": 1e-3, "schedule": "linear"}, "dropout": 0.0, "mismatch": 1.0}
+@pytest.mark.parametrize("shared", [False, True])
+def test_alignment(stage: Stage, tiny_model: Path, demo_folder: Path, tmp_path: Path, shared: bool) -> None:
+    experts = {"shared": shared, "optimizer": {"lr": 1e-3, "schedule": "linear"}, "dropout": 0.0, "mismatch": 1.0}
     values = {"policy": POLICY, "experts": experts, "warmup_steps": 1, "warmup_prompts": COUNT, "warmup_n": 2}
     taken = Taken()
     stage("align", "stage", spoil=taken.take, **values)
@@ -86,8 +87,9 @@ def test_alignment(stage: Stage, tiny_model: Path, demo_folder: Path, tmp_path: 
         game.learn(groups, [prompts.prompt(group) for group in groups], scores or None)
     out = tmp_path / "stage" / "out"
     assert_same_weights(game.policy.model, out, tiny_model)
+    assert [expert.network for expert in game.experts] == (["discriminator"] if shared else list(EXPERTS))
     for expert in game.experts:
-        assert_same_weights(expert.model, out / "experts" / expert.expert, tiny_model)
+        assert_same_weights(expert.model, out / "experts" / expert.network, tiny_model)
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "gspo"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from prism.config import AlignConfig, GroundingConfig, RunConfig, load_config
+from prism.config import AlignConfig, GroundingConfig, RunConfig, load_config, load_saved
 from prism.errors import ConfigError, ServiceError
 from prism.evaluation.disentangle import disentangled_stages
 from prism.evaluation.held_out import evaluated_stages
@@ -68,7 +68,7 @@ def test_results_of_other_settings_are_refused_by_key(config: RunConfig, tmp_pat
     other = load_config(DEMO, [runs_dir, "stages.align.steps=41", "stack.base_port=9000"])
     pipeline.refuse_changed(other)  # nothing was made yet
     (config.run_dir / "stages").mkdir()
-    with pytest.raises(ConfigError, match=r"other settings \(stages\).*--fresh"):
+    with pytest.raises(ConfigError, match=r"other settings \(stages\.align\.steps\).*--fresh"):
         pipeline.refuse_changed(other)
     free = ["stack.base_port=9000", "stages.align.max_empty_steps=9", "stages.rlvr.max_flat_steps=50"]
     pipeline.refuse_changed(load_config(DEMO, [runs_dir, *free]))  # results do not depend on them
@@ -104,8 +104,27 @@ def test_keys_that_have_come_since_with_a_default_are_no_change(tmp_path: Path) 
 
 
 def test_what_an_earlier_version_was_told_otherwise_is_a_change(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"other settings \(stages\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(stages\.align\.experts\.mismatch\)"):
         pipeline.refuse_changed(old_run(tmp_path, **{"stages.align.experts.mismatch": 1.0}))
+
+
+@pytest.mark.parametrize("published", [None, "prism"])
+def test_experts_of_a_run_from_before_they_could_be_shared_are_two_networks(
+    tmp_path: Path, published: str | None
+) -> None:
+    """What ``published`` has come to set since is not what the run was begun with: it is refused by its name."""
+    config = old_run(tmp_path)
+    values = config.model_dump(mode="json")
+    values["stages"]["align"]["published"] = published
+    saved = json.loads(json.dumps(values))
+    del saved["stages"]["align"]["experts"]["shared"]
+    (config.run_dir / "config.json").write_text(json.dumps(saved))
+    (before,) = [stage for stage in load_saved(config.run_dir).stages.values() if isinstance(stage, AlignConfig)]
+    assert before.experts.networks == EXPERTS
+    pipeline.refuse_changed(RunConfig.model_validate(values))
+    values["stages"]["align"]["experts"]["shared"] = True
+    with pytest.raises(ConfigError, match=r"other settings \(stages\.align\.experts\.shared\)"):
+        pipeline.refuse_changed(RunConfig.model_validate(values))
 
 
 def test_a_key_of_another_version_is_refused_by_name(tmp_path: Path) -> None:

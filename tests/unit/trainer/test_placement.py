@@ -95,6 +95,19 @@ def test_a_card_of_unknown_size_refuses_nothing_and_a_share_that_is_given_is_kep
     assert ", policy 483.9 GB" in problem
 
 
+def test_one_network_of_both_experts_is_held_once_by_one_process() -> None:
+    """In use, and while a push is loaded; broadcasts fill a copy for each expert."""
+    together = "stack.experts_together=true"
+
+    def bytes_of(*sets: str) -> float:
+        return placed(config(together, *sets)).cards["0"].parts["experts"]
+
+    two = bytes_of()
+    shared, loaded = "stages.align.experts.shared=true", 2 * 2 * TWO_BILLION.parameters
+    assert two - bytes_of(shared) == pytest.approx(placement.ALLOCATOR * loaded)
+    assert bytes_of(shared, "push.transport=broadcast") == two
+
+
 def test_on_cpus_no_card_is_taken() -> None:
     made = load_config(Path("configs/demo.toml"))
     assert placed(made).cards == {}

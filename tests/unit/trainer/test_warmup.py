@@ -46,6 +46,18 @@ def warm_up(*arguments: Any) -> Any:
     return CliRunner().invoke(cli.app, ["experts", "warmup", *FAST, *map(str, arguments)])
 
 
+def test_both_experts_in_one_learn_both_sections(mixture: Path, pairs: Path, tmp_path: Path) -> None:
+    result = warm_up(mixture, pairs, tmp_path / "out", "--expert=discriminator")
+    assert result.exit_code == 0, result.output
+    assert "the discriminator, both experts in one, warmed up on 16 rows" in " ".join(result.output.split())
+    last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["perception_pair_accuracy"] == last["reasoning_pair_accuracy"] == 1.0
+    assert json.loads((tmp_path / "out" / "warmup.json").read_text())["expert"] == "discriminator"
+    assert load_expert(tmp_path / "out", strict=True).mixture == (4, 2)
+    whole = warm_up(mixture, pairs, tmp_path / "whole", "--expert=discriminator", "--section=whole")
+    assert "would learn each pair twice" in str(whole.exception) + whole.output
+
+
 def test_an_expert_learns_and_goes_on_bit_for_bit_after_an_interruption(
     mixture: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,8 +16,8 @@ class WarmupParameters(Parameters):
     """JSON Lines or Parquet of messages, teacher and response, from the runs folder."""
     out: str = Field(max_length=300)
     """Folder to write, from the runs folder; it must not exist yet."""
-    expert: Literal["perception", "reasoning"]
-    """Which section of responses it judges."""
+    expert: Literal["perception", "reasoning", "discriminator"]
+    """Which section of responses it judges; discriminator: one network judges both."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the rows."""
     batch: int = Field(default=64, ge=1)
