@@ -199,7 +199,9 @@ def test_what_a_run_would_refuse_is_refused(made: Path, plan: Any, override: str
 
 def test_data_that_nobody_makes_must_be_there(made: Path, runs: Path, plan: Any) -> None:
     text = (Path("configs") / "demo.toml").read_text()
-    Path("configs/demo.toml").write_text(text.replace('[prepare]\nscript = "configs/demo/prepare.py"\n', ""))
+    alone, count = re.subn(r"\[prepare\]\n(.+\n)+", "", text)
+    assert count == 1
+    Path("configs/demo.toml").write_text(alone)
     (made / "data" / "prompts.jsonl").unlink()
     status, _, refused = plan()
     assert status == 1
@@ -262,7 +264,7 @@ def test_what_a_run_has_on_disk_at_most_and_what_is_there(made: Path) -> None:
     checkpoint, weights = checkpoint_bytes(config, [size]), 4 * size.parameters
     disk = disk_of(config, made / "model", stages, 1)
     assert disk.parts == {
-        "checkpoints": (2 + 2 + 1) * checkpoint,  # 4 of RLVR, 3 of SFT: two stay of each, and one is being written
+        "checkpoints": (2 + 1 + 1) * checkpoint,  # 4 of RLVR, of which two stay; 1 of SFT; one is being written
         "results": 2 * weights,
         "pushed weights": (3 + 1) * weights,
     }
