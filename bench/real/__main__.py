@@ -184,7 +184,7 @@ class Whole:
         config = self._config
         game = next(stage for stage in config.stages.values() if isinstance(stage, AlignConfig))
         starts = named_starts(config, game, served_model(config))
-        return {expert: folder or served_model(config) for expert, folder in starts.items()}
+        return {expert: starts[game.experts.network_of(expert)] or served_model(config) for expert in EXPERTS}
 
     def _capped(self) -> dict[str, str]:
         if not self.cap:

@@ -89,10 +89,10 @@ def test_one_network_is_pushed_once_and_judges_both_sections_across_a_restart(ti
         publisher = Publisher("discriminator", urls, ADMIN, tmp_path / "weights", 1, PushConfig())
         publisher.push(version, as_saved(model, own_weights(model, dict(model.state_dict()))), config_json(model))
 
-    states = {name: {"state_dir": tmp_path / "state" / name} for name in EXPERTS}
+    states = {name: tmp_path / "state" / name for name in EXPERTS}
     with (
-        expert(tmp_path, tiny_model, name="perception", **states["perception"]) as (_, first),
-        expert(tmp_path, tiny_model, name="reasoning", **states["reasoning"]) as (_, second),
+        expert(tmp_path, tiny_model, name="perception", state_dir=states["perception"]) as (_, first),
+        expert(tmp_path, tiny_model, name="reasoning", state_dir=states["reasoning"]) as (_, second),
     ):
         push((first, second), 1)
         refuse_other_scores((first, second), 1)

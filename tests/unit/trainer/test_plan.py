@@ -248,7 +248,8 @@ def test_presets_fit_cards_of_80_gb(
     monkeypatch.setattr(placement.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
     monkeypatch.setattr(placement, "card_bytes", dict)  # no cards are here: their size is a setting
     starts: list[str] = []
-    if load_config(Path(f"configs/{preset}")).stages["align"].experts.start:
+    game: Any = load_config(Path(f"configs/{preset}")).stages["align"]
+    if game.experts.start:
         save_shape(runs.parent / "expert", task.corpus(), task.TAGS, SIZES["qwen3-vl-2b"])
         starts.append(f"stages.align.experts.start={runs.parent / 'expert'}")
     model = f"model={runs.parent / 'model'}"

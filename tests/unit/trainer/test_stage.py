@@ -198,7 +198,7 @@ def test_all_models_are_pushed_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     experts: list[Any] = []
     for number, name in enumerate(EXPERTS, 2):
         expert = object.__new__(ExpertLearner)
-        expert.expert, expert.version = name, number
+        expert.network, expert.experts, expert.version = name, (name,), number
         expert.model = cast(Any, SimpleNamespace(config=SimpleNamespace(model_type="qwen3_vl")))
         experts.append(expert)
     policy: Any = SimpleNamespace(model=None, version=1)
