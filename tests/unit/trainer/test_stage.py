@@ -197,7 +197,7 @@ def test_all_models_are_pushed_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     experts: list[Any] = []
     for number, name in enumerate(EXPERTS, 2):
-        expert = object.__new__(ExpertLearner)
+        expert: Any = object.__new__(ExpertLearner)
         expert.network, expert.experts, expert.version = name, (name,), number
         expert.model = cast(Any, SimpleNamespace(config=SimpleNamespace(model_type="qwen3_vl")))
         experts.append(expert)
