@@ -327,18 +327,20 @@ def test_junk_in_the_stream_is_buried_and_harms_nothing(
     assert redis_client.xlen(NAMES.dead) == 1 + 2 * len(LEARNERS)
 
 
+@pytest.mark.parametrize("network", ["perception", "discriminator"])
 @pytest.mark.parametrize(("scored_at", "kept"), [(3, 1), (4, 0)])
 def test_a_group_that_experts_scored_after_the_checkpoint_is_asked_for_again(
-    worker: ScriptedWorker, start: Callable[..., Intake], scored_at: int, kept: int
+    worker: ScriptedWorker, start: Callable[..., Intake], scored_at: int, kept: int, network: str
 ) -> None:
-    """The experts make those updates anew, with other results: the scores are of a version that nobody has."""
+    """One expert's own network, or the one that both are. The experts make those updates anew, with other results: the
+    scores are of a version that nobody has."""
     start().admit(step(0, count=1), version=0, expert_version=3)
     ((entry, request),) = worker.take()
     group = group_for(request, 0)
     score = pb.Score(expert="perception", expert_version=scored_at, status=pb.STATUS_OK, value=0.5)
     group.samples[0].scores.append(score)
     worker.finish(entry, group.SerializeToString())
-    state = {"position": 0, "consumed": [], "expert_versions": {"perception": 3}}
+    state = {"position": 0, "consumed": [], "expert_versions": {network: 3}}
     again = start(0, attempt=2, state=state)
     again.admit(step(0, count=1), version=0, expert_version=3)
     assert len(worker.take()) == 1 - kept
