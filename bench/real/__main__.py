@@ -156,7 +156,8 @@ class Whole:
         *bases, last = [name for name, stage in config.stages.items() if isinstance(stage, SftConfig)]
         due = [name for name in (*bases, last) if not stage_result(config, name)]
         sft = self._train(due[0]) if due else None
-        served, experts = served_model(config), self._served_experts()
+        served = served_model(config)
+        experts = self._served_experts(served)
         with Stack(config, served, console, experts=experts, policy_share=share) as stack:  # while SFT trains
             self._say("services are ready")
             if sft:
@@ -179,12 +180,11 @@ class Whole:
         python = self._launch.python(f"{self._config.name}-{name}")
         return self._start("train", name, "--config", *self._options, python=python, environment=capped)
 
-    def _served_experts(self) -> dict[Expert, Path]:
-        """What experts' services start from where that is not the policy's start, whose shape theirs need not have."""
-        config = self._config
-        game = next(stage for stage in config.stages.values() if isinstance(stage, AlignConfig))
-        starts = named_starts(config, game, served_model(config))
-        return {expert: starts[game.experts.network_of(expert)] or served_model(config) for expert in EXPERTS}
+    def _served_experts(self, policy: Path) -> dict[Expert, Path]:
+        """What experts' services start from: the policy's start, or one of their own, whose shape may be another."""
+        game = next(stage for stage in self._config.stages.values() if isinstance(stage, AlignConfig))
+        starts = named_starts(self._config, game, policy)
+        return {expert: starts[game.experts.network_of(expert)] or policy for expert in EXPERTS}
 
     def _capped(self) -> dict[str, str]:
         if not self.cap:
