@@ -105,9 +105,8 @@ class ExpertModel(nn.Module):
         The last norm and the head are computed in float32, whatever the layers are: a bfloat16 has 8 bits, so scores
         that differ by less than 0.4 % would be the same or, in another batch, the other way round.
         """
-        norm, last = self.model.language_model.norm, last.float()
-        last = last * torch.rsqrt(last.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-        return F.linear(self.dropout(norm.weight.float() * last), self.score.weight.float()).squeeze(-1)
+        last = self.model.language_model.norm(last.float())
+        return F.linear(self.dropout(last), self.score.weight.float()).squeeze(-1)
 
     @property
     def mixture(self) -> tuple[int, int] | None:
