@@ -1,4 +1,4 @@
-"""Groups sampled and judged within one process, as the services would: transformers' ``generate``, the grader's own
+"""Groups sampled and judged within one process, as the services would: transformers' own model, the grader's own
 functions, the experts' own models. What learners are given has the platform's types."""
 
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bench.effect.loop.decoder import Decoder
 from bench.effect.loop.setting import Prompts
 from bench.padded import collate, load_stock
 from prism.clients.services import PB_STATUS
@@ -33,6 +34,7 @@ class Sampler:
         self.model: Any = load_stock(folder, dtype=dtype).to(device).eval()
         self._inputs, self._rows = inputs, batch_rows
         self.never = vision_tokens(self.model.config)
+        self._decoder = Decoder(self.model, self.never, inputs.end_token_id)
 
     @torch.no_grad()
     def take(self, model: Any) -> None:
@@ -55,30 +57,10 @@ class Sampler:
             out += self._batch(prompts[begin : begin + size], n, max_tokens, temperature)
         return out
 
-    @torch.inference_mode()
     def _batch(self, prompts: Sequence[Example], n: int, limit: int, temperature: float) -> list[list[pb.Sample]]:
-        batch = {name: t.to(self.model.device) for name, t in collate(prompts, self._inputs, left=True).items()}
-        drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        made = self.model.generate(
-            **batch,
-            **(drawn if temperature else {"do_sample": False}),
-            num_return_sequences=n,
-            max_new_tokens=limit,
-            suppress_tokens=self.never,
-            eos_token_id=self._inputs.end_token_id,
-            pad_token_id=self._inputs.end_token_id,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        tokens = made.sequences[:, batch["input_ids"].shape[1] :]  # [rows, steps]
-        logprobs = torch.stack(  # [rows, steps]; a step at a time: all of the vocabulary is not kept twice
-            [
-                scores.float().log_softmax(-1).gather(-1, tokens[:, step, None]).squeeze(-1)
-                for step, scores in enumerate(made.scores)
-            ],
-            1,
-        )
-        samples = [self._sample(*row) for row in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
+        batch = collate(prompts, self._inputs, left=True)
+        made = self._decoder.decode(batch, n, limit=limit, temperature=temperature)
+        samples = [self._sample(*row) for row in zip(made.tokens.tolist(), made.logprobs.tolist(), strict=True)]
         return [samples[begin : begin + n] for begin in range(0, len(samples), n)]
 
     def _sample(self, tokens: list[int], logprobs: list[float]) -> pb.Sample:
