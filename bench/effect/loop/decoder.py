@@ -108,8 +108,8 @@ class _Slots:
         self.tokens = torch.zeros(rows, limit, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(rows, limit, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._place.fill_(prompt - 1)  # where a first step is at home
         if device.type == "cuda":
-            self._seen[..., 0] = True  # a row of no key at all is no number
             beside = torch.cuda.Stream()
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):  # lazily made handles and the like must be there before
@@ -119,6 +119,8 @@ class _Slots:
             with torch.cuda.graph(graph):
                 self._one()
             self._graph = graph
+        else:
+            self._one()  # as there, so that what begins finds the same
 
     def begin(
         self,
