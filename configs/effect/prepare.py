@@ -17,13 +17,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,7 @@ from prism.files import seal, write_json
 
 SOURCES = ("world.py", "writing.py", "prepare.py", "../demo/task.py", "../demo/model.py", "../demo/chat_template.jinja")
 COLOURS = np.array([(255, 70, 70), (80, 225, 80), (95, 130, 255)], dtype=np.float32) / 255  # of INKS
+CHUNK = 500  # pictures of pretraining that a process draws at a time
 LARGER_SHARE = 0.1  # of pretraining: 4×4 grids
 OTHER_HANDWRITING = (
     0.25  # the end of scikit-learn's data set, whose scans stand in the order in which people wrote them
@@ -87,9 +91,10 @@ class Rows(Writer):
         return {"id": name, "messages": [{"role": "user", "content": content}], **texts, **gold, "meta": meta}
 
 
-def write_pretrain(rows: Rows, images: int, questions: int) -> None:
-    rng, made = rows.rng("pretrain"), list[dict[str, Any]]()
-    for number in range(images):
+def pretrain_rows(rows: Rows, numbers: range, questions: int) -> list[dict[str, Any]]:
+    """Of some of the pictures, which have a stream of their own: so many processes can draw."""
+    rng, made = rows.rng(f"pretrain-{numbers.start}"), list[dict[str, Any]]()
+    for number in numbers:
         families, side = (ON_LARGER, 4) if rng.random() < LARGER_SHARE else (FAMILIES, 3)
         grid = draw_grid(rng, side)
         image = rows.picture(f"pretrain-{number:05d}", grid, rng)
@@ -97,8 +102,7 @@ def write_pretrain(rows: Rows, images: int, questions: int) -> None:
             question = draw_question(rng, families, side)
             response = writing.teacher(question, grid, rng, slip=0)
             made.append(rows.row(f"pretrain-{number:05d}-{turn}", question, grid, image, response=response))
-    rng.shuffle(made)
-    rows.rows("pretrain", made)
+    return made
 
 
 def write_sft(rows: Rows, size: int, plan: Plan) -> None:
@@ -155,16 +159,28 @@ def write_questions(
 
 def write_data(folder: Path, plan: Plan, size: str) -> None:
     of_size, rows = plan.sizes[size], Rows(folder, 0)
-    write_pretrain(rows, of_size.pretrain_images, of_size.questions_per_image)
-    write_sft(rows, of_size.sft_rows, plan)
-    for seed in (*plan.seeds, *plan.tuning_seeds):
-        write_teacher(rows, seed, plan)
-    write_questions(rows, "candidates", of_size.candidates, (*INSIDE, *NEAR))
-    write_questions(rows, "validation", of_size.questions // 2, (*INSIDE, *FAR))
-    for split, families in (("inside", INSIDE), ("near", NEAR), ("far", FAR)):
-        write_questions(rows, f"test-{split}", of_size.questions, families)
-    write_questions(rows, "test-handwriting", of_size.questions, INSIDE, other_handwriting=True)
-    write_questions(rows, "test-grid4", of_size.questions, ON_LARGER, side=4)
+    images = range(of_size.pretrain_images)
+    chunks = [images[begin : begin + CHUNK] for begin in range(0, len(images), CHUNK)]
+    tasks: list[Callable[[], Any]] = [partial(pretrain_rows, rows, one, of_size.questions_per_image) for one in chunks]
+    tasks.append(partial(write_sft, rows, of_size.sft_rows, plan))
+    tasks += [partial(write_teacher, rows, seed, plan) for seed in (*plan.seeds, *plan.tuning_seeds)]
+    count, ask = of_size.questions, partial(write_questions, rows)
+    tasks.append(partial(ask, "candidates", of_size.candidates, (*INSIDE, *NEAR)))
+    tasks.append(partial(ask, "validation", count // 2, (*INSIDE, *FAR)))
+    tasks += [partial(ask, f"test-{s}", count, of) for s, of in (("inside", INSIDE), ("near", NEAR), ("far", FAR))]
+    tasks.append(partial(ask, "test-handwriting", count, INSIDE, other_handwriting=True))
+    tasks.append(partial(ask, "test-grid4", count, ON_LARGER, side=4))
+    made: list[dict[str, Any]] = [row for found in _done(tasks, len(chunks) > 1) for row in found or ()]
+    rows.rng("pretrain").shuffle(made)
+    rows.rows("pretrain", made)
+
+
+def _done(tasks: Sequence[Callable[[], Any]], apart: bool) -> list[Any]:
+    """What each of the tasks gives; ``apart``: by processes, one for each core."""
+    if not apart:
+        return [task() for task in tasks]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+        return [each.result() for each in [pool.submit(task) for task in tasks]]
 
 
 def fingerprint(plan: Plan, size: str) -> str:

@@ -40,4 +40,6 @@ def test_a_graph_says_what_its_steps_say(tmp_path: Path) -> None:
         batch = pack([inputs.with_ids(prompt, sample.token_ids) for sample in group], inputs, "cuda")
         with torch.no_grad():
             found = response_tokens(model, batch, 0.7, on_card.never).logprobs.tolist()
-        assert [p for sample in group for p in sample.logprobs] == pytest.approx(found, abs=2e-3)  # flex attention, TF32
+        assert [p for sample in group for p in sample.logprobs] == pytest.approx(
+            found, abs=2e-3
+        )  # flex attention, TF32

@@ -1,4 +1,4 @@
-"""The node's stage: pretraining and SFT are the platform's own stage; the others are loops of this process.
+"""The node's stage: SFT is the platform's own; the others are loops of this process.
 
 **This is a single-process loop, not the platform.** There are no services, no streams and no pushes: what samples,
 judges and learns takes turns on one device. What learns is the platform's: its learners, advantages, losses, inputs,
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bench.effect.loop.game import align
+from bench.effect.loop.pretrain import pretrain
 from bench.effect.loop.reinforce import reinforce
 from bench.effect.loop.setting import STAGE, Prompts, Setting, stage_of
 from bench.effect.nodes import Node, parent
@@ -32,15 +33,17 @@ def train(setting: Setting, nodes: Path, node: Node, out: Path) -> dict[str, Any
     """Train the node from its parent's model in ``nodes`` and write its model to ``out``; returns figures."""
     start = setting.root / "model" if not node.steps else nodes / parent(setting.plan, node).name
     work = setting.work(node)
-    kind = setting.step(node).stage if node.steps else "sft"
+    kind = setting.step(node).stage if node.steps else "pretrain"
     if kind == "sft":
-        data = setting.data("sft.jsonl" if node.steps else "pretrain.jsonl")
-        config = setting.config(node, work, start, "sft", data)
+        config = setting.config(node, work, start, "sft", setting.data("sft.jsonl"))
         figures = sft.train(config, STAGE, stage_of(config), start, out)
         return {"steps": figures["steps"]}
     work.mkdir(parents=True, exist_ok=True)
     (work / "metrics.jsonl").unlink(missing_ok=True)  # of a sitting that did not come to its end
     ranks.seed(node.seed)
+    if kind == "pretrain":
+        config = setting.config(node, work, start, "sft", setting.data("pretrain.jsonl"))
+        return pretrain(config, stage_of(config), start, work, out)
     if kind == "teach":
         return teach(setting, node, start, work, out)
     return (align if kind == "align" else reinforce)(setting, nodes, node, start, work, out)
