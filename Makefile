@@ -57,7 +57,7 @@ format: setup ## format the code and sort its imports
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.inflight, bench.checkpoints, bench.kills, bench.soak, bench.curation.speed, .kills, .errors, bench.evaluation.rate, .every
+bench: setup ## the figures of the platform; of its parts: python -m bench.experts, bench.grader, bench.learner, bench.pushes, bench.step, bench.inflight, bench.checkpoints, bench.kills, bench.soak, bench.curation.speed, .kills, .errors, bench.evaluation.rate, .every
 	$(PY) -m bench $(ARGS)
 
 protobuf: setup ## regenerate prism/wire/v1 from proto/

@@ -67,7 +67,7 @@ class RolloutServices:
             )
             judging = [self._score(group, *self._experts[name], request.min_expert_version) for name in request.experts]
             await together(*judging, *([self._grade(group)] if request.grade else []))
-            group.judge_seconds = time.perf_counter() - sampled
+            group.judge_seconds, group.judged_at = time.perf_counter() - sampled, time.time()
             return group
 
     async def _score(self, group: pb.RolloutGroup, expert: Expert, client: ExpertClient, min_version: int) -> None:

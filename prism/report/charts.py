@@ -14,6 +14,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from prism.report.waits import LEARNER, OTHER, PUSH, WAITING, Waits
+
 WIDTH, HEIGHT = 348, 190  # CSS pixels at natural size, so that a label of 10 is 10 pixels
 MOST_POINTS = 400  # a longer curve is drawn as means of equal bins
 LOG_FLOOR = 1e-12  # where a logarithmic axis shows zero
@@ -32,6 +34,11 @@ SERIES = {
     "other": "#0a0a0a",
 }
 VARIABLES |= {colour: f"--{name}" for name, colour in SERIES.items()}
+BARS_WIDTH, ROW = 440, 34
+DOES = {WAITING: RULE, "perception update": SERIES["perception"], "reasoning update": SERIES["reasoning"],
+        "discriminator update": SERIES["perception"], "policy update": SERIES["policy"],
+        PUSH: SERIES["alarm"], OTHER: MUTED}  # fmt: skip
+SERVES = SERIES["other"]
 
 
 def style(salt: str, size: float = 10) -> Any:
@@ -245,3 +252,37 @@ def _scale(axes: Axes, panel: Panel, known: list[float], bound: float | None) ->
     axes.set_ylim(low - margin / 2 if panel.zero and low == 0 else low - margin, high + margin)
     formatter = PERCENT if panel.unit == "%" else FuncFormatter(lambda y, _: f"{y:.4g}")
     axes.yaxis.set_major_formatter(formatter)
+
+
+# ------------------------------------------------------------------------------------------------ who waits for whom
+
+
+def draw_waits(waits: Waits) -> str:
+    """As an ``<svg>`` element."""
+    with mpl.rc_context(style(f"waits-{waits.stage}", 11)):
+        figure, axes = new_figure(BARS_WIDTH, 48 + ROW * len(waits.parts))
+        axes.grid(visible=False)
+        for row, part in enumerate(waits.parts):
+            for span in part.spans:
+                colour = DOES.get(span.does, SERVES)
+                axes.broken_barh([(span.start, span.end - span.start)], (row - 0.3, 0.6), color=colour, linewidth=0)
+        axes.set_ylim(len(waits.parts) - 0.5, -0.5)
+        axes.set_yticks(range(len(waits.parts)), [part.name for part in waits.parts], color=INK)
+        axes.set_xlim(0, waits.seconds)
+        axes.set_xlabel("seconds", color=MUTED, fontsize=9.5, labelpad=3)
+        return to_svg(figure, f"Step {waits.step} of {waits.stage}: " + "; ".join(said(waits)))
+
+
+def said(waits: Waits) -> list[str]:
+    """Each part in words, of the stage's last half."""
+    return [
+        f"{part.name} {'at work' if part.name == LEARNER else 'asked'} {100 * part.busy:.0f} % of the time"
+        for part in waits.parts
+    ]
+
+
+def legend(waits: Waits) -> list[tuple[str, str]]:
+    """What the learner's colours mean: a key of the page's colours, and the words."""
+    names = {colour: name for name, colour in SERIES.items()} | {RULE: "rule", MUTED: "muted"}
+    (learner,) = (part for part in waits.parts if part.name == LEARNER)
+    return [(names[DOES.get(span.does, SERVES)], span.does) for span in learner.spans]

@@ -7,6 +7,7 @@ from prism.report import words
 from prism.report.reading import RunData, StageReport, read_run
 from prism.report.records import Figure, Record
 from prism.report.totals import RunTotals, compute_totals
+from prism.report.waits import Waits, waits
 
 ROLLOUTS = 12
 
@@ -38,6 +39,8 @@ class Report(Record):
     stages: list[StageReport]
     totals: RunTotals
     curves: dict[str, Curve]
+    waits: list[Waits]
+    """Of the stages with rollouts."""
     rollouts: list[str]
     """Prompt ids of the rollouts that the page shows."""
 
@@ -63,6 +66,7 @@ def build_report(run: RunData) -> Report:
         stages=run.stages,
         totals=totals,
         curves={stage.name: _curve(stage) for stage in run.stages if stage.steps},
+        waits=[found for stage in run.stages if (found := waits(stage.name, stage.steps, run.times))],
         rollouts=shown_prompts(run),
     )
 

@@ -15,6 +15,7 @@ from prism.report.records import (
     Disentanglement,
     Evaluation,
     Figure,
+    GroupTimes,
     Record,
     StageResult,
     Step,
@@ -26,7 +27,7 @@ from prism.report.records import (
 )
 
 T = TypeVar("T")
-DISENTANGLED = "disentanglement.jsonl"
+DISENTANGLED, TIMELINE = "disentanglement.jsonl", "timeline.jsonl"
 NAMED_LINES = 3  # broken lines of a file that are named one by one
 
 
@@ -77,6 +78,7 @@ class RunData:
     config: dict[str, Any]
     stages: list[StageReport]
     samples: list[AnsweredPrompt]
+    times: list[GroupTimes]
     problems: list[str]
 
 
@@ -95,6 +97,9 @@ def read_run(folder: Path) -> RunData:
     measured: list[Disentanglement] = []
     if (folder / DISENTANGLED).is_file():  # most runs do not measure it
         measured = read_lines(folder / DISENTANGLED, Disentanglement.model_validate, problems)
+    times: list[GroupTimes] = []
+    if (folder / TIMELINE).is_file():  # older runs have none
+        times = read_lines(folder / TIMELINE, GroupTimes.model_validate, problems)
     results: dict[str, StageResult] = {}
     for path in sorted(folder.glob("stages/*/stage.json")):
         name = path.parent.name
@@ -117,7 +122,7 @@ def read_run(folder: Path) -> RunData:
         for name in dict.fromkeys([*planned, *(step.stage for step in steps), *evaluated, *results])
     ]
     last_of_each = {(sample.stage, sample.prompt_id): sample for sample in samples}
-    return RunData(folder, config, stages, list(last_of_each.values()), problems)
+    return RunData(folder, config, stages, list(last_of_each.values()), times, problems)
 
 
 def read_lines(path: Path, parse: Callable[[dict[str, Any]], T], problems: list[str]) -> list[T]:

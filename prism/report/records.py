@@ -183,6 +183,15 @@ class Step(Record):
         return cls.model_validate({**named, "figures": figures})
 
 
+class GroupTimes(Record):
+    """One line of ``timeline.jsonl``."""
+
+    stage: str
+    step: int
+    groups: list[tuple[float, float, float]]
+    """When each was asked for, sampled and judged: Unix time, by its worker's clock."""
+
+
 def values(steps: Iterable[Step], name: str) -> list[float]:
     """What is known of a figure."""
     return [value for step in steps if (value := step.figures.get(name)) is not None]

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prism.files import write_text
 from prism.report.arms import METRICS, Comparison
+from prism.report.charts import draw_waits, legend, said
 from prism.report.comparison import load_comparison
 from prism.report.dots import draw_dots
 from prism.report.model import Report, build_report
@@ -39,6 +40,7 @@ def write_report(run_dir: Path) -> Report:
         report=report,
         charts=charts,
         empty=empty,
+        waits=[(each, draw_waits(each), legend(each), said(each)) for each in report.waits],
         rollouts=rollouts(run, report.rollouts),
         levels=levels(report),
         started=_clock(report.started),

@@ -156,6 +156,17 @@ def test_the_report_is_there(run: Run) -> None:
     assert [stage["name"] for stage in report["stages"]] == ["sft", "align", "rlvr"]
 
 
+def test_the_report_says_who_waited_for_whom(run: Run) -> None:
+    report = json.loads((run.folder / "report.json").read_text())
+    assert [waits["stage"] for waits in report["waits"]] == ["align", "rlvr"]
+    for waits in report["waits"]:
+        busy = {part["name"]: part["busy"] for part in waits["parts"]}
+        assert set(busy) == {"learner", "policy server", "experts, grader", "rollout workers"}
+        assert all(0 < share <= 1 for share in busy.values())
+        assert busy["rollout workers"] >= max(busy["policy server"], busy["experts, grader"])
+    assert "Who waits for whom" in (run.folder / "report.html").read_text()
+
+
 def log_lines(text: str) -> list[dict[str, Any]]:
     """Raises ValueError if any line is no JSON."""
     return [json.loads(line) for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: ``metrics.jsonl``, a line of progress, and live Prometheus gauges."""
+"""What a run leaves to look at: ``metrics.jsonl``, ``timeline.jsonl``, a line of progress, live Prometheus gauges."""
 
 import logging
 import math
@@ -44,7 +44,7 @@ class Recorder:
         self, run_dir: Path, stage: str, total: int, *, console: Console | None = None, alerts: Alerts | None = None
     ) -> None:
         self.stage, self.total = stage, total
-        self._file = run_dir / "metrics.jsonl"
+        self._file, self._timeline = run_dir / "metrics.jsonl", run_dir / "timeline.jsonl"
         self._console = console or logs.console()
         self._alerts = alerts
         self._started = time.monotonic()
@@ -71,6 +71,9 @@ class Recorder:
             for alert in FIGURES:
                 ALERT.labels(self.stage, alert).set(alert in crossed)
         append_json(self._file, line, sync=False)  # the next checkpoint syncs it: later steps are done again
+        if groups:
+            times = {"stage": self.stage, "step": step, "groups": [_times(group) for group in groups]}
+            append_json(self._timeline, times, sync=False)
         STEPS.labels(self.stage).inc()
         for name, value in figures.items():
             if isinstance(value, int | float):
@@ -120,6 +123,13 @@ class Recorder:
         if self._alerts is not None and ranks.is_first():
             for alert in FIGURES:
                 ALERT.labels(self.stage, alert).set(0)
+
+
+def _times(group: pb.RolloutGroup) -> list[float]:
+    """When it was asked for, sampled and judged, in Unix time by its worker's clock."""
+    judged = group.judged_at
+    sampled = judged - group.judge_seconds
+    return [round(each, 3) for each in (sampled - group.generate_seconds, sampled, judged)]
 
 
 def _not_finite(value: Any) -> bool:

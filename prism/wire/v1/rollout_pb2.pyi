@@ -159,7 +159,7 @@ class Sample(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[str] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., versions: _Optional[_Iterable[_Union[VersionRun, _Mapping]]] = ...) -> None: ...
 
 class RolloutGroup(_message.Message):
-    __slots__ = ("request", "worker", "policy_version", "prompt_token_ids", "samples", "teacher_scores", "generate_seconds", "judge_seconds")
+    __slots__ = ("request", "worker", "policy_version", "prompt_token_ids", "samples", "teacher_scores", "generate_seconds", "judge_seconds", "judged_at")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +168,7 @@ class RolloutGroup(_message.Message):
     TEACHER_SCORES_FIELD_NUMBER: _ClassVar[int]
     GENERATE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     JUDGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    JUDGED_AT_FIELD_NUMBER: _ClassVar[int]
     request: RolloutRequest
     worker: str
     policy_version: int
@@ -176,4 +177,5 @@ class RolloutGroup(_message.Message):
     teacher_scores: _containers.RepeatedCompositeFieldContainer[Score]
     generate_seconds: float
     judge_seconds: float
-    def __init__(self, request: _Optional[_Union[RolloutRequest, _Mapping]] = ..., worker: _Optional[str] = ..., policy_version: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., teacher_scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., generate_seconds: _Optional[float] = ..., judge_seconds: _Optional[float] = ...) -> None: ...
+    judged_at: float
+    def __init__(self, request: _Optional[_Union[RolloutRequest, _Mapping]] = ..., worker: _Optional[str] = ..., policy_version: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., teacher_scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., generate_seconds: _Optional[float] = ..., judge_seconds: _Optional[float] = ..., judged_at: _Optional[float] = ...) -> None: ...

@@ -13,6 +13,7 @@ from rich.console import Console
 from prism.config import AlertsConfig
 from prism.trainer.run.alerts import FIGURES, Alerts
 from prism.trainer.run.recorder import Recorder
+from prism.wire.v1 import rollout_pb2 as pb
 
 
 @pytest.fixture
@@ -49,6 +50,16 @@ def test_each_step_is_a_line_at_once_and_a_resumed_run_adds_to_them(tmp_path: Pa
     ]
     assert (found[0]["warmup"], found[0]["gap"]) == (True, None)
     assert found[0]["time"] <= found[1]["time"]
+
+
+def test_when_groups_were_made_stands_beside_the_figures(tmp_path: Path, console: Console) -> None:
+    recorder = Recorder(tmp_path, "align", 3, console=console)
+    recorder.step(1, {"loss": 0.5})
+    group = pb.RolloutGroup(generate_seconds=2.5, judge_seconds=0.5, judged_at=1_000.0)
+    recorder.step(2, {"loss": 0.25}, groups=[group, group])
+    recorder.close()
+    (line,) = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
+    assert line == {"stage": "align", "step": 2, "groups": [[997.0, 999.5, 1_000.0]] * 2}
 
 
 def test_a_torn_last_line_is_not_glued_to_the_next(tmp_path: Path, console: Console) -> None:
