@@ -29,9 +29,10 @@ SAID_EVERY = 100  # steps
 
 def pretrain(config: RunConfig, stage: SftConfig, start: Path, work: Path, out: Path) -> dict[str, Any]:
     """Train ``start`` on all rows of the stage's file and write it to ``out``; returns figures."""
-    (file,) = map(Path, stage.data)
+    (file,) = stage.data
+    assert isinstance(file, str)
     inputs, dtype = InputBuilder(start), getattr(torch, config.dtype)
-    sizes = [rows.to(config.device) for rows in load_rows(file, start, dtype)]
+    sizes = [rows.to(config.device) for rows in load_rows(Path(file), start, dtype)]
     model = stock(start, dtype, config.device)
     optimizer = Optimizer(model.named_parameters(), stage.optimizer, stage.steps)
     draw = np.random.default_rng(config.seed)

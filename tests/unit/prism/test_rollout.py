@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,18 @@ async def test_a_group_is_scored_with_the_teachers_response_in_the_same_call(
         assert sample.verdict.reward == 1.0
     assert sorted(score.expert for score in group.teacher_scores) == ["perception", "reasoning"]
     assert {score.value for score in group.teacher_scores} == {2.0}
+
+
+async def test_a_group_says_when_it_was_made(judged: Callable[..., RolloutServices], image: str) -> None:
+    def slow(body: dict[str, Any]) -> httpx.Response:
+        time.sleep(0.2)
+        return policy(body)
+
+    before = time.time()
+    group = await judged(policy=slow).rollout(request(image), "w")
+    assert before + 0.2 <= group.judged_at <= time.time()
+    assert group.generate_seconds >= 0.2
+    assert before - 0.05 <= group.judged_at - group.judge_seconds - group.generate_seconds <= before + 0.15
 
 
 async def test_only_what_is_asked_for_is_judged(judged: Callable[..., RolloutServices], image: str) -> None:
