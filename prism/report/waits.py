@@ -54,10 +54,11 @@ def waits(stage: str, steps: Sequence[Step], times: Sequence[GroupTimes]) -> Wai
     whole = [_window(step) for step in half]
     waited = sum(step.figures.get("wait_seconds") or 0.0 for step in half)
     parts = [Part(name=LEARNER, spans=_learner(shown), busy=1 - waited / sum(map(_seconds, half)))]
+    start, end = _window(shown)
     for name, intervals in asked.items():
-        start, end = _window(shown)
-        spans = [Span(does=name, start=a - start, end=b - start) for a, b in united(intervals, start, end)]
-        busy = sum(b - a for window in whole for a, b in united(intervals, *window))
+        at_work = united(intervals, whole[0][0], whole[-1][1])  # once: groups are many more than what they cover
+        spans = [Span(does=name, start=a - start, end=b - start) for a, b in united(at_work, start, end)]
+        busy = sum(b - a for window in whole for a, b in united(at_work, *window))
         parts.append(Part(name=name, spans=spans, busy=busy / sum(map(_seconds, half))))
     return Waits(stage=stage, step=shown.step, seconds=_seconds(shown), parts=parts)
 

@@ -103,12 +103,12 @@ class _Slots:
         self._seen = torch.zeros(rows, 1, 1, length, dtype=torch.bool, device=device)
         self._token = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self._position = torch.zeros(rows, 1, dtype=torch.long, device=device)  # of the token, along all three axes
-        self._place = torch.zeros(1, dtype=torch.long, device=device)  # where its keys and values come to stand
+        # Where its keys and values come to stand; to begin with, where a first step is at home.
+        self._place = torch.full((1,), prompt - 1, device=device)
         self._temperature = torch.ones((), device=device)
         self.tokens = torch.zeros(rows, limit, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(rows, limit, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._place.fill_(prompt - 1)  # where a first step is at home
         if device.type == "cuda":
             beside = torch.cuda.Stream()
             beside.wait_stream(torch.cuda.current_stream())

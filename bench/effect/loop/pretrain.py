@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface
+from transformers.vision_utils import get_vision_position_ids
 
 from bench.effect.loop.pretrain_rows import NO_TOKEN, Rows, load_rows
 from bench.padded import load_stock
@@ -74,7 +75,7 @@ def loss_of(model: Any, rows: Rows, places: Tensor) -> Tensor:
         pixels.flatten(0, 1),
         grid_thw=rows.grid.expand(count, -1),
         return_dict=True,
-        position_ids=_of_patches(backbone, rows.grid).repeat(count, 1),
+        position_ids=get_vision_position_ids(rows.grid, backbone.visual.spatial_merge_size).repeat(count, 1),
         cu_seqlens=torch.arange(count + 1, dtype=torch.int32, device=ids.device) * patches,
         max_seqlen=patches,
     )
@@ -86,15 +87,6 @@ def loss_of(model: Any, rows: Rows, places: Tensor) -> Tensor:
         deepstack_visual_embeds=list(seen.deepstack_features),
     ).last_hidden_state
     return F.cross_entropy(model.lm_head(states).float().flatten(0, 1), targets.flatten(), ignore_index=NO_TOKEN)
-
-
-def _of_patches(backbone: Any, grid: Tensor) -> Tensor:
-    """Row and column [patches, 2] of the patches of one image, in the order in which the processor gives them."""
-    _, height, width = grid[0].tolist()
-    merge = backbone.visual.spatial_merge_size
-    places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), -1)
-    blocks = places.reshape(height // merge, merge, width // merge, merge, 2).transpose(1, 2)
-    return blocks.reshape(-1, 2).to(grid.device)
 
 
 def attend(
